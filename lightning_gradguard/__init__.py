@@ -1,0 +1,1 @@
+"""Keep deep-learning training alive: gradients -> statistics -> verdict -> decision -> remedy -> record."""

@@ -1,0 +1,29 @@
+"""The contract of a sink: a place where the record of the run goes."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Literal
+
+from lightning_gradguard.records import Incident, Window
+
+Event = Literal["opened", "acted", "closed"]
+
+
+class Sink(ABC):
+    """Receive what the guard has to tell; write it somewhere.
+
+    A sink may raise: the guard catches it, warns once, and goes on without that sink.
+    """
+
+    def window(self, window: Window) -> None:
+        """Write the statistics of the last steps; called every ``log_every`` steps."""
+
+    def incident(self, incident: Incident, event: Event) -> None:
+        """Write an incident: when it opens, at each further alarm, and when it closes."""
+
+    def notice(self, step: int, message: str) -> None:
+        """Write one sentence that asks for no remedy."""
+
+    def close(self) -> None:
+        """Flush and let go of files; called once, at the end of the run."""

@@ -1,0 +1,258 @@
+"""What the stages of the guard hand to each other: small, frozen, typed records.
+
+Every record can be written to the journal as JSON with :func:`to_json`; none of them holds a tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Form = Literal[
+    "sudden",
+    "drift",
+    "recurrent",
+    "non-finite",
+    "overflow",
+    "cold-start",
+    "divergence",
+    "vanishing",
+]
+"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientStatistics:
+    """The gradients of one optimizer step, reduced to numbers on the host.
+
+    Args:
+        step: Count of optimizer steps before this one.
+        names: Parameter names, in the optimizer's order; only parameters that have a gradient.
+        norms: L2 norm of each gradient, shape ``(len(names),)``, already unscaled; may hold NaN and inf.
+        norm: Global L2 norm, the root of the sum of the squared ``norms``.
+        loss: The loss of this step (mean over its micro-batches), or None where it is not known.
+        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights, or None when it was not asked for.
+        nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
+        scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    norms: FloatArray
+    norm: float
+    loss: float | None = None
+    update_ratio: float | None = None
+    nonfinite: tuple[tuple[str, int], ...] = ()
+    scaled: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether the global norm is a finite number."""
+        return math.isfinite(self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a detector says of one step, with its evidence.
+
+    Args:
+        form: The form of trouble.
+        detector: Name of the detector that speaks.
+        value: What was measured (for most detectors the global gradient norm).
+        limit: What it was compared with.
+        reason: One sentence for a person.
+        layers: Layers the evidence points at, worst first; may be empty.
+        alarm: True asks for a remedy; False only reports.
+    """
+
+    form: Form
+    detector: str
+    value: float
+    limit: float
+    reason: str
+    layers: tuple[str, ...] = ()
+    alarm: bool = True
+
+    @property
+    def excess(self) -> float:
+        """``value / limit``; infinite where either is not finite, so that a NaN counts as the worst."""
+        if math.isfinite(self.value) and math.isfinite(self.limit) and self.limit > 0:
+            return self.value / self.limit
+        return math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """One suspect: a layer (or the batch) with the evidence against it.
+
+    Args:
+        layer: Qualified module name; ``"batch"`` accuses the data.
+        score: Natural logarithm of how far the strongest evidence lies above what is healthy; higher is worse.
+        forward_gain: RMS(out) / RMS(in), or None where it was not measured.
+        backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
+        weight_ratio: RMS of the weights over what its history, or its fan, calls for; None where unknown.
+        reason: One sentence for a person.
+    """
+
+    layer: str
+    score: float
+    reason: str
+    forward_gain: float | None = None
+    backward_gain: float | None = None
+    weight_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which remedies to apply, in order, and why.
+
+    Args:
+        remedies: Names of remedies (``"clip"``, ``"skip"``, ``"backoff"``, ``"rollback"``, ``"reinitialize"``, ...).
+        reason: One sentence for a person.
+        factor: Learning-rate factor asked of a back-off, 1.0 where it does not apply.
+        exhausted: True when the budget is spent and the run should end as the user chose.
+    """
+
+    remedies: tuple[str, ...]
+    reason: str
+    factor: float = 1.0
+    exhausted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one remedy did.
+
+    Args:
+        remedy: Its name.
+        applied: False if it could not act.
+        detail: One sentence for a person.
+        layers: Layers whose weights were changed.
+        coefficient: What the gradients were multiplied by: 1.0 untouched, 0.0 when the step is held.
+    """
+
+    remedy: str
+    applied: bool
+    detail: str
+    layers: tuple[str, ...] = ()
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One alarming step inside an incident: verdict, decision and outcomes."""
+
+    step: int
+    verdict: Verdict
+    decision: Decision
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """An episode of trouble, from its first alarm until the run is calm again.
+
+    Args:
+        number: 1 for the first incident of the run.
+        optimizer: Index of the optimizer it concerns.
+        step: Step of the first alarm.
+        form: Form of the first alarm, raised to ``"recurrent"`` when the trouble came back.
+        actions: The alarming steps so far, oldest first; at most the first ten and the last ten are kept.
+        blame: Suspects, worst first.
+        batch: Index of the batch that was being trained on, or None.
+        alarms: Count of alarming steps, those not kept in ``actions`` included.
+        closed: Step at which the incident ended, or None while it is open.
+        helped: True if the run became calm, False if the budget was spent, None while open.
+    """
+
+    number: int
+    optimizer: int
+    step: int
+    form: Form
+    actions: tuple[Action, ...] = ()
+    blame: tuple[Blame, ...] = ()
+    batch: int | None = None
+    alarms: int = 0
+    closed: int | None = None
+    helped: bool | None = None
+
+    @property
+    def culprit(self) -> str | None:
+        """The first suspect's name, or None where nobody is blamed."""
+        return self.blame[0].layer if self.blame else None
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Names of the remedies that were applied, in order of first use."""
+        applied = (o.remedy for a in self.actions for o in a.outcomes if o.applied)
+        return tuple(dict.fromkeys(applied))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The steps since the last window was logged, as the diagnostics need them.
+
+    Args:
+        step: The last optimizer step in the window.
+        first_step: The first.
+        optimizer: Index of the optimizer.
+        tick: Count of windows so far; never goes back, not even on a rollback.
+        norm_peak: Largest global norm before any remedy; inf or NaN if one was seen.
+        norm_before: Global norm of the last step, before any remedy.
+        norm_after: The same after clipping; 0.0 for a held step.
+        typical: Centre of the healthy band, NaN while there is no history.
+        limit: Limit of the detector, NaN while there is no history.
+        coefficient: Smallest clip coefficient in the window, 1.0 when nothing was clipped.
+        lr_factor: Factor on the learning rate now.
+        clipped: Steps clipped so far.
+        skipped: Steps held so far.
+        incidents: Incidents so far.
+        loss: Last loss, or None.
+        layers: Layer names, in forward order where that is known.
+        layer_peaks: Largest finite gradient norm of each layer in the window, shape ``(len(layers),)``.
+        layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``.
+    """
+
+    step: int
+    first_step: int
+    optimizer: int
+    tick: int
+    norm_peak: float
+    norm_before: float
+    norm_after: float
+    typical: float
+    limit: float
+    coefficient: float
+    lr_factor: float
+    clipped: int
+    skipped: int
+    incidents: int
+    loss: float | None
+    layers: tuple[str, ...]
+    layer_peaks: FloatArray = field(repr=False)
+    layer_nonfinite: FloatArray = field(repr=False)
+
+
+def to_json(value: Any) -> Any:
+    """Turn a record into what ``json.dumps(..., allow_nan=False)`` takes.
+
+    JSON has no inf and no NaN, so they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``; ``float`` reads them back.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return [to_json(v) for v in value.tolist()]
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value

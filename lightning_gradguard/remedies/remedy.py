@@ -1,0 +1,67 @@
+"""The contract of a remedy, and the scene on which it acts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
+from lightning_gradguard.snapshots import SnapshotStore
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a remedy may look at and touch, for one optimizer and one step.
+
+    Args:
+        module: The root module; layer names are looked up in it.
+        optimizer: The optimizer that is about to step.
+        parameters: The optimizer's parameters, by name.
+        snapshots: States known to be good.
+        statistics: The gradients of this step.
+        verdict: What is wrong; None on healthy steps.
+        decision: What was decided; None on healthy steps.
+        blame: Suspects, worst first.
+        limit: Largest global norm that may pass.
+        target: Global norm to clip down to, ``<= limit``.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter]
+    snapshots: SnapshotStore
+    statistics: GradientStatistics
+    verdict: Verdict | None = None
+    decision: Decision | None = None
+    blame: Sequence[Blame] = ()
+    limit: float = float("inf")
+    target: float = float("inf")
+
+
+class Remedy(ABC):
+    """Do one thing about a gradient explosion."""
+
+    name: ClassVar[str]
+    """What decisions and records call it."""
+
+    @abstractmethod
+    def apply(self, scene: Scene) -> Outcome:
+        """Act once, before the optimizer's update, and say what was done."""
+
+    def before_update(self, scene: Scene) -> None:
+        """Act before every update (a remedy that lasts, such as a learning-rate back-off)."""
+
+    def after_update(self) -> None:
+        """Undo what :meth:`before_update` changed; called after every update and after an exception."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned: tensors, numbers, strings, lists and dicts of these only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
