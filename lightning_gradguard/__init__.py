@@ -1,1 +1,23 @@
-"""Keep deep-learning training alive: gradients -> statistics -> verdict -> decision -> remedy -> record."""
+"""Keep deep-learning training alive: gradients -> statistics -> verdict -> decision -> remedy -> record.
+
+``Trainer(callbacks=[GradGuard()])`` is all that a Lightning user needs; :class:`Guard` is the same flow in pure torch.
+"""
+
+from lightning_gradguard.callback import GradGuard
+from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.guard import Guard, StepReport
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.records import Incident
+from lightning_gradguard.snapshots import SnapshotStore
+
+__all__ = [
+    "GradGuard",
+    "Guard",
+    "GuardError",
+    "Incident",
+    "Policy",
+    "SnapshotStore",
+    "StepReport",
+    "TrainingDiverged",
+]
+__version__ = "0.1.0"

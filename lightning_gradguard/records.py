@@ -38,7 +38,9 @@ class GradientStatistics:
         norms: L2 norm of each gradient, shape ``(len(names),)``, already unscaled; may hold NaN and inf.
         norm: Global L2 norm, the root of the sum of the squared ``norms``.
         loss: The loss of this step (mean over its micro-batches), or None where it is not known.
-        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights, or None when it was not asked for.
+        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps only.
+        weight_norm: Global L2 norm of the weights; measured on the first steps only.
+        weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
         scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.
     """
@@ -49,6 +51,8 @@ class GradientStatistics:
     norm: float
     loss: float | None = None
     update_ratio: float | None = None
+    weight_norm: float | None = None
+    weight_excess: float | None = None
     nonfinite: tuple[tuple[str, int], ...] = ()
     scaled: bool = False
 
@@ -70,6 +74,7 @@ class Verdict:
         reason: One sentence for a person.
         layers: Layers the evidence points at, worst first; may be empty.
         alarm: True asks for a remedy; False only reports.
+        examine: True if a remedy is asked for only where a layer is found damaged: what was seen has innocent causes.
     """
 
     form: Form
@@ -79,6 +84,7 @@ class Verdict:
     reason: str
     layers: tuple[str, ...] = ()
     alarm: bool = True
+    examine: bool = False
 
     @property
     def excess(self) -> float:
@@ -256,3 +262,23 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
+
+
+def incident_from_json(data: dict[str, Any]) -> Incident:
+    """Rebuild an incident from what :func:`to_json` made of it."""
+
+    def floats(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+        return {**record, **{key: float(record[key]) for key in keys if record.get(key) is not None}}
+
+    def action(a: dict[str, Any]) -> Action:
+        verdict = floats(a["verdict"], "value", "limit")
+        decision = floats(a["decision"], "factor")
+        return Action(
+            step=int(a["step"]),
+            verdict=Verdict(**{**verdict, "layers": tuple(verdict["layers"])}),
+            decision=Decision(**{**decision, "remedies": tuple(decision["remedies"])}),
+            outcomes=tuple(Outcome(**{**o, "layers": tuple(o["layers"])}) for o in a["outcomes"]),
+        )
+
+    blame = (Blame(**floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")) for b in data["blame"])
+    return Incident(**{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame)})

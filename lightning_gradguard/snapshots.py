@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard import checks
+
+EARLY = 10
+"""Steps between the first snapshots; the gap then doubles with the age of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,21 +21,161 @@ class Snapshot:
 
     Args:
         step: Optimizer steps made before it was taken.
-        parameters: Parameter values by name.
+        parameters: Parameter values by name; of a sharded parameter this rank's shard.
         buffers: Buffer values by name.
         optimizer_state: ``optimizer.state[parameter]`` by parameter name; empty before the first update.
+        extra: What the guard itself knew then (its baseline), restored together with the weights.
     """
 
     step: int
     parameters: dict[str, Tensor] = field(repr=False)
     buffers: dict[str, Tensor] = field(repr=False)
     optimizer_state: dict[str, dict[str, Any]] = field(repr=False)
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.to_local() if hasattr(value, "to_local") else value
+        # copy=True: on a CPU .to("cpu") would alias the live tensor.
+        return value.detach().to("cpu", copy=True)
+    return value
+
+
+def _write(target: Tensor, source: Tensor) -> None:
+    (target.to_local() if hasattr(target, "to_local") else target).copy_(source)
 
 
 class SnapshotStore:
-    """Keep the newest snapshots that are known to be good; placeholder until the room is furnished."""
+    """Keep two snapshots: the newest, and an older one in case the newest was already sick.
+
+    The first gaps are short, since a run is most often lost at its beginning: a snapshot is due at steps 0, 10, 20, 40,
+    80 and so on until the gap reaches ``every``.
+
+    Args:
+        every: Steps between snapshots in a run that is under way.
+        keep: Snapshots kept; each takes the memory of parameters, their buffers and optimizer state once. 0 switches
+            them off.
+    """
+
+    def __init__(self, *, every: int = 100, keep: int = 2) -> None:
+        self.every = checks.whole("every", every, least=1)
+        self.keep = checks.whole("keep", keep)
+        self._kept: list[Snapshot] = []
+        self._due = 0
 
     @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot, or None."""
-        return None
+        return self._kept[-1] if self._kept else None
+
+    def due(self, step: int) -> bool:
+        """Tell whether it is time for the next snapshot."""
+        return self.keep > 0 and step >= self._due
+
+    @torch.no_grad()
+    def take(
+        self,
+        step: int,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``."""
+        self._due = step + min(max(step, EARLY), self.every)
+        # The oldest goes first, so that the bound holds while the new one is being made as well.
+        del self._kept[: max(len(self._kept) + 1 - self.keep, 0)]
+        state = {
+            name: {key: _host(value) for key, value in optimizer.state[p].items()}
+            for name, p in parameters.items()
+            if p in optimizer.state
+        }
+        values = {name: _host(p) for name, p in parameters.items()}
+        held = {name: _host(b) for name, b in buffers.items()}
+        self._kept.append(Snapshot(step, values, held, state, extra or {}))
+
+    def discard_latest(self) -> None:
+        """Drop the newest snapshot, because going back to it did not help; the last one stays."""
+        if len(self._kept) > 1:
+            self._kept.pop()
+
+    def switch_off(self) -> None:
+        """Drop all snapshots and take no more."""
+        self.keep = 0
+        self._kept.clear()
+
+    def hurry(self, step: int) -> None:
+        """Let the next snapshot be due at ``step``."""
+        self._due = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the snapshots themselves: a resumed run must be able to go back to where this one would."""
+        kept = [
+            {
+                "step": s.step,
+                "parameters": s.parameters,
+                "buffers": s.buffers,
+                "optimizer_state": s.optimizer_state,
+                "extra": s.extra,
+            }
+            for s in self._kept
+        ]
+        return {"due": self._due, "kept": kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._due = int(state["due"])
+        self._kept = [Snapshot(**kept) for kept in state["kept"]]
+
+
+@torch.no_grad()
+def restore(
+    snapshot: Snapshot,
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> tuple[str, ...]:
+    """Write a snapshot back, in place, and return the names of the parameters written.
+
+    Learning rates and other ``param_groups`` entries are left alone: they belong to the schedulers, and restoring
+    them would shift the recursive ones. A parameter that had no optimizer state then has none afterwards.
+    """
+    written = []
+    for name, parameter in parameters.items():
+        if name not in snapshot.parameters:
+            continue
+        _write(parameter, snapshot.parameters[name])
+        restore_optimizer_state(optimizer, parameter, snapshot.optimizer_state.get(name))
+        written.append(name)
+    for name, buffer in buffers.items():
+        if name in snapshot.buffers:
+            _write(buffer, snapshot.buffers[name])
+    return tuple(written)
+
+
+@torch.no_grad()
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Any] | None
+) -> None:
+    """Write one parameter's optimizer state back, keeping the live tensors where they fit; None clears it."""
+    if not saved:
+        optimizer.state.pop(parameter, None)
+        return
+    live = optimizer.state[parameter]
+    for key in [k for k in live if k not in saved]:
+        del live[key]
+    for key, value in saved.items():
+        current = live.get(key)
+        if isinstance(value, Tensor) and isinstance(current, Tensor) and _fits(current, value):
+            _write(current, value)
+        elif isinstance(value, Tensor):
+            # Step counts live on the host unless the optimizer is fused or capturable; the live one would tell.
+            live[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
+        else:
+            live[key] = value
+
+
+def _fits(target: Tensor, source: Tensor) -> bool:
+    shape = target.to_local().shape if hasattr(target, "to_local") else target.shape
+    return shape == source.shape

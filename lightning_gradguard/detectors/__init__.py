@@ -1,1 +1,11 @@
-"""Placeholder."""
+"""Detectors: each reads the statistics of one step and names one form of trouble."""
+
+from lightning_gradguard.detectors.cold_start import ColdStart
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.detectors.divergence import Divergence
+from lightning_gradguard.detectors.drift import Drift
+from lightning_gradguard.detectors.nonfinite import NonFinite
+from lightning_gradguard.detectors.spike import Spike
+from lightning_gradguard.detectors.vanishing import Vanishing
+
+__all__ = ["ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Vanishing"]

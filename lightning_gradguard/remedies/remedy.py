@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
+from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 
 
@@ -23,24 +24,32 @@ class Scene:
         optimizer: The optimizer that is about to step.
         parameters: The optimizer's parameters, by name.
         snapshots: States known to be good.
+        running: Running statistics as they were before this batch.
         statistics: The gradients of this step.
         verdict: What is wrong; None on healthy steps.
         decision: What was decided; None on healthy steps.
         blame: Suspects, worst first.
         limit: Largest global norm that may pass.
         target: Global norm to clip down to, ``<= limit``.
+        buffers: The module's buffers that belong to this optimizer's layers, by name.
+        scaler: The GradScaler that owns this step, or None.
+        grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
     snapshots: SnapshotStore
+    running: RunningStatistics
     statistics: GradientStatistics
     verdict: Verdict | None = None
     decision: Decision | None = None
     blame: Sequence[Blame] = ()
     limit: float = float("inf")
     target: float = float("inf")
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    scaler: torch.amp.GradScaler | None = None
+    grad_scale: float = 1.0
 
 
 class Remedy(ABC):
@@ -48,6 +57,9 @@ class Remedy(ABC):
 
     name: ClassVar[str]
     """What decisions and records call it."""
+
+    def check(self, module: nn.Module) -> None:
+        """Raise ValueError if the configuration does not fit the module; called before training starts."""
 
     @abstractmethod
     def apply(self, scene: Scene) -> Outcome:

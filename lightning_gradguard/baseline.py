@@ -1,0 +1,124 @@
+"""What a healthy step looks like: robust statistics of the log gradient norm and of the loss.
+
+Only finite values of accepted steps enter. Medians and quantiles make it indifferent to what slipped through.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Any
+
+NORM_WINDOW = 128
+"""Accepted steps remembered: long enough for a quantile, short enough to follow a decaying norm."""
+RECENT = 9
+"""Accepted steps that make up *now*; a median of nine shrugs off four outliers."""
+MEMORY = 5000.0
+"""Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
+FLOOR = 1e-38
+
+
+class Baseline:
+    """Remember accepted gradient norms and losses.
+
+    Attributes:
+        count: Accepted steps so far.
+        high_water: Log of the largest norm that the run survived, slowly forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.high_water = -math.inf
+        self._norms: deque[float] = deque(maxlen=NORM_WINDOW)
+        self._sorted: list[float] = []
+        self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
+        self.first_losses: list[float] = []
+
+    def accept(self, norm: float, loss: float | None) -> None:
+        """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
+        self.count += 1
+        if math.isfinite(norm) and norm > FLOOR:
+            self._push(math.log(norm))
+        if loss is not None and math.isfinite(loss):
+            self._losses.append(loss)
+            if len(self.first_losses) < RECENT:
+                self.first_losses.append(loss)
+
+    def _push(self, log_norm: float) -> None:
+        if len(self._norms) == NORM_WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._norms[0])]
+        self._norms.append(log_norm)
+        insort(self._sorted, log_norm)
+        sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
+        self.high_water = max(log_norm, sunk)
+
+    def quantile(self, q: float) -> float:
+        """Return the ``q``-quantile of the remembered log norms; NaN while there are none."""
+        if not self._sorted:
+            return math.nan
+        return self._sorted[round(q * (len(self._sorted) - 1))]
+
+    @property
+    def center(self) -> float:
+        """Median log norm over the window."""
+        return self.quantile(0.5)
+
+    @property
+    def recent(self) -> float:
+        """Median log norm over the last few accepted steps; NaN while there are none."""
+        if not self._norms:
+            return math.nan
+        last = sorted(self._norms[i] for i in range(-min(RECENT, len(self._norms)), 0))
+        return last[len(last) // 2]
+
+    @property
+    def spread(self) -> float:
+        """Robust standard deviation of the log norm.
+
+        The larger of the interquartile range and the upper decile, each scaled to a normal distribution
+        (1.349 and 1.2816 sigma), so that a long right tail widens it.
+        """
+        if len(self._sorted) < 2:
+            return 0.0
+        return max((self.quantile(0.75) - self.quantile(0.25)) / 1.349, (self.quantile(0.9) - self.center) / 1.2816)
+
+    @property
+    def typical(self) -> float:
+        """The norm that a healthy step has now: the larger of the window's and the last steps' median; NaN at first."""
+        return math.exp(max(self.center, self.recent)) if self._norms else math.nan
+
+    def loss_level(self, last: int | None = None) -> tuple[float, float]:
+        """Return median and robust spread of the last losses (all remembered ones by default); NaN where there are none."""
+        losses = list(self._losses)[-last:] if last else list(self._losses)
+        if not losses:
+            return math.nan, math.nan
+        ordered = sorted(losses)
+        n = len(ordered) - 1
+        return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349
+
+    def loss_elevated(self, loss: float | None) -> bool | None:
+        """Tell whether ``loss`` lies far above its history; None where that cannot be said."""
+        level, spread = self.loss_level()
+        if loss is None or math.isnan(level):
+            return None
+        return not loss <= level + max(abs(level), 6.0 * spread)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned."""
+        return {
+            "count": self.count,
+            "high_water": self.high_water,
+            "norms": list(self._norms),
+            "losses": list(self._losses),
+            "first_losses": list(self.first_losses),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.count = int(state["count"])
+        self.high_water = float(state["high_water"])
+        self._norms = deque((float(v) for v in state["norms"]), maxlen=NORM_WINDOW)
+        self._sorted = sorted(self._norms)
+        self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
+        self.first_losses = [float(v) for v in state["first_losses"]]

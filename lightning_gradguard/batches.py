@@ -1,0 +1,68 @@
+"""The batch as a suspect: compare it with batches of healthy steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_gradguard.records import Blame
+
+LOUD = 10.0
+"""A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
+ENOUGH = 3
+"""Healthy batches that must have been seen before a scale can be called corrupt."""
+
+
+def _floats(batch: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+
+
+class BatchWitness:
+    """Remember how large healthy batches are, and accuse one that is not finite or far larger.
+
+    Healthy batches are looked at only when a snapshot is taken, so the healthy path pays next to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._peaks: list[float] = []
+        self._seen = 0
+
+    @torch.no_grad()
+    def remember(self, batch: Any) -> None:
+        """Note the largest absolute element of each float tensor in a healthy batch."""
+        peaks = [float(t.abs().amax()) for t in _floats(batch)]
+        if not peaks or not all(map(math.isfinite, peaks)):
+            return
+        if len(peaks) != len(self._peaks):
+            self._peaks, self._seen = peaks, 0
+        self._peaks = [max(a, b) for a, b in zip(self._peaks, peaks, strict=True)]
+        self._seen += 1
+
+    @torch.no_grad()
+    def accuse(self, batch: Any) -> Blame | None:
+        """Return the evidence against ``batch``, or None."""
+        tensors = _floats(batch)
+        for tensor in tensors:
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                return Blame("batch", math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
+        if self._seen < ENOUGH or len(tensors) != len(self._peaks):
+            return None
+        for tensor, known in zip(tensors, self._peaks, strict=True):
+            peak = float(tensor.abs().amax())
+            if known > 0 and peak > LOUD * known:
+                reason = f"the batch's largest element is {peak:.3g}, {peak / known:.3g} x the largest of healthy batches"
+                return Blame("batch", math.log(peak / known), reason)
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned."""
+        return {"peaks": list(self._peaks), "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._peaks, self._seen = [float(p) for p in state["peaks"]], int(state["seen"])

@@ -1,0 +1,215 @@
+"""GradGuard, the Lightning callback: the only file that imports lightning. It translates hooks and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradguard.detectors import Detector
+from lightning_gradguard.diagnostics import ConsoleSink, Journal, MetricsSink, Sink, TensorBoardSink
+from lightning_gradguard.guard import Guard, StepReport
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.records import Incident
+from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.snapshots import SnapshotStore
+
+log = logging.getLogger("lightning_gradguard")
+
+REFUSED = {
+    "DeepSpeedStrategy": "DeepSpeed's engine owns clipping and the update, and hands out gradients per micro-batch",
+    "FSDPStrategy": "FSDP1 flattens parameters into shards, which hides the layers; use ModelParallelStrategy (FSDP2)",
+}
+
+
+class GradGuard(Callback):
+    """Detect gradient explosions, remedy them, and log what happened.
+
+    No argument is needed. A healthy run ends bit-identical to the same run without the callback.
+
+    Args:
+        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        detectors: What to look for; by default one detector for each form of trouble.
+        remedies: What may be done; leave one out to switch it off.
+        policy: The ladder of remedies, its cool-downs and budget.
+        snapshots: How often the state is copied to host memory, and how many copies are kept.
+        log_every: Optimizer steps between two points on TensorBoard.
+        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory.
+        on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
+            ``"continue"`` with clipping and holding steps only.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it, the constraint and the value.
+        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_gradguard import GradGuard
+        >>> trainer = Trainer(callbacks=[GradGuard()], logger=False, enable_checkpointing=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["guard", "watch"] = "guard",
+        detectors: Sequence[Detector] | None = None,
+        remedies: Sequence[Remedy] | None = None,
+        policy: Policy | None = None,
+        snapshots: SnapshotStore | None = None,
+        log_every: int = 50,
+        journal: bool = True,
+        on_exhausted: Literal["stop", "raise", "continue"] = "stop",
+        on_error: Literal["raise", "warn"] = "raise",
+    ) -> None:
+        self.guard = Guard(
+            mode=mode,
+            detectors=detectors,
+            remedies=remedies,
+            policy=policy,
+            snapshots=snapshots,
+            log_every=log_every,
+            on_exhausted=on_exhausted,
+            on_error=on_error,
+        )
+        self._journal = journal
+        self._loss: Tensor | None = None
+        self._batch: Any = None
+        self._batch_index: int | None = None
+        self._clip_val: float | None = None
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The incidents of the run, oldest first."""
+        return self.guard.incidents
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        return self._generate_state_key(mode=self.guard.mode)
+
+    # -- life cycle ----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be guarded, before training starts."""
+        if stage != "fit":
+            return
+        name = type(trainer.strategy).__name__
+        if name in REFUSED:
+            raise MisconfigurationException(f"GradGuard cannot guard a run under {name}: {REFUSED[name]}.")
+        others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
+        if len(others) > 1 and others[0] is not self:
+            raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
+        self.guard.bind(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the sinks and meet the optimizers, before the first batch."""
+        strategy = trainer.strategy
+        self.guard.world_size = trainer.world_size
+        self.guard.mean = lambda value: float(strategy.reduce(torch.tensor(value, device=strategy.root_device)))
+        self.guard.gather = lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
+        self.guard.sinks[:] = self._sinks(trainer)
+        for optimizer in trainer.optimizers:
+            self.guard.attach(optimizer)
+
+    def _sinks(self, trainer: Trainer) -> list[Sink]:
+        # Every process must ask for the directory: Lightning broadcasts it.
+        directory = trainer.log_dir or trainer.default_root_dir
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return []
+        sinks: list[Sink] = [ConsoleSink()]
+        if self._journal:
+            sinks.append(Journal(directory, windows=bool(trainer.loggers)))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                sinks.append(TensorBoardSink(logger.experiment))
+            else:
+                sinks.append(MetricsSink(logger.log_metrics))
+        return sinks
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what has not been written yet."""
+        self.guard.flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put learning rates and clipping back: the exception may have come from inside the update."""
+        self._after_update(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take every hook off and close the sinks."""
+        if stage == "fit":
+            self._after_update(trainer)
+            self.guard.close()
+            self._batch = self._loss = None
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the batch at hand, as a suspect."""
+        self._batch, self._batch_index = batch, batch_idx
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Sum the loss over the micro-batches of a step; Lightning has divided it by their number."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Hand the gradients to the guard, inside ``optimizer.step``, right before clipping and update."""
+        self._restore_clipping(trainer)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        report = self.guard.before_step(
+            optimizer,
+            loss=self._take_loss(pl_module, trainer, scaler),
+            batch=self._batch,
+            batch_index=self._batch_index,
+            step=trainer.global_step,
+            scaler=scaler,
+        )
+        if report.held and trainer.gradient_clip_val is not None:
+            # Clipping by value raises when there is no gradient left to clip.
+            self._clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        if report.stop and self.guard.on_exhausted == "stop":
+            self._stop(trainer, report)
+
+    def _take_loss(self, pl_module: LightningModule, trainer: Trainer, scaler: Any) -> Tensor | None:
+        loss, self._loss = self._loss, None
+        # With several optimizers nobody knows whose loss it is; a GAN's generator loss rises in health.
+        if loss is None or len(trainer.optimizers) > 1:
+            return None
+        return loss / scaler.get_scale() if scaler is not None and scaler.is_enabled() else loss
+
+    def _stop(self, trainer: Trainer, report: StepReport) -> None:
+        trainer.should_stop = True
+        reason = report.decision.reason if report.decision is not None else "the budget is spent"
+        if trainer.is_global_zero:
+            log.error("GradGuard stops the run at step %d: %s.\n%s", trainer.global_step, reason, self.guard.report())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Put back what was changed for the update."""
+        self._after_update(trainer)
+
+    def _after_update(self, trainer: Trainer) -> None:
+        self.guard.after_step()
+        self._restore_clipping(trainer)
+
+    def _restore_clipping(self, trainer: Trainer) -> None:
+        if self._clip_val is not None:
+            trainer.gradient_clip_val, self._clip_val = self._clip_val, None
+
+    # -- checkpoint ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the guard has learned."""
+        return self.guard.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.guard.load_state_dict(state_dict)

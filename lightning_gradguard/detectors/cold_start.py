@@ -1,0 +1,55 @@
+"""The cold start: a first gradient that is huge, when there is no history to compare it with."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from lightning_gradguard import checks
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+FEW = 5
+"""Accepted steps after which history takes over."""
+
+
+class ColdStart(Detector):
+    """Find a bad start by scale-free tests only.
+
+    An update that is larger than the weight it is added to replaces the layer. That alone is an alarm at
+    ``max_update_ratio``; together with a weight that is larger than its fan calls for, at 1.
+
+    Args:
+        max_update_ratio: Largest ``||update|| / ||weight||`` over the weights of a first step.
+        max_weight_excess: Largest RMS of a weight over what its fan calls for.
+    """
+
+    name: ClassVar[str] = "cold-start"
+
+    def __init__(self, *, max_update_ratio: float = 10.0, max_weight_excess: float = 4.0) -> None:
+        self.max_update_ratio = checks.number("max_update_ratio", max_update_ratio, above=0.0)
+        self.max_weight_excess = checks.number("max_weight_excess", max_weight_excess, above=1.0)
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Judge the first steps of a run; silent once there is history."""
+        if baseline.count >= FEW:
+            return None
+        if not statistics.finite:
+            if baseline.count or statistics.scaled:
+                return None
+            return self._verdict(statistics, math.inf, "the very first gradients are not finite", statistics.norm)
+        ratio = statistics.update_ratio or 0.0
+        excess = statistics.weight_excess or 0.0
+        if ratio > self.max_update_ratio:
+            reason = f"the first update would be {ratio:.3g} x the weights it is added to"
+            return self._verdict(statistics, self.max_update_ratio, reason, ratio)
+        loud = ratio > 1.0 or statistics.norm > (statistics.weight_norm or math.inf)
+        if excess > self.max_weight_excess and loud:
+            reason = f"gradient norm {statistics.norm:.3g}, and a weight {excess:.3g} x what its fan calls for"
+            return self._verdict(statistics, self.max_weight_excess, reason, excess)
+        return None
+
+    def _verdict(self, statistics: GradientStatistics, limit: float, reason: str, value: float) -> Verdict:
+        layers = tuple(name for name, _ in statistics.nonfinite)
+        return Verdict(form="cold-start", detector=self.name, value=value, limit=limit, reason=reason, layers=layers)

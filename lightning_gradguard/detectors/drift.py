@@ -1,0 +1,112 @@
+"""Slow growth, then a burst: drift that no single step betrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from lightning_gradguard import checks
+from lightning_gradguard.baseline import RECENT, Baseline
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+REFERENCE = 40
+"""Accepted steps before a reference is frozen."""
+LEAST_SPREAD = 0.1
+"""Spread assumed at least, so that a quiet run's ripples do not add up."""
+
+
+class Drift(Detector):
+    """Find growth that is too slow for a spike, by a one-sided CUSUM of the log norm against a frozen reference.
+
+    ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
+    Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
+    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict first only reports;
+    it is an alarm when the loss has risen and the norm trebled, or when the norm has grown ``growth`` times (an
+    honest start out of a plateau can show a tenfold growth before its loss moves).
+
+    Args:
+        slack: Standard deviations of growth that are tolerated for ever (k).
+        threshold: Cumulated excess, in standard deviations, that is called drift (h).
+        growth: Growth of the norm that is an alarm even if the loss stays where it was.
+    """
+
+    name: ClassVar[str] = "drift"
+
+    def __init__(self, *, slack: float = 0.5, threshold: float = 8.0, growth: float = 30.0) -> None:
+        self.slack = checks.number("slack", slack, least=0.0)
+        self.threshold = checks.number("threshold", threshold, above=0.0)
+        self.growth = checks.number("growth", growth, above=1.0)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sum = 0.0
+        self._seen = 0
+        self._center = math.nan
+        self._spread = math.nan
+        self._loss = math.nan
+
+    def _next_sum(self, norm: float) -> float:
+        if math.isnan(self._center) or not norm > 0:
+            return self._sum
+        z = (math.log(norm) - self._center) / self._spread
+        # A single outlier is the spike detector's business: it may add three sigma here, no more.
+        return max(0.0, self._sum + min(z, 3.0 + self.slack) - self.slack)
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Speak while the cumulated excess is above the threshold and the loss does not excuse it."""
+        if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
+            return None
+        grown = math.exp(baseline.recent - self._center) if baseline.count else 1.0
+        if grown < 1.5:
+            return None
+        rise = self._loss_rise(baseline)
+        if rise is not None and rise < -0.02:
+            return None
+        alarm = grown >= self.growth or (rise is not None and rise > 0.2 and grown >= 3.0)
+        told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
+        return Verdict(
+            form="drift",
+            detector=self.name,
+            value=statistics.norm,
+            limit=math.exp(self._center) * (self.growth if alarm else 1.5),
+            reason=f"the norm has grown {grown:.3g} x over {self._seen} steps{told}",
+            alarm=alarm,
+        )
+
+    def _loss_rise(self, baseline: Baseline) -> float | None:
+        level, _ = baseline.loss_level(2 * RECENT)
+        if math.isnan(level) or math.isnan(self._loss):
+            return None
+        return (level - self._loss) / max(abs(self._loss), 1e-12)
+
+    def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
+        """Add the step to the sum; freeze a new reference when there is none or the loss excuses the growth."""
+        self._sum = self._next_sum(statistics.norm)
+        self._seen += 1
+        if math.isnan(self._center):
+            fresh = baseline.count >= REFERENCE and self._seen >= REFERENCE
+        else:
+            rise = self._loss_rise(baseline)
+            honest = self._sum > self.threshold and rise is not None and rise < -0.02
+            # A norm that decays leaves the old reference useless: nothing could be seen before it had grown back.
+            decayed = self._seen % 100 == 0 and self._sum == 0.0
+            fresh = honest or decayed
+        if fresh:
+            self._freeze(baseline)
+
+    def _freeze(self, baseline: Baseline) -> None:
+        self._sum, self._seen = 0.0, 0
+        self._center = max(baseline.center, baseline.recent)
+        self._spread = max(baseline.spread, LEAST_SPREAD)
+        self._loss = baseline.loss_level(2 * RECENT)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum and its frozen reference."""
+        return {"sum": self._sum, "seen": self._seen, "center": self._center, "spread": self._spread, "loss": self._loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back sum and reference."""
+        self._sum, self._seen = float(state["sum"]), int(state["seen"])
+        self._center, self._spread = float(state["center"]), float(state["spread"])
+        self._loss = float(state["loss"])

@@ -1,0 +1,40 @@
+"""Vanishing gradients: reported, nothing done."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from lightning_gradguard import checks
+from lightning_gradguard.baseline import RECENT, Baseline
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+
+class Vanishing(Detector):
+    """Report gradients that have all but disappeared while the loss has not.
+
+    A norm also falls because the task is solved, so a loss that has fallen with it is an excuse.
+
+    Args:
+        factor: How many times below the largest norm the run has seen.
+    """
+
+    name: ClassVar[str] = "vanishing"
+
+    def __init__(self, *, factor: float = 1e6) -> None:
+        self.factor = checks.number("factor", factor, above=1.0)
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Compare the last steps with the high-water mark."""
+        if baseline.count < 2 * RECENT or not statistics.finite:
+            return None
+        limit = math.exp(baseline.high_water) / self.factor
+        if statistics.norm > limit or math.exp(baseline.recent) > 10 * limit:
+            return None
+        first = sorted(baseline.first_losses)[len(baseline.first_losses) // 2] if baseline.first_losses else math.nan
+        now, _ = baseline.loss_level(RECENT)
+        if now < 0.5 * first:
+            return None
+        reason = f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"
+        return Verdict("vanishing", self.name, statistics.norm, limit, reason, alarm=False)

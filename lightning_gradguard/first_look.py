@@ -1,0 +1,49 @@
+"""What can be said of a first step, when there is no history: scale-free ratios of weights and updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lightning_gradguard.attribution import expected_rms
+from lightning_gradguard.statistics import gradient_norms, local
+
+# Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
+PROPORTIONAL = {"SGD"}
+NORMALISED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"}
+
+
+@torch.no_grad()
+def first_look(
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, grad_scale: float = 1.0
+) -> tuple[float | None, float, float]:
+    """Measure the first update against the weights.
+
+    Matrices and kernels only: biases and norms start at zero or one and are replaced without harm. A weight that
+    starts at or near zero on purpose counts with the RMS that its fan calls for.
+
+    Returns:
+        The largest predicted ``||update|| / ||weight||`` (None for an optimizer whose update is not known), the global
+        norm of the weights, and the largest RMS of a weight over what its fan calls for.
+    """
+    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    weights = {n: p for n, p in parameters.items() if p.dim() > 1 and p.numel()}
+    if not weights:
+        return None, math.inf, 0.0
+    norms = gradient_norms([local(p.detach()) for p in weights.values()]).double().tolist()
+    family = type(optimizer).__name__
+    ratio, excess = 0.0, 0.0
+    for (name, p), norm in zip(weights.items(), norms, strict=True):
+        expected = expected_rms(module, name)
+        size = math.sqrt(p.numel())
+        if expected:
+            excess = max(excess, norm / (expected * size))
+        if p.grad is None:
+            continue
+        update = size if family in NORMALISED else float(torch.linalg.vector_norm(local(p.grad).float())) / grad_scale
+        ratio = max(ratio, rates[id(p)] * update / max(norm, (expected or 0.0) * size, 1e-12))
+    known = family in PROPORTIONAL | NORMALISED
+    return ratio if known else None, math.sqrt(sum(n * n for n in norms)), excess

@@ -1,0 +1,591 @@
+"""The flow itself, in pure torch: gradients -> statistics -> verdict -> decision -> remedy -> record.
+
+:class:`Guard` serves Lightning (through :class:`lightning_gradguard.GradGuard`), Fabric and plain loops alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard import checks
+from lightning_gradguard.attribution import Probe, blame
+from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Vanishing
+from lightning_gradguard.detectors.cold_start import FEW
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.first_look import first_look
+from lightning_gradguard.lane import Lane
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.records import (
+    Action,
+    Blame,
+    Decision,
+    GradientStatistics,
+    Incident,
+    Outcome,
+    Verdict,
+    incident_from_json,
+    to_json,
+)
+from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
+from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.statistics import examine, global_norm, gradient_norms
+
+KEPT_ACTIONS = 20
+KEPT_INCIDENTS = 200
+NOTICE_EVERY = 500
+EXAMINE_EVERY = 10
+LOSS_EVERY = 8
+"""With several processes the loss is reduced over them once in so many steps: it is only a second witness."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the guard did with one step.
+
+    Args:
+        statistics: The gradients as they arrived.
+        verdict: What was wrong, or None.
+        decision: What was decided, or None.
+        outcomes: What the remedies did.
+        held: True if the update will touch nothing.
+        stop: True if the budget is spent and the run should end.
+    """
+
+    statistics: GradientStatistics
+    verdict: Verdict | None = None
+    decision: Decision | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    held: bool = False
+    stop: bool = False
+
+
+def default_detectors() -> list[Detector]:
+    """Return one detector for each form of trouble, in the order in which they are asked."""
+    return [ColdStart(), NonFinite(), Spike(), Divergence(), Drift(), Vanishing()]
+
+
+def default_remedies() -> list[Remedy]:
+    """Return the remedies of the default ladder."""
+    return [Clip(), Skip(), LearningRateBackoff(), Rollback(), Reinitialize()]
+
+
+class Guard:
+    """Watch the gradients of a module's optimizers, and act before a bad update is applied.
+
+    Call :meth:`before_step` between ``backward()`` and ``optimizer.step()``; nothing else is needed. With a GradScaler,
+    call ``scaler.unscale_(optimizer)`` first (unless the optimizer is fused) and pass the scaler.
+
+    Args:
+        module: The module that is trained; it may be named later, with :meth:`bind`.
+        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        detectors: What to look for; by default one detector for each form of trouble.
+        remedies: What may be done; leave one out to switch it off.
+        policy: The ladder, its cool-downs and budget.
+        snapshots: How often the state is copied to host memory, and how many copies are kept.
+        sinks: Where the record goes.
+        log_every: Optimizer steps between two windows sent to the sinks.
+        on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
+            :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
+        on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
+            and let the step pass as if there were no guard.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_gradguard import Guard
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> guard = Guard(model)
+        >>> loss = model(torch.ones(8, 4)).square().mean()
+        >>> loss.backward()
+        >>> guard.before_step(optimizer, loss=loss).held
+        False
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        *,
+        mode: Literal["guard", "watch"] = "guard",
+        detectors: Sequence[Detector] | None = None,
+        remedies: Sequence[Remedy] | None = None,
+        policy: Policy | None = None,
+        snapshots: SnapshotStore | None = None,
+        sinks: Sequence[Sink] = (),
+        log_every: int = 50,
+        on_exhausted: Literal["stop", "raise", "continue"] = "stop",
+        on_error: Literal["raise", "warn"] = "raise",
+    ) -> None:
+        self.mode = checks.choice("mode", mode, ("guard", "watch"))
+        self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
+        self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
+        self.log_every = checks.whole("log_every", log_every, least=1)
+        self.sinks = list(sinks)
+        self._detectors = checks.instances("detectors", default_detectors() if detectors is None else detectors, Detector)
+        self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
+        self._policy = policy or Policy()
+        self._snapshots = snapshots or SnapshotStore()
+        self._lanes: dict[int, Lane] = {}
+        self._waiting: dict[str, Any] = {}
+        self._incidents: list[Incident] = []
+        self._probe = Probe()
+        self._running: RunningStatistics | None = None
+        self._warned: set[str] = set()
+        # Collectives, set by whoever knows the strategy; the defaults are those of one process.
+        self.world_size = 1
+        self.mean: Callable[[float], float] = lambda value: value
+        self.gather: Callable[[Any], list[Any]] = lambda value: [value]
+        self._module: nn.Module | None = None
+        if module is not None:
+            self.bind(module)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is guarded."""
+        if self._module is None:
+            raise GuardError("the guard has no module yet: name it in Guard(module) or guard.bind(module)")
+        return self._module
+
+    def bind(self, module: nn.Module) -> None:
+        """Guard this module; what was learned of another one is forgotten.
+
+        Raises:
+            ValueError: A remedy names layers that the module does not have.
+        """
+        for remedy in self._remedies:
+            remedy.check(module)
+        if self._module is not None and self._module is not module:
+            self._waiting, self._incidents = {}, []
+        self._module = module
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The incidents of the run, oldest first, the open one included."""
+        return tuple(self._incidents)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Lane:
+        """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
+
+        Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
+        """
+        if self._running is None:
+            self._running = RunningStatistics(self.module)
+        lane = self._lanes.get(id(optimizer))
+        if lane is None:
+            index = len(self._lanes)
+            lane = Lane(
+                index,
+                self.module,
+                optimizer,
+                detectors=self._detectors,
+                remedies=self._remedies,
+                policy=self._policy,
+                snapshots=self._snapshots,
+            )
+            self._lanes[id(optimizer)] = lane
+            if str(index) in self._waiting:
+                lane.load_state_dict(self._waiting.pop(str(index)))
+        return lane
+
+    def before_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: Tensor | float | None = None,
+        batch: Any = None,
+        batch_index: int | None = None,
+        step: int | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> StepReport:
+        """Judge the gradients and act on them, before ``optimizer.step()``.
+
+        Args:
+            optimizer: The optimizer about to step; only its own parameters are looked at.
+            loss: The loss of the step, as a second witness.
+            batch: The batch, as a suspect.
+            batch_index: Its number, for the record.
+            step: Number of this step for the record; by default the guard counts.
+            scaler: The GradScaler that owns this step.
+
+        Raises:
+            GuardError: A detector or remedy failed and ``on_error="raise"``.
+            TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
+        """
+        lane = self.attach(optimizer)
+        # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
+        lane.after_update()
+        lane.refresh()
+        with self._never_worse(lane):
+            scene = self._scene(lane, loss, step, scaler)
+            return self._flow(lane, scene, batch, batch_index)
+        return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
+
+    def _flow(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
+        statistics = scene.statistics
+        alarm, suspects = self._judge(lane, statistics, batch)
+        lane.steps += 1
+        if alarm is None:
+            report = StepReport(statistics)
+            self._pass(lane, scene, batch)
+            coefficient = 1.0
+        else:
+            report = self._treat(lane, scene, alarm, suspects, batch_index)
+            coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
+        self._meter(lane, scene, coefficient)
+        if report.stop:
+            self._exhausted(lane, report)
+        return report
+
+    # -- gradients -> statistics ---------------------------------------------------------------------------------------
+
+    def _scene(self, lane: Lane, loss: Tensor | float | None, step: int | None, scaler: Any) -> Scene:
+        scaled = scaler is not None and scaler.is_enabled()
+        fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
+        grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
+        held = [(name, p.grad) for name, p in lane.parameters.items() if p.grad is not None]
+        names, grads = tuple(n for n, _ in held), [g for _, g in held]
+        # The one deliberate wait for the device: all norms in one transfer.
+        norms = gradient_norms(grads, sharded=lane.sharded).double().cpu().numpy() / grad_scale
+        statistics = GradientStatistics(
+            step=lane.steps if step is None else step,
+            names=names,
+            norms=norms,
+            norm=global_norm(norms),
+            loss=self._loss(lane, loss),
+            scaled=scaled,
+        )
+        if not statistics.finite:
+            statistics = self._examine(lane, statistics, grads, grad_scale)
+        if lane.baseline.count < FEW:
+            ratio, weight_norm, excess = first_look(self.module, lane.parameters, lane.optimizer, grad_scale)
+            statistics = dataclasses.replace(
+                statistics, update_ratio=ratio, weight_norm=weight_norm, weight_excess=excess
+            )
+        assert self._running is not None
+        return Scene(
+            module=self.module,
+            optimizer=lane.optimizer,
+            parameters=lane.parameters,
+            snapshots=lane.snapshots,
+            running=self._running,
+            statistics=statistics,
+            scaler=scaler if scaled else None,
+            grad_scale=grad_scale,
+        )
+
+    def _examine(
+        self, lane: Lane, statistics: GradientStatistics, grads: list[Tensor], grad_scale: float
+    ) -> GradientStatistics:
+        norms, counts = examine(grads, sharded=lane.sharded)
+        norms = norms / grad_scale
+        bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
+        return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
+
+    def _loss(self, lane: Lane, loss: Tensor | float | None) -> float | None:
+        if loss is None:
+            return None
+        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+        if self.world_size == 1:
+            return value
+        # Each process has a loss of its own, and all must come to the same verdict.
+        lane.losses.append(value)
+        if lane.steps % LOSS_EVERY:
+            return None
+        mean = sum(lane.losses) / len(lane.losses)
+        lane.losses.clear()
+        return self.mean(mean)
+
+    # -- statistics -> verdict -----------------------------------------------------------------------------------------
+
+    def _judge(self, lane: Lane, statistics: GradientStatistics, batch: Any) -> tuple[Verdict | None, tuple[Blame, ...]]:
+        """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
+        readings = self._probe.readings() if self._probe.armed else ()
+        self._probe.disarm()
+        for verdict in lane.judge(statistics):
+            if not verdict.alarm:
+                self._notice(lane, statistics.step, verdict)
+            elif not verdict.examine:
+                return verdict, self._suspects(lane, verdict, statistics, readings, batch)
+            elif statistics.step % EXAMINE_EVERY == 0:
+                suspects = self._suspects(lane, verdict, statistics, readings, batch)
+                if any(s.layer != "batch" for s in suspects):
+                    return verdict, suspects
+                self._notice(lane, statistics.step, verdict)
+        return None, ()
+
+    def _suspects(
+        self, lane: Lane, verdict: Verdict, statistics: GradientStatistics, readings: Any, batch: Any
+    ) -> tuple[Blame, ...]:
+        # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
+        snapshot = lane.snapshots.latest
+        layers: tuple[Blame, ...] = ()
+        if readings or snapshot is not None:
+            layers = blame(self.module, readings=readings, snapshot=snapshot, statistics=statistics)
+        accused = lane.batches.accuse(batch) if batch is not None else None
+        mine = ([accused] if accused else []) + list(layers)
+        # What one process sees (its batch, its gains) all must know, in the same order.
+        merged: dict[str, Blame] = {}
+        for other in self.gather(mine):
+            for suspect in other:
+                known = merged.get(suspect.layer)
+                if known is None or suspect.score > known.score:
+                    merged[suspect.layer] = suspect
+        owners = {name.rpartition(".")[0] for name in lane.parameters} | {"batch"} | set(lane.parameters)
+        return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners or len(self._lanes) == 1)
+
+    # -- verdict -> decision -> remedy ---------------------------------------------------------------------------------
+
+    def _pass(self, lane: Lane, scene: Scene, batch: Any) -> None:
+        """Let the step through, learning from it."""
+        statistics = scene.statistics
+        if not statistics.finite:
+            # The overflow that a GradScaler expects: it holds the step and lowers its scale by itself.
+            lane.reject(statistics)
+            return
+        if lane.policy.rest(statistics.step) and lane.incident is not None:
+            self._close(lane, statistics.step, helped=True)
+        if self.mode == "guard":
+            self._snapshot(lane, scene, batch)
+            self._update(lane, scene)
+        lane.accept(statistics, float("inf"))
+
+    def _update(self, lane: Lane, scene: Scene) -> None:
+        assert self._running is not None
+        self._running.accept()
+        for remedy in lane.remedies.values():
+            remedy.before_update(scene)
+
+    def _treat(
+        self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
+    ) -> StepReport:
+        statistics = scene.statistics
+        limit = lane.limit()
+        decision = lane.policy.decide(
+            verdict, statistics, blame=suspects, accepted=lane.baseline.count, can=set(lane.remedies)
+        )
+        scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
+        scene.buffers = lane.buffers
+        scene.limit, scene.target = limit, lane.target(limit)
+        outcomes = self._apply(lane, scene, decision) if self.mode == "guard" else ()
+        held = any(o.applied and o.coefficient == 0.0 for o in outcomes)
+        if held:
+            lane.reject(statistics)
+        elif statistics.finite:
+            if self.mode == "guard":
+                self._update(lane, scene)
+            lane.accept(statistics, limit)
+        # The next batch is measured layer by layer, in case the trouble is not over.
+        self._probe.arm(self.module)
+        self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
+        return StepReport(statistics, verdict, decision, outcomes, held, decision.exhausted)
+
+    def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
+        outcomes = []
+        for name in decision.remedies:
+            with _named(f"remedy {name!r}"):
+                outcomes.append(lane.remedies[name].apply(scene))
+        done = {o.remedy for o in outcomes if o.applied}
+        if "rollback" in done and scene.snapshots.latest is not None:
+            lane.load_memory(scene.snapshots.latest.extra)
+        if done - {"skip", "clip"}:
+            # Running statistics may have been restored or reset together with the weights.
+            scene.running.accept()
+        return tuple(outcomes)
+
+    def _snapshot(self, lane: Lane, scene: Scene, batch: Any) -> None:
+        """Copy the state that made this step's healthy gradients, if it is time and nothing is suspicious."""
+        step = lane.steps - 1
+        if "rollback" not in lane.remedies and "reinitialize" not in lane.remedies:
+            return
+        first = lane.snapshots.latest is None
+        if not lane.snapshots.due(step) or (lane.incident is not None and not first):
+            return
+        statistics, baseline = scene.statistics, lane.baseline
+        if baseline.count > FEW and statistics.norm > 3.0 * baseline.typical or baseline.loss_elevated(statistics.loss):
+            return
+        if batch is not None:
+            lane.batches.remember(batch)
+        try:
+            lane.snapshots.take(step, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
+        except (MemoryError, RuntimeError) as error:
+            lane.snapshots.switch_off()
+            self._warn("snapshots", f"no memory for a snapshot ({error}); rollback is switched off, training goes on")
+
+    # -- record --------------------------------------------------------------------------------------------------------
+
+    def _record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
+        event: Event = "acted"
+        incident = lane.incident
+        if incident is None:
+            event = "opened"
+            number = self._incidents[-1].number + 1 if self._incidents else 1
+            form = lane.policy.form(action.verdict, action.step)
+            incident = Incident(number, lane.index, action.step, form, batch=batch_index)
+            self._incidents = [*self._incidents[-KEPT_INCIDENTS + 1 :], incident]
+        changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
+        alarms = incident.alarms + 1
+        actions = (*incident.actions, action)
+        if len(actions) > KEPT_ACTIONS:
+            half = KEPT_ACTIONS // 2
+            actions = actions[:half] + actions[-half:]
+        # The first suspects named stay: what is measured after a remedy is the remedy's work.
+        lane.incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=incident.blame or suspects)
+        self._replace(lane.incident)
+        if event == "opened" or changed or alarms & (alarms - 1) == 0:
+            self._tell("incident", lane.incident, event)
+
+    def _close(self, lane: Lane, step: int, *, helped: bool) -> None:
+        assert lane.incident is not None
+        closed = dataclasses.replace(lane.incident, closed=step, helped=helped)
+        self._replace(closed)
+        lane.incident = None
+        self._tell("incident", closed, "closed")
+
+    def _replace(self, incident: Incident) -> None:
+        self._incidents = [incident if i.number == incident.number else i for i in self._incidents]
+
+    def _meter(self, lane: Lane, scene: Scene, coefficient: float) -> None:
+        lane.last = scene.statistics
+        lane.meter.add(scene.statistics, coefficient)
+        if lane.meter.steps >= self.log_every or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
+            self._log(lane, scene.statistics, coefficient)
+
+    def _log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
+        window = lane.meter.window(
+            statistics,
+            lane.baseline,
+            optimizer=lane.index,
+            limit=lane.limit(),
+            coefficient=coefficient,
+            lr_factor=lane.lr_factor,
+            incidents=len(self._incidents),
+        )
+        self._tell("window", window)
+
+    def _notice(self, lane: Lane, step: int, verdict: Verdict) -> None:
+        if step - lane.noticed.get(verdict.detector, -NOTICE_EVERY) >= NOTICE_EVERY:
+            lane.noticed[verdict.detector] = step
+            self._tell("notice", step, f"{verdict.form}: {verdict.reason}")
+
+    def _tell(self, what: str, *args: Any) -> None:
+        for sink in list(self.sinks):
+            try:
+                getattr(sink, what)(*args)
+            except Exception as error:  # A full disk or a closed writer must never cost the run.
+                self.sinks.remove(sink)
+                self._warn(type(sink).__name__, f"{type(sink).__name__} failed and is switched off: {error!r}")
+
+    # -- when all else fails -------------------------------------------------------------------------------------------
+
+    def _exhausted(self, lane: Lane, report: StepReport) -> None:
+        if self.on_exhausted == "continue":
+            return
+        if lane.incident is not None:
+            self._close(lane, report.statistics.step, helped=False)
+        if self.on_exhausted == "raise":
+            raise TrainingDiverged(self.report())
+
+    def report(self) -> str:
+        """Return what happened and what was tried, one line an incident."""
+        lines = []
+        for i in self._incidents:
+            end = {True: "helped", False: "did not help", None: "still open"}[i.helped]
+            tried = ", ".join(i.remedies) or "nothing"
+            culprit = f", first in {i.culprit}" if i.culprit else ""
+            reason = i.actions[0].verdict.reason if i.actions else ""
+            lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
+        return "\n".join(lines) or "no incident"
+
+    @contextmanager
+    def _never_worse(self, lane: Lane) -> Iterator[None]:
+        try:
+            yield
+        except TrainingDiverged:
+            lane.after_update()
+            raise
+        except Exception as error:
+            lane.after_update()
+            self._probe.disarm()
+            if self.on_error == "raise":
+                raise
+            self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"GradGuard: {message}", RuntimeWarning, stacklevel=2)
+
+    # -- life cycle ----------------------------------------------------------------------------------------------------
+
+    def after_step(self) -> None:
+        """Put learning rates back; only needed where ``optimizer.step()`` was not reached."""
+        for lane in self._lanes.values():
+            lane.after_update()
+
+    def flush(self) -> None:
+        """Send the window under way to the sinks."""
+        for lane in self._lanes.values():
+            if lane.meter.steps and lane.last is not None:
+                self._log(lane, lane.last, 1.0)
+
+    def close(self) -> None:
+        """Put everything back, and close the sinks; the guard can be attached again afterwards."""
+        self._probe.disarm()
+        for lane in self._lanes.values():
+            lane.close()
+        self._waiting = {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
+        self._lanes.clear()
+        self._running = None
+        for sink in self.sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                self._warn(type(sink).__name__, f"{type(sink).__name__} could not be closed: {error!r}")
+        self.sinks.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned: tensors, numbers, strings, lists and dicts only."""
+        lanes = {str(lane.index): lane.state_dict() for lane in self._lanes.values()} or dict(self._waiting)
+        return {
+            "version": 1,
+            "lanes": lanes,
+            "incidents": [to_json(i) for i in self._incidents],
+            "armed": self._probe.armed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached."""
+        self._incidents = [incident_from_json(i) for i in state["incidents"]]
+        self._waiting = dict(state["lanes"])
+        for lane in self._lanes.values():
+            if str(lane.index) in self._waiting:
+                lane.load_state_dict(self._waiting.pop(str(lane.index)))
+        if state["armed"]:
+            self._probe.arm(self.module)
+
+
+def _rank(suspect: Blame) -> tuple[float, str]:
+    return -suspect.score, suspect.layer
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise GuardError(f"{what} failed: {error!r}") from error

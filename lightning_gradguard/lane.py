@@ -1,0 +1,192 @@
+"""All that the guard knows of one optimizer: its parameters, its memory, its open incident."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.batches import BatchWitness
+from lightning_gradguard.detectors import Detector
+from lightning_gradguard.errors import GuardError
+from lightning_gradguard.meter import Meter
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
+from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.snapshots import SnapshotStore
+
+
+class Lane:
+    """The guard's memory of one optimizer. Several optimizers (a GAN) have a lane each: one's trouble is not the other's.
+
+    Args:
+        index: Position of the optimizer.
+        module: The root module.
+        optimizer: The optimizer.
+        detectors: Prototypes; the lane works on copies.
+        remedies: Prototypes; the lane works on copies.
+        policy: Prototype; the lane works on a copy.
+        snapshots: Prototype; the lane works on a copy.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        detectors: Sequence[Detector],
+        remedies: Sequence[Remedy],
+        policy: Policy,
+        snapshots: SnapshotStore,
+    ) -> None:
+        self.index = index
+        self.module = module
+        self.optimizer = optimizer
+        self.detectors = copy.deepcopy(list(detectors))
+        self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
+        self.policy = copy.deepcopy(policy)
+        self.snapshots = copy.deepcopy(snapshots)
+        self.baseline = Baseline()
+        self.batches = BatchWitness()
+        self.meter = Meter()
+        self.incident: Incident | None = None
+        self.last: GradientStatistics | None = None
+        self.steps = 0
+        self.losses: list[float] = []
+        self.noticed: dict[str, int] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.sharded = False
+        self._groups: tuple[tuple[int, int], ...] = ()
+        self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
+
+    def refresh(self) -> None:
+        """Look up the optimizer's parameters again if its groups have changed.
+
+        Parameter groups may be added in mid-run (gradual unfreezing). The global norm is then that of another set of
+        parameters, so what was learned of it is forgotten.
+        """
+        groups = tuple((id(g["params"]), len(g["params"])) for g in self.optimizer.param_groups)
+        if groups == self._groups:
+            return
+        if self._groups:
+            self.baseline = Baseline()
+            self.snapshots.hurry(self.steps)
+        self._groups = groups
+        names = {id(p): clean(name) for name, p in self.module.named_parameters()}
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
+        self.sharded = any(hasattr(p, "to_local") for p in held)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Persistent buffers of the layers this optimizer trains; the first lane has those of layers without parameters too."""
+        mine = {id(p) for p in self.parameters.values()}
+        found = {}
+        for name, layer in self.module.named_modules():
+            own = list(layer.parameters(recurse=False))
+            if any(id(p) in mine for p in own) or (not own and self.index == 0):
+                for key, buffer in layer.named_buffers(name, recurse=False):
+                    if key.rpartition(".")[2] not in layer._non_persistent_buffers_set:
+                        found[clean(key)] = buffer
+        return found
+
+    def limit(self) -> float:
+        """Return the largest global norm that may pass."""
+        return min((d.limit(self.baseline) for d in self.detectors), default=float("inf"))
+
+    def target(self, limit: float) -> float:
+        """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
+        if self.baseline.count == 0:
+            return limit
+        return min(limit, self.baseline.typical * math.exp(max(2.0 * self.baseline.spread, math.log(2.0))))
+
+    def judge(self, statistics: GradientStatistics) -> list[Verdict]:
+        """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
+        verdicts = []
+        for detector in self.detectors:
+            try:
+                verdict = detector.judge(statistics, self.baseline)
+            except Exception as error:
+                raise GuardError(f"detector {detector.name!r} failed: {error!r}") from error
+            if verdict is not None:
+                verdicts.append(verdict)
+                if verdict.alarm and not verdict.examine:
+                    break
+        return verdicts
+
+    def accept(self, statistics: GradientStatistics, limit: float) -> None:
+        """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
+        self.baseline.accept(min(statistics.norm, limit), statistics.loss)
+        for detector in self.detectors:
+            detector.accept(statistics, self.baseline)
+
+    def reject(self, statistics: GradientStatistics) -> None:
+        """Tell the detectors that a step was held."""
+        for detector in self.detectors:
+            detector.reject(statistics)
+
+    def after_update(self) -> None:
+        """Let lasting remedies undo what they changed for the update."""
+        for remedy in self.remedies.values():
+            remedy.after_update()
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor on the learning rate now."""
+        return float(getattr(self.remedies.get("backoff"), "factor", 1.0))
+
+    def memory(self) -> dict[str, Any]:
+        """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
+        return {"baseline": self.baseline.state_dict(), "detectors": [d.state_dict() for d in self.detectors]}
+
+    def load_memory(self, memory: dict[str, Any]) -> None:
+        """Take back what :meth:`memory` returned."""
+        self.baseline.load_state_dict(memory["baseline"])
+        for detector, state in zip(self.detectors, memory["detectors"], strict=True):
+            detector.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything learned, for a checkpoint."""
+        return {
+            "memory": self.memory(),
+            "remedies": {name: remedy.state_dict() for name, remedy in self.remedies.items()},
+            "policy": self.policy.state_dict(),
+            "snapshots": self.snapshots.state_dict(),
+            "batches": self.batches.state_dict(),
+            "meter": self.meter.state_dict(),
+            "incident": to_json(self.incident),
+            "steps": self.steps,
+            "losses": list(self.losses),
+            "noticed": dict(self.noticed),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned; remedies that are new since then start afresh."""
+        self.load_memory(state["memory"])
+        for name, remedy in self.remedies.items():
+            if name in state["remedies"]:
+                remedy.load_state_dict(state["remedies"][name])
+        self.policy.load_state_dict(state["policy"])
+        self.snapshots.load_state_dict(state["snapshots"])
+        self.batches.load_state_dict(state["batches"])
+        self.meter.load_state_dict(state["meter"])
+        self.incident = incident_from_json(state["incident"]) if state["incident"] else None
+        self.steps = int(state["steps"])
+        self.losses = [float(v) for v in state["losses"]]
+        self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
+
+    def close(self) -> None:
+        """Put the rates back and take the hook off the optimizer."""
+        self.after_update()
+        self._hook.remove()
+
+
+def clean(name: str) -> str:
+    """Return a parameter's name without the wrappers that torch.compile and checkpointing put into it."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")

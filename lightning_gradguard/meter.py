@@ -1,0 +1,129 @@
+"""Collect the steps between two logs into one Window."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.records import FloatArray, GradientStatistics, Window
+
+
+class Meter:
+    """Keep window peaks per parameter, and the counts of the whole run.
+
+    Args:
+        layer_of: Layer name of each parameter name, computed once per change of parameters.
+    """
+
+    def __init__(self) -> None:
+        self.clipped = 0
+        self.skipped = 0
+        self.tick = 0
+        self._names: tuple[str, ...] = ()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.steps = 0
+        self._first = 0
+        self._peak = 0.0
+        self._coefficient = 1.0
+        self._peaks: FloatArray = np.zeros(len(self._names))
+        self._nonfinite: FloatArray = np.zeros(len(self._names))
+
+    def add(self, statistics: GradientStatistics, coefficient: float = 1.0) -> None:
+        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step)."""
+        if statistics.names != self._names:
+            self._names = statistics.names
+            self._clear()
+        if self.steps == 0:
+            self._first = statistics.step
+        self.steps += 1
+        if statistics.finite:
+            np.maximum(self._peaks, statistics.norms, out=self._peaks)
+        else:
+            finite = np.isfinite(statistics.norms)
+            np.maximum(self._peaks, statistics.norms, out=self._peaks, where=finite)
+            self._nonfinite += ~finite
+        # A NaN must win over every number, and max() would drop it.
+        if math.isnan(statistics.norm) or statistics.norm > self._peak:
+            self._peak = statistics.norm
+        if coefficient < 1.0:
+            self._coefficient = min(self._coefficient, coefficient)
+            self.skipped += coefficient == 0.0
+            self.clipped += coefficient > 0.0
+
+    def window(
+        self,
+        statistics: GradientStatistics,
+        baseline: Baseline,
+        *,
+        optimizer: int,
+        limit: float,
+        coefficient: float,
+        lr_factor: float,
+        incidents: int,
+    ) -> Window:
+        """Return the window that ends with this step, and begin the next."""
+        layers, groups = _layers(self._names)
+        squares = np.zeros(len(layers))
+        np.add.at(squares, groups, self._peaks**2)
+        bad = np.zeros(len(layers))
+        np.maximum.at(bad, groups, self._nonfinite)
+        window = Window(
+            step=statistics.step,
+            first_step=self._first,
+            optimizer=optimizer,
+            tick=self.tick,
+            norm_peak=self._peak,
+            norm_before=statistics.norm,
+            norm_after=0.0 if coefficient == 0.0 else statistics.norm * coefficient,
+            typical=baseline.typical,
+            limit=limit if math.isfinite(limit) else math.nan,
+            coefficient=self._coefficient,
+            lr_factor=lr_factor,
+            clipped=self.clipped,
+            skipped=self.skipped,
+            incidents=incidents,
+            loss=statistics.loss,
+            layers=layers,
+            layer_peaks=np.sqrt(squares),
+            layer_nonfinite=bad,
+        )
+        self.tick += 1
+        self._clear()
+        return window
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts, and the window under way."""
+        return {
+            "clipped": self.clipped,
+            "skipped": self.skipped,
+            "tick": self.tick,
+            "steps": self.steps,
+            "first": self._first,
+            "peak": self._peak,
+            "coefficient": self._coefficient,
+            "names": list(self._names),
+            "peaks": self._peaks.tolist(),
+            "nonfinite": self._nonfinite.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.clipped, self.skipped, self.tick = int(state["clipped"]), int(state["skipped"]), int(state["tick"])
+        self._names = tuple(state["names"])
+        self.steps, self._first = int(state["steps"]), int(state["first"])
+        self._peak, self._coefficient = float(state["peak"]), float(state["coefficient"])
+        self._peaks = np.array(state["peaks"], dtype=np.float64)
+        self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
+
+
+def _layers(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """Group parameters by the layer that owns them: layer names in order, and each parameter's group."""
+    owners = [name.rpartition(".")[0] or name for name in names]
+    layers = tuple(dict.fromkeys(owners))
+    index = {layer: i for i, layer in enumerate(layers)}
+    return layers, [index[owner] for owner in owners]

@@ -1,0 +1,192 @@
+"""From verdict and history to a decision: the ladder of remedies, its cool-downs and its budget.
+
+Mildest first. A spike is clipped, or held when clipping would follow a direction that means nothing. What a fresh batch
+does not cure is in the weights: the damaged layer is repaired if one is found, else the learning rate is backed
+off, else the run goes back to a good snapshot with a lower rate, lower each time the trouble returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from lightning_gradguard import checks
+from lightning_gradguard.records import Blame, Decision, Form, GradientStatistics, Verdict
+
+GENTLE = 10.0
+"""Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
+FACTORS = (0.5, 0.3, 0.1)
+"""Back-off factors within one episode: PaLM-like first, then fast, since a rate may be too high by orders of magnitude."""
+SANE_UPDATE = 0.05
+"""Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
+YOUNG = 32
+"""Accepted steps below which there is little to lose by going back."""
+
+
+class Policy:
+    """Decide which remedies answer a verdict.
+
+    Args:
+        patience: Alarming steps in one episode before a slow remedy (back-off, rollback) is tried.
+        cooldown: Steps between two slow remedies, so that the first can show what it does.
+        calm: Steps without alarm that end an episode.
+        memory: Steps for which a past episode makes a new one *recurrent*.
+        max_slow: Budget of slow remedies for the whole run.
+        max_repairs: Budget of layer repairs for one episode.
+        max_held: Steps held in a row before the budget counts as spent.
+    """
+
+    def __init__(
+        self,
+        *,
+        patience: int = 3,
+        cooldown: int = 5,
+        calm: int = 20,
+        memory: int = 1000,
+        max_slow: int = 20,
+        max_repairs: int = 5,
+        max_held: int = 100,
+    ) -> None:
+        self.patience = checks.whole("patience", patience, least=1)
+        self.cooldown = checks.whole("cooldown", cooldown)
+        self.calm = checks.whole("calm", calm, least=1)
+        self.memory = checks.whole("memory", memory)
+        self.max_slow = checks.whole("max_slow", max_slow)
+        self.max_repairs = checks.whole("max_repairs", max_repairs)
+        self.max_held = checks.whole("max_held", max_held, least=1)
+        self.slow_used = 0
+        self._past: list[int] = []
+        self._held = 0
+        self._open_episode()
+
+    def _open_episode(self) -> None:
+        self.strikes = 0
+        self._quiet = 0
+        self._slow = 0
+        self._repairs = 0
+        self._innocent = True
+        self._last_slow = -(10**9)
+
+    def form(self, verdict: Verdict, step: int) -> Form:
+        """Return the verdict's form, or ``recurrent`` when like trouble was calmed not long ago."""
+        returned = sum(step - past <= self.memory for past in self._past) >= 2
+        return "recurrent" if returned and verdict.form in ("sudden", "drift", "divergence") else verdict.form
+
+    def decide(
+        self, verdict: Verdict, statistics: GradientStatistics, *, blame: Sequence[Blame], accepted: int, can: Collection[str]
+    ) -> Decision:
+        """Return what to do about ``verdict``.
+
+        Args:
+            verdict: An alarm.
+            statistics: The step's gradients.
+            blame: Suspects, worst first.
+            accepted: Accepted steps so far.
+            can: Names of the remedies that are switched on.
+        """
+        step = statistics.step
+        self.strikes += 1
+        self._quiet = 0
+        batch = any(b.layer == "batch" for b in blame)
+        self._innocent = self._innocent and batch
+        decision = self._spent() or self._answer(verdict, statistics, blame, batch, accepted)
+        remedies = _available(decision.remedies, can)
+        if {"backoff", "rollback"} & set(remedies):
+            self._slow += 1
+            self.slow_used += 1
+            self._last_slow = step
+        if "reinitialize" in remedies:
+            self._repairs += 1
+            self._last_slow = step
+        self._held = self._held + 1 if "skip" in remedies else 0
+        return Decision(remedies, decision.reason, decision.factor, decision.exhausted)
+
+    def _spent(self) -> Decision | None:
+        if self._held >= self.max_held:
+            return Decision(("skip",), f"{self._held} steps in a row were held", exhausted=True)
+        if self.slow_used >= self.max_slow:
+            return Decision(("skip",), f"the budget of {self.max_slow} slow remedies is spent", exhausted=True)
+        return None
+
+    def _answer(
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], batch: bool, accepted: int
+    ) -> Decision:
+        if batch:
+            return Decision(("skip",), "the batch itself is corrupt")
+        damaged = [b.layer for b in blame if b.layer != "batch"]
+        cooled = statistics.step - self._last_slow >= self.cooldown
+        if damaged and self._repairs < self.max_repairs and (cooled or verdict.form == "cold-start"):
+            return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
+        if verdict.examine:
+            return Decision((), "no layer is found damaged: the data may have changed")
+        if verdict.form == "cold-start":
+            return self._cold_start(statistics)
+        if verdict.form == "drift":
+            return self._drift(statistics.step)
+        if verdict.form == "divergence":
+            return self._go_back("the run has become worse than it was", accepted) if cooled else Decision((), "cooling down")
+        return self._burst(verdict, cooled, accepted)
+
+    def _cold_start(self, statistics: GradientStatistics) -> Decision:
+        ratio = statistics.update_ratio or 0.0
+        if self.strikes < 2:
+            return Decision(("skip",), "a first look: held while every layer's gain is measured")
+        if ratio > 1.0:
+            return Decision(("skip", "backoff"), "no layer stands out: the rate is too high", factor=SANE_UPDATE / ratio)
+        return Decision(("skip",) if not statistics.finite else ("clip",), "no layer stands out")
+
+    def _drift(self, step: int) -> Decision:
+        if self._slow == 0:
+            return Decision(("backoff",), "the norm grows and the loss does not fall", factor=0.5)
+        if step - self._last_slow >= 10 * self.cooldown:
+            return Decision(("skip", "rollback", "backoff"), "backing off did not stop the drift", factor=0.5)
+        return Decision((), "cooling down")
+
+    def _burst(self, verdict: Verdict, cooled: bool, accepted: int) -> Decision:
+        gentle = verdict.form == "sudden" and verdict.excess < GENTLE
+        hold = "clip" if gentle else "skip"
+        # Held steps leave the weights alone, so a third batch that explodes accuses the weights. A young run has
+        # little to lose by going back, and most to lose by waiting.
+        patience = min(self.patience, 2) if accepted < YOUNG else self.patience
+        if self.strikes < patience or not cooled:
+            return Decision((hold,), "first aid" if cooled else "cooling down")
+        if gentle and self._slow == 0 and accepted >= YOUNG:
+            return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
+        return self._go_back("fresh batches explode too, so the weights are damaged", accepted)
+
+    def _go_back(self, reason: str, accepted: int) -> Decision:
+        rung = self._slow + (1 if accepted < YOUNG else 0)
+        return Decision(("skip", "rollback", "backoff"), reason, factor=FACTORS[min(rung, len(FACTORS) - 1)])
+
+    def rest(self, step: int) -> bool:
+        """Note a step without alarm; return True when that ends the episode."""
+        self._held = 0
+        self._quiet += 1
+        if self.strikes == 0 or self._quiet < self.calm:
+            return False
+        if not self._innocent:
+            self._past = [past for past in self._past if step - past <= self.memory] + [step]
+        self._open_episode()
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the episode under way, the past ones and what is left of the budget."""
+        return {k: v if not isinstance(v, list) else list(v) for k, v in vars(self).items() if k in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        for key in _STATE:
+            setattr(self, key, state[key])
+
+
+_STATE = ("strikes", "slow_used", "_past", "_held", "_quiet", "_slow", "_repairs", "_innocent", "_last_slow")
+
+
+def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]:
+    """Drop what is switched off; a step that was to be held or clipped falls back to the other of the two."""
+    chosen = [r for r in remedies if r in can]
+    if "skip" in remedies and "skip" not in can and "clip" in can:
+        chosen.append("clip")
+    if "clip" in remedies and "clip" not in can and "skip" in can:
+        chosen.append("skip")
+    return tuple(chosen)

@@ -1,0 +1,94 @@
+"""Learning-rate back-off that no scheduler undoes: held, then recovered gradually, permanent when trouble returns."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_gradguard import checks
+from lightning_gradguard.records import Outcome
+from lightning_gradguard.remedies.remedy import Remedy, Scene
+
+
+class LearningRateBackoff(Remedy):
+    """Multiply the learning rate by a factor during the update, and put it back afterwards.
+
+    Schedulers never see the factor: it is on ``param_groups`` only between the gradient's arrival and the end of the
+    update, so recursive schedulers (StepLR, OneCycleLR, ...) and those that write absolute rates (LambdaLR,
+    CosineAnnealingWarmRestarts, ...) all keep their own state.
+
+    After ``hold`` steps the factor recovers exponentially, over about ``recover`` steps, to its ceiling. The ceiling is
+    1 after the first trouble. When trouble returns at a factor c, rates of c have proved too high, so the
+    ceiling becomes permanent, half way (in log) between c and the new factor.
+
+    Args:
+        hold: Steps for which the factor is held.
+        recover: Steps over which a halved rate is doubled again.
+        min_factor: The factor never falls below this.
+    """
+
+    name: ClassVar[str] = "backoff"
+
+    def __init__(self, *, hold: int = 100, recover: int = 500, min_factor: float = 1e-5) -> None:
+        self.hold = checks.whole("hold", hold)
+        self.recover = checks.whole("recover", recover, least=1)
+        self.min_factor = checks.number("min_factor", min_factor, above=0.0, most=1.0)
+        self.factor = 1.0
+        self.ceiling = 1.0
+        self._held = 0
+        self._used = 0
+        self._applied: list[tuple[dict[str, Any], Any]] = []
+
+    def apply(self, scene: Scene) -> Outcome:
+        """Lower the factor by what was decided."""
+        asked = scene.decision.factor if scene.decision is not None else 0.5
+        before = self.factor
+        self.factor = max(before * min(asked, 1.0), self.min_factor)
+        if self._used:
+            self.ceiling = (before * self.factor) ** 0.5
+        self._used += 1
+        self._held = self.hold
+        return Outcome(self.name, True, f"learning rate x {self.factor:.3g} (was x {before:.3g})")
+
+    def before_update(self, scene: Scene) -> None:
+        """Put the factor on the rates of this update, then let it recover a little."""
+        self.after_update()
+        if self.factor >= 1.0:
+            return
+        for group in scene.optimizer.param_groups:
+            rate = group["lr"]
+            if isinstance(rate, Tensor):
+                # A capturable optimizer reads this very tensor, so it is changed in place.
+                self._applied.append((group, rate.clone()))
+                rate.mul_(self.factor)
+            else:
+                self._applied.append((group, rate))
+                group["lr"] = rate * self.factor
+        self._recover()
+
+    def _recover(self) -> None:
+        if self._held > 0:
+            self._held -= 1
+        else:
+            self.factor = min(self.factor * 2.0 ** (1.0 / self.recover), self.ceiling)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Put the rates back as the scheduler left them."""
+        for group, rate in self._applied:
+            if isinstance(group["lr"], Tensor) and isinstance(rate, Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+        self._applied.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return factor, ceiling and how long they hold."""
+        return {"factor": self.factor, "ceiling": self.ceiling, "held": self._held, "used": self._used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.factor, self.ceiling = float(state["factor"]), float(state["ceiling"])
+        self._held, self._used = int(state["held"]), int(state["used"])

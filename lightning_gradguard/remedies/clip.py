@@ -1,0 +1,77 @@
+"""Gradient clipping: by global norm to the detector's limit, by value, or adaptively per unit."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_gradguard import checks
+from lightning_gradguard.records import Outcome
+from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.statistics import local
+
+
+def unit_norm(tensor: Tensor) -> Tensor:
+    """Return the L2 norm of each unit (output row, filter), shape broadcastable to ``tensor``; of all for vectors.
+
+    Source: Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021, section 4.
+    """
+    if tensor.dim() <= 1:
+        return torch.linalg.vector_norm(tensor).reshape((1,) * tensor.dim())
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)
+
+
+class Clip(Remedy):
+    """Scale an oversized gradient down for one step.
+
+    ``norm`` multiplies all gradients by ``target / norm``; the direction stays. ``value`` limits every element to
+    ``clip_value``. ``adaptive`` limits each unit's gradient to ``clip_factor`` times its weight's norm (AGC).
+    Applied to a step that a detector has called a spike; healthy steps are never touched.
+
+    Args:
+        algorithm: Which of the three.
+        clip_value: Largest absolute element, for ``value``.
+        clip_factor: Largest ``||gradient|| / ||weight||`` of a unit, for ``adaptive``.
+    """
+
+    name: ClassVar[str] = "clip"
+
+    def __init__(
+        self,
+        *,
+        algorithm: Literal["norm", "value", "adaptive"] = "norm",
+        clip_value: float = 1.0,
+        clip_factor: float = 0.01,
+    ) -> None:
+        self.algorithm = checks.choice("algorithm", algorithm, ("norm", "value", "adaptive"))
+        self.clip_value = checks.number("clip_value", clip_value, above=0.0)
+        self.clip_factor = checks.number("clip_factor", clip_factor, above=0.0)
+
+    @torch.no_grad()
+    def apply(self, scene: Scene) -> Outcome:
+        """Clip the gradients in place; a gradient that is not finite cannot be clipped and is left to others."""
+        norm = scene.statistics.norm
+        if not scene.statistics.finite:
+            return Outcome(self.name, applied=False, detail="a gradient that is not finite cannot be clipped")
+        if self.algorithm == "norm":
+            coefficient = min(1.0, scene.target / norm)
+            grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
+            torch._foreach_mul_(grads, coefficient)
+            return Outcome(self.name, True, f"norm {norm:.3g} clipped to {norm * coefficient:.3g}", (), coefficient)
+        for parameter in scene.parameters.values():
+            if parameter.grad is not None:
+                self._clip_elements(parameter, scene)
+        return Outcome(self.name, True, f"clipped by {self.algorithm}")
+
+    def _clip_elements(self, parameter: torch.nn.Parameter, scene: Scene) -> None:
+        assert parameter.grad is not None
+        grad = local(parameter.grad)
+        if self.algorithm == "value":
+            # Under a fused optimizer with a GradScaler the gradients at hand are still scaled.
+            grad.clamp_(-self.clip_value * scene.grad_scale, self.clip_value * scene.grad_scale)
+            return
+        allowed = unit_norm(local(parameter)).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
+        norm = unit_norm(grad)
+        grad.mul_((allowed / norm.clamp(min=1e-6)).clamp_(max=1.0))

@@ -1,0 +1,49 @@
+"""Rollback to a recent snapshot known to be good."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lightning_gradguard import checks
+from lightning_gradguard.records import Outcome
+from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.snapshots import restore
+
+
+class Rollback(Remedy):
+    """Go back to the newest good snapshot: parameters, buffers and optimizer state.
+
+    Batches are not rewound: the run goes on with fresh ones, which is what PaLM did against spikes (Chowdhery et al.,
+    2022, section 5.1). If trouble is back within ``patience`` steps, that snapshot was sick already and is dropped for the
+    older one.
+
+    Args:
+        patience: Steps after which a rollback counts as having helped.
+    """
+
+    name: ClassVar[str] = "rollback"
+
+    def __init__(self, *, patience: int = 10) -> None:
+        self.patience = checks.whole("patience", patience)
+        self._last_step: int | None = None
+
+    def apply(self, scene: Scene) -> Outcome:
+        """Restore the snapshot in place."""
+        step = scene.statistics.step
+        if self._last_step is not None and step - self._last_step <= self.patience:
+            scene.snapshots.discard_latest()
+        self._last_step = step
+        snapshot = scene.snapshots.latest
+        if snapshot is None:
+            return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
+        restore(snapshot, scene.parameters, scene.buffers, scene.optimizer)
+        return Outcome(self.name, True, f"went back to step {snapshot.step}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of the last rollback, -1 for none."""
+        return {"last_step": -1 if self._last_step is None else self._last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        last = int(state["last_step"])
+        self._last_step = None if last < 0 else last

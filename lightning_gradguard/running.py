@@ -1,0 +1,42 @@
+"""Running statistics of normalisation layers, kept so that a held step leaves no trace in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class RunningStatistics:
+    """Remember running means and variances as they were after the last accepted step.
+
+    A bad batch has been through BatchNorm before its gradient is judged, and one NaN in a running mean stays for ever.
+    They are small (two vectors a layer), so they are copied on every accepted step, on their own device.
+
+    Args:
+        module: The root module; layers that are added later are not seen.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = [
+            buffer
+            for layer in module.modules()
+            if isinstance(layer, _NormBase) and layer.track_running_stats
+            for buffer in layer.buffers(recurse=False)
+        ]
+        self._saved: list[Tensor] = []
+        self.accept()
+
+    @torch.no_grad()
+    def accept(self) -> None:
+        """Remember the values of now."""
+        if not self._saved:
+            self._saved = [buffer.clone() for buffer in self._live]
+        else:
+            torch._foreach_copy_(self._saved, self._live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back the values of the last accepted step."""
+        if self._saved:
+            torch._foreach_copy_(self._live, self._saved)

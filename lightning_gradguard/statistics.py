@@ -1,0 +1,84 @@
+"""From gradients to statistics: one multi-tensor pass, one transfer to the host.
+
+The fast reading (:func:`gradient_norms`) runs every step. The forensic one (:func:`examine`) runs on suspicion
+only: it costs several passes, never overflows, and counts non-finite elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradguard.records import FloatArray
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the dense, real values behind a gradient or parameter: its shard, its stored values, its real view."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.is_sparse:
+        # Uncoalesced duplicates must be summed before a norm is taken of them.
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor
+
+
+def _careful_norm(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    norm = torch.linalg.vector_norm(grad if hasattr(grad, "to_local") else local(grad), dtype=dtype)
+    # The norm of a sharded tensor is a partial sum until it is gathered.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def gradient_norms(grads: Sequence[Tensor], *, sharded: bool = False) -> Tensor:
+    """Return the L2 norm of each gradient as one tensor.
+
+    Args:
+        grads: Gradients of any float or complex dtype, dense or sparse, on one or several devices.
+        sharded: True if some of them are DTensors; their norms are then gathered over their mesh.
+
+    Returns:
+        Tensor of shape ``(len(grads),)``, float32 (float64 if any gradient is), on the device of the first gradient.
+        A finite gradient of more than about 1e19 may read as inf; :func:`examine` tells the two apart.
+    """
+    if not grads:
+        return torch.zeros(0)
+    if not sharded:
+        try:
+            # float32 accumulation: float16 norms lose digits and overflow at 65504. Asking forgiveness for sparse,
+            # float64, complex and multi-device gradients is cheaper than asking each of a thousand tensors what it is.
+            return torch.stack(torch._foreach_norm(grads, 2, torch.float32))
+        except (RuntimeError, TypeError, NotImplementedError):
+            pass
+    wide = any(g.dtype in (torch.float64, torch.complex128) for g in grads)
+    dtype = torch.float64 if wide else torch.float32
+    device = grads[0].device
+    return torch.stack([_careful_norm(g, dtype).to(device, dtype) for g in grads])
+
+
+def global_norm(norms: FloatArray) -> float:
+    """Return the root of the sum of squares of float64 ``norms``; NaN if any is NaN, else inf if any is inf."""
+    return math.sqrt(float(np.dot(norms, norms)))
+
+
+def examine(grads: Sequence[Tensor], *, sharded: bool = False) -> tuple[FloatArray, list[int]]:
+    """Measure gradients slowly and exactly, for use on suspicion.
+
+    Returns:
+        The float64 L2 norm of each gradient, and the count of its NaN and inf elements. A norm is NaN or inf only
+        if an element is. For DTensors both are gathered over the mesh.
+    """
+    norms, counts = [], []
+    for grad in grads:
+        norms.append(_careful_norm(grad, torch.float64).cpu())
+        bad = (~torch.isfinite(local(grad))).sum()
+        counts.append(bad)
+    total = torch.stack([c.cpu() for c in counts]) if counts else torch.zeros(0)
+    values = np.array([float(n) for n in norms], dtype=np.float64)
+    found = [int(c) for c in total]
+    # A bad element on another rank shows in the gathered norm though not in this shard.
+    return values, [max(c, int(sharded and not math.isfinite(v))) for c, v in zip(found, values, strict=True)]
