@@ -1,0 +1,242 @@
+"""From readings and weights to suspects, the strongest evidence first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_gradguard.attribution.outliers import stands_out, typical
+from lightning_gradguard.attribution.probe import LayerReading
+from lightning_gradguard.attribution.weights import WeightTraits, examine
+from lightning_gradguard.layers import layer_of
+from lightning_gradguard.records import Blame, GradientStatistics
+from lightning_gradguard.snapshots import Snapshot
+
+# A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1; training moves a weight
+# that much over thousands of steps, and then it moves its peers as well.
+_DISPLACED = 0.5
+_DISPLACED_APART = math.log(5.0)
+_STILL = math.log(1e-2)
+# Undisturbed since a run that went well: what looks large there was large in health too.
+_TRUSTED = math.log(3.0)
+# The normalisation that follows cancels the scale, so more of it is asked for.
+_CANCELLED = math.log(2.0)
+# Gains swing with the data (positive inputs line up with positive weights), more than the weights themselves do.
+_SWING = math.log(1.5)
+_CONSTANT = 3.0
+_GROWTH = math.log(1e3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Witness:
+    """One kind of evidence about one layer: the log of a ratio that is about 1 in health."""
+
+    kind: str
+    value: float
+    allowance: float
+
+
+def blame(
+    module: nn.Module,
+    *,
+    readings: Sequence[LayerReading] = (),
+    snapshot: Snapshot | None = None,
+    statistics: GradientStatistics | None = None,
+) -> tuple[Blame, ...]:
+    """Name the layers at fault, worst first; nobody if nobody stands out.
+
+    The evidence, strongest first: parameters that are not finite; parameters displaced since the snapshot while other layers'
+    are not; a layer that turns a finite signal, or gradient, into one that is not; gains and weights too large against the other
+    layers' and in themselves. Gradients are no evidence of size: in a network with one bad layer all the *others'* grow.
+
+    Args:
+        module: The root module.
+        readings: What a :class:`Probe` saw of this step, or of a replay of it.
+        snapshot: A state known to be good.
+        statistics: The gradients of the step; used to tell which became non-finite at the parameters.
+    """
+    traits = examine(module, snapshot)
+    by_layer = {reading.layer: reading for reading in readings}
+    found = _broken(traits) + _displaced(traits)
+    if all(t.finite for t in traits):  # else every reading is polluted by it
+        history = snapshot is not None and snapshot.step > 0
+        found += _origins(readings, statistics) + _excessive(traits, by_layer, history)
+        found += [] if found else _growing(traits, readings)
+        found += [] if found else _batch(readings)
+    order = {t.layer: (by_layer[t.layer].order if t.layer in by_layer else index) for index, t in enumerate(traits)}
+    worst: dict[str, Blame] = {}
+    for suspect in sorted(found, key=lambda b: (-b.score, order.get(b.layer, 0))):
+        worst.setdefault(suspect.layer, suspect)
+    measured = {t.layer: t for t in traits}
+    return tuple(
+        _complete(suspect, measured.get(suspect.layer), by_layer.get(suspect.layer)) for suspect in worst.values()
+    )
+
+
+def _complete(suspect: Blame, traits: WeightTraits | None, reading: LayerReading | None) -> Blame:
+    return Blame(
+        layer=suspect.layer,
+        score=suspect.score,
+        reason=suspect.reason,
+        forward_gain=None if reading is None else reading.forward_gain,
+        backward_gain=None if reading is None else reading.backward_gain,
+        weight_ratio=None if traits is None else traits.excess,
+    )
+
+
+def _broken(traits: Sequence[WeightTraits]) -> list[Blame]:
+    return [Blame(t.layer, math.inf, "its parameters are not finite") for t in traits if not t.finite]
+
+
+def _displaced(traits: Sequence[WeightTraits]) -> list[Blame]:
+    """Accuse layers rewritten since the snapshot; where all have moved alike there is no single culprit."""
+    moved = {t.layer: t.displacement for t in traits if t.displacement is not None and t.trainable and t.finite}
+    logs = {layer: max(math.log(value), _STILL) if value > 0.0 else _STILL for layer, value in moved.items()}
+    found = []
+    for layer, value in moved.items():
+        centre, spread = typical([log for other, log in logs.items() if other != layer])
+        apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
+        if value >= _DISPLACED and apart >= max(_DISPLACED_APART, 4.0 * spread):
+            reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
+            found.append(Blame(layer, apart, reason))
+    return found
+
+
+def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Blame]:
+    """Accuse layers in which something finite becomes non-finite, unless what came in was absurdly large already."""
+    spoilt = set[str]()
+    if statistics is not None:
+        pairs = zip(statistics.names, statistics.norms.tolist(), strict=True)
+        spoilt = {layer_of(name) for name, norm in pairs if not math.isfinite(norm)}
+    found = []
+    for r in readings:
+        if r.input_finite and not r.output_finite:
+            found += _overflow(r, r.rms_in, "its output is not finite though its input is")
+        elif r.grad_out_finite and (r.grad_in_finite is False or r.layer in spoilt):
+            found += _overflow(r, r.grad_out, "its gradients are not finite though the gradient that reached it is")
+    return found
+
+
+def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list[Blame]:
+    """The gain was at least ``ceiling / came_in``; half the dtype's range (in log) must be its own doing."""
+    lowest = math.log(reading.ceiling) - math.log(max(came_in or 1.0, 1e-3))
+    return [Blame(reading.layer, lowest, reason)] if lowest >= 0.5 * math.log(reading.ceiling) else []
+
+
+def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Blame]:
+    """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak."""
+    heard = {t.layer: _witnesses(t, readings.get(t.layer)) for t in traits if t.trainable}
+    groups = {t.layer: t.kind if t.kind in ("norm", "embedding") else "layer" for t in traits}
+    found = []
+    for t in traits:
+        doubt = _TRUSTED if history and t.displacement is not None and t.displacement < _DISPLACED else 0.0
+        if t.layer in heard and t.constant is not None and t.constant >= _CONSTANT * math.exp(doubt):
+            reason = f"its weights are all but constant, so they sum their inputs {t.constant:.3g} fold"
+            found.append(Blame(t.layer, math.log(t.constant), reason))
+        strengths: dict[str, float | None] = {}
+        for witness in heard.get(t.layer, []):
+            others = _others(witness.kind, t.layer, heard, groups)
+            strengths[witness.kind] = stands_out(
+                witness.value - witness.allowance - doubt, [o - witness.allowance for o in others]
+            )
+        speaking = {kind: s for kind, s in strengths.items() if s is not None}
+        agreeing = [w for w in heard.get(t.layer, []) if w.value - doubt >= _SWING]
+        if speaking and len(agreeing) >= min(2, len(strengths)):
+            found.append(Blame(t.layer, max(speaking.values()), _wording(heard[t.layer])))
+    return found
+
+
+def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witness]:
+    """Choose the evidence that means something for this kind of layer.
+
+    The output of a recurrent layer is bounded, a normalisation's gains are set by its input, an embedding has no input.
+    """
+    normed = reading is not None and reading.followed_by is not None
+    found = []
+    if traits.excess is not None:
+        found.append(_Witness("weights", _log(traits.excess), _CANCELLED if normed else 0.0))
+    if reading is None or normed or traits.kind in ("norm", "embedding", "attention"):
+        return found
+    backward = [] if reading.backward_gain is None else [_Witness("backward gain", _log(reading.backward_gain), _SWING)]
+    if traits.kind == "recurrent":
+        both = found + backward  # either suffices: a sane matrix may still explode through time
+        return [max(both, key=lambda w: w.value - w.allowance)] if both else []
+    if reading.forward_gain is not None and reading.rms_in:
+        # A bias adds to the output whatever the input is.
+        gain = math.sqrt(max(_square(reading.forward_gain) - _square(traits.bias / reading.rms_in), 0.0))
+        found.append(_Witness("forward gain", _log(gain), _SWING))
+    return found + backward
+
+
+def _others(kind: str, layer: str, heard: dict[str, list[_Witness]], groups: dict[str, str]) -> list[float]:
+    group = groups[layer]
+    return [
+        w.value
+        for other, ws in heard.items()
+        if other != layer and groups[other] == group
+        for w in ws
+        if w.kind == kind
+    ]
+
+
+def _wording(witnesses: Sequence[_Witness]) -> str:
+    texts = {"weights": "weights {:.3g} times what their fan calls for"}
+    return ", ".join(texts.get(w.kind, w.kind + " {:.3g}").format(math.exp(w.value)) for w in witnesses)
+
+
+def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -> list[Blame]:
+    """Accuse every layer that amplifies, where none stands out but together they blow the signal up a thousandfold."""
+    kinds = {t.layer: t for t in traits if t.trainable}
+    plain = [
+        r for r in readings if r.layer in kinds and r.kind in ("linear", "conv", "other") and r.followed_by is None
+    ]
+    ahead = _span(plain, lambda r: r.rms_out, lambda r: r.rms_in)
+    back = _span(plain[::-1], lambda r: (r.grad_out or 0.0) * (r.backward_gain or 0.0), lambda r: r.grad_out)
+    if max(ahead, back) < _GROWTH:
+        return []
+    gains = {r.layer: max(r.forward_gain or 0.0, r.backward_gain or 0.0) for r in plain}
+    reason = "amplifies {:.3g} fold, as do others, and together they blow the signal up {:.2g} fold"
+    return [
+        Blame(layer, _log(gain), reason.format(gain, math.exp(max(ahead, back))))
+        for layer, gain in gains.items()
+        if _log(gain) >= math.log(2.0)
+    ]
+
+
+def _span(
+    readings: Sequence[LayerReading],
+    out: Callable[[LayerReading], float | None],
+    into: Callable[[LayerReading], float | None],
+) -> float:
+    """Return the log of the largest output over the first input."""
+    first = next((value for r in readings if (value := into(r))), None)
+    outs = [value for r in readings if (value := out(r)) is not None]
+    if first is None or not outs or not math.isfinite(first):
+        return 0.0
+    return _log(max(outs) / first)
+
+
+def _batch(readings: Sequence[LayerReading]) -> list[Blame]:
+    """Accuse the data if the first layer to see it got something that is not finite, or absurdly large."""
+    first = min(readings, key=lambda r: r.order, default=None)
+    if first is None or first.rms_in is None:
+        return []
+    if not first.input_finite:
+        return [Blame("batch", math.inf, "the input of the first layer is not finite")]
+    if first.rms_in > 1e4:
+        return [
+            Blame("batch", math.log(first.rms_in), f"the input of the first layer has an RMS of {first.rms_in:.3g}")
+        ]
+    return []
+
+
+def _log(value: float) -> float:
+    """Return the logarithm, bounded below; inf stays inf, and NaN counts as the worst."""
+    return math.inf if math.isnan(value) else math.log(max(value, 1e-12))
+
+
+def _square(value: float) -> float:
+    return value * value

@@ -1,0 +1,122 @@
+"""The weights of each layer as witnesses: finite or not, against their own history, against what their fan calls for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard.attribution.magnitude import rms, to_host
+from lightning_gradguard.fans import expected_rms, fans
+from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_of
+from lightning_gradguard.snapshots import Snapshot
+
+
+@dataclass(slots=True)
+class WeightTraits:
+    """What the weights of one layer say.
+
+    Args:
+        layer: Qualified module name.
+        kind: Kind of layer.
+        trainable: Whether any of its parameters is trained.
+        finite: Whether all of its parameters are finite.
+        excess: Largest ``RMS(weight) / expected_rms``, None where nothing is expected.
+        constant: ``|mean| * fan_in`` of a weight matrix that is all but constant, None where none is.
+        bias: RMS of the bias, 0.0 where there is none.
+        displacement: ``||W - W_snapshot|| / ||W_snapshot||``, None without a snapshot of this layer.
+    """
+
+    layer: str
+    kind: Kind
+    trainable: bool = False
+    finite: bool = True
+    excess: float | None = None
+    constant: float | None = None
+    bias: float = 0.0
+    displacement: float | None = None
+    _moved: float = field(default=0.0, repr=False)
+    _size: float = field(default=0.0, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One parameter: RMS and mean now, RMS of the change and of the earlier value."""
+
+    traits: WeightTraits
+    owner: nn.Module
+    name: str
+    parameter: Tensor
+    values: list[Tensor]
+
+
+def examine(module: nn.Module, snapshot: Snapshot | None = None) -> list[WeightTraits]:
+    """Measure every layer's weights, with one transfer to the host."""
+    earlier = {} if snapshot is None else {clean(name): value for name, value in snapshot.parameters.items()}
+    found: list[WeightTraits] = []
+    measured: list[_Measured] = []
+    for layer, owner in layers(module).items():
+        traits = WeightTraits(layer, kind_of(owner))
+        found.append(traits)
+        for name, parameter in parameters_of(owner).items():
+            if (
+                parameter.numel()
+                and not parameter.is_meta
+                and (parameter.is_floating_point() or parameter.is_complex())
+            ):
+                before = earlier.get(f"{layer}.{name}" if layer else name)
+                measured.append(_Measured(traits, owner, name, parameter, _measure(parameter.detach(), before)))
+    numbers = iter(to_host([value for m in measured for value in m.values]))
+    for one in measured:
+        _note(one, [next(numbers) for _ in one.values])
+    for traits in found:
+        if traits._size > 0.0:
+            # A change too large to subtract comes out as NaN, which must not read as none at all.
+            moved = traits._moved if math.isfinite(traits._moved) else math.inf
+            traits.displacement = math.sqrt(moved / traits._size)
+    return found
+
+
+def _measure(parameter: Tensor, before: Tensor | None) -> list[Tensor]:
+    """Return 0-d tensors: RMS, mean over RMS, and where a comparable earlier value exists RMS of the change and of it."""
+    size = rms(_whole(parameter))
+    real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+    real = _whole(real).float()
+    values = [size, (real / size.clamp_min(torch.finfo(torch.float32).tiny)).mean()]
+    if before is not None and type(parameter) in (Tensor, nn.Parameter) and before.shape == parameter.shape:
+        before = before.to(parameter.device)
+        values += [rms(parameter - before), rms(before)]
+    return values
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor: every rank examines at the same time, and must see the same."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def _note(one: _Measured, numbers: list[float]) -> None:
+    traits, parameter = one.traits, one.parameter
+    size, mean = numbers[0], numbers[1]
+    expected = expected_rms(one.owner, one.name)
+    traits.trainable |= parameter.requires_grad
+    traits.finite &= math.isfinite(size)
+    if one.name == "bias":
+        traits.bias = size
+    if expected is not None:
+        traits.excess = max(traits.excess or 0.0, size / expected)
+    terms = fans(one.owner, one.name)
+    # A draw of n independent values has |mean| / RMS = 1 / sqrt(n): nine tenths is no draw.
+    if terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
+        traits.constant = max(traits.constant or 0.0, size * terms[0])
+    if len(numbers) == 4:
+        # A weight that was near zero (a zero-initialised branch) moves by many times its size in health.
+        least = 0.1 if parameter.ndim <= 1 else 0.5 * expected if expected is not None else 0.01
+        traits._moved += parameter.numel() * _square(numbers[2])
+        traits._size += parameter.numel() * _square(max(numbers[3], least))
+
+
+def _square(value: float) -> float:
+    return value * value  # unlike value**2, overflows to inf instead of raising

@@ -1,0 +1,81 @@
+"""Layers by name: which module owns a parameter, and what kind of layer it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "other"]
+
+# torch.compile, FSDP1 and the checkpoint wrapper insert these; attribute look-up passes through them, so names may drop them.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def clean(name: str) -> str:
+    """Strip what wrappers put into a qualified name: ``net._orig_mod.0.weight`` -> ``net.0.weight``."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def layer_of(name: str) -> str:
+    """Return the layer that owns the parameter ``name``: ``net.0.weight`` -> ``net.0``; the root module is ``""``.
+
+    A parametrised weight belongs to the layer it parametrises: ``fc.parametrizations.weight.original0`` -> ``fc``.
+    """
+    path = clean(name).rpartition(".")[0]
+    head, inside, _ = f".{path}.".partition(".parametrizations.")
+    return head.strip(".") if inside else path
+
+
+def layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that own parameters directly, by cleaned name, in the order of registration."""
+    modules = {clean(name): child for name, child in module.named_modules()}
+    owners = dict.fromkeys(layer_of(name) for name, _ in module.named_parameters())
+    return {name: modules[name] for name in owners if name in modules}
+
+
+def parameters_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Return a layer's own initialised parameters by local name, the originals of parametrised ones included."""
+    own = {name: p for name, p in layer.named_parameters(recurse=False)}
+    lists = layer.get_submodule("parametrizations") if "parametrizations" in layer._modules else None
+    if lists is not None:
+        own.update({f"parametrizations.{name}": p for name, p in lists.named_parameters()})
+    return {name: p for name, p in own.items() if not is_lazy(p)}
+
+
+def kind_of(layer: nn.Module) -> Kind:
+    """Classify a layer; a class whose name says norm and whose parameters are vectors counts as a normalisation."""
+    if isinstance(layer, (nn.Linear, nn.Bilinear)):
+        return "linear"
+    if isinstance(layer, _ConvNd):
+        return "conv"
+    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+        return "recurrent"
+    if isinstance(layer, nn.MultiheadAttention):
+        return "attention"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if isinstance(layer, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+        return "norm"
+    vectors = not any(True for _ in layer.children()) and all(p.ndim <= 1 for p in layer.parameters(recurse=False))
+    return "norm" if vectors and "norm" in type(layer).__name__.lower() else "other"
+
+
+def select_layers(module: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """Return the layers whose names match any of the shell-style ``patterns``.
+
+    Raises:
+        ValueError: If a pattern matches no layer; the message lists the layers there are.
+    """
+    names, chosen = list(layers(module)), set[str]()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"layer pattern {pattern!r} matches no layer; the layers are: {', '.join(names)}")
+        chosen |= found
+    return chosen
