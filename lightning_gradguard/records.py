@@ -260,7 +260,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
+        return repr(float(value))
     return value
 
 

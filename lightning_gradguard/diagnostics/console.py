@@ -1,0 +1,42 @@
+"""One line per incident on the console, through the standard ``logging`` module."""
+
+from __future__ import annotations
+
+import logging
+
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.records import Incident
+
+logger = logging.getLogger("lightning_gradguard")
+
+
+class Console(Sink):
+    """Log incidents to the logger ``lightning_gradguard``: warnings when they open, info when they are over.
+
+    An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of alarms
+    has doubled, so that a thousand bad steps are ten lines.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[int, tuple[object, ...]] = {}
+
+    def incident(self, incident: Incident, event: Event) -> None:
+        """Log one line about an incident."""
+        if event == "closed":
+            self._told.pop(incident.number, None)
+            level = logging.INFO if incident.helped else logging.WARNING
+            logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", wording.result(incident))
+            return
+        news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length())
+        if event == "acted" and self._told.get(incident.number) == news:
+            return
+        self._told[incident.number] = news
+        line = f"{wording.opening(incident)}; {wording.done(incident.remedies)}"
+        if event == "acted":
+            line += f" ({wording.count(incident.alarms, 'alarming step')} so far)"
+        logger.warning("GradGuard: %s", line)
+
+    def notice(self, step: int, message: str) -> None:
+        """Log one sentence that asks for no remedy."""
+        logger.info("GradGuard: at step %s: %s", f"{step:,}", wording.clean(message))

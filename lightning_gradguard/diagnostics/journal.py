@@ -1,0 +1,132 @@
+"""The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
+
+Lines have a field ``"event"``: ``start`` (a session begins), ``layers`` (the names that later windows of that optimizer refer to),
+``window``, ``opened``, ``acted``, ``closed`` and ``notice``. Each line is flushed as it is written, so that a killed run loses at most
+the end of its last line; :func:`~lightning_gradguard.diagnostics.journal_reader.read_journal` copes with that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from lightning_gradguard.diagnostics.milestones import is_milestone
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.diagnostics.strict_json import dumps
+from lightning_gradguard.diagnostics.timeline import merge
+from lightning_gradguard.records import FloatArray, Incident, Window, to_json
+
+FILE_NAME = "gradguard.jsonl"
+VERSION = 1
+DENSE_LINES = 512
+
+_WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.startswith("layer"))
+
+
+class Journal(Sink):
+    """Append to ``gradguard.jsonl`` in a directory, which is created when the first line is written.
+
+    Windows are merged as the run grows, so that a run of any length has some hundred lines for each doubling of its length;
+    merging keeps every peak.
+
+    Args:
+        directory: Where the file goes.
+        every: Windows in one line at the start of a run, at least 1.
+
+    Raises:
+        OSError: On writing, if the disk is full or the directory cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.path = Path(directory) / FILE_NAME
+        self._every = every
+        self._file: TextIO | None = None
+        self._layers: dict[int, tuple[str, ...]] = {}
+        self._pending: dict[int, tuple[Window, int]] = {}
+
+    def window(self, window: Window) -> None:
+        """Take in one window; write a line for every few."""
+        merged, count = self._pending.pop(window.optimizer, (None, 0))
+        merged = merge(merged, window) if merged else window
+        if count + 1 < self._interval(window.tick):
+            self._pending[window.optimizer] = (merged, count + 1)
+            return
+        self._write_window(merged)
+
+    def incident(self, incident: Incident, event: Event) -> None:
+        """Write the incident as it stands."""
+        if is_milestone(incident, event):
+            self._write({"event": event, "incident": to_json(incident)})
+
+    def notice(self, step: int, message: str) -> None:
+        """Write one sentence that asks for no remedy."""
+        self._write({"event": "notice", "step": step, "message": message})
+
+    def close(self) -> None:
+        """Write what is pending and close the file; a later call opens it again."""
+        pending, self._pending = self._pending, {}
+        for window, _ in pending.values():
+            self._write_window(window)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._layers = {}
+
+    def _interval(self, tick: int) -> int:
+        """Return how many windows go into a line: twice as many each time the run has doubled."""
+        dense = DENSE_LINES * self._every
+        return self._every * (2 ** int(math.log2(tick / dense)) if tick > dense else 1)
+
+    def _write_window(self, window: Window) -> None:
+        if self._layers.get(window.optimizer) != window.layers:
+            self._write({"event": "layers", "optimizer": window.optimizer, "names": window.layers})
+            self._layers[window.optimizer] = window.layers
+        line: dict[str, Any] = {name: getattr(window, name) for name in _WINDOW_FIELDS}
+        line["layer_peaks"] = _rounded(window.layer_peaks)
+        steps = np.nan_to_num(window.layer_nonfinite).astype(np.int64)
+        line["layer_nonfinite"] = steps.tolist() if steps.any() else []
+        self._write({"event": "window", **line})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(dumps(entry) + "\n")
+        self._file.flush()
+
+    def _open(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = _ends_torn(self.path)
+        file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, it stays open between lines
+        # A killed run may have left half a line: end it, or it would take ours along.
+        file.write(("\n" if torn else "") + dumps({"event": "start", "version": VERSION, "time": time.time()}) + "\n")
+        return file
+
+
+def _ends_torn(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _rounded(norms: FloatArray, digits: int = 4) -> list[float]:
+    """Return norms with few significant digits, which halves the line."""
+    with np.errstate(all="ignore"):
+        exponents = np.floor(np.log10(np.where(norms > 0, norms, 1.0))) - (digits - 1)
+        # Dividing by a power of ten gives the float nearest to the short decimal; multiplying by 1e-5 would not.
+        rounded = np.where(
+            exponents < 0,
+            np.round(norms * 10.0**-exponents) / 10.0**-exponents,
+            np.round(norms / 10.0**exponents) * 10.0**exponents,
+        )
+    shortened: list[float] = np.where(np.isfinite(rounded), rounded, norms).tolist()
+    return shortened

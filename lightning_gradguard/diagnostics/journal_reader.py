@@ -1,0 +1,140 @@
+"""Read a journal back, however damaged: what can be read is returned, and what cannot is said."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_gradguard.diagnostics.decode import Malformed, decode
+from lightning_gradguard.records import Incident, Window
+
+MAX_PROBLEMS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that could not be read: its number, counted from 1, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One sentence that asked for no remedy."""
+
+    step: int
+    message: str
+
+
+@dataclass(slots=True)
+class JournalContents:
+    """What a journal holds.
+
+    Args:
+        windows: In the order they were written; a resumed run may go back in steps.
+        incidents: Each once, as it was last written, in the order they opened.
+        notices: In the order they were written.
+        sessions: Count of times the run was started or resumed.
+        problems: Lines that could not be read, at most :data:`MAX_PROBLEMS`.
+        unreadable: Count of all lines that could not be read.
+    """
+
+    windows: list[Window] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    sessions: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    unreadable: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all could be shown."""
+        return not (self.windows or self.incidents or self.notices)
+
+
+def read_journal(path: str | os.PathLike[str]) -> JournalContents:
+    """Read ``gradguard.jsonl``; nothing in it is executed.
+
+    Raises:
+        OSError: If the file cannot be opened or read.
+    """
+    reader = _Reader()
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            reader.take(number, line)
+    return reader.contents()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._result = JournalContents()
+        self._layers: dict[int, tuple[str, ...]] = {}
+        self._incidents: dict[tuple[int, int, int], Incident] = {}
+
+    def take(self, number: int, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            entry = json.loads(line.decode("utf-8"))
+            if not isinstance(entry, dict):
+                raise Malformed(f"should be an object, not {type(entry).__name__}")
+            self._sort_in(entry)
+        except (ValueError, RecursionError) as error:
+            torn = not line.endswith(b"\n")
+            self._complain(number, "is cut off: the run was killed while writing it" if torn else _why(error))
+
+    def contents(self) -> JournalContents:
+        self._result.incidents = list(self._incidents.values())
+        return self._result
+
+    def _sort_in(self, entry: dict[str, Any]) -> None:
+        event = entry.get("event")
+        if event == "start":
+            self._result.sessions += 1
+        elif event == "layers":
+            names = decode(_Layers, entry)
+            self._layers[names.optimizer] = names.names
+        elif event == "window":
+            self._result.windows.append(self._window(entry))
+        elif event == "notice":
+            self._result.notices.append(decode(Notice, entry))
+        elif event in ("opened", "acted", "closed"):
+            incident = decode(Incident, entry.get("incident"))
+            # Numbers start again when a run is repeated in the same directory; together with the step they do not.
+            self._incidents[incident.optimizer, incident.number, incident.step] = incident
+        else:
+            raise Malformed(f"unknown event {str(event)[:40]!r}")
+
+    def _window(self, entry: dict[str, Any]) -> Window:
+        peaks = entry.get("layer_peaks")
+        size = len(peaks) if isinstance(peaks, list) else 0
+        optimizer = entry.get("optimizer")
+        layers = self._layers.get(optimizer, ()) if isinstance(optimizer, int) else ()
+        window = decode(
+            Window, {**entry, "layers": list(layers), "layer_nonfinite": entry.get("layer_nonfinite") or [0] * size}
+        )
+        if not len(layers) == len(window.layer_peaks) == len(window.layer_nonfinite):
+            raise Malformed(f"has {size} layers where {len(layers)} names are known")
+        return window
+
+    def _complain(self, line: int, reason: str) -> None:
+        self._result.unreadable += 1
+        if len(self._result.problems) < MAX_PROBLEMS:
+            self._result.problems.append(Problem(line, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    optimizer: int
+    names: tuple[str, ...]
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} at character {error.pos + 1}"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8 text"
+    return "is nested too deeply" if isinstance(error, RecursionError) else str(error)

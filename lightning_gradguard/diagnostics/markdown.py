@@ -1,0 +1,88 @@
+"""An incident as Markdown, for TensorBoard's text dashboard: when, which form, which layer, what was done, did it help.
+
+Names come from the user's model: everything that is not ours goes through :func:`~.wording.markdown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.records import Action, Blame, Incident
+
+SUSPECTS = 5
+
+
+def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> str:
+    """Return the whole story of one incident, followed by one line for each earlier one.
+
+    TensorBoard's slow loader keeps ten texts a tag, drawn at random but for the last; so the last one tells of all.
+
+    Args:
+        incident: The incident to tell.
+        earlier: Incidents to list below it, newest first.
+    """
+    culprit = f", first in **{wording.markdown(incident.culprit)}**" if incident.culprit else ""
+    parts = [
+        f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
+        f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",
+        _facts(incident),
+        _suspects(incident.blame[:SUSPECTS]),
+        _actions(incident),
+        _history(earlier),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _facts(incident: Incident) -> str:
+    facts = [wording.count(incident.alarms, "alarming step")]
+    if incident.batch is not None:
+        facts.append(f"batch {incident.batch:,}")
+    if incident.optimizer:
+        facts.append(f"optimizer {incident.optimizer}")
+    return ", ".join(facts) + "."
+
+
+def _suspects(blame: tuple[Blame, ...]) -> str:
+    rows = [(wording.markdown(b.layer), wording.gains(b) or "–", wording.markdown(b.reason)) for b in blame]
+    return _table("Suspects", ("layer", "measured", "why"), rows)
+
+
+def _actions(incident: Incident) -> str:
+    rows = [(f"{action.step:,}", _evidence(action), _deeds(action)) for action in incident.actions]
+    return _table("What happened", ("step", "evidence", "what was done"), rows)
+
+
+def _evidence(action: Action) -> str:
+    verdict = action.verdict
+    measured = f"{wording.number(verdict.value)} against a limit of {wording.number(verdict.limit)}"
+    return f"{verdict.form}, {measured}: {wording.markdown(verdict.reason)}"
+
+
+def _deeds(action: Action) -> str:
+    if not action.outcomes:
+        return wording.markdown(action.decision.reason) or "–"
+    deeds = (("" if o.applied else "could not: ") + f"{o.remedy}: {o.detail}" for o in action.outcomes)
+    return "; ".join(wording.markdown(deed) for deed in deeds)
+
+
+def _history(earlier: Iterable[Incident]) -> str:
+    rows = [
+        (
+            f"{i.number:,}",
+            f"{i.step:,}",
+            i.form,
+            wording.markdown(i.culprit or "–"),
+            wording.markdown(wording.done(i.remedies)),
+            wording.result(i),
+        )
+        for i in earlier
+    ]
+    return _table("Earlier incidents", ("incident", "step", "form", "first in", "done", "result"), rows)
+
+
+def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return f"### {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

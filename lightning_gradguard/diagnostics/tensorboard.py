@@ -1,0 +1,175 @@
+"""Everything GradGuard shows in TensorBoard: scalars, a margin chart, incidents as text, a heatmap, and events for its tab."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from lightning_gradguard.diagnostics import tags, wire
+from lightning_gradguard.diagnostics.markdown import incident_markdown
+from lightning_gradguard.diagnostics.milestones import is_milestone
+from lightning_gradguard.diagnostics.picture import draw, encode_png
+from lightning_gradguard.diagnostics.scalars import scalars
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.diagnostics.timeline import Timeline
+from lightning_gradguard.records import Incident, Window
+
+HISTORY = 20
+COLUMNS = 240
+
+_laid_out: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class TensorBoardSink(Sink):
+    """Write to a ``torch.utils.tensorboard.SummaryWriter``, such as ``TensorBoardLogger.experiment``; on rank 0 only.
+
+    The writer stays its owner's: :meth:`close` flushes it and does not close it.
+
+    Args:
+        writer: Where to write.
+        optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
+        layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
+        heatmap: Whether to draw the heatmap when an incident closes and at the end.
+
+    Raises:
+        RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
+    """
+
+    def __init__(self, writer: Any, *, optimizers: int = 1, layout: bool = True, heatmap: bool = True) -> None:
+        if optimizers < 1:
+            raise ValueError(f"optimizers must be at least 1, got {optimizers}")
+        self._writer = writer
+        self._optimizers = optimizers
+        self._layout = layout
+        self._heatmap = heatmap
+        self._timelines: dict[int, Timeline] = {}
+        self._drawn: dict[int, int] = {}
+        self._layer_tags: dict[int, tuple[tuple[str, ...], str]] = {}
+        self._announced: set[str] = set()
+        self._closed_incidents: deque[Incident] = deque(maxlen=HISTORY)
+        self._last_entry = 0
+        self._rest_until = 0.0
+
+    def window(self, window: Window) -> None:
+        """Write the scalars at the window's step and the layers' statistics at its tick."""
+        self._lay_out()
+        optimizer = self._index(window.optimizer)
+        values = scalars(window, optimizer)
+        self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
+        self._add(self._layer_values(window, optimizer), window.tick)
+        if self._heatmap:
+            self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
+
+    def incident(self, incident: Incident, event: Event) -> None:
+        """Write an incident for the tab, and as text when it opens and closes."""
+        if is_milestone(incident, event):
+            self._add_entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
+        if event == "acted":
+            return
+        text = incident_markdown(incident, reversed(self._closed_incidents))
+        self._writer.add_text(tags.INCIDENT_TEXT, text, _last_step(incident))
+        if event == "closed":
+            self._closed_incidents.append(incident)
+            if time.monotonic() >= self._rest_until:
+                self.draw_heatmap(incident.optimizer)
+
+    def notice(self, step: int, message: str) -> None:
+        """Write one sentence that asks for no remedy."""
+        self._add_entry("notice", step, message=message)
+
+    def close(self) -> None:
+        """Draw the heatmaps a last time and flush the writer."""
+        for optimizer in self._timelines:
+            self.draw_heatmap(optimizer)
+        self._writer.flush()
+
+    def draw_heatmap(self, optimizer: int = 0) -> None:
+        """Write the layer x time heatmap as an image, unless nothing was added since the last one."""
+        columns = self._timelines[optimizer].columns if optimizer in self._timelines else []
+        if not columns or not columns[-1].layers or self._drawn.get(optimizer) == columns[-1].tick:
+            return
+        began = time.monotonic()
+        pixels = draw(self._timelines[optimizer])
+        image = Summary.Image(
+            height=pixels.shape[0], width=pixels.shape[1], colorspace=3, encoded_image_string=encode_png(pixels)
+        )
+        tag = tags.tag(tags.HEATMAP, self._index(optimizer))
+        self._add([Summary.Value(tag=tag, image=image)], columns[-1].step)
+        self._drawn[optimizer] = columns[-1].tick
+        # A picture of 200 layers takes some 0.1 s: in a run that is sick all the time it may cost 1 % of it, not more.
+        self._rest_until = time.monotonic() + 100 * (time.monotonic() - began)
+
+    def _index(self, optimizer: int) -> int | None:
+        return optimizer if self._optimizers > 1 or optimizer > 0 else None
+
+    def _layer_values(self, window: Window, optimizer: int | None) -> list[Any]:
+        tag = tags.tag(tags.WINDOWS, optimizer)
+        values = [wire.value(tag, wire.encode_window(window), self._once(tag, wire.windows_metadata, window))]
+        if window.layers:
+            tag = self._layers_tag(window, optimizer)
+            values.append(wire.value(tag, wire.encode_layers(window), self._once(tag, wire.layers_metadata, window)))
+        return values
+
+    def _layers_tag(self, window: Window, optimizer: int | None) -> str:
+        """Return the tag for this list of layers: metadata is written once a tag, so a new list needs a new tag."""
+        layers, tag = self._layer_tags.get(window.optimizer, (None, ""))
+        if layers != window.layers:
+            base = tags.tag(tags.LAYERS, optimizer)
+            used = sum(name == base or name.startswith(f"{base}_") for name in self._announced)
+            tag = f"{base}_{used + 1}" if used else base
+            self._layer_tags[window.optimizer] = (window.layers, tag)
+        return tag
+
+    def _add_entry(
+        self, event: str, step: int, *, incident: Incident | None = None, message: str | None = None
+    ) -> None:
+        # A clock, not a count from zero: a resumed run continues the same tag, and must not look like the past.
+        self._last_entry = max(self._last_entry + 1, time.time_ns() // 1_000_000)
+        tensor = wire.encode_incident(event, step, incident=incident, message=message)
+        tag = tags.INCIDENT_EVENTS
+        self._add([wire.value(tag, tensor, self._once(tag, wire.incidents_metadata))], self._last_entry)
+
+    def _once(self, tag: str, metadata: Any, *arguments: Any) -> Any:
+        if tag in self._announced:
+            return None
+        self._announced.add(tag)
+        return metadata(*arguments)
+
+    def _add(self, values: list[Any], step: int) -> None:
+        # One event for many values: add_scalar costs an event, a lock and a checksum each.
+        getter = getattr(self._writer, "_get_file_writer", None)
+        file_writer = getter() if getter else getattr(self._writer, "file_writer", None)
+        if file_writer is None:
+            raise RuntimeError("the TensorBoard writer has no file to write to; it is closed, or this is not rank 0")
+        file_writer.add_summary(Summary(value=values), step)
+
+    def _lay_out(self) -> None:
+        if not self._layout or self._writer in _laid_out:
+            return
+        self._layout = False
+        with contextlib.suppress(TypeError):  # a writer of the user's own may not take weak references
+            _laid_out.add(self._writer)
+        self._writer.add_custom_scalars({"GradGuard": _charts(self._optimizers)})
+
+
+def _charts(optimizers: int) -> dict[str, list[Any]]:
+    charts: dict[str, list[Any]] = {}
+    for optimizer in range(optimizers):
+        index = optimizer if optimizers > 1 else None
+        suffix = f" (optimizer {optimizer})" if optimizers > 1 else ""
+        charts[f"log10 gradient norm in its band, typical to limit{suffix}"] = ["Margin", tags.band(index)]
+        # Multiline tags are regular expressions.
+        lines = [f"^{tags.tag(name, index)}$" for name in (tags.NORM_BEFORE, tags.NORM_AFTER, tags.LIMIT)]
+        charts[f"log10 gradient norm before and after clipping{suffix}"] = ["Multiline", lines]
+    return charts
+
+
+def _last_step(incident: Incident) -> int:
+    if incident.closed is not None:
+        return incident.closed
+    return incident.actions[-1].step if incident.actions else incident.step
