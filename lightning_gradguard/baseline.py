@@ -88,6 +88,17 @@ class Baseline:
         """The norm that a healthy step has now: the larger of the window's and the last steps' median; NaN at first."""
         return math.exp(max(self.center, self.recent)) if self._norms else math.nan
 
+    @property
+    def untrained_loss(self) -> float:
+        """The loss before training: the very first, or the lower quartile of the first few if that is larger; NaN at first.
+
+        The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
+        diverges at once.
+        """
+        if not self.first_losses:
+            return math.nan
+        return max(self.first_losses[0], sorted(self.first_losses)[(len(self.first_losses) - 1) // 4])
+
     def loss_level(self, last: int | None = None) -> tuple[float, float]:
         """Return median and robust spread of the last losses (all remembered ones by default); NaN where there are none."""
         losses = list(self._losses)[-last:] if last else list(self._losses)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import ConsoleSink, Journal, MetricsSink, Sink, TensorBoardSink
+from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, TensorBoardSink
 from lightning_gradguard.guard import Guard, StepReport
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
@@ -124,14 +124,14 @@ class GradGuard(Callback):
         directory = trainer.log_dir or trainer.default_root_dir
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return []
-        sinks: list[Sink] = [ConsoleSink()]
+        sinks: list[Sink] = [Console()]
         if self._journal:
-            sinks.append(Journal(directory, windows=bool(trainer.loggers)))
+            sinks.append(Journal(directory))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                sinks.append(TensorBoardSink(logger.experiment))
+                sinks.append(TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers)))
             else:
-                sinks.append(MetricsSink(logger.log_metrics))
+                sinks.append(MetricsSink(logger.log_metrics, optimizers=len(trainer.optimizers)))
         return sinks
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

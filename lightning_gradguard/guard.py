@@ -273,6 +273,8 @@ class Guard:
             statistics = self._examine(lane, statistics, grads, grad_scale)
         if lane.baseline.count < FEW:
             ratio, weight_norm, excess = first_look(self.module, lane.parameters, lane.optimizer, grad_scale)
+            # A rate that was backed off already makes a smaller update.
+            ratio = ratio * lane.lr_factor if ratio is not None else None
             statistics = dataclasses.replace(
                 statistics, update_ratio=ratio, weight_norm=weight_norm, weight_excess=excess
             )
@@ -495,8 +497,11 @@ class Guard:
     def _exhausted(self, lane: Lane, report: StepReport) -> None:
         if self.on_exhausted == "continue":
             return
-        if lane.incident is not None:
-            self._close(lane, report.statistics.step, helped=False)
+        if lane.incident is not None and lane.incident.helped is None:
+            # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
+            lane.incident = dataclasses.replace(lane.incident, closed=report.statistics.step, helped=False)
+            self._replace(lane.incident)
+            self._tell("incident", lane.incident, "closed")
         if self.on_exhausted == "raise":
             raise TrainingDiverged(self.report())
 

@@ -115,7 +115,9 @@ class Policy:
             return Decision(("skip",), "the batch itself is corrupt")
         damaged = [b.layer for b in blame if b.layer != "batch"]
         cooled = statistics.step - self._last_slow >= self.cooldown
-        if damaged and self._repairs < self.max_repairs and (cooled or verdict.form == "cold-start"):
+        # A bad start may need layer after layer; later on, one repair that did not help says that more is damaged.
+        repairs = self.max_repairs if verdict.form == "cold-start" else min(self.max_repairs, 1)
+        if damaged and self._repairs < repairs and (cooled or verdict.form == "cold-start"):
             return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
         if verdict.examine:
             return Decision((), "no layer is found damaged: the data may have changed")

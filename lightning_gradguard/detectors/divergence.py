@@ -31,9 +31,9 @@ class Divergence(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the last losses; silent where no loss is known."""
         loss = statistics.loss
-        if loss is None or baseline.count < 2 or len(baseline.first_losses) < 2:
+        if loss is None or not baseline.first_losses:
             return None
-        first = sorted(baseline.first_losses)[len(baseline.first_losses) // 2]
+        first = baseline.untrained_loss
         level, spread = baseline.loss_level()
         now, _ = baseline.loss_level(RECENT)
         limit = level + max((self.factor - 1.0) * abs(level), 6.0 * spread)

@@ -32,9 +32,8 @@ class Vanishing(Detector):
         limit = math.exp(baseline.high_water) / self.factor
         if statistics.norm > limit or math.exp(baseline.recent) > 10 * limit:
             return None
-        first = sorted(baseline.first_losses)[len(baseline.first_losses) // 2] if baseline.first_losses else math.nan
         now, _ = baseline.loss_level(RECENT)
-        if now < 0.5 * first:
+        if now < 0.5 * baseline.untrained_loss:
             return None
         reason = f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"
         return Verdict("vanishing", self.name, statistics.norm, limit, reason, alarm=False)

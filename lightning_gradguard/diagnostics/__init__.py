@@ -3,6 +3,7 @@
 from lightning_gradguard.diagnostics.console import Console
 from lightning_gradguard.diagnostics.journal import Journal
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, Notice, Problem, read_journal
+from lightning_gradguard.diagnostics.metrics import MetricsSink
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.tags import pinned_link
@@ -13,6 +14,7 @@ __all__ = [
     "Event",
     "Journal",
     "JournalContents",
+    "MetricsSink",
     "Notice",
     "Problem",
     "Sink",
