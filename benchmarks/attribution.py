@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from lightning_gradguard.attribution import Probe, blame
 from lightning_gradguard.layers import kind_of, layer_of, layers
@@ -56,7 +56,9 @@ class Recurrent(nn.Module):
 
     def __init__(self, layer: type[nn.RNNBase], **options: object) -> None:
         super().__init__()
-        self.cells = nn.ModuleList([layer(16, 32, batch_first=True, **options), layer(32, 32, batch_first=True, **options)])
+        self.cells = nn.ModuleList(
+            [layer(16, 32, batch_first=True, **options), layer(32, 32, batch_first=True, **options)]
+        )
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +142,9 @@ def cnn(norm: bool = False) -> nn.Module:
         conv = nn.Conv2d(inward, outward, 3, stride, 1)
         return [conv, *([nn.BatchNorm2d(outward)] if norm else []), nn.ReLU(inplace=True)]
 
-    body = stage(3, 16, 1) + stage(16, 16, 1) + stage(16, 32, 2) + stage(32, 32, 1) + stage(32, 32, 2) + stage(32, 32, 1)
+    body = (
+        stage(3, 16, 1) + stage(16, 16, 1) + stage(16, 32, 2) + stage(32, 32, 1) + stage(32, 32, 2) + stage(32, 32, 1)
+    )
     return kaiming(nn.Sequential(*body, Pool(), nn.Linear(32, 10)))
 
 
@@ -151,7 +155,9 @@ def resnet(group: bool) -> nn.Module:
 
 
 def inception() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), *(Branches(24) for _ in range(3)), Pool(), nn.Linear(24, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), *(Branches(24) for _ in range(3)), Pool(), nn.Linear(24, 10)
+    )
 
 
 def encoder(first: bool) -> nn.Module:
@@ -291,10 +297,11 @@ def loudest(model: nn.Module, relative: bool) -> str:
     return max(sizes, key=sizes.__getitem__)
 
 
-def accuse(model: nn.Module, shape: tuple[int, ...], kept: Snapshot | None) -> list[str]:
-    probe = Probe()
+def accuse(model: nn.Module, shape: tuple[int, ...], kept: Snapshot | None, factor: float = 1.0) -> list[str]:
+    """Look once, at a batch that is ``factor`` times what it should be."""
+    probe, inputs = Probe(), batch(shape)
     probe.arm(model)
-    step(model, batch(shape))
+    step(model, inputs * factor if inputs.is_floating_point() else inputs)
     probe.disarm()
     return [suspect.layer for suspect in blame(model, readings=probe.readings(), snapshot=kept)]
 
@@ -320,7 +327,9 @@ def percent(values: Iterable[bool]) -> str:
     return f"{100 * sum(counted) / max(1, len(counted)):6.1f}"
 
 
-def sick(architectures: list[str], faults: list[str], trials: int, verbose: bool) -> Iterator[tuple[str, str, list[tuple[bool, ...]]]]:
+def sick(
+    architectures: list[str], faults: list[str], trials: int, verbose: bool
+) -> Iterator[tuple[str, str, list[tuple[bool, ...]]]]:
     for architecture in architectures:
         for fault in faults:
             results, missed = [], Counter[str]()
@@ -333,19 +342,19 @@ def sick(architectures: list[str], faults: list[str], trials: int, verbose: bool
             yield architecture, fault, results
 
 
-def healthy(name: str, trials: int, steps: int) -> tuple[int, Counter[str]]:
-    """Count the fresh, and the briefly trained, models in which anybody is accused."""
+def healthy(name: str, trials: int, steps: int) -> tuple[int, int, Counter[str]]:
+    """Count the looks at fresh and at briefly trained models, on good and on spoilt batches, and those that accuse a layer."""
     build, shape = HEALTHY[name]
-    accused, who, count = 0, Counter[str](), 0
+    accused, looks, who = 0, 0, Counter[str]()
     for seed in range(trials):
         torch.manual_seed(1000 + seed)
         model = build()
-        kept = train(model, shape, steps) if seed % 2 else None
-        for past in {None, kept} if kept is None else (None, kept):
-            named = accuse(model, shape, past)
-            accused, count = accused + bool(named), count + 1
+        kept = train(model, shape, steps) if seed % 2 else snapshot(model, 0)
+        for past, factor in ((None, 1.0), (kept, 1.0), (None, 1e3), (kept, 1e3)):
+            named = [layer for layer in accuse(model, shape, past, factor) if layer != "batch"]
+            accused, looks = accused + bool(named), looks + 1
             who.update(named)
-    return accused, who
+    return accused, looks, who
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -365,11 +374,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
                 print(f"{key:<24}" + "   ".join(percent(r[i] for r in found) for i in range(4)))
     results = [r for row in rows for r in row[2]]
     print(f"{'all':<24}" + "   ".join(percent(r[i] for r in results) for i in range(4)))
-    accused = {name: healthy(name, max(2, options.trials // 2), 20) for name in options.architectures}
-    print("healthy models accused: " + ", ".join(f"{n} {c} {dict(w)}" for n, (c, w) in accused.items() if c) + " (others none)")
+    mattering = [r for row in rows if row[1] != "x 3" for r in row[2]]
+    print(f"{'all but x 3':<24}" + "   ".join(percent(r[i] for r in mattering) for i in range(4)))
+    accused = {name: healthy(name, max(2, options.trials // 2), 60) for name in options.architectures}
+    found = ", ".join(f"{n} {c} {dict(w)}" for n, (c, _, w) in accused.items() if c) or "none"
+    print(f"healthy models, {sum(n for _, n, _ in accused.values())} looks; accused: {found}")
     return {
-        "first": sum(r[2] for r in results) / max(1, len(results)),
-        "accused": sum(c for c, _ in accused.values()),
+        "first": sum(r[2] for r in mattering) / max(1, len(mattering)),
+        "accused": sum(c for c, _, _ in accused.values()),
     }
 
 

@@ -119,5 +119,5 @@ def draw(initialisation: Initialisation, shape: torch.Size, gates: int, generato
 def _orthogonal(block: Tensor) -> Tensor:
     tall = block.shape[0] >= block.shape[1]
     q, r = torch.linalg.qr(block if tall else block.T)
-    q = q * r.diagonal().sign()  # makes the draw uniform over rotations
-    return q if tall else q.T
+    q = torch.mul(q, r.diagonal().sign())  # makes the draw uniform over rotations
+    return q if tall else q.transpose(0, 1)

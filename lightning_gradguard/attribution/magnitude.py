@@ -17,7 +17,7 @@ def rms(tensor: Tensor) -> Tensor:
     peak: Tensor = torch.linalg.vector_norm(tensor, float("inf"))
     unit: Tensor = tensor / peak.clamp_min(torch.finfo(tensor.dtype).tiny)
     size: Tensor = torch.linalg.vector_norm(unit)
-    return peak * (size / tensor.numel() ** 0.5)
+    return torch.mul(peak, size / tensor.numel() ** 0.5)
 
 
 def to_host(values: list[Tensor]) -> list[float]:
