@@ -18,7 +18,7 @@ from lightning_gradguard.snapshots import Snapshot
 # A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1; training moves a weight
 # that much over thousands of steps, and then it moves its peers as well.
 _DISPLACED = 0.5
-_DISPLACED_APART = math.log(5.0)
+_DISPLACED_APART, _DISPLACED_FAR = math.log(5.0), math.log(20.0)
 _STILL = math.log(1e-2)
 # Undisturbed since a run that went well: what looks large there was large in health too.
 _TRUSTED = math.log(3.0)
@@ -104,7 +104,7 @@ def _displaced(traits: Sequence[WeightTraits]) -> list[Blame]:
     for layer, value in moved.items():
         centre, spread = typical([log for other, log in logs.items() if other != layer])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
-        if value >= _DISPLACED and apart >= max(_DISPLACED_APART, 4.0 * spread):
+        if value >= _DISPLACED and apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR)):
             reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
             found.append(Blame(layer, apart, reason))
     return found
