@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution import Probe, blame
-from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Vanishing
+from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
 from lightning_gradguard.detectors.cold_start import FEW
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
@@ -73,7 +73,7 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), Divergence(), Drift(), Vanishing()]
+    return [ColdStart(), NonFinite(), Spike(), Divergence(), Stagnation(), Drift(), Vanishing()]
 
 
 def default_remedies() -> list[Remedy]:
@@ -405,6 +405,7 @@ class Guard:
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
         if done - {"skip", "clip"}:
+            lane.baseline.setback = lane.baseline.count
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()
         return tuple(outcomes)
@@ -417,8 +418,13 @@ class Guard:
         first = lane.snapshots.latest is None
         if not lane.snapshots.due(step) or (lane.incident is not None and not first):
             return
+        if not first and not lane.baseline.learned:
+            return  # What is there has lost nothing to this, and cannot have been damaged on the way.
         statistics, baseline = scene.statistics, lane.baseline
-        if baseline.count > FEW and statistics.norm > 3.0 * baseline.typical or baseline.loss_elevated(statistics.loss):
+        loud = baseline.count > FEW and statistics.norm > 3.0 * baseline.typical
+        untrained, loss = baseline.untrained_loss, statistics.loss
+        worse = loss is not None and loss > 1.5 * untrained > 0
+        if loud or worse or baseline.loss_elevated(loss):
             return
         if batch is not None:
             lane.batches.remember(batch)

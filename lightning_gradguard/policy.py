@@ -19,6 +19,8 @@ FACTORS = (0.5, 0.3, 0.1)
 """Back-off factors within one episode: PaLM-like first, then fast, since a rate may be too high by orders of magnitude."""
 SANE_UPDATE = 0.05
 """Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
+FEW_LAYERS = 2
+"""Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
 YOUNG = 32
 """Accepted steps below which there is little to lose by going back."""
 
@@ -116,8 +118,10 @@ class Policy:
         damaged = [b.layer for b in blame if b.layer != "batch"]
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, one repair that did not help says that more is damaged.
-        repairs = self.max_repairs if verdict.form == "cold-start" else min(self.max_repairs, 1)
-        if damaged and self._repairs < repairs and (cooled or verdict.form == "cold-start"):
+        start = verdict.form == "cold-start"
+        repairs = self.max_repairs if start else min(self.max_repairs, 1)
+        single = start or len(damaged) <= FEW_LAYERS
+        if damaged and single and self._repairs < repairs and (cooled or start):
             return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
         if verdict.examine:
             return Decision((), "no layer is found damaged: the data may have changed")
