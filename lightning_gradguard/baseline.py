@@ -26,6 +26,7 @@ class Baseline:
         count: Accepted steps so far.
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
+        update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
         setback: Accepted steps when the last slow remedy was applied, until the run is seen to learn again.
     """
 
@@ -37,6 +38,7 @@ class Baseline:
         self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
         self.first_losses: list[float] = []
         self.setback: int | None = None
+        self.update_ratio = 0.0
 
     def accept(self, norm: float, loss: float | None) -> None:
         """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
@@ -44,8 +46,6 @@ class Baseline:
         if math.isfinite(norm) and norm > FLOOR:
             self._push(math.log(norm))
         if loss is not None and math.isfinite(loss):
-            if self.setback is not None and self.learned:
-                self.setback = None
             self._losses.append(loss)
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
@@ -134,6 +134,7 @@ class Baseline:
             "norms": list(self._norms),
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
+            "update_ratio": self.update_ratio,
             "setback": -1 if self.setback is None else self.setback,
         }
 
@@ -145,4 +146,5 @@ class Baseline:
         self._sorted = sorted(self._norms)
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self.first_losses = [float(v) for v in state["first_losses"]]
+        self.update_ratio = float(state["update_ratio"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])

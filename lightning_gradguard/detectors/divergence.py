@@ -10,7 +10,7 @@ from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-CAP = math.log(20.0)
+CAP = math.log(10.0)
 """Evidence that one loss can add: two steps at least are needed for an alarm."""
 
 
@@ -33,7 +33,7 @@ class Divergence(Detector):
 
     name: ClassVar[str] = "divergence"
 
-    def __init__(self, *, factor: float = 2.0, threshold: float = 3.0) -> None:
+    def __init__(self, *, factor: float = 2.0, threshold: float = 2.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)
         self.threshold = checks.number("threshold", threshold, above=0.0)
         self._sum = 0.0
@@ -43,7 +43,8 @@ class Divergence(Detector):
         if loss is None or not untrained > 0 or not loss > 0:
             return self._sum
         evidence = min(math.log(loss / untrained), CAP) - math.log(self.factor)
-        return max(0.0, self._sum + evidence)
+        # A ceiling, so that a run which has recovered is believed within a few steps.
+        return min(max(0.0, self._sum + evidence), 2.0 * self.threshold)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
@@ -51,7 +52,7 @@ class Divergence(Detector):
         if loss is None or not baseline.first_losses:
             return None
         untrained = baseline.untrained_loss
-        if self._next_sum(loss, baseline) > self.threshold:
+        if self._next_sum(loss, baseline) > self.threshold and loss > self.factor * untrained:
             reason = f"loss {loss:.3g}, and for some time worse than before training ({untrained:.3g})"
             return Verdict("divergence", self.name, loss, self.factor * untrained, reason)
         level, spread = baseline.loss_level()
