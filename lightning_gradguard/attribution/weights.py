@@ -25,6 +25,7 @@ class WeightTraits:
         finite: Whether all of its parameters are finite.
         excess: Largest ``RMS(weight) / expected_rms``, None where nothing is expected.
         constant: ``|mean| * fan_in`` of a weight matrix that is all but constant, None where none is.
+        narrowing: Log of the gain that a layer with fewer outputs than inputs may have by design.
         bias: RMS of the bias, 0.0 where there is none.
         displacement: ``||W - W_snapshot|| / ||W_snapshot||``, None without a snapshot of this layer.
     """
@@ -35,6 +36,7 @@ class WeightTraits:
     finite: bool = True
     excess: float | None = None
     constant: float | None = None
+    narrowing: float = 0.0
     bias: float = 0.0
     displacement: float | None = None
     _moved: float = field(default=0.0, repr=False)
@@ -108,6 +110,8 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     if expected is not None:
         traits.excess = max(traits.excess or 0.0, size / expected)
     terms = fans(one.owner, one.name)
+    if terms is not None and expected is not None:
+        traits.narrowing = max(traits.narrowing, math.log(expected * math.sqrt(terms[0])))
     # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n).
     if terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
