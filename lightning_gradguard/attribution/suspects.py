@@ -28,8 +28,9 @@ _CANCELLED = math.log(2.0)
 _SWING = math.log(1.5)
 # An average, the one constant kernel in honest use, sums its inputs one fold.
 _CONSTANT = 1.5
+# What a second witness must say: above He's sqrt(2), and for gains above what the data adds to it.
+_LARGE, _AMPLIFIES = math.log(1.5), math.log(2.0)
 _GROWTH = math.log(1e3)
-_ABOVE = 1.5  # of the weights over what their fan calls for, sqrt(2) being He's
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,9 @@ def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading]
             w for other, ws in witnesses.items() if other != t.layer and groups[other] == groups[t.layer] for w in ws
         ]
         strengths = [_strength(w, peers, doubt) for w in heard]
-        agreeing = [w.kind for w in heard if w.value - w.width - doubt >= _SWING]
+        agreeing = [
+            w.kind for w in heard if w.value - w.width - doubt >= (_LARGE if w.kind == "weights" else _AMPLIFIES)
+        ]
         silent = "weights" in {w.kind for w in heard} and "weights" not in agreeing
         if any(strengths) and len(agreeing) >= min(2, len(heard)) and not silent:
             found.append(Blame(t.layer, max(strengths), _wording(heard)))
@@ -210,7 +213,7 @@ def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -
     return [
         Blame(layer, _log(gain), reason.format(gain, math.exp(max(ahead, back))))
         for layer, gain in gains.items()
-        if _log(gain) >= math.log(2.0) and (kinds[layer].excess or math.inf) >= _ABOVE
+        if _log(gain) >= _AMPLIFIES and _log(kinds[layer].excess or math.inf) >= _LARGE
     ]
 
 
