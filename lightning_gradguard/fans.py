@@ -13,7 +13,7 @@ from lightning_gradguard.layers import kind_of
 def fans(module: nn.Module, name: str) -> tuple[float, float] | None:
     """Return ``(fan_in, fan_out)`` of the weight ``name``: terms summed per output, and per input gradient; None if unknown.
 
-    Groups and strides count: an element of a transposed convolution's output sums ``in / groups * k / stride`` terms.
+    Groups count, and strides where they transpose: an element of a transposed convolution's output sums ``in / groups * k / stride`` terms.
     Recurrent weights hold their gates side by side, so the fan of one gate is the fan of all.
     """
     weight = getattr(module, name, None) if name in module._parameters else None
@@ -26,7 +26,7 @@ def fans(module: nn.Module, name: str) -> tuple[float, float] | None:
         outward = module.out_channels / module.groups * kernel
         if isinstance(module, _ConvTransposeNd):
             return max(inward / stride, 1.0), outward
-        return inward, max(outward / stride, 1.0)
+        return inward, outward
     if isinstance(module, nn.Bilinear):
         return float(module.in1_features * module.in2_features), float(module.out_features)
     known = isinstance(module, nn.Linear) and name == "weight"
@@ -34,14 +34,15 @@ def fans(module: nn.Module, name: str) -> tuple[float, float] | None:
     known |= isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and name.startswith("weight_")
     if not known:
         return None
-    gates = 3 if name == "in_proj_weight" else _gates(module)
+    gates = 3 if name == "in_proj_weight" else gates_of(module)
     return float(weight.shape[1]), weight.shape[0] / gates
 
 
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-def _gates(module: nn.Module) -> int:
+def gates_of(module: nn.Module) -> int:
+    """Return how many gates a layer's weights hold, stacked along the first dimension."""
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         return 4
     return 3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 1

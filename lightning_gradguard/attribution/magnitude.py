@@ -14,10 +14,10 @@ def rms(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    peak = torch.linalg.vector_norm(tensor, float("inf"))
-    unit = tensor / peak.clamp_min(torch.finfo(tensor.dtype).tiny)
-    scaled: Tensor = torch.linalg.vector_norm(unit) / tensor.numel() ** 0.5
-    return peak * scaled
+    peak: Tensor = torch.linalg.vector_norm(tensor, float("inf"))
+    unit: Tensor = tensor / peak.clamp_min(torch.finfo(tensor.dtype).tiny)
+    size: Tensor = torch.linalg.vector_norm(unit)
+    return torch.mul(peak, size / tensor.numel() ** 0.5)
 
 
 def to_host(values: list[Tensor]) -> list[float]:

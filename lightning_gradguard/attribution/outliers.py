@@ -16,9 +16,9 @@ _APART = math.log(2.5)
 _TOGETHER = math.log(6.0)
 # Smaller than this is harmless however it is spread, and must not make healthy layers look large (zero-initialised branches).
 _HARMLESS = math.log(0.3)
-# Spread that peers have at the least, as a log-MAD; six of it make a factor of 2.5. Two peers tell little about spread.
+# Spread that peers have at the least, as a log-MAD; four of it make a factor of 1.8. Two peers tell little about spread.
 _SPREAD, _SPREAD_OF_FEW = 0.15, 0.3
-_SIGMAS = 6.0
+_SIGMAS = 4.0
 
 
 def typical(others: Sequence[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from lightning_gradguard.snapshots import Snapshot
 # A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1; training moves a weight
 # that much over thousands of steps, and then it moves its peers as well.
 _DISPLACED = 0.5
-_DISPLACED_APART = math.log(5.0)
+_DISPLACED_APART, _DISPLACED_FAR = math.log(5.0), math.log(20.0)
 _STILL = math.log(1e-2)
 # Undisturbed since a run that went well: what looks large there was large in health too.
 _TRUSTED = math.log(3.0)
@@ -26,17 +26,22 @@ _TRUSTED = math.log(3.0)
 _CANCELLED = math.log(2.0)
 # Gains swing with the data (positive inputs line up with positive weights), more than the weights themselves do.
 _SWING = math.log(1.5)
-_CONSTANT = 3.0
+# An average, the one constant kernel in honest use, sums its inputs one fold.
+_CONSTANT = 1.5
 _GROWTH = math.log(1e3)
 
 
 @dataclass(frozen=True, slots=True)
 class _Witness:
-    """One kind of evidence about one layer: the log of a ratio that is about 1 in health."""
+    """One kind of evidence about one layer: the log of a ratio that is about 1 in health.
+
+    One that is not heard serves as a peer of others only: a gain that the next layer, a normalisation, cancels.
+    """
 
     kind: str
     value: float
     allowance: float
+    heard: bool = True
 
 
 def blame(
@@ -99,7 +104,7 @@ def _displaced(traits: Sequence[WeightTraits]) -> list[Blame]:
     for layer, value in moved.items():
         centre, spread = typical([log for other, log in logs.items() if other != layer])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
-        if value >= _DISPLACED and apart >= max(_DISPLACED_APART, 4.0 * spread):
+        if value >= _DISPLACED and apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR)):
             reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
             found.append(Blame(layer, apart, reason))
     return found
@@ -128,25 +133,30 @@ def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list
 
 def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Blame]:
     """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak."""
-    heard = {t.layer: _witnesses(t, readings.get(t.layer)) for t in traits if t.trainable}
+    witnesses = {t.layer: _witnesses(t, readings.get(t.layer)) for t in traits if t.trainable}
     groups = {t.layer: t.kind if t.kind in ("norm", "embedding") else "layer" for t in traits}
     found = []
     for t in traits:
+        if t.layer not in witnesses:
+            continue
         doubt = _TRUSTED if history and t.displacement is not None and t.displacement < _DISPLACED else 0.0
-        if t.layer in heard and t.constant is not None and t.constant >= _CONSTANT * math.exp(doubt):
+        if t.constant is not None and t.constant >= _CONSTANT * math.exp(doubt):
             reason = f"its weights are all but constant, so they sum their inputs {t.constant:.3g} fold"
             found.append(Blame(t.layer, math.log(t.constant), reason))
-        strengths: dict[str, float | None] = {}
-        for witness in heard.get(t.layer, []):
-            others = _others(witness.kind, t.layer, heard, groups)
-            strengths[witness.kind] = stands_out(
-                witness.value - witness.allowance - doubt, [o - witness.allowance for o in others]
-            )
-        speaking = {kind: s for kind, s in strengths.items() if s is not None}
-        agreeing = [w for w in heard.get(t.layer, []) if w.value - doubt >= _SWING]
-        if speaking and len(agreeing) >= min(2, len(strengths)):
-            found.append(Blame(t.layer, max(speaking.values()), _wording(heard[t.layer])))
+        heard = [w for w in witnesses[t.layer] if w.heard]
+        peers = [
+            w for other, ws in witnesses.items() if other != t.layer and groups[other] == groups[t.layer] for w in ws
+        ]
+        strengths = [_strength(w, peers, doubt) for w in heard]
+        agreeing = [w for w in heard if w.value - doubt >= _SWING]
+        if any(strengths) and len(agreeing) >= min(2, len(heard)):
+            found.append(Blame(t.layer, max(strengths), _wording(heard)))
     return found
+
+
+def _strength(witness: _Witness, peers: Sequence[_Witness], doubt: float) -> float:
+    others = [peer.value - witness.allowance for peer in peers if peer.kind == witness.kind]
+    return stands_out(witness.value - witness.allowance - doubt, others) or 0.0
 
 
 def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witness]:
@@ -158,28 +168,19 @@ def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witn
     found = []
     if traits.excess is not None:
         found.append(_Witness("weights", _log(traits.excess), _CANCELLED if normed else 0.0))
-    if reading is None or normed or traits.kind in ("norm", "embedding", "attention"):
+    if reading is None or traits.kind in ("norm", "embedding", "attention"):
         return found
-    backward = [] if reading.backward_gain is None else [_Witness("backward gain", _log(reading.backward_gain), _SWING)]
+    backward = []
+    if reading.backward_gain is not None:
+        backward = [_Witness("backward gain", _log(reading.backward_gain), _SWING, not normed)]
     if traits.kind == "recurrent":
         both = found + backward  # either suffices: a sane matrix may still explode through time
         return [max(both, key=lambda w: w.value - w.allowance)] if both else []
     if reading.forward_gain is not None and reading.rms_in:
         # A bias adds to the output whatever the input is.
         gain = math.sqrt(max(_square(reading.forward_gain) - _square(traits.bias / reading.rms_in), 0.0))
-        found.append(_Witness("forward gain", _log(gain), _SWING))
+        found.append(_Witness("forward gain", _log(gain), _SWING, not normed))
     return found + backward
-
-
-def _others(kind: str, layer: str, heard: dict[str, list[_Witness]], groups: dict[str, str]) -> list[float]:
-    group = groups[layer]
-    return [
-        w.value
-        for other, ws in heard.items()
-        if other != layer and groups[other] == group
-        for w in ws
-        if w.kind == kind
-    ]
 
 
 def _wording(witnesses: Sequence[_Witness]) -> str:

@@ -108,12 +108,14 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     if expected is not None:
         traits.excess = max(traits.excess or 0.0, size / expected)
     terms = fans(one.owner, one.name)
-    # A draw of n independent values has |mean| / RMS = 1 / sqrt(n): nine tenths is no draw.
+    # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n).
     if terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
     if len(numbers) == 4:
-        # A weight that was near zero (a zero-initialised branch) moves by many times its size in health.
-        least = 0.1 if parameter.ndim <= 1 else 0.5 * expected if expected is not None else 0.01
+        # A weight that grows from near zero (a zero-initialised branch) moves by many times its size in health.
+        grown = size > 2.0 * numbers[3]
+        share = 0.5 if grown else 0.1
+        least = 0.1 if parameter.ndim <= 1 else share * expected if expected is not None else 0.01
         traits._moved += parameter.numel() * _square(numbers[2])
         traits._size += parameter.numel() * _square(max(numbers[3], least))
 

@@ -49,8 +49,9 @@ def _suspects(blame: tuple[Blame, ...]) -> str:
 
 
 def _actions(incident: Incident) -> str:
-    rows = [(f"{action.step:,}", _evidence(action), _deeds(action)) for action in incident.actions]
-    return _table("What happened", ("step", "evidence", "what was done"), rows)
+    # The step has no column of its own: TensorBoard breaks a narrow one in the middle of a number.
+    rows = [(f"**step {action.step:,}**: {_evidence(action)}", _deeds(action)) for action in incident.actions]
+    return _table("What happened", ("evidence", "what was done"), rows)
 
 
 def _evidence(action: Action) -> str:

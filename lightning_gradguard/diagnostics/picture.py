@@ -23,7 +23,7 @@ except ImportError:  # pragma: no cover
 ROW = 14
 TOP = 40
 BOTTOM = 22
-LABEL = 240
+LABEL = 38
 MAX_ROWS = 200
 _INK = (40, 40, 40)
 
@@ -56,11 +56,12 @@ def draw(timeline: Timeline) -> Pixels:
     labels, peaks, nonfinite = fold(timeline.layers, *timeline.grid())
     cells = _on_white(colours(peaks, nonfinite))
     width = max(2, min(24, 960 // max(cells.shape[1], 1)))
+    left = 20 + 6 * min(LABEL, max(map(len, labels), default=0))
     body = cells.repeat(ROW, axis=0).repeat(width, axis=1)
     body[ROW - 1 :: ROW] = np.minimum(body[ROW - 1 :: ROW], 235)
-    canvas = np.full((TOP + body.shape[0] + BOTTOM, LABEL + max(body.shape[1], 460) + 16, 3), 255, dtype=np.uint8)
-    canvas[TOP : TOP + body.shape[0], LABEL : LABEL + body.shape[1]] = body
-    return canvas if Image is None else _label(canvas, labels, timeline, width)
+    canvas = np.full((TOP + body.shape[0] + BOTTOM, left + max(body.shape[1], 460) + 16, 3), 255, dtype=np.uint8)
+    canvas[TOP : TOP + body.shape[0], left : left + body.shape[1]] = body
+    return canvas if Image is None else _label(canvas, labels, timeline, left, width)
 
 
 def shorten(name: str, length: int) -> str:
@@ -72,29 +73,29 @@ def shorten(name: str, length: int) -> str:
     return f"{name[:head]}…{name[head + 1 - length :]}"
 
 
-def _label(canvas: Pixels, labels: list[str], timeline: Timeline, width: int) -> Pixels:
+def _label(canvas: Pixels, labels: list[str], timeline: Timeline, origin: int, width: int) -> Pixels:
     image = Image.fromarray(canvas)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
     for row, label in enumerate(labels):
-        pen.text((LABEL - 6, TOP + row * ROW + ROW // 2), shorten(label, 38), fill=_INK, font=font, anchor="rm")
+        pen.text((origin - 6, TOP + row * ROW + ROW // 2), shorten(label, LABEL), fill=_INK, font=font, anchor="rm")
     columns, bottom = timeline.columns, TOP + len(labels) * ROW
     last_end = 0.0
     for index in range(len(columns)):
-        text, left = f"{columns[index].first_step:,}", LABEL + index * width
+        text, left = f"{columns[index].first_step:,}", origin + index * width
         if left >= last_end:
             pen.line([(left, bottom), (left, bottom + 3)], fill=_INK)
             pen.text((left, bottom + 4), text, fill=_INK, font=font)
             last_end = left + max(80.0, pen.textlength(text, font=font) + 24)
-    _legend(pen, font)
+    _legend(pen, font, origin)
     return np.array(image)
 
 
-def _legend(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
-    pen.text((LABEL, 4), "gradient norm of each layer, against its own running median", fill=_INK, font=font)
+def _legend(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, origin: int) -> None:
+    pen.text((origin, 4), "gradient norm of each layer, against its own running median", fill=_INK, font=font)
     entries = (("1/100", -2.0), ("1/10", -1.0), ("1 x", 0.0), ("10 x", 1.0), ("100 x", 2.0), ("10,000 x", 4.0))
     swatches = [(text, _on_white(palette(np.array([[ratio]])))[0, 0]) for text, ratio in entries]
     swatches.append(("NaN or inf", np.array(NONFINITE[:3], dtype=np.uint8)))
-    left = float(LABEL)
+    left = float(origin)
     for text, colour in swatches:
         fill = (int(colour[0]), int(colour[1]), int(colour[2]))
         pen.rectangle([left, 22, left + 10, 32], fill=fill, outline=(170, 170, 170))

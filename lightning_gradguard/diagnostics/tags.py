@@ -35,7 +35,6 @@ GROUP = "gradguard"
 BAND_GROUP = "gradguard_band"
 INCIDENT_EVENTS = f"{GROUP}/incidents"
 INCIDENT_TEXT = f"{GROUP}/incident_log"
-NOTICE_TEXT = f"{GROUP}/notices"
 
 
 def tag(name: str, optimizer: int | None = None, *, group: str = GROUP) -> str:

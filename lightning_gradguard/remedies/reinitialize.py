@@ -1,6 +1,195 @@
+"""Repair the layers at fault: restore them from a snapshot, rescale them, or draw them anew."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
+from lightning_gradguard.records import Blame, Outcome
+from lightning_gradguard.remedies.mending import Patient, mend, norm
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.records import Outcome
+from lightning_gradguard.snapshots import Snapshot
+
+Method = Literal["auto", "rescale", "restore", "redraw"]
+
+# A layer that moved this much since the snapshot was damaged since; one that did not was bad when the snapshot was taken.
+_DAMAGED = 0.5
+# Variance that no running average has reached honestly while its layer was in health.
+_ABSURD_VARIANCE = 1e8
+
+
 class Reinitialize(Remedy):
-    name = "reinitialize"
+    """Repair the layers that are blamed, and forget what the optimizer knew of them.
+
+    A layer damaged since the last snapshot is restored from it. Otherwise stray elements (a flipped bit) are set to zero, weights that
+    are all but constant are drawn anew with an initialisation that fits type and activation, and weights that are merely too
+    large are rescaled to the RMS of that initialisation, which keeps what they have learned. The optimizer's state of each changed
+    parameter is removed, step count included: zeroed moments with an old step count would give an update of several times the
+    learning rate. Running statistics of the layer and of the normalisation after it are reset too.
+
+    Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded parameters are refused.
+
+    Args:
+        method: ``"auto"`` as above, or one way only.
+        max_layers: Largest number of layers repaired at once, worst first; None for all that are blamed.
+        only: Shell-style patterns of layer names that may be changed; empty for all.
+        exclude: Shell-style patterns of layer names that may not.
+        seed: Seed of the private generator.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> Reinitialize(exclude=["head*"]).name
+        'reinitialize'
+    """
+
+    name: ClassVar[str] = "reinitialize"
+
+    def __init__(
+        self,
+        *,
+        method: Method = "auto",
+        max_layers: int | None = None,
+        only: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+        if max_layers is not None and not (isinstance(max_layers, int) and max_layers >= 1):
+            raise ValueError(f"max_layers must be None or an integer >= 1, got {max_layers!r}")
+        for key, patterns in (("only", only), ("exclude", exclude)):
+            if isinstance(patterns, str) or not all(isinstance(p, str) and p for p in patterns):
+                raise ValueError(f"{key} must be a sequence of non-empty layer patterns, got {patterns!r}")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+        self.method = method
+        self.max_layers = max_layers
+        self.only, self.exclude = tuple(only), tuple(exclude)
+        self.seed = seed
+
+    def check_layers(self, module: nn.Module) -> set[str]:
+        """Return the layers that may be changed.
+
+        Raises:
+            ValueError: If a pattern matches no layer; the message lists the layers there are.
+        """
+        allowed = select_layers(module, self.only) if self.only else set(layers(module))
+        return allowed - select_layers(module, self.exclude)
+
+    @torch.no_grad()
     def apply(self, scene: Scene) -> Outcome:
-        return Outcome(self.name, False, "stub")
+        """Repair the blamed layers in place; the gradients of this step are left for the guard to hold."""
+        found, allowed = layers(scene.module), self.check_layers(scene.module)
+        suspects = [suspect for suspect in scene.blame if suspect.layer in found and suspect.layer in allowed]
+        if not suspects:
+            return Outcome(self.name, False, "no layer is blamed that may be changed")
+        details, repaired = [], []
+        for suspect in suspects[: self.max_layers]:
+            patient = self._admit(scene, found[suspect.layer], suspect)
+            snapshot = self._source(patient, scene.snapshots.latest)
+            acted, detail = _repair(patient, snapshot, self.method)
+            details.append(f"{suspect.layer or 'root'}: {detail}")
+            if acted:
+                repaired.append(suspect.layer)
+                _forget(scene.optimizer, patient)
+                _refresh_statistics(patient, snapshot)
+        return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
+
+    def _admit(self, scene: Scene, layer: nn.Module, suspect: Blame) -> Patient:
+        own = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(p)}
+        seed = zlib.crc32(f"{self.seed}/{scene.statistics.step}/{suspect.layer}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        return Patient(scene.module, suspect.layer, layer, own, suspect.forward_gain, generator)
+
+    def _source(self, patient: Patient, latest: Snapshot | None) -> Snapshot | None:
+        """Return the snapshot to restore from, or None where mending is the better way."""
+        before = _earlier(patient, latest)
+        wanted = self.method == "restore" or (self.method == "auto" and _damaged(patient.parameters, before))
+        return latest if before and wanted else None
+
+
+def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
+    """Change one layer in place; return whether it was changed, and how in words."""
+    own = patient.parameters
+    if not own:
+        return False, "its parameters are frozen"
+    if _sharded(own):
+        return False, "its parameters are sharded, which this remedy does not touch"
+    if snapshot is not None:
+        for name, value in _earlier(patient, snapshot).items():
+            own[name].copy_(value)
+        return True, f"restored from the snapshot of step {snapshot.step}"
+    if method == "restore":
+        return False, "no snapshot holds finite values of it"
+    done = mend(patient, redraw=method != "rescale", keep=method != "redraw")
+    return bool(done), ", ".join(done) or "nothing about its weights could be mended"
+
+
+def _sharded(own: dict[str, Tensor]) -> bool:
+    return any(hasattr(p, "full_tensor") for p in own.values())
+
+
+def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
+    """Return the snapshot's values of all the layer's parameters, or nothing if one is missing or not finite."""
+    own = patient.parameters
+    if _sharded(own):
+        return {}
+    saved = {} if snapshot is None else {clean(name): value for name, value in snapshot.parameters.items()}
+    prefix = f"{patient.name}." if patient.name else ""
+    values = {name: saved.get(prefix + name) for name in own}
+    usable = {n: v for n, v in values.items() if v is not None and v.shape == own[n].shape and _finite(v)}
+    return usable if len(usable) == len(own) else {}
+
+
+def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
+    """Whether the layer left the snapshot's values behind, by its norm; a NaN counts as damage."""
+    if not before:
+        return False
+    moved = math.hypot(*(norm(p.cpu().double() - before[name].cpu().double()) for name, p in own.items()))
+    return not moved < _DAMAGED * max(math.hypot(*(norm(v) for v in before.values())), 1e-12)
+
+
+def _forget(optimizer: torch.optim.Optimizer, patient: Patient) -> None:
+    """Remove the optimizer's whole state of the parameters; the optimizer makes it anew at their next step."""
+    for parameter in patient.parameters.values():
+        optimizer.state.pop(parameter, None)
+
+
+def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
+    """Reset the running statistics of the layer, of the normalisation after it, and of those the explosion has spoilt."""
+    modules = {clean(name): child for name, child in patient.root.named_modules()}
+    names = list(modules)
+    place = names.index(patient.name)
+    after = next((name for name in names[place + 1 :] if not any(True for _ in modules[name].children())), None)
+    for name, child in modules.items():
+        if not isinstance(child, _NormBase) or child.running_var is None or child.running_mean is None:
+            continue
+        top = max(_peak(child.running_var), _peak(child.running_mean) ** 2)
+        if name in (patient.name, after) or not top < _ABSURD_VARIANCE:
+            child.reset_running_stats()
+            _restore_statistics(snapshot, name, child)
+
+
+def _restore_statistics(snapshot: Snapshot | None, name: str, module: _NormBase) -> None:
+    saved = {} if snapshot is None else {clean(key): value for key, value in snapshot.buffers.items()}
+    for key, buffer in module.named_buffers(prefix=name, recurse=False):
+        value = saved.get(clean(key))
+        if value is not None and value.shape == buffer.shape and _finite(value):
+            buffer.copy_(value)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())  # a sync, on a step that is held anyway
+
+
+def _peak(tensor: Tensor) -> float:
+    return float(tensor.abs().max())

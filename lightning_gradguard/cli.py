@@ -1,0 +1,87 @@
+"""The command line: ``lightning-gradguard report RUN_DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_gradguard.report import RunStory, find_journals, read_story, render_page, render_text
+
+PAGE_NAME = "gradguard-report.html"
+COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
+_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not be
+written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(arguments)
+    return report(options.run_dir, options.html, page=not options.no_html, color=not options.no_color)
+
+
+def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color: bool = True) -> int:
+    """Print the story of every journal below ``run_dir`` and write a page; return the exit status."""
+    closed: list[OSError] = []
+    paths = find_journals(run_dir, closed.append)
+    for error in closed:
+        _complain(f"cannot look into {error.filename}: {error.strerror}")
+    if not paths:
+        if not closed:
+            _complain(f"no gradguard.jsonl below {run_dir}; it is written into the log directory of a guarded run")
+        return NOTHING
+    stories = [read_story(path, run_dir) for path in paths]
+    color = color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    _print("\n".join(render_text(story, color=color) for story in stories))
+    target = html or (run_dir if run_dir.is_dir() else run_dir.parent) / PAGE_NAME
+    if page and not _write(target, stories):
+        return NOTHING
+    if all(story.contents.empty for story in stories):
+        return NOTHING
+    damaged = closed or any(story.contents.unreadable or story.contents.empty for story in stories)
+    return INCOMPLETE if damaged else COMPLETE
+
+
+def _write(target: Path, stories: Sequence[RunStory]) -> bool:
+    try:
+        # A lone surrogate in a name cannot be encoded; it must not cost the page.
+        target.write_text(render_page(stories), encoding="utf-8", errors="replace")
+    except OSError as error:
+        _complain(f"cannot write {target}: {error.strerror or error}")
+        return False
+    _print(f"page: {target}\n")
+    return True
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+
+
+def _complain(sentence: str) -> None:
+    print(f"lightning-gradguard: {sentence}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lightning-gradguard", description="What GradGuard saw and did in a run.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "report", help="print the story of a run and write it as one HTML page", epilog=_EPILOG
+    )
+    command.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="directory to search for journals, or one journal"
+    )
+    command.add_argument(
+        "--html", type=Path, metavar="FILE", help=f"where to write the page (default: RUN_DIR/{PAGE_NAME})"
+    )
+    command.add_argument("--no-html", action="store_true", help="write no page")
+    command.add_argument(
+        "--no-color", action="store_true", help="plain text; NO_COLOR in the environment does the same"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The story of one or several runs as one HTML page: no script, no network, fit for a ticket or a mail.
+
+Every name and sentence from a journal is escaped here, at the one place where text becomes HTML.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+
+import numpy as np
+
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.diagnostics.heatmap import NONFINITE, palette
+from lightning_gradguard.records import Action, Incident
+from lightning_gradguard.report.chart import draw_chart
+from lightning_gradguard.report.story import RunStory
+
+_WORDS = {"healthy": "Healthy", "mended": "Mended", "sick": "In trouble", "unknown": "Unknown"}
+MOST = 200
+
+
+def render_page(stories: Sequence[RunStory], *, title: str = "GradGuard report") -> str:
+    """Return the whole page as text, to be written as UTF-8."""
+    template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    sections = "\n".join(_run(story) for story in stories)
+    return template.substitute(title=_text(title), legend=_legend(), runs=sections)
+
+
+def _text(text: str) -> str:
+    return html.escape(wording.clean(text))
+
+
+def _run(story: RunStory) -> str:
+    head = story.headline
+    parts = [
+        f"<h2>{_text(story.name)}</h2>",
+        f'<p class="verdict {head.level}"><strong>{_WORDS[head.level]}</strong> {_text(head.text)}</p>',
+    ]
+    for optimizer, timeline in story.timelines.items():
+        if len(story.timelines) > 1:
+            parts.append(f"<h3>Optimizer {optimizer}</h3>")
+        incidents = [i for i in story.contents.incidents if i.optimizer == optimizer]
+        parts.append(f"<figure>{draw_chart(timeline, incidents)}</figure>")
+    newest = story.contents.incidents[::-1]
+    if newest:
+        parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST]))
+    if len(newest) > MOST:
+        parts.append(f"<p>… and {wording.count(len(newest) - MOST, 'earlier incident')}.</p>")
+    parts.append(_list("Notes", [f"step {n.step:,}: {n.message}" for n in story.contents.notices[-MOST:]], "notes"))
+    parts.append(_list("Not shown", list(story.missing), "missing"))
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _incident(incident: Incident) -> str:
+    state = "open" if incident.helped is None else "helped" if incident.helped else "failed"
+    batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
+    culprit = f", first in <code>{_text(incident.culprit)}</code>" if incident.culprit else ""
+    result = wording.result(incident)
+    return (
+        f'<article class="{state}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
+        f"<h4><span>{incident.number}</span> {_text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
+        f"<p>{_text(_sentence(wording.done(incident.remedies)))} {_text(_sentence(result))}</p>"
+        f"{_suspects(incident)}{_actions(incident)}</article>"
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _suspects(incident: Incident) -> str:
+    rows = [(f"<code>{_text(b.layer)}</code>", _text(wording.gains(b) or "–"), _text(b.reason)) for b in incident.blame]
+    return _table(("Suspect", "Measured", "Why"), rows)
+
+
+def _actions(incident: Incident) -> str:
+    rows = [(f"{a.step:,}", _evidence(a), _deeds(a)) for a in incident.actions]
+    hidden = incident.alarms - len(incident.actions)
+    note = f"<p>{wording.count(hidden, 'alarming step')} in between not kept.</p>" if hidden > 0 and rows else ""
+    return _table(("Step", "Evidence", "What was done"), rows) + note
+
+
+def _evidence(action: Action) -> str:
+    verdict = action.verdict
+    against = f"{wording.number(verdict.value)} against a limit of {wording.number(verdict.limit)}"
+    return f"{_text(verdict.form)}, {against}: {_text(verdict.reason)}"
+
+
+def _deeds(action: Action) -> str:
+    if not action.outcomes:
+        return _text(action.decision.reason)
+    deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {o.detail}" for o in action.outcomes)
+    return "<br>".join(_text(deed) for deed in deeds)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; the cells are HTML already."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _list(title: str, sentences: Sequence[str], kind: str) -> str:
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return f'<div class="{kind}"><h3>{title}</h3><ul>{items}</ul></div>'
+
+
+def _legend() -> str:
+    entries = (("1/100 ×", -2.0), ("1/10 ×", -1.0), ("1 ×", 0.0), ("10 ×", 1.0), ("100 ×", 2.0), ("10,000 ×", 4.0))
+    swatches = [(text, palette(np.array(ratio)).tolist()) for text, ratio in entries]
+    swatches.append(("NaN or inf", list(NONFINITE)))
+    return "".join(
+        f'<span><svg viewBox="0 0 12 12"><rect class="frame" width="12" height="12"/>'
+        f'<rect width="12" height="12" fill="rgba({r},{g},{b},{a / 255:.2f})"/></svg> {text}</span>'
+        for text, (r, g, b, a) in swatches
+    )

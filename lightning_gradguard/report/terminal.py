@@ -1,0 +1,78 @@
+"""The story of a run as lines of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.records import Incident, Window
+from lightning_gradguard.report.story import RunStory
+
+_COLOURS = {"healthy": "32", "mended": "33", "sick": "31", "unknown": "90"}
+_BARS = "▁▂▃▄▅▆▇█"
+NEWEST = 20
+ACTIONS = 3
+
+
+def render_text(story: RunStory, *, color: bool = False) -> str:
+    """Return the story for a terminal, incidents newest first.
+
+    Args:
+        story: What to tell.
+        color: Whether to use ANSI colours; names from the journal can never bring their own.
+    """
+    return "\n".join(_lines(story, color)) + "\n"
+
+
+def _lines(story: RunStory, color: bool) -> Iterator[str]:
+    head = story.headline
+    yield _paint(wording.clean(story.name), "1", color)
+    yield f"  {_paint('●', _COLOURS[head.level], color)} {_paint(wording.clean(head.text), _COLOURS[head.level], color)}"
+    for optimizer, timeline in story.timelines.items():
+        label = f" (optimizer {optimizer})" if len(story.timelines) > 1 else ""
+        yield f"  log10 gradient norm{label}  {_sparkline(timeline.columns)}"
+    incidents = story.contents.incidents[::-1]
+    for incident in incidents[:NEWEST]:
+        yield ""
+        yield from (f"  {line}" for line in _incident(incident, color))
+    if len(incidents) > NEWEST:
+        yield f"  … and {wording.count(len(incidents) - NEWEST, 'earlier incident')}"
+    if story.contents.notices:
+        yield ""
+        yield from (f"  note, step {n.step:,}: {wording.clean(n.message)}" for n in story.contents.notices[-NEWEST:])
+    if story.missing:
+        yield ""
+        yield f"  {_paint('Not shown:', '33', color)}"
+        yield from (f"    {sentence}" for sentence in story.missing)
+
+
+def _incident(incident: Incident, color: bool) -> Iterator[str]:
+    opening = wording.opening(incident)
+    yield _paint(opening[0].upper() + opening[1:], "1", color)
+    yield f"  {wording.done(incident.remedies)}; {wording.result(incident)}"
+    for action in incident.actions[:ACTIONS]:
+        measured = f"{wording.number(action.verdict.value)} against {wording.number(action.verdict.limit)}"
+        yield f"  step {action.step:,}: {measured}, {wording.clean(action.verdict.reason)}"
+    if incident.alarms > ACTIONS:
+        yield f"  … {wording.count(incident.alarms, 'alarming step')} in all"
+
+
+def _sparkline(columns: list[Window], width: int = 60) -> str:
+    """Return the peaks on a log scale, ``!`` where the norm was not finite; a cell shows the largest it covers."""
+    size = -(-len(columns) // width) or 1
+    cells = [[c.norm_peak for c in columns[i : i + size]] for i in range(0, len(columns), size)]
+    levels = [
+        max((math.log10(p) if p > 0 else -12.0 for p in cell if math.isfinite(p)), default=None) for cell in cells
+    ]
+    known = [level for level in levels if level is not None]
+    if not known:
+        return "!" * len(cells)
+    low, span = min(known), max(max(known) - min(known), 1.0)
+    bars = [_BARS[int((level - low) / span * 7.999)] if level is not None else "!" for level in levels]
+    bars = ["!" if any(not math.isfinite(p) for p in cell) else bar for bar, cell in zip(bars, cells, strict=True)]
+    return f"{''.join(bars)}  {low:.1f} to {max(known):.1f}"
+
+
+def _paint(text: str, code: str, color: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if color else text

@@ -1,0 +1,48 @@
+import dataclasses
+import logging
+
+from lightning_gradguard.diagnostics import Console
+from lightning_gradguard.diagnostics.wording import number, result
+from lightning_gradguard.records import Outcome
+from tests.diagnostics.examples import HOSTILE, incident
+
+
+def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
+    caplog.set_level(logging.INFO, "lightning_gradguard")
+    case = incident(step=1900)
+    console = Console()
+    console.incident(case, "opened")
+    console.incident(dataclasses.replace(case, closed=1912, helped=True), "closed")
+    console.incident(dataclasses.replace(case, closed=1912, helped=False), "closed")
+    assert caplog.messages == [
+        "GradGuard: incident 1 at step 1,900: non-finite, first in conv2 (forward gain 57 x); skipped the step",
+        "GradGuard: incident 1 closed: calm again after 12 steps, helped",
+        "GradGuard: incident 1 closed: given up after 12 steps, did not help",
+    ]
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO", "WARNING"]
+
+
+def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
+    console = Console()
+    console.incident(incident(), "opened")
+    for alarms in range(2, 1000):
+        console.incident(incident(alarms=alarms), "acted")
+    assert len(caplog.messages) <= 10
+    action = incident().actions[0]
+    more = dataclasses.replace(action, outcomes=(*action.outcomes, Outcome("backoff", True, "halved")))
+    console.incident(incident(alarms=1000, actions=(more,)), "acted")
+    assert "skipped the step, lowered the learning rate (1,000 alarming steps so far)" in caplog.messages[-1]
+
+
+def test_hostile_names_cannot_write_to_the_terminal(caplog):
+    caplog.set_level(logging.INFO, "lightning_gradguard")
+    console = Console()
+    console.incident(incident(layer=HOSTILE), "opened")
+    console.notice(3, HOSTILE)
+    assert all(message.isprintable() for message in caplog.messages)
+
+
+def test_nobody_blamed_and_nothing_done():
+    bare = incident(blame=(), actions=())
+    assert bare.culprit is None and result(bare) == "still open after 1 alarming step"
+    assert [number(x) for x in (57.0, 1.5e10, 0.0, float("nan"), 12345.0)] == ["57", "1.5e+10", "0", "nan", "12,345"]

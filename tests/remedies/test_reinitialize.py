@@ -1,0 +1,254 @@
+"""Bad layers are mended in the mildest way that works, and the optimizer forgets them."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_gradguard.records import Blame, GradientStatistics, Outcome
+from lightning_gradguard.remedies.reinitialize import Reinitialize
+from lightning_gradguard.remedies.remedy import Scene
+from lightning_gradguard.snapshots import Snapshot, SnapshotStore
+
+
+class Kept(SnapshotStore):
+    """A store that holds one snapshot."""
+
+    def __init__(self, snapshot: Snapshot | None) -> None:
+        self._snapshot = snapshot
+
+    @property
+    def latest(self) -> Snapshot | None:
+        return self._snapshot
+
+
+def treat(
+    module: nn.Module,
+    *layers: str,
+    remedy: Reinitialize | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    snapshot: Snapshot | None = None,
+    gain: float | None = None,
+) -> Outcome:
+    parameters = dict(module.named_parameters())
+    scene = Scene(
+        module=module,
+        optimizer=optimizer or torch.optim.SGD(module.parameters(), 0.1),
+        parameters=parameters,
+        snapshots=Kept(snapshot),
+        statistics=GradientStatistics(7, (), np.zeros(0), 0.0),
+        blame=tuple(Blame(layer, 1.0, "test", forward_gain=gain) for layer in layers),
+    )
+    return (remedy or Reinitialize()).apply(scene)
+
+
+def keep(module: nn.Module) -> Snapshot:
+    return Snapshot(
+        3,
+        {n: p.detach().clone() for n, p in module.named_parameters()},
+        {n: b.clone() for n, b in module.named_buffers()},
+        {},
+    )
+
+
+def size(tensor: torch.Tensor) -> float:
+    return float(tensor.detach().square().mean().sqrt())
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+
+
+def test_a_layer_that_is_too_large_is_rescaled_and_keeps_its_structure():
+    model = net()
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.mul_(1e8)
+    outcome = treat(model, "0")
+    assert outcome.applied and outcome.layers == ("0",) and "rescaled" in outcome.detail
+    assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=1e-3)
+    assert torch.cosine_similarity(before.flatten(), model[0].weight.detach().flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("value", [0.1, math.nan, math.inf])
+def test_a_degenerate_layer_is_redrawn(value):
+    model = net()
+    nn.init.constant_(model[0].weight, value)
+    assert "Kaiming" in treat(model, "0").detail
+    assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("activation", "scheme"),
+    [(nn.ReLU(), "Kaiming"), (nn.Tanh(), "Xavier"), (nn.SELU(), "LeCun"), (nn.GELU(), "Kaiming")],
+)
+def test_a_redraw_fits_the_activation(activation, scheme):
+    model = nn.Sequential(nn.Linear(64, 64), activation, nn.Linear(64, 2))
+    assert scheme in treat(model, "0", remedy=Reinitialize(method="redraw")).detail
+    assert "LeCun" in treat(model, "2", remedy=Reinitialize(method="redraw")).detail
+    assert size(model[0].bias) == 0.0
+
+
+def test_recurrent_matrices_are_orthogonal_gate_by_gate():
+    model = nn.Sequential(nn.LSTM(8, 16))
+    nn.init.constant_(model[0].weight_hh_l0, 1.0)
+    bias = model[0].bias_hh_l0.detach().clone()
+    treat(model, "0", remedy=Reinitialize(method="redraw"))
+    for gate in model[0].weight_hh_l0.detach().chunk(4):
+        assert torch.allclose(gate @ gate.T, torch.eye(16), atol=1e-5)
+    assert torch.equal(bias, model[0].bias_hh_l0)
+
+
+def test_transformer_layers_get_a_truncated_normal():
+    model = nn.TransformerEncoderLayer(64, 4, 128)
+    treat(model, "self_attn", "linear1", "norm1", remedy=Reinitialize(method="redraw"))
+    assert float(model.linear1.weight.detach().abs().max()) <= 2 * size(model.linear1.weight) * 1.3
+    assert size(model.self_attn.in_proj_weight) == pytest.approx(0.02 * math.sqrt(768 / 64), rel=0.2)
+    assert torch.equal(model.norm1.weight, torch.ones(64))
+
+
+def test_embeddings_keep_their_padding_row():
+    model = nn.Sequential(nn.Embedding(10, 8, padding_idx=2))
+    treat(model, "0", remedy=Reinitialize(method="redraw"))
+    assert not model[0].weight[2].any() and model[0].weight[3].any()
+
+
+def test_damage_in_the_middle_of_a_run_is_restored():
+    model = net()
+    kept = keep(model)
+    with torch.no_grad():
+        model[0].weight.add_(torch.randn_like(model[0].weight))
+        model[1].running_var.fill_(1e30)
+    outcome = treat(model, "0", snapshot=kept)
+    assert "step 3" in outcome.detail
+    assert torch.equal(model[0].weight, kept.parameters["0.weight"])
+    assert torch.equal(model[1].running_var, kept.buffers["1.running_var"])
+
+
+def test_a_snapshot_that_is_as_bad_is_not_restored():
+    model = net()
+    with torch.no_grad():
+        model[0].weight.mul_(1e4)
+    assert "rescaled" in treat(model, "0", snapshot=keep(model)).detail
+    spoilt = keep(net())
+    spoilt.parameters["0.weight"][0] = math.nan
+    assert "rescaled" in treat(model, "0", snapshot=spoilt).detail or size(model[0].weight) < 1.0
+    refused = treat(model, "0", snapshot=spoilt, remedy=Reinitialize(method="restore"))
+    assert not refused.applied and "snapshot" in refused.detail
+
+
+@pytest.mark.parametrize("value", [1e30, math.inf, math.nan])
+def test_stray_elements_are_zeroed_and_the_others_kept(value):
+    model = net()
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight[1, 2, 0, 0] = value
+    assert "1 stray" in treat(model, "0").detail
+    before[1, 2, 0, 0] = 0.0
+    assert torch.equal(before, model[0].weight)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimizer_forgets_the_layer_alone(fused):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=fused)
+    for _ in range(20):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+    treat(model, "0", optimizer=optimizer, remedy=Reinitialize(method="redraw"))
+    assert model[0].weight not in optimizer.state and model[2].weight in optimizer.state
+    before = model[0].weight.detach().clone()
+    for _ in range(15):
+        optimizer.step()
+        change = float((model[0].weight.detach() - before).abs().max())
+        assert change < 1.5e-3, "a stale step count makes the updates several times the learning rate"
+        before = model[0].weight.detach().clone()
+
+
+def test_the_draw_is_private_and_repeatable():
+    first, second = net(), net()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    treat(first, "0", remedy=Reinitialize(method="redraw"))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    treat(second, "0", remedy=Reinitialize(method="redraw"))
+    assert torch.equal(first[0].weight, second[0].weight)
+
+
+def test_nothing_else_is_touched():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    treat(model, "4", remedy=Reinitialize(method="redraw"))
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"4.weight", "4.bias"}
+
+
+def test_frozen_layers_are_left_unless_they_are_not_finite():
+    model = net()
+    model[0].requires_grad_(False)
+    assert not treat(model, "0").applied
+    with torch.no_grad():
+        model[0].weight.fill_(math.nan)
+    assert treat(model, "0").applied and model[0].weight.isfinite().all()
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_parametrised_weights(wrap):
+    model = nn.Sequential(wrap(nn.Linear(32, 32)), nn.ReLU(), nn.Linear(32, 2))
+    assert treat(model, "0", remedy=Reinitialize(method="redraw")).applied
+    assert model[0].weight.isfinite().all() and 0.0 < size(model[0].weight) < 1.0
+    model(torch.randn(2, 32)).sum().backward()
+
+
+def test_custom_layers_are_divided_by_their_gain():
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.full((4, 4), 50.0))
+
+    model = nn.Sequential(Custom())
+    assert not treat(model, "0").applied
+    assert treat(model, "0", gain=100.0).applied and size(model[0].matrix) == pytest.approx(0.5)
+
+
+def test_batch_and_unknown_layers_are_passed_over():
+    assert not treat(net(), "batch", "no.such.layer").applied
+    assert not treat(net()).applied
+
+
+def test_sharded_parameters_are_refused(monkeypatch):
+    model = net()
+    model[0].weight.full_tensor = lambda: model[0].weight
+    outcome = treat(model, "0")
+    assert not outcome.applied and "sharded" in outcome.detail
+
+
+def test_patterns_and_limits():
+    model = net()
+    assert Reinitialize(only=["0", "4"], exclude=["4"]).check_layers(model) == {"0"}
+    assert not treat(model, "4", remedy=Reinitialize(exclude=["4"])).applied
+    assert treat(model, "4", "0", remedy=Reinitialize(max_layers=1, method="redraw")).layers == ("4",)
+    with pytest.raises(ValueError, match=r"'head\*' matches no layer.*0, 1, 4"):
+        Reinitialize(only=["head*"]).check_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "method must be one of .* got 'guess'"),
+        ({"max_layers": 0}, "max_layers .* got 0"),
+        ({"only": "head"}, "only .* got 'head'"),
+        ({"exclude": [""]}, "exclude .* got"),
+        ({"seed": -1}, "seed .* got -1"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        Reinitialize(**options)
