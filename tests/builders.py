@@ -138,7 +138,7 @@ class Net(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        return nn.functional.mse_loss(self.network(x).float(), y)
+        return nn.functional.mse_loss(self.network(x).to(y.dtype), y)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.rates += [float(group["lr"]) for o in self.trainer.optimizers for group in o.param_groups]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
+from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard
@@ -29,9 +29,11 @@ OPTIMIZERS = {
 }
 
 
-def run(batches: Any, optimizer: Any, root: Path, callbacks: Any = (), **options: Any) -> Any:
+def run(
+    batches: Any, optimizer: Any, root: Path, callbacks: Any = (), *, norm: bool = True, **options: Any
+) -> Any:
     fit = trainer(root, callbacks=list(callbacks), **options)
-    fit.fit(Net(mlp(norm=True), optimizer), loader(batches))
+    fit.fit(Net(mlp(norm=norm), optimizer), loader(batches))
     return frozen_copy(fit)
 
 
@@ -55,8 +57,8 @@ def test_a_nan_in_one_batch_leaves_no_trace(name: str, at: int, tmp_path: Path) 
 def test_an_infinite_or_huge_element_leaves_no_trace_either(value: float, tmp_path: Path) -> None:
     batches = regression(40)
     guard = GradGuard(journal=False)
-    never_saw = run(without(batches, 25), OPTIMIZERS["adamw"], tmp_path)
-    assert same(never_saw, run(spoil(batches, 25, value=value), OPTIMIZERS["adamw"], tmp_path, [guard]))
+    never_saw = run(without(batches, 25), OPTIMIZERS["adamw"], tmp_path, norm=False)
+    assert same(never_saw, run(spoil(batches, 25, value=value), OPTIMIZERS["adamw"], tmp_path, [guard], norm=False))
     assert len(guard.incidents) == 1
 
 
@@ -79,12 +81,19 @@ def test_a_bad_micro_batch_costs_its_whole_accumulated_step(tmp_path: Path) -> N
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_the_users_own_clipping_gets_along_with_a_held_step(algorithm: str, value: float, tmp_path: Path) -> None:
     batches, clipping = regression(40), {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
-    never_saw = run(without(batches, 25), OPTIMIZERS["adam"], tmp_path, **clipping)
+    never_saw = run(without(batches, 25), OPTIMIZERS["adam"], tmp_path, norm=False, **clipping)
     spoilt = spoil(batches, 25, value=value)
     fit = trainer(tmp_path, callbacks=[GradGuard(journal=False)], **clipping)
-    fit.fit(Net(mlp(norm=True), OPTIMIZERS["adam"]), loader(spoilt))
+    fit.fit(Net(mlp(), OPTIMIZERS["adam"]), loader(spoilt))
     assert same(never_saw, frozen_copy(fit))
     assert fit.gradient_clip_val == 0.5
+
+
+@pytest.mark.xfail(strict=True, reason="a normalisation hides a huge input from the gradient; its running variance becomes inf")
+def test_a_huge_element_that_a_normalisation_hides_leaves_no_trace(tmp_path: Path) -> None:
+    batches = regression(40)
+    saw = run(spoil(batches, 25, value=1e30), OPTIMIZERS["adamw"], tmp_path, [GradGuard(journal=False)])
+    assert all(value.isfinite().all() for value in saw["weights"].values())
 
 
 class ClipsByItself(Net):

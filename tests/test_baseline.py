@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from builders import calm, same, taught, through_a_file
+from tests.builders import calm, same, taught, through_a_file
 from hypothesis import given
 from hypothesis import strategies as st
 

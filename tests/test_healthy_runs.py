@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import Net, frozen_copy, loader, mlp, regression, same, trainer
+from tests.builders import Net, frozen_copy, loader, mlp, regression, same, trainer
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard
@@ -88,12 +88,8 @@ RUNS = {
 def run(make: Callable[[], nn.Module], optimizer: Any, scheduler: Any, options: Any, callbacks: Any, root: Path) -> Any:
     module = Net(make(), optimizer, scheduler)
     torch.manual_seed(9)
-    batches = regression(STEPS)
-    if options.get("precision") == "64-true":
-        batches = [(x.double(), y.double()) for x, y in batches]
-        module.training_step = lambda b, i: nn.functional.mse_loss(module.network(b[0]), b[1])  # type: ignore[method-assign,assignment]
     fit = trainer(root, callbacks=callbacks, **options)
-    fit.fit(module, loader(batches))
+    fit.fit(module, loader(regression(STEPS)))
     return frozen_copy(fit)
 
 
