@@ -25,6 +25,9 @@ class Baseline:
     Attributes:
         count: Accepted steps so far.
         high_water: Log of the largest norm that the run survived, slowly forgotten.
+        first_losses: The first few losses of the run.
+        update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
+        setback: Accepted steps when the last slow remedy was applied, until the run is seen to learn again.
     """
 
     def __init__(self) -> None:
@@ -34,6 +37,8 @@ class Baseline:
         self._sorted: list[float] = []
         self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
         self.first_losses: list[float] = []
+        self.setback: int | None = None
+        self.update_ratio = 0.0
 
     def accept(self, norm: float, loss: float | None) -> None:
         """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
@@ -99,6 +104,12 @@ class Baseline:
             return math.nan
         return max(self.first_losses[0], sorted(self.first_losses)[(len(self.first_losses) - 1) // 4])
 
+    @property
+    def learned(self) -> bool:
+        """Whether the loss is clearly below what it was before training; True where that cannot be said."""
+        level, _ = self.loss_level(RECENT)
+        return not (self.untrained_loss > 0 and level > 0.9 * self.untrained_loss)
+
     def loss_level(self, last: int | None = None) -> tuple[float, float]:
         """Return median and robust spread of the last losses (all remembered ones by default); NaN where there are none."""
         losses = list(self._losses)[-last:] if last else list(self._losses)
@@ -123,6 +134,8 @@ class Baseline:
             "norms": list(self._norms),
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
+            "update_ratio": self.update_ratio,
+            "setback": -1 if self.setback is None else self.setback,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,3 +146,5 @@ class Baseline:
         self._sorted = sorted(self._norms)
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self.first_losses = [float(v) for v in state["first_losses"]]
+        self.update_ratio = float(state["update_ratio"])
+        self.setback = None if state["setback"] < 0 else int(state["setback"])

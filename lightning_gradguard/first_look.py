@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lightning_gradguard.attribution import expected_rms
+from lightning_gradguard.fans import expected_rms
+from lightning_gradguard.layers import layer_of, layers
 from lightning_gradguard.statistics import gradient_norms, local
 
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
@@ -27,7 +28,7 @@ def first_look(
 
     Returns:
         The largest predicted ``||update|| / ||weight||`` (None for an optimizer whose update is not known), the global
-        norm of the weights, and the largest RMS of a weight over what its fan calls for.
+        norm of the weights, each counted with no more than its fan calls for, and the largest RMS of a weight over that.
     """
     rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
     weights = {n: p for n, p in parameters.items() if p.dim() > 1 and p.numel()}
@@ -35,10 +36,14 @@ def first_look(
         return None, math.inf, 0.0
     norms = gradient_norms([local(p.detach()) for p in weights.values()]).double().tolist()
     family = type(optimizer).__name__
-    ratio, excess = 0.0, 0.0
+    owners = layers(module)
+    ratio, excess, total = 0.0, 0.0, 0.0
     for (name, p), norm in zip(weights.items(), norms, strict=True):
-        expected = expected_rms(module, name)
+        owner = layer_of(name)
+        local_name = name[len(owner) + 1 :] if owner else name
+        expected = expected_rms(owners[owner], local_name) if owner in owners else None
         size = math.sqrt(p.numel())
+        total += min(norm, expected * size if expected else norm) ** 2
         if expected:
             excess = max(excess, norm / (expected * size))
         if p.grad is None:
@@ -46,4 +51,4 @@ def first_look(
         update = size if family in NORMALISED else float(torch.linalg.vector_norm(local(p.grad).float())) / grad_scale
         ratio = max(ratio, rates[id(p)] * update / max(norm, (expected or 0.0) * size, 1e-12))
     known = family in PROPORTIONAL | NORMALISED
-    return ratio if known else None, math.sqrt(sum(n * n for n in norms)), excess
+    return ratio if known else None, math.sqrt(total), excess

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution import Probe, blame
-from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Vanishing
-from lightning_gradguard.detectors.cold_start import FEW
+from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import first_look
 from lightning_gradguard.lane import Lane
+from lightning_gradguard.layers import layer_of
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import (
     Action,
@@ -42,6 +42,8 @@ from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.statistics import examine, global_norm, gradient_norms
 
+FEW = 5
+"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
@@ -73,7 +75,7 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), Divergence(), Drift(), Vanishing()]
+    return [ColdStart(), NonFinite(), Spike(), Divergence(), Stagnation(), Drift(), Vanishing()]
 
 
 def default_remedies() -> list[Remedy]:
@@ -275,6 +277,7 @@ class Guard:
             ratio, weight_norm, excess = first_look(self.module, lane.parameters, lane.optimizer, grad_scale)
             # A rate that was backed off already makes a smaller update.
             ratio = ratio * lane.lr_factor if ratio is not None else None
+            lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
             statistics = dataclasses.replace(
                 statistics, update_ratio=ratio, weight_norm=weight_norm, weight_excess=excess
             )
@@ -347,8 +350,8 @@ class Guard:
                 known = merged.get(suspect.layer)
                 if known is None or suspect.score > known.score:
                     merged[suspect.layer] = suspect
-        owners = {name.rpartition(".")[0] for name in lane.parameters} | {"batch"} | set(lane.parameters)
-        return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners or len(self._lanes) == 1)
+        owners = {layer_of(name) for name in lane.parameters} | {"batch"}
+        return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
 
     # -- verdict -> decision -> remedy ---------------------------------------------------------------------------------
 
@@ -378,7 +381,7 @@ class Guard:
         statistics = scene.statistics
         limit = lane.limit()
         decision = lane.policy.decide(
-            verdict, statistics, blame=suspects, accepted=lane.baseline.count, can=set(lane.remedies)
+            verdict, statistics, blame=suspects, baseline=lane.baseline, can=set(lane.remedies)
         )
         scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
         scene.buffers = lane.buffers
@@ -405,6 +408,7 @@ class Guard:
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
         if done - {"skip", "clip"}:
+            lane.baseline.setback = lane.baseline.count
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()
         return tuple(outcomes)
@@ -417,8 +421,13 @@ class Guard:
         first = lane.snapshots.latest is None
         if not lane.snapshots.due(step) or (lane.incident is not None and not first):
             return
+        if not first and not lane.baseline.learned:
+            return  # What is there has lost nothing to this, and cannot have been damaged on the way.
         statistics, baseline = scene.statistics, lane.baseline
-        if baseline.count > FEW and statistics.norm > 3.0 * baseline.typical or baseline.loss_elevated(statistics.loss):
+        loud = baseline.count > FEW and statistics.norm > 3.0 * baseline.typical
+        untrained, loss = baseline.untrained_loss, statistics.loss
+        worse = loss is not None and loss > 1.5 * untrained > 0
+        if loud or worse or baseline.loss_elevated(loss):
             return
         if batch is not None:
             lane.batches.remember(batch)

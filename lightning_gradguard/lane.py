@@ -14,6 +14,7 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError
+from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
@@ -186,7 +187,3 @@ class Lane:
         self.after_update()
         self._hook.remove()
 
-
-def clean(name: str) -> str:
-    """Return a parameter's name without the wrappers that torch.compile and checkpointing put into it."""
-    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.layers import layer_of
 from lightning_gradguard.records import FloatArray, GradientStatistics, Window
 
 
@@ -123,7 +124,7 @@ class Meter:
 
 def _layers(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
     """Group parameters by the layer that owns them: layer names in order, and each parameter's group."""
-    owners = [name.rpartition(".")[0] or name for name in names]
+    owners = [layer_of(name) or name for name in names]
     layers = tuple(dict.fromkeys(owners))
     index = {layer: i for i, layer in enumerate(layers)}
     return layers, [index[owner] for owner in owners]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_gradguard import checks
+from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.records import Blame, Decision, Form, GradientStatistics, Verdict
 
 GENTLE = 10.0
@@ -19,6 +20,10 @@ FACTORS = (0.5, 0.3, 0.1)
 """Back-off factors within one episode: PaLM-like first, then fast, since a rate may be too high by orders of magnitude."""
 SANE_UPDATE = 0.05
 """Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
+FEW_LAYERS = 2
+"""Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
+LEAST_FACTOR = 0.01
+"""Smallest factor of one back-off in a young run; further ones can follow."""
 YOUNG = 32
 """Accepted steps below which there is little to lose by going back."""
 
@@ -73,7 +78,7 @@ class Policy:
         return "recurrent" if returned and verdict.form in ("sudden", "drift", "divergence") else verdict.form
 
     def decide(
-        self, verdict: Verdict, statistics: GradientStatistics, *, blame: Sequence[Blame], accepted: int, can: Collection[str]
+        self, verdict: Verdict, statistics: GradientStatistics, *, blame: Sequence[Blame], baseline: Baseline, can: Collection[str]
     ) -> Decision:
         """Return what to do about ``verdict``.
 
@@ -81,7 +86,7 @@ class Policy:
             verdict: An alarm.
             statistics: The step's gradients.
             blame: Suspects, worst first.
-            accepted: Accepted steps so far.
+            baseline: What is known of healthy steps.
             can: Names of the remedies that are switched on.
         """
         step = statistics.step
@@ -89,7 +94,7 @@ class Policy:
         self._quiet = 0
         batch = any(b.layer == "batch" for b in blame)
         self._innocent = self._innocent and batch
-        decision = self._spent() or self._answer(verdict, statistics, blame, batch, accepted)
+        decision = self._spent() or self._answer(verdict, statistics, blame, batch, baseline)
         remedies = _available(decision.remedies, can)
         if {"backoff", "rollback"} & set(remedies):
             self._slow += 1
@@ -109,15 +114,17 @@ class Policy:
         return None
 
     def _answer(
-        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], batch: bool, accepted: int
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], batch: bool, baseline: Baseline
     ) -> Decision:
         if batch:
             return Decision(("skip",), "the batch itself is corrupt")
         damaged = [b.layer for b in blame if b.layer != "batch"]
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, one repair that did not help says that more is damaged.
-        repairs = self.max_repairs if verdict.form == "cold-start" else min(self.max_repairs, 1)
-        if damaged and self._repairs < repairs and (cooled or verdict.form == "cold-start"):
+        start = verdict.form == "cold-start"
+        repairs = self.max_repairs if start else min(self.max_repairs, 1)
+        single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG)
+        if damaged and single and self._repairs < repairs and (cooled or start):
             return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
         if verdict.examine:
             return Decision((), "no layer is found damaged: the data may have changed")
@@ -126,8 +133,8 @@ class Policy:
         if verdict.form == "drift":
             return self._drift(statistics.step)
         if verdict.form == "divergence":
-            return self._go_back("the run has become worse than it was", accepted) if cooled else Decision((), "cooling down")
-        return self._burst(verdict, cooled, accepted)
+            return self._go_back("the run has become worse than it was", baseline) if cooled else Decision((), "cooling down")
+        return self._burst(verdict, cooled, baseline)
 
     def _cold_start(self, statistics: GradientStatistics) -> Decision:
         ratio = statistics.update_ratio or 0.0
@@ -144,21 +151,26 @@ class Policy:
             return Decision(("skip", "rollback", "backoff"), "backing off did not stop the drift", factor=0.5)
         return Decision((), "cooling down")
 
-    def _burst(self, verdict: Verdict, cooled: bool, accepted: int) -> Decision:
+    def _burst(self, verdict: Verdict, cooled: bool, baseline: Baseline) -> Decision:
         gentle = verdict.form == "sudden" and verdict.excess < GENTLE
-        hold = "clip" if gentle else "skip"
+        young = baseline.count < YOUNG
+        hold = "clip" if gentle and not young else "skip"
         # Held steps leave the weights alone, so a third batch that explodes accuses the weights. A young run has
         # little to lose by going back, and most to lose by waiting.
-        patience = min(self.patience, 2) if accepted < YOUNG else self.patience
+        patience = min(self.patience, 2) if young else self.patience
         if self.strikes < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
-        if gentle and self._slow == 0 and accepted >= YOUNG:
+        if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
-        return self._go_back("fresh batches explode too, so the weights are damaged", accepted)
+        return self._go_back("fresh batches explode too, so the weights are damaged", baseline)
 
-    def _go_back(self, reason: str, accepted: int) -> Decision:
-        rung = self._slow + (1 if accepted < YOUNG else 0)
-        return Decision(("skip", "rollback", "backoff"), reason, factor=FACTORS[min(rung, len(FACTORS) - 1)])
+    def _go_back(self, reason: str, baseline: Baseline) -> Decision:
+        young = baseline.count < YOUNG
+        factor = FACTORS[min(self._slow + young, len(FACTORS) - 1)]
+        if young and baseline.update_ratio > 0.0:
+            # The first updates have told how far beyond a sane size they were.
+            factor = min(factor, max(SANE_UPDATE / baseline.update_ratio, LEAST_FACTOR))
+        return Decision(("skip", "rollback", "backoff"), reason, factor=factor)
 
     def rest(self, step: int) -> bool:
         """Note a step without alarm; return True when that ends the episode."""

@@ -6,6 +6,7 @@ from lightning_gradguard.detectors.divergence import Divergence
 from lightning_gradguard.detectors.drift import Drift
 from lightning_gradguard.detectors.nonfinite import NonFinite
 from lightning_gradguard.detectors.spike import Spike
+from lightning_gradguard.detectors.stagnation import Stagnation
 from lightning_gradguard.detectors.vanishing import Vanishing
 
-__all__ = ["ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Vanishing"]
+__all__ = ["ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Stagnation", "Vanishing"]

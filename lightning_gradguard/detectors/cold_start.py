@@ -10,10 +10,6 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-FEW = 5
-"""Accepted steps after which history takes over."""
-
-
 class ColdStart(Detector):
     """Find a bad start by scale-free tests only.
 
@@ -32,11 +28,11 @@ class ColdStart(Detector):
         self.max_weight_excess = checks.number("max_weight_excess", max_weight_excess, above=1.0)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Judge the first steps of a run; silent once there is history."""
-        if baseline.count >= FEW:
+        """Judge until a first step has been accepted; what happens to the weights after that is not the start's fault."""
+        if baseline.count:
             return None
         if not statistics.finite:
-            if baseline.count or statistics.scaled:
+            if statistics.scaled:
                 return None
             return self._verdict(statistics, math.inf, "the very first gradients are not finite", statistics.norm)
         ratio = statistics.update_ratio or 0.0

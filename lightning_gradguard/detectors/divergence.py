@@ -3,54 +3,74 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
+CAP = math.log(10.0)
+"""Evidence that one loss can add: two steps at least are needed for an alarm."""
+
 
 class Divergence(Detector):
-    """Find a loss that leapt and stays.
+    """Find a loss that is far above what it was before training, or that leapt and stays.
 
-    Speaks when the median of the last nine losses lies above the history by more than the larger of ``factor`` times
-    its level and six robust standard deviations. It is an alarm if the run is then worse than it was untrained
-    (its first losses), with gradients above typical; otherwise the layers are examined and nothing is changed unless
-    one of them is found damaged, since a change of the data looks just so.
+    *Worse than untrained*: a one-sided CUSUM (Page, 1954) of ``log(loss / untrained loss)`` with a slack of
+    ``log(factor)``. A run that learns nothing hovers around its untrained loss, and a hard batch exceeds it now and
+    then; a run that keeps exceeding it by more than ``factor`` is being destroyed. Losses that are not positive have
+    no logarithm, and are not judged so.
+
+    *Leapt*: the median of the last nine losses lies above the history by more than the larger of its level and six
+    robust standard deviations. A change of the data looks just so, so layers are examined and nothing is changed
+    unless one of them is found damaged.
 
     Args:
-        factor: How many times its level the loss must have risen.
+        factor: How many times the untrained loss is tolerated for ever.
+        threshold: Cumulated evidence (natural logarithm) that is called divergence.
     """
 
     name: ClassVar[str] = "divergence"
 
-    def __init__(self, *, factor: float = 2.0) -> None:
+    def __init__(self, *, factor: float = 2.0, threshold: float = 2.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)
+        self.threshold = checks.number("threshold", threshold, above=0.0)
+        self._sum = 0.0
+
+    def _next_sum(self, loss: float | None, baseline: Baseline) -> float:
+        untrained = baseline.untrained_loss
+        if loss is None or not untrained > 0 or not loss > 0:
+            return self._sum
+        evidence = min(math.log(loss / untrained), CAP) - math.log(self.factor)
+        # A ceiling, so that a run which has recovered is believed within a few steps.
+        return min(max(0.0, self._sum + evidence), 2.0 * self.threshold)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Judge by the last losses; silent where no loss is known."""
+        """Judge by the loss; silent where none is known."""
         loss = statistics.loss
         if loss is None or not baseline.first_losses:
             return None
-        first = baseline.untrained_loss
+        untrained = baseline.untrained_loss
+        if self._next_sum(loss, baseline) > self.threshold and loss > self.factor * untrained:
+            reason = f"loss {loss:.3g}, and for some time worse than before training ({untrained:.3g})"
+            return Verdict("divergence", self.name, loss, self.factor * untrained, reason)
         level, spread = baseline.loss_level()
         now, _ = baseline.loss_level(RECENT)
-        limit = level + max((self.factor - 1.0) * abs(level), 6.0 * spread)
-        start = first + max((self.factor - 1.0) * abs(first), 6.0 * spread)
-        if baseline.count >= 2 * RECENT:
-            worse, value = now > start and loss > start, now
-        else:
-            # Few steps: one loss far beyond the first is all there is to see.
-            worse, value = loss > first + 9.0 * abs(first) and statistics.norm > 3.0 * baseline.typical, loss
-        leapt = baseline.count >= 2 * RECENT and now > limit and loss > limit
-        if not (worse or leapt) or math.isnan(level):
-            return None
-        return Verdict(
-            form="divergence",
-            detector=self.name,
-            value=value,
-            limit=start if worse else limit,
-            reason=f"loss {value:.3g}, {'worse than before training' if worse else 'far above its history'} ({first if worse else level:.3g})",
-            examine=not worse,
-        )
+        limit = level + max(abs(level), 6.0 * spread)
+        if baseline.count >= 2 * RECENT and now > limit and loss > limit:
+            reason = f"loss {now:.3g}, far above its history ({level:.3g})"
+            return Verdict("divergence", self.name, now, limit, reason, examine=True)
+        return None
+
+    def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
+        """Add the step's evidence."""
+        self._sum = self._next_sum(statistics.loss, baseline)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cumulated evidence."""
+        return {"sum": self._sum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self._sum = float(state["sum"])

@@ -63,7 +63,8 @@ class Drift(Detector):
         rise = self._loss_rise(baseline)
         if rise is not None and rise < -0.02:
             return None
-        alarm = grown >= self.growth or (rise is not None and rise > 0.2 and grown >= 3.0)
+        worse = rise is not None and rise > 0.2 and self._rise_matters(baseline)
+        alarm = grown >= self.growth or (worse and grown >= 3.0)
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
@@ -73,6 +74,11 @@ class Drift(Detector):
             reason=f"the norm has grown {grown:.3g} x over {self._seen} steps{told}",
             alarm=alarm,
         )
+
+    def _rise_matters(self, baseline: Baseline) -> bool:
+        """Tell whether the rise is visible on the scale of the untrained loss: a loss near zero trebles for nothing."""
+        level, _ = baseline.loss_level(2 * RECENT)
+        return level - self._loss > 0.05 * abs(baseline.untrained_loss)
 
     def _loss_rise(self, baseline: Baseline) -> float | None:
         level, _ = baseline.loss_level(2 * RECENT)

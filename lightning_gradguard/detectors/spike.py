@@ -11,6 +11,10 @@ from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
+WIDEST = math.log(1000.0)
+"""Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
+
+
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """Return the largest norm that history can explain; inf while there is none.
 
@@ -25,6 +29,8 @@ def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
         return math.inf
     young = 1.0 + 100.0 / n**2
     margin = max(math.log(factor * young), zscore * baseline.spread * (1.0 + 8.0 / n))
+    # Norms that jump about by orders of magnitude are a symptom, and must not excuse themselves.
+    margin = min(margin, max(math.log(factor), WIDEST))
     # exp overflows above 709; norms of that size are non-finite in any dtype.
     return math.exp(min(max(math.log(typical) + margin, baseline.high_water), 700.0))
 
