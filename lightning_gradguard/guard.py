@@ -397,7 +397,9 @@ class Guard:
         # The next batch is measured layer by layer, in case the trouble is not over.
         self._probe.arm(self.module)
         self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
-        return StepReport(statistics, verdict, decision, outcomes, held, decision.exhausted)
+        # Who only watches has spent nothing, and must not end the run.
+        stop = decision.exhausted and self.mode == "guard"
+        return StepReport(statistics, verdict, decision, outcomes, held, stop)
 
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
