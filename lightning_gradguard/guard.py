@@ -146,6 +146,7 @@ class Guard:
         self._waiting: dict[str, Any] = {}
         self._incidents: list[Incident] = []
         self._probe = Probe()
+        self._rearm = False
         self._running: RunningStatistics | None = None
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
@@ -172,7 +173,7 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._incidents = {}, []
+            self._waiting, self._incidents, self._rearm = {}, [], False
         self._module = module
 
     @property
@@ -187,6 +188,7 @@ class Guard:
         """
         if self._running is None:
             self._running = RunningStatistics(self.module)
+        self._arm_again()
         lane = self._lanes.get(id(optimizer))
         if lane is None:
             index = len(self._lanes)
@@ -203,6 +205,12 @@ class Guard:
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
         return lane
+
+    def _arm_again(self) -> None:
+        """Arm the probe if it was armed when the state was saved, or the guard closed."""
+        if self._rearm:
+            self._probe.arm(self.module)
+            self._rearm = False
 
     def before_step(
         self,
@@ -561,10 +569,11 @@ class Guard:
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
+        self._rearm = self._rearm or self._probe.armed
         self._probe.disarm()
         for lane in self._lanes.values():
             lane.close()
-        self._waiting = {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
+        self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
         self._lanes.clear()
         self._running = None
         for sink in self.sinks:
@@ -576,12 +585,13 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        lanes = {str(lane.index): lane.state_dict() for lane in self._lanes.values()} or dict(self._waiting)
+        # Optimizers that have not been met yet keep what was loaded for them.
+        lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {
             "version": 1,
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._incidents],
-            "armed": self._probe.armed,
+            "armed": self._probe.armed or self._rearm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -591,8 +601,9 @@ class Guard:
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
-        if state["armed"]:
-            self._probe.arm(self.module)
+        self._rearm = bool(state["armed"])
+        if self._lanes:
+            self._arm_again()
 
 
 def _rank(suspect: Blame) -> tuple[float, str]:
