@@ -144,13 +144,14 @@ class Lane:
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
-        return {"baseline": self.baseline.state_dict(), "detectors": [d.state_dict() for d in self.detectors]}
+        return {"baseline": self.baseline.state_dict(), "detectors": {d.name: d.state_dict() for d in self.detectors}}
 
     def load_memory(self, memory: dict[str, Any]) -> None:
-        """Take back what :meth:`memory` returned."""
+        """Take back what :meth:`memory` returned; detectors that are new since then start afresh."""
         self.baseline.load_state_dict(memory["baseline"])
-        for detector, state in zip(self.detectors, memory["detectors"], strict=True):
-            detector.load_state_dict(state)
+        for detector in self.detectors:
+            if detector.name in memory["detectors"]:
+                detector.load_state_dict(memory["detectors"][detector.name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned, for a checkpoint."""
