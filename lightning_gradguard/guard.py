@@ -21,7 +21,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.attribution import Probe, blame
 from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.errors import GuardError, TrainingDiverged, named
 from lightning_gradguard.first_look import first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
@@ -381,7 +381,8 @@ class Guard:
         assert self._running is not None
         self._running.accept()
         for remedy in lane.remedies.values():
-            remedy.before_update(scene)
+            with named(f"remedy {remedy.name!r}"):
+                remedy.before_update(scene)
 
     def _treat(
         self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
@@ -412,7 +413,7 @@ class Guard:
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
         for name in decision.remedies:
-            with _named(f"remedy {name!r}"):
+            with named(f"remedy {name!r}"):
                 outcomes.append(lane.remedies[name].apply(scene))
         done = {o.remedy for o in outcomes if o.applied}
         if "rollback" in done and scene.snapshots.latest is not None:
@@ -608,11 +609,3 @@ class Guard:
 
 def _rank(suspect: Blame) -> tuple[float, str]:
     return -suspect.score, suspect.layer
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise GuardError(f"{what} failed: {error!r}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.errors import GuardError
+from lightning_gradguard.errors import named
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
@@ -99,7 +99,11 @@ class Lane:
 
     def limit(self) -> float:
         """Return the largest global norm that may pass."""
-        return min((d.limit(self.baseline) for d in self.detectors), default=float("inf"))
+        limits = [float("inf")]
+        for detector in self.detectors:
+            with named(f"detector {detector.name!r}"):
+                limits.append(detector.limit(self.baseline))
+        return min(limits)
 
     def target(self, limit: float) -> float:
         """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
@@ -111,10 +115,8 @@ class Lane:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
         for detector in self.detectors:
-            try:
+            with named(f"detector {detector.name!r}"):
                 verdict = detector.judge(statistics, self.baseline)
-            except Exception as error:
-                raise GuardError(f"detector {detector.name!r} failed: {error!r}") from error
             if verdict is not None:
                 verdicts.append(verdict)
                 if verdict.alarm and not verdict.examine:
@@ -125,12 +127,14 @@ class Lane:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
         for detector in self.detectors:
-            detector.accept(statistics, self.baseline)
+            with named(f"detector {detector.name!r}"):
+                detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell the detectors that a step was held."""
         for detector in self.detectors:
-            detector.reject(statistics)
+            with named(f"detector {detector.name!r}"):
+                detector.reject(statistics)
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
