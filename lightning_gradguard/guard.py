@@ -151,8 +151,8 @@ class Guard:
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
         self.world_size = 1
-        self.mean: Callable[[float], float] = lambda value: value
-        self.gather: Callable[[Any], list[Any]] = lambda value: [value]
+        self.mean: Callable[[float], float] = float
+        self.gather: Callable[[Any], list[Any]] = _alone
         self._module: nn.Module | None = None
         if module is not None:
             self.bind(module)
@@ -605,6 +605,11 @@ class Guard:
         self._rearm = bool(state["armed"])
         if self._lanes:
             self._arm_again()
+
+
+def _alone(value: Any) -> list[Any]:
+    # A function of the module, since strategies that spawn processes pickle the callback.
+    return [value]
 
 
 def _rank(suspect: Blame) -> tuple[float, str]:
