@@ -101,9 +101,9 @@ class GradGuard(Callback):
         """Refuse what cannot be guarded, before training starts."""
         if stage != "fit":
             return
-        name = type(trainer.strategy).__name__
-        if name in REFUSED:
-            raise MisconfigurationException(f"GradGuard cannot guard a run under {name}: {REFUSED[name]}.")
+        kind = type(trainer.strategy)
+        for name in (base.__name__ for base in kind.__mro__ if base.__name__ in REFUSED):
+            raise MisconfigurationException(f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
         others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
         if len(others) > 1 and others[0] is not self:
             raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
