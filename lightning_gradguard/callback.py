@@ -139,8 +139,11 @@ class GradGuard(Callback):
         self.guard.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put learning rates and clipping back: the exception may have come from inside the update."""
+        """Put everything back, as in :meth:`teardown`, which Lightning skips now; it may have come from inside the update."""
         self._after_update(trainer)
+        self.guard.flush()
+        self.guard.close()
+        self._batch = self._loss = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
