@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class GuardError(RuntimeError):
     """A detector or remedy failed; the message names it."""
@@ -14,12 +11,16 @@ class TrainingDiverged(RuntimeError):
     """The budget of remedies is spent; the message tells what was tried."""
 
 
-@contextmanager
-def named(what: str) -> Iterator[None]:
-    """Turn whatever is raised inside into a :class:`GuardError` that names ``what``."""
-    try:
-        yield
-    except GuardError:
-        raise
-    except Exception as error:
-        raise GuardError(f"{what} failed: {error!r}") from error
+class named:  # noqa: N801 - used like a function; a generator would cost several times as much, many times a step
+    """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, GuardError):
+            raise GuardError(f"{self._what} failed: {error!r}") from error
