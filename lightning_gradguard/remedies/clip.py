@@ -67,11 +67,16 @@ class Clip(Remedy):
 
     def _clip_elements(self, parameter: torch.nn.Parameter, scene: Scene) -> None:
         assert parameter.grad is not None
+        weight = local(parameter)
+        if parameter.grad.is_sparse:
+            # The values of an uncoalesced gradient are a copy: what is clipped must be what is kept.
+            parameter.grad = parameter.grad.coalesce()
+            weight = weight[tuple(parameter.grad.indices())]
         grad = local(parameter.grad)
         if self.algorithm == "value":
             # Under a fused optimizer with a GradScaler the gradients at hand are still scaled.
             grad.clamp_(-self.clip_value * scene.grad_scale, self.clip_value * scene.grad_scale)
             return
-        allowed = unit_norm(local(parameter)).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
+        allowed = unit_norm(weight).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
         norm = unit_norm(grad)
         grad.mul_((allowed / norm.clamp(min=1e-6)).clamp_(max=1.0))
