@@ -369,6 +369,8 @@ class Guard:
         if not statistics.finite:
             # The overflow that a GradScaler expects: it holds the step and lowers its scale by itself.
             lane.reject(statistics)
+            if self.mode == "guard":
+                scene.running.mend()
             return
         if lane.policy.rest(statistics.step) and lane.incident is not None:
             self._close(lane, statistics.step, helped=True)
