@@ -49,6 +49,7 @@ class Lane:
         self.index = index
         self.module = module
         self.optimizer = optimizer
+        self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
         self.policy = copy.deepcopy(policy)
@@ -77,6 +78,7 @@ class Lane:
             return
         if self._groups:
             self.baseline = Baseline()
+            self.detectors = copy.deepcopy(list(self._prototypes))
             self.snapshots.hurry(self.steps)
         self._groups = groups
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
