@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from tests.builders import calm, same, taught, through_a_file
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradguard.baseline import NORM_WINDOW, RECENT, Baseline
+from tests.builders import calm, same, taught, through_a_file
 
 NORMS = st.floats(1e-30, 1e30)
 ANYTHING = st.one_of(NORMS, st.sampled_from([0.0, math.nan, math.inf, 1e-45]))

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.builders import Net, frozen_copy, loader, mlp, regression, same, trainer
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard
 from lightning_gradguard.guard import Guard
+from tests.builders import Net, frozen_copy, loader, mlp, regression, same, trainer
 
 STEPS = 60
 
