@@ -19,6 +19,8 @@ _HARMLESS = math.log(0.3)
 # Spread that peers have at the least, as a log-MAD; four of it make a factor of 1.8. Two peers tell little about spread.
 _SPREAD, _SPREAD_OF_FEW = 0.15, 0.3
 _SIGMAS = 4.0
+# What several layers share is how the model was made (the squeeze layers of an EfficientNet, at 5 times the others), no accident.
+_DESIGN = 0.15
 
 
 def typical(others: Sequence[float]) -> tuple[float, float]:
@@ -39,5 +41,8 @@ def stands_out(value: float, others: Sequence[float]) -> float | None:
     """
     centre, spread = typical([max(other, _HARMLESS) for other in others])
     apart = value - centre
-    peerwise = apart >= _APART and apart >= _SIGMAS * spread and value >= _GROWING and apart + value >= _TOGETHER
+    alike = sum(other >= value - _GROWING for other in others)
+    rare = alike < max(3.0, _DESIGN * len(others))
+    far = apart >= _APART and apart >= _SIGMAS * spread
+    peerwise = rare and far and value >= _GROWING and apart + value >= _TOGETHER
     return max(apart, value) if peerwise or value >= _CERTAIN else None

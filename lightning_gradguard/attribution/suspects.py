@@ -28,6 +28,8 @@ _CANCELLED = math.log(2.0)
 _SWING = math.log(1.5)
 # An average, the one constant kernel in honest use, sums its inputs one fold.
 _CONSTANT = 1.5
+# What a second witness must say: above He's sqrt(2), and for gains above what the data adds to it.
+_LARGE, _AMPLIFIES = math.log(1.5), math.log(2.0)
 _GROWTH = math.log(1e3)
 
 
@@ -35,13 +37,15 @@ _GROWTH = math.log(1e3)
 class _Witness:
     """One kind of evidence about one layer: the log of a ratio that is about 1 in health.
 
-    One that is not heard serves as a peer of others only: a gain that the next layer, a normalisation, cancels.
+    ``allowance`` is for this witness alone, ``width`` is part of the value that a narrowing layer explains. One that is not
+    heard serves as a peer of others only: a gain that the next layer, a normalisation, cancels.
     """
 
     kind: str
     value: float
     allowance: float
     heard: bool = True
+    width: float = 0.0
 
 
 def blame(
@@ -132,7 +136,10 @@ def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list
 
 
 def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Blame]:
-    """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak."""
+    """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak.
+
+    One of the two must be the weights where these are known: a layer may standardise them, or scale its output, by design.
+    """
     witnesses = {t.layer: _witnesses(t, readings.get(t.layer)) for t in traits if t.trainable}
     groups = {t.layer: t.kind if t.kind in ("norm", "embedding") else "layer" for t in traits}
     found = []
@@ -148,15 +155,18 @@ def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading]
             w for other, ws in witnesses.items() if other != t.layer and groups[other] == groups[t.layer] for w in ws
         ]
         strengths = [_strength(w, peers, doubt) for w in heard]
-        agreeing = [w for w in heard if w.value - doubt >= _SWING]
-        if any(strengths) and len(agreeing) >= min(2, len(heard)):
+        agreeing = [
+            w.kind for w in heard if w.value - w.width - doubt >= (_LARGE if w.kind == "weights" else _AMPLIFIES)
+        ]
+        silent = "weights" in {w.kind for w in heard} and "weights" not in agreeing
+        if any(strengths) and len(agreeing) >= min(2, len(heard)) and not silent:
             found.append(Blame(t.layer, max(strengths), _wording(heard)))
     return found
 
 
 def _strength(witness: _Witness, peers: Sequence[_Witness], doubt: float) -> float:
-    others = [peer.value - witness.allowance for peer in peers if peer.kind == witness.kind]
-    return stands_out(witness.value - witness.allowance - doubt, others) or 0.0
+    others = [peer.value - peer.width - witness.allowance for peer in peers if peer.kind == witness.kind]
+    return stands_out(witness.value - witness.width - witness.allowance - doubt, others) or 0.0
 
 
 def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witness]:
@@ -172,14 +182,14 @@ def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witn
         return found
     backward = []
     if reading.backward_gain is not None:
-        backward = [_Witness("backward gain", _log(reading.backward_gain), _SWING, not normed)]
+        backward = [_Witness("backward gain", _log(reading.backward_gain), _SWING, not normed, traits.narrowing)]
     if traits.kind == "recurrent":
         both = found + backward  # either suffices: a sane matrix may still explode through time
         return [max(both, key=lambda w: w.value - w.allowance)] if both else []
     if reading.forward_gain is not None and reading.rms_in:
         # A bias adds to the output whatever the input is.
         gain = math.sqrt(max(_square(reading.forward_gain) - _square(traits.bias / reading.rms_in), 0.0))
-        found.append(_Witness("forward gain", _log(gain), _SWING, not normed))
+        found.append(_Witness("forward gain", _log(gain), _SWING, not normed, traits.narrowing))
     return found + backward
 
 
@@ -203,7 +213,7 @@ def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -
     return [
         Blame(layer, _log(gain), reason.format(gain, math.exp(max(ahead, back))))
         for layer, gain in gains.items()
-        if _log(gain) >= math.log(2.0)
+        if _log(gain) >= _AMPLIFIES and _log(kinds[layer].excess or math.inf) >= _LARGE
     ]
 
 

@@ -25,6 +25,7 @@ class WeightTraits:
         finite: Whether all of its parameters are finite.
         excess: Largest ``RMS(weight) / expected_rms``, None where nothing is expected.
         constant: ``|mean| * fan_in`` of a weight matrix that is all but constant, None where none is.
+        narrowing: Log of the gain that a layer with fewer outputs than inputs may have by design.
         bias: RMS of the bias, 0.0 where there is none.
         displacement: ``||W - W_snapshot|| / ||W_snapshot||``, None without a snapshot of this layer.
     """
@@ -35,6 +36,7 @@ class WeightTraits:
     finite: bool = True
     excess: float | None = None
     constant: float | None = None
+    narrowing: float = 0.0
     bias: float = 0.0
     displacement: float | None = None
     _moved: float = field(default=0.0, repr=False)
@@ -108,8 +110,13 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     if expected is not None:
         traits.excess = max(traits.excess or 0.0, size / expected)
     terms = fans(one.owner, one.name)
-    # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n).
-    if terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
+    if terms is not None:
+        # He's fan-out mode gives a forward gain of sqrt(2 * in / out).
+        traits.narrowing = max(traits.narrowing, 0.5 * math.log(max(1.0, terms[0] / terms[1])))
+    # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n). A subclass may compute with its weights in its own way
+    # (weight-standardised convolutions start at ones), and then says nothing.
+    stock = type(one.owner).__module__.startswith("torch.nn.")
+    if stock and terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
     if len(numbers) == 4:
         # A weight that grows from near zero (a zero-initialised branch) moves by many times its size in health.
