@@ -56,7 +56,7 @@ class Clip(Remedy):
         if not scene.statistics.finite:
             return Outcome(self.name, applied=False, detail="a gradient that is not finite cannot be clipped")
         if self.algorithm == "norm":
-            coefficient = min(1.0, scene.target / norm)
+            coefficient = min(1.0, scene.target / norm) if norm > 0.0 else 1.0
             grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
             torch._foreach_mul_(grads, coefficient)
             return Outcome(self.name, True, f"norm {norm:.3g} clipped to {norm * coefficient:.3g}", (), coefficient)
