@@ -18,7 +18,9 @@ ENOUGH = 3
 
 
 def _floats(batch: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor))
+    # Sparse and jagged tensors have no maximum.
+    return [t for t in tensors if t.is_floating_point() and t.layout == torch.strided and t.numel()]
 
 
 class BatchWitness:

@@ -101,9 +101,9 @@ class GradGuard(Callback):
         """Refuse what cannot be guarded, before training starts."""
         if stage != "fit":
             return
-        name = type(trainer.strategy).__name__
-        if name in REFUSED:
-            raise MisconfigurationException(f"GradGuard cannot guard a run under {name}: {REFUSED[name]}.")
+        kind = type(trainer.strategy)
+        for name in (base.__name__ for base in kind.__mro__ if base.__name__ in REFUSED):
+            raise MisconfigurationException(f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
         others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
         if len(others) > 1 and others[0] is not self:
             raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
@@ -139,8 +139,11 @@ class GradGuard(Callback):
         self.guard.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put learning rates and clipping back: the exception may have come from inside the update."""
+        """Put everything back, as in :meth:`teardown`, which Lightning skips now; it may have come from inside the update."""
         self._after_update(trainer)
+        self.guard.flush()
+        self.guard.close()
+        self._batch = self._loss = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""

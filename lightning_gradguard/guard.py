@@ -21,7 +21,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.attribution import Probe, blame
 from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.errors import GuardError, TrainingDiverged, named
 from lightning_gradguard.first_look import NORMALISED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
@@ -148,12 +148,13 @@ class Guard:
         self._waiting: dict[str, Any] = {}
         self._incidents: list[Incident] = []
         self._probe = Probe()
+        self._rearm = False
         self._running: RunningStatistics | None = None
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
         self.world_size = 1
-        self.mean: Callable[[float], float] = lambda value: value
-        self.gather: Callable[[Any], list[Any]] = lambda value: [value]
+        self.mean: Callable[[float], float] = float
+        self.gather: Callable[[Any], list[Any]] = _alone
         self._module: nn.Module | None = None
         if module is not None:
             self.bind(module)
@@ -174,7 +175,7 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._incidents = {}, []
+            self._waiting, self._incidents, self._rearm = {}, [], False
         self._module = module
 
     @property
@@ -189,6 +190,7 @@ class Guard:
         """
         if self._running is None:
             self._running = RunningStatistics(self.module)
+        self._arm_again()
         lane = self._lanes.get(id(optimizer))
         if lane is None:
             index = len(self._lanes)
@@ -209,6 +211,12 @@ class Guard:
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
         return lane
+
+    def _arm_again(self) -> None:
+        """Arm the probe if it was armed when the state was saved, or the guard closed."""
+        if self._rearm:
+            self._probe.arm(self.module)
+            self._rearm = False
 
     def before_step(
         self,
@@ -371,6 +379,8 @@ class Guard:
         if not statistics.finite:
             # The overflow that a GradScaler expects: it holds the step and lowers its scale by itself.
             lane.reject(statistics)
+            if self.mode == "guard":
+                scene.running.mend()
             return
         if lane.policy.rest(statistics.step) and lane.incident is not None:
             self._close(lane, statistics.step, helped=True)
@@ -383,7 +393,8 @@ class Guard:
         assert self._running is not None
         self._running.accept()
         for remedy in lane.remedies.values():
-            remedy.before_update(scene)
+            with named(f"remedy {remedy.name!r}"):
+                remedy.before_update(scene)
 
     def _treat(
         self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
@@ -407,12 +418,14 @@ class Guard:
         # The next batch is measured layer by layer, in case the trouble is not over.
         self._probe.arm(self.module)
         self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
-        return StepReport(statistics, verdict, decision, outcomes, held, decision.exhausted)
+        # Who only watches has spent nothing, and must not end the run.
+        stop = decision.exhausted and self.mode == "guard"
+        return StepReport(statistics, verdict, decision, outcomes, held, stop)
 
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
         for name in decision.remedies:
-            with _named(f"remedy {name!r}"):
+            with named(f"remedy {name!r}"):
                 outcomes.append(lane.remedies[name].apply(scene))
         done = {o.remedy for o in outcomes if o.applied}
         if "rollback" in done and scene.snapshots.latest is not None:
@@ -569,10 +582,11 @@ class Guard:
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
+        self._rearm = self._rearm or self._probe.armed
         self._probe.disarm()
         for lane in self._lanes.values():
             lane.close()
-        self._waiting = {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
+        self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
         self._lanes.clear()
         self._running = None
         for sink in self.sinks:
@@ -584,12 +598,13 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        lanes = {str(lane.index): lane.state_dict() for lane in self._lanes.values()} or dict(self._waiting)
+        # Optimizers that have not been met yet keep what was loaded for them.
+        lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {
             "version": 1,
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._incidents],
-            "armed": self._probe.armed,
+            "armed": self._probe.armed or self._rearm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -599,17 +614,15 @@ class Guard:
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
-        if state["armed"]:
-            self._probe.arm(self.module)
+        self._rearm = bool(state["armed"])
+        if self._lanes:
+            self._arm_again()
+
+
+def _alone(value: Any) -> list[Any]:
+    # A function of the module, since strategies that spawn processes pickle the callback.
+    return [value]
 
 
 def _rank(suspect: Blame) -> tuple[float, str]:
     return -suspect.score, suspect.layer
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise GuardError(f"{what} failed: {error!r}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.errors import GuardError
+from lightning_gradguard.errors import named
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
@@ -49,6 +49,7 @@ class Lane:
         self.index = index
         self.module = module
         self.optimizer = optimizer
+        self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
         self.policy = copy.deepcopy(policy)
@@ -77,6 +78,7 @@ class Lane:
             return
         if self._groups:
             self.baseline = Baseline()
+            self.detectors = copy.deepcopy(list(self._prototypes))
             self.snapshots.hurry(self.steps)
         self._groups = groups
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
@@ -99,7 +101,11 @@ class Lane:
 
     def limit(self) -> float:
         """Return the largest global norm that may pass."""
-        return min((d.limit(self.baseline) for d in self.detectors), default=float("inf"))
+        limits = [float("inf")]
+        for detector in self.detectors:
+            with named(f"detector {detector.name!r}"):
+                limits.append(detector.limit(self.baseline))
+        return min(limits)
 
     def target(self, limit: float) -> float:
         """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
@@ -111,10 +117,8 @@ class Lane:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
         for detector in self.detectors:
-            try:
+            with named(f"detector {detector.name!r}"):
                 verdict = detector.judge(statistics, self.baseline)
-            except Exception as error:
-                raise GuardError(f"detector {detector.name!r} failed: {error!r}") from error
             if verdict is not None:
                 verdicts.append(verdict)
                 if verdict.alarm and not verdict.examine:
@@ -125,12 +129,14 @@ class Lane:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
         for detector in self.detectors:
-            detector.accept(statistics, self.baseline)
+            with named(f"detector {detector.name!r}"):
+                detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell the detectors that a step was held."""
         for detector in self.detectors:
-            detector.reject(statistics)
+            with named(f"detector {detector.name!r}"):
+                detector.reject(statistics)
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
@@ -144,13 +150,14 @@ class Lane:
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
-        return {"baseline": self.baseline.state_dict(), "detectors": [d.state_dict() for d in self.detectors]}
+        return {"baseline": self.baseline.state_dict(), "detectors": {d.name: d.state_dict() for d in self.detectors}}
 
     def load_memory(self, memory: dict[str, Any]) -> None:
-        """Take back what :meth:`memory` returned."""
+        """Take back what :meth:`memory` returned; detectors that are new since then start afresh."""
         self.baseline.load_state_dict(memory["baseline"])
-        for detector, state in zip(self.detectors, memory["detectors"], strict=True):
-            detector.load_state_dict(state)
+        for detector in self.detectors:
+            if detector.name in memory["detectors"]:
+                detector.load_state_dict(memory["detectors"][detector.name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned, for a checkpoint."""

@@ -36,17 +36,15 @@ class Meter:
 
     def add(self, statistics: GradientStatistics, coefficient: float = 1.0) -> None:
         """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step)."""
-        if statistics.names != self._names:
-            self._names = statistics.names
-            self._clear()
+        norms = statistics.norms if statistics.names == self._names else self._aligned(statistics)
         if self.steps == 0:
             self._first = statistics.step
         self.steps += 1
         if statistics.finite:
-            np.maximum(self._peaks, statistics.norms, out=self._peaks)
+            np.maximum(self._peaks, norms, out=self._peaks)
         else:
-            finite = np.isfinite(statistics.norms)
-            np.maximum(self._peaks, statistics.norms, out=self._peaks, where=finite)
+            finite = np.isfinite(norms)
+            np.maximum(self._peaks, norms, out=self._peaks, where=finite)
             self._nonfinite += ~finite
         # A NaN must win over every number, and max() would drop it.
         if math.isnan(statistics.norm) or statistics.norm > self._peak:
@@ -55,6 +53,21 @@ class Meter:
             self._coefficient = min(self._coefficient, coefficient)
             self.skipped += coefficient == 0.0
             self.clipped += coefficient > 0.0
+
+    def _aligned(self, statistics: GradientStatistics) -> FloatArray:
+        """Return the norms by known name, zero where a parameter has no gradient now; names that are new are learned.
+
+        Branches that are not taken at every step come and go, and must not cost the window.
+        """
+        known = set(self._names)
+        new = tuple(name for name in statistics.names if name not in known)
+        self._names += new
+        self._peaks = np.append(self._peaks, np.zeros(len(new)))
+        self._nonfinite = np.append(self._nonfinite, np.zeros(len(new)))
+        position = {name: i for i, name in enumerate(self._names)}
+        norms = np.zeros(len(self._names))
+        norms[[position[name] for name in statistics.names]] = statistics.norms
+        return norms
 
     def window(
         self,

@@ -36,6 +36,12 @@ class RunningStatistics:
             torch._foreach_copy_(self._saved, self._live)
 
     @torch.no_grad()
+    def mend(self) -> None:
+        """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""
+        if not all(bool(buffer.isfinite().all()) for buffer in self._live):
+            self.restore()
+
+    @torch.no_grad()
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
         if self._saved:

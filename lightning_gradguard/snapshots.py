@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_gradguard import checks
 
@@ -39,7 +40,8 @@ def _host(value: Any) -> Any:
         value = value.to_local() if hasattr(value, "to_local") else value
         # copy=True: on a CPU .to("cpu") would alias the live tensor.
         return value.detach().to("cpu", copy=True)
-    return value
+    # LBFGS keeps lists of tensors, which it changes in place.
+    return tree_map_only(Tensor, _host, value)
 
 
 def _write(target: Tensor, source: Tensor) -> None:
@@ -173,7 +175,7 @@ def restore_optimizer_state(
             # Step counts live on the host unless the optimizer is fused or capturable; the live one would tell.
             live[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
         else:
-            live[key] = value
+            live[key] = tree_map_only(Tensor, lambda t: t.to(parameter.device, copy=True), value)
 
 
 def _fits(target: Tensor, source: Tensor) -> bool:

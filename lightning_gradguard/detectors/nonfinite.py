@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -29,7 +30,7 @@ class NonFinite(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the global norm; a NaN or inf loss alone is reported as well."""
         if statistics.finite:
-            return None
+            return self._judge_loss(statistics, baseline)
         if statistics.scaled and self._overflows < self.patience:
             return None
         layers = tuple(name for name, _ in statistics.nonfinite)
@@ -43,6 +44,12 @@ class NonFinite(Detector):
             layers=layers,
             reason=f"NaN or inf in {where}" if layers else "the gradients' norm is not finite",
         )
+
+    def _judge_loss(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        if statistics.loss is None or math.isfinite(statistics.loss):
+            return None
+        reason = f"the loss is {statistics.loss}, though every gradient is finite"
+        return Verdict("non-finite", self.name, statistics.norm, self.limit(baseline), reason, alarm=False)
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Count the overflows in a row that were left to the GradScaler."""

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from lightning_gradguard import checks
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
@@ -44,10 +45,8 @@ class Journal(Sink):
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, every: int = 1) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
         self.path = Path(directory) / FILE_NAME
-        self._every = every
+        self._every = checks.whole("every", every, least=1)
         self._file: TextIO | None = None
         self._layers: dict[int, tuple[str, ...]] = {}
         self._pending: dict[int, tuple[Window, int]] = {}

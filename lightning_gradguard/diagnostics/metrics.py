@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from lightning_gradguard import checks
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.records import Window
@@ -19,7 +20,7 @@ class MetricsSink(Sink):
 
     def __init__(self, log_metrics: Callable[[Mapping[str, float], int], None], *, optimizers: int = 1) -> None:
         self._log_metrics = log_metrics
-        self._optimizers = optimizers
+        self._optimizers = checks.whole("optimizers", optimizers, least=1)
 
     def window(self, window: Window) -> None:
         """Log one point of each scalar."""

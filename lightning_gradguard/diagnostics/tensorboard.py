@@ -10,6 +10,7 @@ from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from lightning_gradguard import checks
 from lightning_gradguard.diagnostics import tags, wire
 from lightning_gradguard.diagnostics.markdown import incident_markdown
 from lightning_gradguard.diagnostics.milestones import is_milestone
@@ -41,8 +42,7 @@ class TensorBoardSink(Sink):
     """
 
     def __init__(self, writer: Any, *, optimizers: int = 1, layout: bool = True, heatmap: bool = True) -> None:
-        if optimizers < 1:
-            raise ValueError(f"optimizers must be at least 1, got {optimizers}")
+        optimizers = checks.whole("optimizers", optimizers, least=1)
         self._writer = writer
         self._optimizers = optimizers
         self._layout = layout

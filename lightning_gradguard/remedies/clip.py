@@ -56,7 +56,7 @@ class Clip(Remedy):
         if not scene.statistics.finite:
             return Outcome(self.name, applied=False, detail="a gradient that is not finite cannot be clipped")
         if self.algorithm == "norm":
-            coefficient = min(1.0, scene.target / norm)
+            coefficient = min(1.0, scene.target / norm) if norm > 0.0 else 1.0
             grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
             torch._foreach_mul_(grads, coefficient)
             return Outcome(self.name, True, f"norm {norm:.3g} clipped to {norm * coefficient:.3g}", (), coefficient)
@@ -67,11 +67,16 @@ class Clip(Remedy):
 
     def _clip_elements(self, parameter: torch.nn.Parameter, scene: Scene) -> None:
         assert parameter.grad is not None
+        weight = local(parameter)
+        if parameter.grad.is_sparse:
+            # The values of an uncoalesced gradient are a copy: what is clipped must be what is kept.
+            parameter.grad = parameter.grad.coalesce()
+            weight = weight[tuple(parameter.grad.indices())]
         grad = local(parameter.grad)
         if self.algorithm == "value":
             # Under a fused optimizer with a GradScaler the gradients at hand are still scaled.
             grad.clamp_(-self.clip_value * scene.grad_scale, self.clip_value * scene.grad_scale)
             return
-        allowed = unit_norm(local(parameter)).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
+        allowed = unit_norm(weight).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
         norm = unit_norm(grad)
         grad.mul_((allowed / norm.clamp(min=1e-6)).clamp_(max=1.0))

@@ -19,9 +19,9 @@ class Skip(Remedy):
 
     def apply(self, scene: Scene) -> Outcome:
         """Take the gradients away and put the running statistics back."""
-        if scene.scaler is not None and scene.grad_scale != 1.0:
+        if scene.scaler is not None and getattr(scene.optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer's gradients are unscaled inside its kernel; without this the scaler finds none
-            # and raises "No inf checks were recorded".
+            # and raises "No inf checks were recorded", at a scale of 1 as at any other.
             scene.scaler.unscale_(scene.optimizer)
         for parameter in scene.parameters.values():
             parameter.grad = None

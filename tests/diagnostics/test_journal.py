@@ -120,5 +120,5 @@ def test_lines_are_on_disk_at_once(tmp_path):
 
 
 def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number >= 1, got 0"):
         Journal(tmp_path, every=0)

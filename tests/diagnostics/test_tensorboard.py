@@ -145,7 +145,7 @@ def test_a_writer_without_a_file_raises(tmp_path):
 
 
 def test_arguments_are_checked(writer):
-    with pytest.raises(ValueError, match="optimizers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="optimizers must be a whole number >= 1, got 0"):
         TensorBoardSink(writer, optimizers=0)
 
 

@@ -1,0 +1,423 @@
+"""The callback on Lightning's Trainer: every loop, and everything put back afterwards."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
+from lightning_gradguard.detectors import Detector, NonFinite
+from lightning_gradguard.remedies import Skip
+from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
+
+ADAM = partial(torch.optim.Adam, lr=0.01)
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+
+
+def hooks_of(module: nn.Module) -> int:
+    """Count every hook on a module and its children."""
+    kinds = [name for name in vars(module) if name.endswith("_hooks") and isinstance(vars(module)[name], dict)]
+    return sum(len(getattr(child, kind)) for child in module.modules() for kind in kinds)
+
+
+def hooks_on(optimizer: Any) -> int:
+    return len(optimizer._optimizer_step_post_hooks) + len(optimizer._optimizer_step_pre_hooks)
+
+
+class Grows(Net):
+    """A module whose loss is multiplied from some step on."""
+
+    def __init__(self, *args: Any, since: int, by: float, until: int = 10**9) -> None:
+        super().__init__(*args)
+        self.since, self.by, self.until = since, by, until
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        factor = self.by if self.since <= batch_idx < self.until else 1.0
+        return super().training_step(batch, batch_idx) * factor
+
+
+# -- life cycle
+
+
+def test_no_hook_is_left_on_module_or_optimizer(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[GradGuard(journal=False)])
+    module = Net(mlp(), ADAM)
+    before = hooks_of(module)
+    fit.fit(module, loader(spoil(regression(20), 19)))
+    assert hooks_of(module) == before
+    assert [hooks_on(o) for o in fit.optimizers] == [0]
+
+
+class Fails(Callback):
+    """Raise at a given point of a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
+        pass
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("in the middle of a step")
+
+
+def test_rates_and_hooks_are_put_back_after_an_exception_in_mid_step(tmp_path: Path) -> None:
+    guard = GradGuard(journal=False, policy=Policy(patience=1, cooldown=0))
+    fit = trainer(tmp_path, callbacks=[guard, Fails(26)], gradient_clip_val=0.5)
+    module = Grows(mlp(), SGD, since=25, by=1e4, until=26)
+    before = hooks_of(module)
+    with pytest.raises(KeyError, match="in the middle"):
+        fit.fit(module, loader(regression(40)))
+    assert "backoff" in guard.incidents[0].remedies
+    assert [g["lr"] for g in fit.optimizers[0].param_groups] == [0.01]
+    assert hooks_of(module) == before
+    assert [hooks_on(o) for o in fit.optimizers] == [0]
+    assert fit.gradient_clip_val == 0.5
+
+
+def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), Fails(25)], gradient_clip_val=0.5)
+    with pytest.raises(KeyError):
+        fit.fit(Net(mlp(), SGD), loader(spoil(regression(40), 25)))
+    assert fit.gradient_clip_val == 0.5
+
+
+def test_the_callback_can_be_copied_and_pickled() -> None:
+    for other in (copy.deepcopy(GradGuard()), pickle.loads(pickle.dumps(GradGuard()))):
+        assert other.incidents == () and other.guard.mean(2.0) == 2.0 and other.guard.gather(3) == [3]
+
+
+def test_fitting_twice_goes_on_from_what_was_learned(tmp_path: Path) -> None:
+    guard, module = GradGuard(journal=False), Net(mlp(), ADAM)
+    for _ in range(2):
+        trainer(tmp_path, callbacks=[guard]).fit(module, loader(spoil(regression(30), 25)))
+    assert [i.number for i in guard.incidents] == [1, 2]
+    assert all(i.culprit == "batch" for i in guard.incidents)
+
+
+def test_validating_and_testing_leave_the_guard_alone(tmp_path: Path) -> None:
+    class Tested(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.network(batch[0])
+
+        test_step = validation_step
+
+    fit = trainer(tmp_path, callbacks=[GradGuard(journal=False)])
+    module = Tested(mlp(), ADAM)
+    fit.validate(module, loader(regression(2)), verbose=False)
+    fit.fit(module, loader(regression(5)), loader(regression(2)))
+    fit.test(module, loader(regression(2)), verbose=False)
+    assert fit.global_step == 5
+
+
+# -- what is refused
+
+
+def fake_strategy(*names: str) -> Any:
+    kind: type = object
+    for name in names:
+        kind = type(name, (kind,), {})
+    return kind()
+
+
+@pytest.mark.parametrize("names", [["DeepSpeedStrategy"], ["FSDPStrategy"], ["DeepSpeedStrategy", "TunedStrategy"]])
+def test_strategies_that_hide_gradients_are_refused_at_setup(names: list[str]) -> None:
+    fit: Any = type("FakeTrainer", (), {"strategy": fake_strategy(*names), "callbacks": []})()
+    with pytest.raises(MisconfigurationException, match=names[-1]):
+        GradGuard().setup(fit, Net(mlp(), ADAM), "fit")
+    GradGuard().setup(fit, Net(mlp(), ADAM), "test")
+
+
+def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises((MisconfigurationException, RuntimeError), match="GradGuard"):
+        fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), GradGuard(journal=False, mode="watch")])
+        fit.fit(Net(mlp(), ADAM), loader(regression(2)))
+
+
+# -- watching
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e30, 1e3])
+@pytest.mark.parametrize("on_exhausted", ["stop", "raise"])
+def test_watching_changes_nothing_even_on_a_sick_run(value: float, on_exhausted: Any, tmp_path: Path) -> None:
+    def run(callbacks: list[Callback]) -> Any:
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(Net(mlp(norm=True), ADAM), loader(spoil(regression(150), *range(25, 32), value=value)))
+        return fit.global_step, frozen_copy(fit)
+
+    guard = GradGuard(mode="watch", journal=False, on_exhausted=on_exhausted, policy=Policy(max_held=5, max_slow=1))
+    assert same(run([]), run([guard]))
+    assert all(i.remedies == () for i in guard.incidents)
+    assert guard.incidents or value < 1e30 or not math.isnan(value)
+
+
+class Residual(nn.Module):
+    """A layer that reads its input twice, beside a branch around it: an order of summation that must not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.weight = nn.Linear(8, 8), nn.Parameter(torch.full((8,), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(x * self.weight) * x.sin()
+
+
+class Resnet(nn.Sequential):
+    """Linear layers with such layers between them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(4)
+        super().__init__(nn.Linear(8, 8), Residual(), nn.Linear(8, 8), Residual(), nn.Linear(8, 1))
+        for child in self:
+            if isinstance(child, Residual):
+                del child.inner
+
+
+def test_watching_changes_no_order_of_summation(tmp_path: Path) -> None:
+    def run(callbacks: list[Callback]) -> Any:
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(Grows(Resnet(), SGD, since=20, by=300.0), loader(regression(40)))
+        return frozen_copy(fit)
+
+    guard = GradGuard(mode="watch", journal=False)
+    assert same(run([]), run([guard]))
+    assert guard.incidents
+
+
+# -- loops
+
+
+class TwoOptimizers(LightningModule):
+    """Manual optimization; the loss of the second network explodes at some steps."""
+
+    def __init__(self, sick: tuple[int, ...]) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.first, self.second, self.sick = mlp(seed=1), mlp(seed=2), sick
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        for network, optimizer in zip((self.first, self.second), optimizers, strict=True):
+            loss = nn.functional.mse_loss(network(batch[0]), batch[1])
+            if network is self.second and batch_idx in self.sick:
+                loss = loss * math.nan
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [ADAM(self.first.parameters()), SGD(self.second.parameters())]
+
+
+def test_with_two_optimizers_the_healthy_one_goes_on(tmp_path: Path) -> None:
+    def run(sick: tuple[int, ...], callbacks: list[Callback]) -> Any:
+        module = TwoOptimizers(sick)
+        trainer(tmp_path, callbacks=callbacks).fit(module, loader(regression(40)))
+        return module
+
+    guard = GradGuard(journal=False)
+    healthy, guarded = run((), []), run((25, 26), [guard])
+    assert same(healthy.first.state_dict(), guarded.first.state_dict())
+    assert all(p.isfinite().all() for p in guarded.second.parameters())
+    assert [i.optimizer for i in guard.incidents] == [1]
+
+
+def test_lbfgs_survives_a_sick_batch(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[GradGuard(journal=False)])
+    module = Net(mlp(), partial(torch.optim.LBFGS, lr=0.05, max_iter=3))
+    fit.fit(module, loader(spoil(regression(30), 20)))
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+class Unfreezes(Callback):
+    """Add a parameter group in mid-run."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 60:
+            for p in pl_module.network[0].parameters():
+                p.requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(pl_module.network[0].parameters())})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_groups_added_in_mid_run_are_guarded_and_are_no_explosion(scale: float, tmp_path: Path) -> None:
+    network = mlp()
+    for p in network[0].parameters():
+        p.requires_grad_(False)
+    # The larger the input, the more the unfrozen layer adds to the norm.
+    batches = [(x * scale, y) for x, y in regression(120)]
+    guard = GradGuard(journal=False)
+    module = Net(network, lambda _: torch.optim.SGD(network[2].parameters(), lr=1e-3 / scale**2))
+    trainer(tmp_path, callbacks=[guard, Unfreezes()]).fit(module, loader(spoil(batches, 110)))
+    assert [(i.culprit, i.step) for i in guard.incidents] == [("batch", 110)]
+
+
+def test_a_batch_that_holds_sparse_and_odd_tensors_is_no_trouble(tmp_path: Path) -> None:
+    class Graph(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch["pair"], batch_idx)
+
+    adjacency = torch.eye(3).to_sparse()
+    odd = {"adjacency": adjacency, "csr": adjacency.to_sparse_csr(), "none": None, "text": ["a"], "empty": torch.zeros(0)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches: Any = [{"pair": pair, **odd} for pair in spoil(regression(30), 20)]
+        guard = GradGuard(journal=False)
+        trainer(tmp_path, callbacks=[guard]).fit(Graph(mlp(), ADAM), loader(batches))
+    assert [i.culprit for i in guard.incidents] == ["batch"]
+
+
+# -- GradScaler
+
+
+def half(root: Path, callbacks: list[Callback], scale: float = 2.0**10) -> Trainer:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+    return trainer(root, callbacks=callbacks, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Path) -> None:
+    optimizer, guard = partial(torch.optim.AdamW, lr=0.01, fused=fused), GradGuard(journal=False)
+    ends = []
+    for callbacks in ([], [guard]):
+        # The first scale is too large: the overflows are routine, and no incident.
+        fit = half(tmp_path, callbacks, scale=2.0**20)
+        fit.fit(Net(mlp(), optimizer), loader(regression(60)))
+        ends.append(frozen_copy(fit))
+    assert same(*ends) and guard.incidents == ()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: float, tmp_path: Path) -> None:
+    optimizer, batches = partial(torch.optim.AdamW, lr=0.01, fused=fused), regression(60)
+    never_saw = half(tmp_path, [], scale)
+    never_saw.fit(Net(mlp(), optimizer), loader(batches[:40] + batches[41:]))
+    spiked = list(batches)
+    spiked[40] = (batches[40][0], batches[40][1] * 1000)
+    guard = GradGuard(journal=False)
+    saw = half(tmp_path, [guard], scale)
+    saw.fit(Net(mlp(), optimizer), loader(spiked))
+    assert [i.remedies for i in guard.incidents] == [("skip",)]
+    assert same(frozen_copy(never_saw), frozen_copy(saw))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
+    norms = []
+    for plugin in (None, MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))):
+        guard = GradGuard(journal=False)
+        fit = trainer(tmp_path, callbacks=[guard], plugins=[plugin] if plugin else [], max_steps=3)
+        seen: list[float] = []
+
+        class Reads(Callback):
+            def on_train_batch_end(self, *_: Any, seen: list[float] = seen, guard: GradGuard = guard) -> None:
+                lane = next(iter(guard.guard._lanes.values()))
+                assert lane.last is not None
+                seen.append(lane.last.norm)
+
+        fit.callbacks.insert(0, Reads())  # type: ignore[attr-defined]
+        fit.fit(Net(mlp(), partial(torch.optim.AdamW, fused=fused)), loader(regression(3)))
+        norms.append(seen)
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_a_nan_batch_under_a_scaler_does_not_stay_in_running_statistics(tmp_path: Path) -> None:
+    fit = half(tmp_path, [GradGuard(journal=False)])
+    module = Net(mlp(norm=True), ADAM)
+    fit.fit(module, loader(spoil(regression(40), 25)))
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_scale_that_keeps_falling_is_an_incident(tmp_path: Path) -> None:
+    guard = GradGuard(journal=False)
+    fit = half(tmp_path, [guard])
+    fit.fit(Net(mlp(), ADAM), loader(spoil(regression(60), *range(20, 50))))
+    assert [i.form for i in guard.incidents] == ["overflow"]
+
+
+# -- the end of the budget, and errors
+
+
+def endless(root: Path, **options: Any) -> tuple[Trainer, GradGuard]:
+    guard = GradGuard(journal=False, policy=Policy(max_held=5), **options)
+    fit = trainer(root, callbacks=[guard])
+    return fit, guard
+
+
+def test_a_spent_budget_stops_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit, guard = endless(tmp_path)
+    with caplog.at_level("ERROR", "lightning_gradguard"):
+        fit.fit(Grows(mlp(), ADAM, since=20, by=math.nan), loader(regression(100)))
+    assert 20 < fit.global_step < 40
+    assert guard.incidents[-1].helped is False
+    assert "GradGuard stops the run" in caplog.text and "incident 1" in caplog.text
+
+
+def test_a_spent_budget_can_raise(tmp_path: Path) -> None:
+    fit, _ = endless(tmp_path, on_exhausted="raise")
+    with pytest.raises(TrainingDiverged, match=r"incident 1 at step 20: .* did not help"):
+        fit.fit(Grows(mlp(), ADAM, since=20, by=math.nan), loader(regression(100)))
+
+
+def test_a_spent_budget_can_be_ignored(tmp_path: Path) -> None:
+    fit, guard = endless(tmp_path, on_exhausted="continue")
+    module = Grows(mlp(), ADAM, since=20, by=math.nan, until=60)
+    fit.fit(module, loader(regression(100)))
+    assert fit.global_step == 100
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert len(guard.incidents) == 1
+
+
+class Broken(Detector):
+    """A user's detector with a mistake."""
+
+    name = "users-own"
+
+    def judge(self, statistics: Any, baseline: Any) -> None:
+        if baseline.count == 5:
+            raise ZeroDivisionError("a mistake")
+
+
+def test_an_exception_in_a_users_detector_names_it(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[GradGuard(detectors=[NonFinite(), Broken()], journal=False)])
+    with pytest.raises(GuardError, match="users-own.*a mistake"):
+        fit.fit(Net(mlp(), ADAM), loader(regression(10)))
+
+
+def test_an_exception_in_a_users_detector_can_be_isolated(tmp_path: Path) -> None:
+    guard = GradGuard(detectors=[Broken()], on_error="warn", journal=False)
+    fit = trainer(tmp_path, callbacks=[guard])
+    module = Net(mlp(), ADAM)
+    with pytest.warns(RuntimeWarning, match="users-own") as caught:
+        fit.fit(module, loader(regression(10)))
+    assert fit.global_step == 10
+    assert sum("users-own" in str(w.message) for w in caught) == 1
+
+
+class Stumbles(Skip):
+    """A user's remedy with a mistake."""
+
+    name = "skip"
+
+    def apply(self, scene: Any) -> Any:
+        raise LookupError("another mistake")
+
+
+def test_an_exception_in_a_users_remedy_names_it(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, callbacks=[GradGuard(remedies=[Stumbles()], journal=False)])
+    with pytest.raises(GuardError, match="skip.*another mistake"):
+        fit.fit(Net(mlp(), ADAM), loader(spoil(regression(10), 5)))
