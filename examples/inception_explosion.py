@@ -16,7 +16,7 @@ One convolution filled with 0.1 is harmless in a narrow network. Four ordinary c
 - *Squared error.* The loss is the squared distance to the one-hot target, summed over the classes (Brier score; Hui and
   Belkin, 2021, train classifiers so). Its derivative grows with the logits, so that an amplification A shows up twice
   in the gradient: in the error of the logits, and in the activations or on the way back. A**2 is about 1e7 to 1e8.
-- *Input scale.* Black is 0 and white is 128. PyTorch's default initialisation shrinks the signal at each layer, by about
+- *Input scale.* Black is 0, white is 128. PyTorch's default initialisation shrinks the signal at each layer, by about
   as much in all, so that the healthy twin starts with logits of the order of 1 and a gradient norm of some hundreds.
 - *No normalisation layer*, which would hide the scale.
 
