@@ -130,9 +130,7 @@ def gan_critic_rate_1000x(seed: int, sick: bool) -> Task:
     return gan(seed, (adam(2.0 if sick else 2e-3, betas=(0.5, 0.99)), adam(2e-3, betas=(0.5, 0.99))))
 
 
-@case(
-    cause=CAUSE, form="cold-start", architecture="GAN", optimizer="Adam", culprit=["net.fc2"], chance=0.0, steps=1400
-)
+@case(cause=CAUSE, form="cold-start", architecture="GAN", optimizer="Adam", culprit=["net.fc2"], chance=0.0, steps=1400)
 def gan_generator_layer_1e4(seed: int, sick: bool) -> Task:
     """A generator layer starts 10⁴ times too large: its fakes lie far from anything real."""
     task = gan(seed, (adam(2e-3, betas=(0.5, 0.99)), adam(2e-3, betas=(0.5, 0.99))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from benchmarks.zoo.case import Task, adamw, case, classify, sgd, when
+from benchmarks.zoo.case import Task, adam, adamw, case, classify, sgd, when
 from benchmarks.zoo.corrupt_state import drift
 from benchmarks.zoo.data import digits, markov
 from benchmarks.zoo.initialisation import enlarge
@@ -17,13 +17,14 @@ CAUSE = "attention"
     cause=CAUSE,
     form="drift",
     architecture="ViT (pre-LN)",
-    optimizer="SGD",
+    optimizer="Adam",
     culprit=["net.blocks.1.attention.query"],
+    steps=600,
 )
 def vit_query_drifts(seed: int, sick: bool) -> Task:
     """The query projection grows by 12 % in each of 80 steps: the attention logits with it, 10⁴ in all."""
-    events = {k: drift("net.blocks.1.attention.query", 1.12) for k in range(200, 280)}
-    return classify(Transformer(True), digits(), seed, sgd(0.1), events=when(sick, events))
+    events = {k: drift("net.blocks.1.attention.query", 1.12) for k in range(300, 380)}
+    return classify(Transformer(True), digits(), seed, adam(3e-3), events=when(sick, events))
 
 
 @case(
@@ -45,22 +46,6 @@ def gpt_query_key_gain(seed: int, sick: bool) -> Task:
 
 
 @case(
-    cause=CAUSE,
-    form="cold-start",
-    architecture="GPT (pre-LN)",
-    optimizer="AdamW",
-    culprit=["net.blocks.0.down"],
-    chance=0.0625,
-)
-def gpt_residual_writer_1e4(seed: int, sick: bool) -> Task:
-    """One layer that writes into the residual stream drowns all that others write."""
-    net = Transformer(False)
-    if sick:
-        enlarge(net.blocks[0].down, 1e4)
-    return classify(net, markov(), seed, adamw(5e-3))
-
-
-@case(
     cause=CAUSE, form="cold-start", architecture="GPT (pre-LN)", optimizer="SGD", culprit=["net.embed"], chance=0.0625
 )
 def gpt_embedding_1e4(seed: int, sick: bool) -> Task:
@@ -71,10 +56,10 @@ def gpt_embedding_1e4(seed: int, sick: bool) -> Task:
     return classify(net, markov(), seed, sgd(0.3))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="ViT (post-LN)", optimizer="SGD", culprit=["net.norm"])
+@case(cause=CAUSE, form="cold-start", architecture="ViT (post-LN)", optimizer="Adam", culprit=["net.norm"], steps=600)
 def vit_final_norm_gain(seed: int, sick: bool) -> Task:
     """The final LayerNorm starts with a gain of 300."""
     net = Transformer(True, pre=False)
     if sick:
         nn.init.constant_(net.norm.weight, 300.0)
-    return classify(net, digits(), seed, sgd(0.05))
+    return classify(net, digits(), seed, adam(2e-3))

@@ -27,8 +27,12 @@ CAUSE = "corrupt batches"
 
 @case(cause=CAUSE, form="sudden", architecture="MLP", optimizer="SGD")
 def mlp_one_batch_scaled_1e4(seed: int, sick: bool) -> Task:
-    """One batch in other units, late in the run."""
-    return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), corrupt=when(sick, {230: scale(1e4)}))
+    """One batch of another data set: other units, other labels."""
+
+    def foreign(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 1e4, y.roll(1)
+
+    return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), corrupt=when(sick, {230: foreign}))
 
 
 @case(cause=CAUSE, form="non-finite", architecture="plain CNN", optimizer="Adam")
@@ -128,20 +132,20 @@ def cnn_mean_over_empty_mask(seed: int, sick: bool) -> Task:
     return classify(plain_cnn(4), digits(), seed, rmsprop(1e-3), loss=masked, corrupt=bad)
 
 
-@case(cause=CAUSE, form="sudden", architecture="autoencoder", optimizer="SGD", chance=0.0, steps=400)
+@case(cause=CAUSE, form="sudden", architecture="autoencoder", optimizer="SGD", chance=0.0, steps=2000)
 def autoencoder_batch_1e3(seed: int, sick: bool) -> Task:
     """One batch of raw, unscaled pixels in a squared error: the gradient grows with the square."""
 
     def raw(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 1e3, y * 1e3
 
-    return reconstruct(autoencoder(), digits(), seed, sgd(0.1), size=64, corrupt=when(sick, {320: raw}))
+    return reconstruct(autoencoder(), digits(), seed, sgd(1.0), size=64, corrupt=when(sick, {1700: raw}))
 
 
-@case(cause=CAUSE, form="recurrent", architecture="plain CNN", optimizer="SGD", steps=350)
+@case(cause=CAUSE, form="recurrent", architecture="plain CNN", optimizer="SGD", steps=600)
 def cnn_every_twentieth_batch_scaled(seed: int, sick: bool) -> Task:
     """A broken worker: every twentieth batch is 3000 times too bright, from the first hundred on."""
-    bad = {k: scale(3e3) for k in range(100, 350, 20)}
+    bad = {k: scale(3e3) for k in range(100, 600, 20)}
     return classify(plain_cnn(4), fashion(), seed, sgd(0.02), corrupt=when(sick, bad))
 
 

@@ -52,27 +52,23 @@ def spoil_state(key: str, value: float, noise: bool = False) -> Event:
 @case(cause="flipped bit", form="sudden", architecture="MLP", optimizer="SGD", culprit=["net.fc2"])
 def mlp_top_exponent_bit(seed: int, sick: bool) -> Task:
     """The top exponent bit: a weight of 0.5 becomes about 10³⁸."""
-    return classify(
-        mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), events=when(sick, {180: flip_bit("net.fc2", 30)})
-    )
+    return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), events=when(sick, {180: flip_bit("net.fc2", 30)}))
 
 
-@case(cause="flipped bit", form="sudden", architecture="plain CNN", optimizer="Adam", culprit=["net.conv3"])
+@case(cause="flipped bit", form="sudden", architecture="plain CNN", optimizer="Adam", culprit=["net.conv3"], steps=500)
 def cnn_exponent_bit_28(seed: int, sick: bool) -> Task:
-    """A lower exponent bit that was 0 or 1: the weight changes by 2³² or vanishes."""
-    return classify(
-        plain_cnn(4), fashion(), seed, adam(3e-3), events=when(sick, {200: flip_up("net.conv3", 2.0**32)})
-    )
+    """A lower exponent bit flips from 0 to 1: the weight grows by 2³²."""
+    return classify(plain_cnn(4), fashion(), seed, adam(3e-3), events=when(sick, {200: flip_up("net.conv3", 2.0**32)}))
 
 
 def flip_up(path: str, factor: float) -> Event:
-    """Multiply the largest weight of a layer, as an exponent bit that flips from 0 to 1 does."""
+    """Multiply the largest positive weight of a layer, as an exponent bit that flips from 0 to 1 does."""
 
     def happen(module: Learner) -> None:
         weight = module.get_submodule(path).weight
         assert isinstance(weight, Tensor)
         flat = weight.data.view(-1)
-        flat[int(flat.abs().argmax())] *= factor
+        flat[int(flat.argmax())] *= factor
 
     return happen
 
@@ -83,6 +79,7 @@ def flip_up(path: str, factor: float) -> Event:
     architecture="ViT (pre-LN)",
     optimizer="AdamW",
     culprit=["net.blocks.1.down"],
+    steps=500,
 )
 def vit_exponent_bit(seed: int, sick: bool) -> Task:
     """A weight of the residual stream grows by 2³²; the final norm hides it from the loss."""
@@ -91,7 +88,14 @@ def vit_exponent_bit(seed: int, sick: bool) -> Task:
     )
 
 
-@case(cause="overwritten layer", form="sudden", architecture="plain CNN", optimizer="SGD", culprit=["net.conv3"])
+@case(
+    cause="overwritten layer",
+    form="sudden",
+    architecture="plain CNN",
+    optimizer="SGD",
+    culprit=["net.conv3"],
+    steps=450,
+)
 def cnn_layer_overwritten(seed: int, sick: bool) -> Task:
     """A convolution is overwritten by noise of size 30."""
     return classify(plain_cnn(5), digits(), seed, sgd(0.02), events=when(sick, {220: overwrite("net.conv3", 30.0)}))
@@ -102,7 +106,8 @@ def cnn_layer_overwritten(seed: int, sick: bool) -> Task:
     form="sudden",
     architecture="ResNet with BatchNorm",
     optimizer="Adam",
-    culprit=["net.blocks.1.norm2"],
+    culprit=["net.blocks.2.norm2"],
+    steps=450,
 )
 def resnet_norm_overwritten(seed: int, sick: bool) -> Task:
     """A BatchNorm's gain and bias are overwritten by noise of size 10³."""
@@ -111,15 +116,21 @@ def resnet_norm_overwritten(seed: int, sick: bool) -> Task:
         digits(),
         seed,
         adam(2e-3),
-        events=when(sick, {230: overwrite("net.blocks.1.norm2", 1e3)}),
+        events=when(sick, {230: overwrite("net.blocks.2.norm2", 1e3)}),
     )
 
 
-@case(cause="overwritten layer", form="sudden", architecture="LSTM", optimizer="RMSprop", culprit=["net.head"])
-def lstm_head_overwritten(seed: int, sick: bool) -> Task:
-    """The head of an LSTM is overwritten by noise of size 300; the LSTM itself is bounded."""
+@case(
+    cause="overwritten layer", form="sudden", architecture="LSTM", optimizer="RMSprop", culprit=["net.rnn"], steps=450
+)
+def lstm_overwritten(seed: int, sick: bool) -> Task:
+    """All matrices of an LSTM are overwritten by noise of size 30: every gate saturates."""
     return classify(
-        Recurrent("lstm", 8, 32, 10), digits(), seed, rmsprop(3e-3), events=when(sick, {220: overwrite("net.head", 300)})
+        Recurrent("lstm", 8, 32, 10),
+        digits(),
+        seed,
+        rmsprop(3e-3),
+        events=when(sick, {220: overwrite("net.rnn", 30.0)}),
     )
 
 
@@ -130,6 +141,7 @@ def lstm_head_overwritten(seed: int, sick: bool) -> Task:
     optimizer="Adam",
     culprit=["net.encoder1"],
     chance=0.0,
+    steps=1800,
 )
 def autoencoder_encoder_overwritten(seed: int, sick: bool) -> Task:
     """The first encoder layer is overwritten by noise of size 100."""
@@ -137,9 +149,9 @@ def autoencoder_encoder_overwritten(seed: int, sick: bool) -> Task:
         autoencoder(),
         digits(),
         seed,
-        adam(3e-3),
+        adam(5e-3),
         size=64,
-        events=when(sick, {230: overwrite("net.encoder1", 100.0)}),
+        events=when(sick, {1100: overwrite("net.encoder1", 100.0)}),
     )
 
 
@@ -176,7 +188,7 @@ def drift(path: str, rate: float) -> Event:
     return happen
 
 
-@case(cause="weight drift", form="drift", architecture="plain CNN", optimizer="SGD", culprit=["net.conv2"])
+@case(cause="weight drift", form="drift", architecture="plain CNN", optimizer="SGD", culprit=["net.conv2"], steps=450)
 def cnn_layer_drifts(seed: int, sick: bool) -> Task:
     """A wrong projection multiplies a layer by 1.1 in each of 100 steps: 10⁴ in all, never a sudden one."""
     events = {k: drift("net.conv2", 1.1) for k in range(150, 250)}

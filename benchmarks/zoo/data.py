@@ -144,14 +144,14 @@ def housing() -> Split:
 
 @lru_cache(maxsize=1)
 def markov() -> Split:
-    """Generate token sequences of an order-1 chain over 16 tokens; ``y`` is ``x`` one token later."""
+    """Generate token sequences of a chain over 16 tokens; ``y`` is ``x`` one token later."""
     rng = np.random.default_rng(5)
     likely = rng.permutation(16)
     tokens = np.zeros((2500, 17), dtype=np.int64)
     tokens[:, 0] = rng.integers(0, 16, 2500)
     for t in range(16):
-        # Every fourth token repeats what stood two places earlier, so that the context matters.
-        rule = tokens[:, t - 1] if t % 4 == 3 else likely[tokens[:, t]]
+        # Every other token repeats what stood two places earlier, so that the context matters.
+        rule = tokens[:, t - 1] if t % 2 == 1 else likely[tokens[:, t]]
         tokens[:, t + 1] = np.where(rng.random(2500) < 0.9, rule, rng.integers(0, 16, 2500))
     x, y = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
     return Split(x[500:], y[500:], x[:500], y[:500])

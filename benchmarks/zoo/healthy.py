@@ -13,7 +13,7 @@ from benchmarks.zoo.models import Inception, Recurrent, ResNet, Transformer, aut
 from benchmarks.zoo.precision import half
 
 
-@case(kind="healthy", cause="batch of two", architecture="MLP", optimizer="SGD", steps=1500)
+@case(kind="healthy", cause="batch of two", architecture="MLP", optimizer="SGD", steps=10000)
 def batch_of_two(seed: int, sick: bool) -> Task:
     """Gradients of two samples are as noisy as they get."""
     return classify(mlp((64, 64, 10)), digits(), seed, sgd(0.003), size=2)
@@ -43,12 +43,12 @@ def one_cycle(seed: int, sick: bool) -> Task:
     )
 
 
-@case(kind="healthy", cause="distribution shift", architecture="MLP", optimizer="Adam", steps=600)
+@case(kind="healthy", cause="distribution shift", architecture="MLP", optimizer="Adam", steps=1500)
 def distribution_shift(seed: int, sick: bool) -> Task:
     """Half-way the images are inverted: the loss jumps, and the gradients are right to."""
 
     def invert(k: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (x if k < 300 or k % 2 else -x), y
+        return (x if k < 750 or k % 2 else -x), y
 
     return classify(mlp((64, 64, 10)), digits(), seed, adam(3e-3), transform=invert)
 
@@ -65,7 +65,7 @@ def label_noise(seed: int, sick: bool) -> Task:
     return classify(plain_cnn(4), fashion(), seed, adamw(3e-3), transform=confuse)
 
 
-@case(kind="healthy", cause="dropout", architecture="MLP", optimizer="SGD", steps=800)
+@case(kind="healthy", cause="dropout", architecture="MLP", optimizer="SGD", steps=3000)
 def heavy_dropout(seed: int, sick: bool) -> Task:
     """Half of the units are dropped; a guard that draws random numbers would change the run."""
     return classify(mlp((64, 128, 128, 10), dropout=0.5), digits(), seed, sgd(0.02))
@@ -93,7 +93,9 @@ def accumulation(seed: int, sick: bool) -> Task:
     return classify(mlp((64, 64, 64, 10)), digits(), seed, adamw(3e-3, fused=True), size=8)
 
 
-@case(kind="healthy", cause="decay of the norm", architecture="linear regression", optimizer="SGD", chance=0.0, steps=800)
+@case(
+    kind="healthy", cause="decay of the norm", architecture="linear regression", optimizer="SGD", chance=0.0, steps=2500
+)
 def norm_decays_1000x(seed: int, sick: bool) -> Task:
     """A noiseless linear problem: the gradient norm falls by orders of magnitude, then the rate does."""
     generator = torch.Generator().manual_seed(4)
@@ -137,7 +139,7 @@ class Bag(nn.Module):
         return out
 
 
-@case(kind="healthy", cause="sparse embeddings", architecture="embedding bag", optimizer="SGD", steps=800)
+@case(kind="healthy", cause="sparse embeddings", architecture="embedding bag", optimizer="SGD", steps=3000)
 def sparse_embeddings(seed: int, sick: bool) -> Task:
     """Sparse gradients with coalescing to do; no momentum, as most sparse training."""
     return classify(Bag(), digits(), seed, sgd(2.0, momentum=0.0))
@@ -173,24 +175,22 @@ def half_precision(seed: int, sick: bool) -> Task:
     return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02))
 
 
-@case(kind="healthy", cause="interpolation", architecture="autoencoder", optimizer="Adam", chance=0.0, steps=500)
+@case(kind="healthy", cause="interpolation", architecture="autoencoder", optimizer="Adam", chance=0.0, steps=2000)
 def autoencoder_plain(seed: int, sick: bool) -> Task:
     """An autoencoder that keeps improving."""
     return reconstruct(autoencoder(), digits(), seed, adam(3e-3), size=64)
 
 
-@case(kind="healthy", cause="interpolation", architecture="MLP", optimizer="Adam", chance=0.63, steps=800)
+@case(kind="healthy", cause="interpolation", architecture="MLP", optimizer="Adam", chance=0.63, steps=3000)
 def tabular_interpolates(seed: int, sick: bool) -> Task:
     """A net that fits its data perfectly: norms fall to nothing, with spikes whenever one sample is wrong."""
     return classify(mlp((30, 64, 64, 2)), breast_cancer(), seed, adam(3e-3))
 
 
-@case(kind="healthy", cause="rare samples", architecture="MLP", optimizer="SGD", chance=0.0, steps=600)
+@case(kind="healthy", cause="rare samples", architecture="MLP", optimizer="SGD", chance=0.0, steps=4000)
 def small_noisy_regression(seed: int, sick: bool) -> Task:
     """342 patients, batches of eight, half of the variance unexplainable."""
-    return regress(
-        mlp((10, 16, 1)), diabetes(), seed, sgd(0.003), size=8, scheduler=lambda o: ExponentialLR(o, 0.998)
-    )
+    return regress(mlp((10, 16, 1)), diabetes(), seed, sgd(0.003), size=8, scheduler=lambda o: ExponentialLR(o, 0.998))
 
 
 @case(kind="healthy", cause="several branches", architecture="Inception", optimizer="RMSprop", steps=400)

@@ -78,13 +78,13 @@ def resnet_branches_wrong_gain(seed: int, sick: bool) -> Task:
     return classify(net, digits(), seed, sgd(0.01))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="Inception", optimizer="Adam", culprit=["net.mixed2.wide"])
+@case(cause=CAUSE, form="cold-start", architecture="Inception", optimizer="SGD", steps=400, culprit=["net.mixed2.wide"])
 def inception_one_branch_1e5(seed: int, sick: bool) -> Task:
     """The 5x5 branch of the second block drowns its neighbours."""
     net = Inception()
     if sick:
         enlarge(net.mixed2.wide, 1e5)
-    return classify(net, digits(), seed, adam(3e-3))
+    return classify(net, digits(), seed, sgd(0.02))
 
 
 @case(cause=CAUSE, form="cold-start", architecture="RNN", optimizer="SGD", culprit=["net.rnn"])
@@ -97,7 +97,7 @@ def rnn_recurrent_gain_8(seed: int, sick: bool) -> Task:
     return classify(net, digits(), seed, sgd(0.02))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="ViT (pre-LN)", optimizer="AdamW", culprit=["net.head"])
+@case(cause=CAUSE, form="cold-start", architecture="ViT (pre-LN)", optimizer="AdamW", culprit=["net.head"], steps=600)
 def vit_head_1e4(seed: int, sick: bool) -> Task:
     """The head starts 10⁴ times too large: AdamW would need ages to shrink it."""
     net = Transformer(image=True)
@@ -107,19 +107,23 @@ def vit_head_1e4(seed: int, sick: bool) -> Task:
 
 
 @case(
-    cause=CAUSE, form="cold-start", architecture="autoencoder", optimizer="RMSprop", culprit=["net.decoder1"], chance=0.0
+    cause=CAUSE,
+    form="cold-start",
+    architecture="autoencoder",
+    optimizer="RMSprop",
+    culprit=["net.decoder1"],
+    chance=0.0,
+    steps=1500,
 )
 def autoencoder_decoder_1e5(seed: int, sick: bool) -> Task:
     """The first decoder layer of an autoencoder starts 10⁵ times too large."""
     net = autoencoder()
     if sick:
         enlarge(net.decoder1, 1e5)
-    return reconstruct(net, digits(), seed, rmsprop(2e-3), size=64)
+    return reconstruct(net, digits(), seed, rmsprop(5e-3), size=64)
 
 
-@case(
-    cause=CAUSE, form="cold-start", architecture="regression MLP", optimizer="Adam", culprit=["net.fc3"], chance=0.0
-)
+@case(cause=CAUSE, form="cold-start", architecture="regression MLP", optimizer="Adam", culprit=["net.fc3"], chance=0.0)
 def regression_output_1e4(seed: int, sick: bool) -> Task:
     """The output layer of a regression starts 10⁴ times too large."""
     net = mlp((8, 48, 48, 1))
@@ -129,7 +133,13 @@ def regression_output_1e4(seed: int, sick: bool) -> Task:
 
 
 @case(
-    cause=CAUSE, form="cold-start", architecture="MLP", optimizer="AdamW fused", culprit=["net.fc2"], chance=0.63
+    cause=CAUSE,
+    form="cold-start",
+    architecture="MLP",
+    optimizer="AdamW fused",
+    culprit=["net.fc2"],
+    chance=0.63,
+    steps=500,
 )
 def tabular_one_layer_1e6_fused(seed: int, sick: bool) -> Task:
     """A tabular net with a middle layer 10⁶ times too large, under the fused AdamW."""

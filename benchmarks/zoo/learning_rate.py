@@ -18,7 +18,7 @@ def mlp_sgd_rate_100x(seed: int, sick: bool) -> Task:
     return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(2.0 if sick else 0.02))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="plain CNN", optimizer="Adam", steps=350)
+@case(cause=CAUSE, form="cold-start", architecture="plain CNN", optimizer="Adam", steps=500)
 def cnn_adam_rate_100x(seed: int, sick: bool) -> Task:
     """Adam at 0.3, copied from an SGD script."""
     return classify(plain_cnn(4), fashion(), seed, adam(0.3 if sick else 3e-3))
@@ -30,7 +30,7 @@ def resnet_plain_sgd_rate_50x(seed: int, sick: bool) -> Task:
     return classify(ResNet(norm=False, width=8), digits(), seed, sgd(1.0 if sick else 0.02))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="Inception", optimizer="RMSprop")
+@case(cause=CAUSE, form="cold-start", architecture="Inception", optimizer="RMSprop", steps=500)
 def inception_rmsprop_rate_100x(seed: int, sick: bool) -> Task:
     """RMSprop at 0.1; its first updates are ten times the rate."""
     return classify(Inception(), digits(), seed, rmsprop(0.1 if sick else 1e-3))
@@ -48,13 +48,13 @@ def linear_regression_rate_50x(seed: int, sick: bool) -> Task:
     return regress(mlp((10, 1)), diabetes(), seed, sgd(0.5 if sick else 0.01, momentum=0.5))
 
 
-@case(cause=CAUSE, form="cold-start", architecture="autoencoder", optimizer="AdamW fused", chance=0.0)
+@case(cause=CAUSE, form="cold-start", architecture="autoencoder", optimizer="AdamW fused", chance=0.0, steps=1500)
 def autoencoder_fused_rate_100x(seed: int, sick: bool) -> Task:
-    """The fused AdamW at 0.3."""
-    return reconstruct(autoencoder(), digits(), seed, adamw(0.3 if sick else 3e-3, fused=True), size=64)
+    """The fused AdamW at 0.5."""
+    return reconstruct(autoencoder(), digits(), seed, adamw(0.5 if sick else 5e-3, fused=True), size=64)
 
 
-@case(cause="missing warm-up", form="cold-start", architecture="ViT (post-LN)", optimizer="AdamW", steps=400)
+@case(cause="missing warm-up", form="cold-start", architecture="ViT (post-LN)", optimizer="AdamW", steps=600)
 def vit_post_norm_no_warmup(seed: int, sick: bool) -> Task:
     """Post-LN at a high rate trains only after a warm-up (Xiong et al., 2020)."""
 

@@ -38,8 +38,12 @@ def cnn_half_rate_100x(seed: int, sick: bool) -> Task:
 
 @case(cause=CAUSE, form="sudden", architecture="MLP", optimizer="SGD", trainer=half)
 def mlp_half_batch_scaled(seed: int, sick: bool) -> Task:
-    """A batch 2000 times too large is still finite in fp16: the scaler lets it pass."""
-    bad = when(sick, {k: scale(1e3) for k in (230, 231, 232)})
+    """Batches a thousand times too large are still finite in fp16: the scaler lets them pass."""
+
+    def foreign(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 1e3, y.roll(1)
+
+    bad = when(sick, {k: foreign for k in (230, 231, 232)})
     return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.05), corrupt=bad)
 
 
