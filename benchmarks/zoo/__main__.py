@@ -55,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = quick(chosen)
     if options.list:
         for c in chosen:
-            print(
-                f"{c.name:36} {c.kind:8} {'held out' if c.held_out else '':9} {c.cause:22} {c.architecture}, {c.optimizer}"
-            )
+            held = "held out" if c.held_out else ""
+            print(f"{c.name:36} {c.kind:8} {held:9} {c.cause:22} {c.architecture}, {c.optimizer}")
         return 0
     default = QUICK_CONTENDERS if options.quick else ",".join(CONTENDERS)
     names = (options.contenders or default).split(",") + options.contender

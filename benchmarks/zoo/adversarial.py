@@ -9,8 +9,20 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from benchmarks.zoo.case import Event, Learner, OptimizerFactory, Task, accuracy, adam, case, cross_entropy, fill, scale
-from benchmarks.zoo.case import sgd, when
+from benchmarks.zoo.case import (
+    Event,
+    Learner,
+    OptimizerFactory,
+    Task,
+    accuracy,
+    adam,
+    case,
+    cross_entropy,
+    fill,
+    scale,
+    sgd,
+    when,
+)
 from benchmarks.zoo.corrupt_state import overwrite
 from benchmarks.zoo.data import Batches, digits, loader
 from benchmarks.zoo.initialisation import enlarge
@@ -135,7 +147,7 @@ def gan_generator_layer_1e4(seed: int, sick: bool) -> Task:
     """A generator layer starts 10⁴ times too large: its fakes lie far from anything real."""
     task = gan(seed, (adam(2e-3, betas=(0.5, 0.99)), adam(2e-3, betas=(0.5, 0.99))))
     if sick:
-        enlarge(task.module.get_submodule("net.fc2"), 1e4)
+        enlarge(task.module, "net.fc2", 1e4)
     return task
 
 

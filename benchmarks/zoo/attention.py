@@ -39,9 +39,9 @@ def gpt_query_key_gain(seed: int, sick: bool) -> Task:
     """Queries and keys start far too large, so that the attention is one-hot from the start."""
     net = Transformer(False, pre=False)
     if sick:
-        for block in net.blocks:
-            enlarge(block.attention.query, 1e3)
-            enlarge(block.attention.key, 1e3)
+        for name in ("query", "key"):
+            for i in range(2):
+                enlarge(net, f"blocks.{i}.attention.{name}", 1e3)
     return classify(net, markov(), seed, adamw(3e-3))
 
 
@@ -52,7 +52,7 @@ def gpt_embedding_1e4(seed: int, sick: bool) -> Task:
     """Token embeddings 10⁴ times too large drown the blocks and the positions."""
     net = Transformer(False)
     if sick:
-        enlarge(net.embed, 1e4)
+        enlarge(net, "embed", 1e4)
     return classify(net, markov(), seed, sgd(0.3))
 
 

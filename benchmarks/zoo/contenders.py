@@ -1,7 +1,7 @@
 """What a run can be guarded by: nothing, the usual clipping, published peers, and GradGuard with no arguments.
 
-Most peers act in ``on_before_optimizer_step``: as optimizer wrappers they would be silent no-ops under Lightning's automatic
-optimization, which computes the gradients *inside* ``optimizer.step``.
+Most peers act in ``on_before_optimizer_step``: as optimizer wrappers they would be silent no-ops under Lightning's
+automatic optimization, which computes the gradients *inside* ``optimizer.step``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks.spike import SpikeDetection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.zoo.adversarial import Gan, Pair
 from benchmarks.zoo.case import Case, Learner
 
 Setup = Callable[[Case, LightningModule], dict[str, Any]]
@@ -103,7 +104,7 @@ def adaptive_clip_grad(parameters: list[nn.Parameter], clip_factor: float = 0.01
             norm = p.grad.norm(dim=axes, keepdim=True)
             p.grad.copy_(torch.where(norm < limit, p.grad, p.grad * (limit / norm.clamp(min=1e-6))))
     else:
-        published(parameters, clip_factor, eps)
+        published(parameters, clip_factor, eps)  # type: ignore[no-untyped-call]
 
 
 class AutoClip(BeforeStep):
@@ -185,7 +186,7 @@ class StableAdamW(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step."""
         loss = None
         if closure is not None:
@@ -250,8 +251,8 @@ def setup_stable_adamw(case: Case, module: LightningModule) -> dict[str, Any]:
         return factory
 
     module.make_optimizer = replaced(module.make_optimizer)
-    if hasattr(module, "rates"):
-        module.rates = tuple(replaced(make) for make in module.rates)
+    if isinstance(module, (Gan, Pair)):
+        module.rates = (replaced(module.rates[0]), replaced(module.rates[1]))
     return {}
 
 

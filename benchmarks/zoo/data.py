@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn import datasets  # type: ignore[import-untyped]
+from sklearn import datasets
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -88,7 +88,7 @@ def digits() -> Split:
 
 @lru_cache(maxsize=1)
 def fashion() -> Split:
-    """Give 6,000 training and 1,000 test images of Fashion-MNIST at 14 x 14, or a generated stand-in where it is absent."""
+    """Give 6,000 training and 1,000 test images of Fashion-MNIST at 14 x 14; where absent, a generated stand-in."""
     if not (FASHION / "train-images-idx3-ubyte.gz").exists():
         return _patterns()
     x, y = _idx("train", 6000)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, OneCycleLR
 
 from benchmarks.zoo.adversarial import gan
-from benchmarks.zoo.case import Task, adam, adamw, case, classify, reconstruct, regress, rmsprop, sgd
+from benchmarks.zoo.case import Task, adam, adamw, case, classify, r_squared, reconstruct, regress, rmsprop, sgd
 from benchmarks.zoo.data import adding, breast_cancer, diabetes, digits, fashion, housing, markov
+from benchmarks.zoo.initialisation import enlarge
 from benchmarks.zoo.models import Inception, Recurrent, ResNet, Transformer, autoencoder, mlp, plain_cnn
 from benchmarks.zoo.precision import half
 
@@ -75,8 +76,8 @@ def heavy_dropout(seed: int, sick: bool) -> Task:
 def frozen_layers(seed: int, sick: bool) -> Task:
     """Only the last convolution and a new head are trained."""
     net = plain_cnn(4)
-    for layer in (net.conv1, net.conv2, net.conv3):
-        layer.requires_grad_(False)
+    for name in ("conv1", "conv2", "conv3"):
+        net.get_submodule(name).requires_grad_(False)
     return classify(net, digits(), seed, adam(5e-3))
 
 
@@ -106,21 +107,15 @@ def norm_decays_1000x(seed: int, sick: bool) -> Task:
 
     task = regress(mlp((8, 1)), housing(), seed, sgd(0.01), transform=exact)
     x = housing().x_test
-
-    def evaluate(module: nn.Module) -> float:
-        with torch.no_grad():
-            return 1 - float((module(x) - x @ weights).square().mean() / (x @ weights).var())
-
-    return task._replace(evaluate=evaluate)
+    return task._replace(evaluate=r_squared(x, x @ weights))
 
 
 @case(kind="healthy", cause="early growth", architecture="plain CNN", optimizer="SGD", steps=600)
 def honest_growth(seed: int, sick: bool) -> Task:
-    """A tenth of He's gain: gradients grow by orders of magnitude as the net leaves its plateau."""
-    net = plain_cnn(4, norm=False)
-    with torch.no_grad():
-        for layer in (net.conv1, net.conv2, net.conv3, net.conv4):
-            layer.weight.mul_(0.55)
+    """Half of He's gain: gradients grow by orders of magnitude as the net leaves its plateau."""
+    net = plain_cnn(4)
+    for i in range(1, 5):
+        enlarge(net, f"conv{i}", 0.55)
     return classify(net, digits(), seed, sgd(0.05))
 
 

@@ -12,9 +12,9 @@ from benchmarks.zoo.models import Inception, Recurrent, ResNet, Transformer, aut
 CAUSE = "initialisation"
 
 
-def enlarge(layer: nn.Module, factor: float) -> None:
+def enlarge(net: nn.Module, layer: str, factor: float) -> None:
     """Multiply the weight of a layer."""
-    weight = layer.weight
+    weight = net.get_submodule(layer).weight
     assert isinstance(weight, nn.Parameter)
     with torch.no_grad():
         weight.mul_(factor)
@@ -25,7 +25,7 @@ def cnn_one_layer_1e8(seed: int, sick: bool) -> Task:
     """One convolution starts 10⁸ times too large; all other layers get the huge gradients."""
     net = plain_cnn()
     if sick:
-        enlarge(net.conv4, 1e8)
+        enlarge(net, "conv4", 1e8)
     return classify(net, digits(), seed, sgd(0.02))
 
 
@@ -34,7 +34,7 @@ def cnn_one_layer_1e4_adam(seed: int, sick: bool) -> Task:
     """Adam hides the huge gradients, but cannot shrink the layer in time."""
     net = plain_cnn()
     if sick:
-        enlarge(net.conv3, 1e4)
+        enlarge(net, "conv3", 1e4)
     return classify(net, digits(), seed, adam(3e-3))
 
 
@@ -44,7 +44,7 @@ def cnn_norm_gain_1e4(seed: int, sick: bool) -> Task:
     net = plain_cnn(4, norm=True)
     net.norm4 = nn.Identity()  # else the next norm would cancel it
     if sick:
-        enlarge(net.norm3, 1e4)
+        enlarge(net, "norm3", 1e4)
     return classify(net, digits(), seed, sgd(0.02))
 
 
@@ -64,7 +64,9 @@ def mlp_constant_layer(seed: int, sick: bool) -> Task:
     """One layer is filled with ones: all its units are alike, and its gain is its width."""
     net = mlp((64, 64, 64, 64, 10))
     if sick:
-        nn.init.ones_(net.fc3.weight)
+        layer = net.get_submodule("fc3")
+        assert isinstance(layer, nn.Linear)
+        nn.init.ones_(layer.weight)
     return classify(net, digits(), seed, sgd(0.02))
 
 
@@ -73,8 +75,8 @@ def resnet_branches_wrong_gain(seed: int, sick: bool) -> Task:
     """Six residual branches without a norm, each thirty times too strong: the gain is their product."""
     net = ResNet(norm=False, blocks=6, width=8)
     if sick:
-        for block in net.blocks:
-            enlarge(block.conv2, 30.0)
+        for i in range(6):
+            enlarge(net, f"blocks.{i}.conv2", 30.0)
     return classify(net, digits(), seed, sgd(0.01))
 
 
@@ -83,7 +85,7 @@ def inception_one_branch_1e5(seed: int, sick: bool) -> Task:
     """The 5x5 branch of the second block drowns its neighbours."""
     net = Inception()
     if sick:
-        enlarge(net.mixed2.wide, 1e5)
+        enlarge(net, "mixed2.wide", 1e5)
     return classify(net, digits(), seed, sgd(0.02))
 
 
@@ -93,7 +95,7 @@ def rnn_recurrent_gain_8(seed: int, sick: bool) -> Task:
     net = Recurrent("relu", 8, 32, 10)
     if sick:
         with torch.no_grad():
-            net.rnn.weight_hh_l0.mul_(8.0)
+            net.recurrent_weight.mul_(8.0)
     return classify(net, digits(), seed, sgd(0.02))
 
 
@@ -102,7 +104,7 @@ def vit_head_1e4(seed: int, sick: bool) -> Task:
     """The head starts 10⁴ times too large: AdamW would need ages to shrink it."""
     net = Transformer(image=True)
     if sick:
-        enlarge(net.head, 1e4)
+        enlarge(net, "head", 1e4)
     return classify(net, digits(), seed, adamw(3e-3))
 
 
@@ -119,7 +121,7 @@ def autoencoder_decoder_1e5(seed: int, sick: bool) -> Task:
     """The first decoder layer of an autoencoder starts 10⁵ times too large."""
     net = autoencoder()
     if sick:
-        enlarge(net.decoder1, 1e5)
+        enlarge(net, "decoder1", 1e5)
     return reconstruct(net, digits(), seed, rmsprop(5e-3), size=64)
 
 
@@ -128,7 +130,7 @@ def regression_output_1e4(seed: int, sick: bool) -> Task:
     """The output layer of a regression starts 10⁴ times too large."""
     net = mlp((8, 48, 48, 1))
     if sick:
-        enlarge(net.fc3, 1e4)
+        enlarge(net, "fc3", 1e4)
     return regress(net, housing(), seed, adam(5e-3))
 
 
@@ -145,5 +147,5 @@ def tabular_one_layer_1e6_fused(seed: int, sick: bool) -> Task:
     """A tabular net with a middle layer 10⁶ times too large, under the fused AdamW."""
     net = mlp((30, 32, 32, 2))
     if sick:
-        enlarge(net.fc2, 1e6)
+        enlarge(net, "fc2", 1e6)
     return classify(net, breast_cancer(), seed, adamw(3e-3, fused=True))

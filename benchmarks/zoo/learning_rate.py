@@ -1,4 +1,4 @@
-"""Learning rates that are too high: all the time, at the start, at a peak, or ever more so. The twin has the sane rate."""
+"""Learning rates that are too high: always, at the start, at a peak, or ever more so. The twin has the sane rate."""
 
 from __future__ import annotations
 

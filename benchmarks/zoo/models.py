@@ -118,11 +118,18 @@ class Recurrent(nn.Module):
         super().__init__()
         if kind == "relu":
             self.rnn: nn.RNNBase = nn.RNN(inputs, hidden, nonlinearity="relu", batch_first=True)
-            nn.init.eye_(self.rnn.weight_hh_l0)  # IRNN (Le et al., 2015)
+            nn.init.eye_(self.recurrent_weight)  # IRNN (Le et al., 2015)
         else:
             self.rnn = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[kind](inputs, hidden, batch_first=True)
-            nn.init.orthogonal_(self.rnn.weight_hh_l0)
+            nn.init.orthogonal_(self.recurrent_weight)
         self.head = nn.Linear(hidden, outputs)
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        """Give the matrix that is applied at every step of the sequence."""
+        weight = self.rnn.weight_hh_l0
+        assert isinstance(weight, Tensor)
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Read the sequence, answer at its end."""

@@ -18,8 +18,8 @@ class UpdateObserver(Callback):
     """Measure every applied update against the median of those before it.
 
     It has to be the last callback: a rollback or a re-initialisation that a guard does in ``on_before_optimizer_step``
-    is a remedy, not an update, and lies before the snapshot taken here. Updates that change nothing (skipped steps) teach
-    nothing, and neither do those that are non-finite or ten times too large.
+    is a remedy, not an update, and lies before the snapshot taken here. Updates that change nothing (skipped steps)
+    teach nothing, and neither do those that are non-finite or ten times too large.
     """
 
     def __init__(self, history: int = 100, least: int = 5) -> None:

@@ -26,7 +26,7 @@ def mlp_half_activations_overflow(seed: int, sick: bool) -> Task:
     """One layer's outputs exceed 65504: every step is skipped by the scaler, for ever."""
     net = mlp((64, 64, 64, 10))
     if sick:
-        enlarge(net.fc2, 1e6)
+        enlarge(net, "fc2", 1e6)
     return classify(net, digits(), seed, sgd(0.02))
 
 

@@ -15,9 +15,8 @@ def grow_recurrent(factor: float) -> Event:
     """Multiply the recurrent matrix."""
 
     def happen(module: Learner) -> None:
-        weight = module.get_submodule("net.rnn").weight_hh_l0
-        assert isinstance(weight, torch.Tensor)
-        weight.mul_(factor)
+        assert isinstance(module.net, Recurrent)
+        module.net.recurrent_weight.mul_(factor)
 
     return happen
 
@@ -35,7 +34,7 @@ def rnn_adding_gain_2(seed: int, sick: bool) -> Task:
     net = Recurrent("relu", 2, 24, 1)
     if sick:
         with torch.no_grad():
-            net.rnn.weight_hh_l0.mul_(2.0)
+            net.recurrent_weight.mul_(2.0)
     return regress(net, adding(), seed, sgd(0.01))
 
 

@@ -27,7 +27,8 @@ def rescue(row: Row, twin: Row) -> float:
     """Compute (score − chance) / (reference − chance), between 0 and 1; a run that raised is lost."""
     if row["error"]:
         return 0.0
-    return min(1.0, max(0.0, (row["score"] - row["chance"]) / max(twin["score"] - row["chance"], 1e-9)))
+    gained, possible = float(row["score"] - row["chance"]), float(twin["score"] - row["chance"])
+    return min(1.0, max(0.0, gained / max(possible, 1e-9)))
 
 
 def rescues(rows: list[Row]) -> dict[tuple[str, str], float]:
@@ -138,14 +139,14 @@ def table_culprit(rows: list[Row]) -> str:
 
 
 def table_cost(rows: list[Row]) -> str:
-    """Time of guarded runs: rescued sick ones against their twins, controls against unguarded ones."""
+    """Processor time of guarded runs: rescued sick ones against their twins, controls against unguarded ones."""
     base, lines = reference(rows), []
     for c in _contenders(rows):
         ratios: dict[str, list[float]] = {"sick": [], "healthy": []}
         for r in rows:
             twin = base.get((r["case"], r["seed"]))
             if r["contender"] == c and twin is not None and (r["kind"] == "healthy" or rescue(r, twin) >= RESCUED):
-                ratios[r["kind"]].append(r["seconds"] / twin["seconds"])
+                ratios[r["kind"]].append(r["cpu_seconds"] / twin["cpu_seconds"])
         lines.append([c, *(f"{median(v):.2f} ×" if v else "–" for v in ratios.values())])
     return markdown(["contender", "time of a rescued run / its twin (median)", "time of a control (median)"], lines)
 
