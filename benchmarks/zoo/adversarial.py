@@ -19,7 +19,7 @@ from benchmarks.zoo.case import (
     case,
     cross_entropy,
     fill,
-    scale,
+    foreign,
     sgd,
     when,
 )
@@ -160,19 +160,19 @@ def gan_nan_batch(seed: int, sick: bool) -> Task:
 
 @case(cause=CAUSE, form="sudden", architecture="encoder and head", optimizer="SGD", steps=600)
 def pair_batches_scaled(seed: int, sick: bool) -> Task:
-    """Two bright batches hit an encoder under SGD and a head under Adam."""
-    return pair(seed, (sgd(0.02), adam(3e-3)), corrupt=when(sick, {250: scale(1e4), 251: scale(1e4)}))
+    """Two batches of another data set hit an encoder under SGD and a head under Adam."""
+    return pair(seed, (sgd(0.02), adam(3e-3)), corrupt=when(sick, {520: foreign(1e4), 521: foreign(1e4)}))
 
 
 @case(
     cause=CAUSE,
     form="sudden",
     architecture="encoder and head",
-    optimizer="Adam",
+    optimizer="SGD",
     culprit=["net.encoder.fc2"],
     steps=600,
 )
 def pair_encoder_overwritten(seed: int, sick: bool) -> Task:
     """A layer of the encoder is overwritten; both optimizers see the consequences."""
     events = when(sick, {230: overwrite("net.encoder.fc2", 300.0)})
-    return pair(seed, (adam(2e-3), adam(2e-3)), events=events)
+    return pair(seed, (sgd(0.02), sgd(0.02)), events=events)

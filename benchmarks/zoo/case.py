@@ -277,6 +277,11 @@ def scale(factor: float) -> Corruption:
     return lambda x, y: (x * factor, y)
 
 
+def foreign(factor: float) -> Corruption:
+    """Give a batch of another data set: inputs in other units, labels that have nothing to do with them."""
+    return lambda x, y: (x * factor, y.roll(1))
+
+
 def fill(value: float, rows: int = 1) -> Corruption:
     """Overwrite the inputs of the first rows of a batch."""
 

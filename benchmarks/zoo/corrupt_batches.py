@@ -13,6 +13,7 @@ from benchmarks.zoo.case import (
     classify,
     cross_entropy,
     fill,
+    foreign,
     reconstruct,
     regress,
     rmsprop,
@@ -29,11 +30,7 @@ CAUSE = "corrupt batches"
 @case(cause=CAUSE, form="sudden", architecture="MLP", optimizer="SGD")
 def mlp_one_batch_scaled_1e4(seed: int, sick: bool) -> Task:
     """One batch of another data set: other units, other labels."""
-
-    def foreign(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return x * 1e4, y.roll(1)
-
-    return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), corrupt=when(sick, {230: foreign}))
+    return classify(mlp((64, 64, 64, 10)), digits(), seed, sgd(0.02), corrupt=when(sick, {230: foreign(1e4)}))
 
 
 @case(cause=CAUSE, form="non-finite", architecture="plain CNN", optimizer="Adam")
@@ -133,14 +130,15 @@ def cnn_mean_over_empty_mask(seed: int, sick: bool) -> Task:
     return classify(plain_cnn(4), digits(), seed, rmsprop(1e-3), loss=masked, corrupt=bad)
 
 
-@case(cause=CAUSE, form="sudden", architecture="autoencoder", optimizer="SGD", chance=0.0, steps=2000)
-def autoencoder_batch_1e3(seed: int, sick: bool) -> Task:
-    """One batch of raw, unscaled pixels in a squared error: the gradient grows with the square."""
+@case(cause=CAUSE, form="sudden", architecture="autoencoder", optimizer="AdamW", chance=0.0, steps=1500)
+def autoencoder_raw_pixels(seed: int, sick: bool) -> Task:
+    """Twenty batches of raw, unscaled pixels in a squared error: the gradient grows with the square."""
 
     def raw(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 1e3, y * 1e3
 
-    return reconstruct(autoencoder(), digits(), seed, sgd(1.0), size=64, corrupt=when(sick, {1700: raw}))
+    bad = when(sick, {k: raw for k in range(1420, 1440)})
+    return reconstruct(autoencoder(), digits(), seed, adamw(5e-3), size=64, corrupt=bad)
 
 
 @case(cause=CAUSE, form="recurrent", architecture="plain CNN", optimizer="SGD", steps=600)
@@ -153,11 +151,7 @@ def cnn_every_twentieth_batch_scaled(seed: int, sick: bool) -> Task:
 @case(cause=CAUSE, form="sudden", architecture="Inception", optimizer="AdamW fused")
 def inception_stretch_scaled_fused(seed: int, sick: bool) -> Task:
     """Thirty bright batches with random labels near the end."""
-
-    def garbage(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return x * 300, y.roll(1)
-
-    bad = when(sick, {k: garbage for k in range(250, 290)})
+    bad = when(sick, {k: foreign(300.0) for k in range(250, 290)})
     return classify(Inception(), digits(), seed, adamw(3e-3, fused=True), corrupt=bad)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from benchmarks.zoo import contenders as contenders_module
 from benchmarks.zoo.case import Case, Task, cases
 from benchmarks.zoo.observer import UpdateObserver, fingerprint_state
 
-ROOT = Path(__file__).resolve().parents[2]
 TWIN = "twin"
 """Pseudo-contender: the healthy twin of a sick case, unguarded. It gives the reference score.
 
@@ -74,7 +74,9 @@ def fingerprint_code(case: str, contender: str) -> str:
     if contender != "none":
         files.append(here / "contenders.py")
     if contender not in contenders_module.CONTENDERS or contender == "gradguard":
-        files += sorted((ROOT / "lightning_gradguard").rglob("*.py"))
+        package = find_spec("lightning_gradguard")
+        for folder in package.submodule_search_locations or () if package is not None else ():
+            files += sorted(Path(folder).rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

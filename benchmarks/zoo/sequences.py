@@ -1,7 +1,7 @@
 """Rules on synthetic sequences of gradient norms: false alarms when all is well, and delays when it is not.
 
 A rule sees one norm after the other and says at each whether it would act. ``python -m benchmarks.zoo.sequences``
-prints the tables. The sequences are synthetic: they show what a rule's formula does, not what a training run looks like.
+prints the tables. The sequences are synthetic: they show what a formula does, not what a training run looks like.
 """
 
 from __future__ import annotations
