@@ -1,1 +1,0 @@
-"""Benchmarks of the guard: what it saves, what it leaves alone, and what it costs."""

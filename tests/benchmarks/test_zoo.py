@@ -101,7 +101,7 @@ def test_a_contender_can_be_imported_by_path() -> None:
 
 
 def test_an_error_counts_as_lost() -> None:
-    row = execute(Job("linear_regression_rate_50x", "builtins:object", 0))
+    row = execute(Job("linear_regression_rate_50x", "builtins:no_such_thing", 0))
     assert row["error"]
     assert report.rescue(row, {"score": 0.5}) == 0.0
 
