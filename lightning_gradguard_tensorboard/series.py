@@ -36,8 +36,15 @@ def encode(log2: npt.NDArray[np.floating]) -> Codes:
     >>> encode(np.array([0.0, 1.5, np.nan])).tolist()
     [0, 192, -32768]
     """
-    scaled = np.rint(np.asarray(log2, np.float32) * np.float32(CODES))
-    return np.where(np.isnan(scaled), MISSING, np.clip(scaled, -32767, 32767)).astype(np.int16)
+    with np.errstate(invalid="ignore"):
+        scaled = np.rint(np.asarray(log2, np.float32) * np.float32(CODES))
+    return np.where(np.isnan(scaled), np.float32(MISSING), np.clip(scaled, -32767, 32767)).astype(np.int16)
+
+
+# There are only 65,536 half floats: looking codes and counts up is ten times faster than computing them for 20 million values.
+_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
+_CODE_OF = encode(_HALVES)
+_COUNT_OF = np.clip(np.nan_to_num(_HALVES, nan=1.0, posinf=255.0), 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +203,10 @@ def assemble(
         place = ticks.astype(np.float64)
         layer_axis = Axis(ticks, place, place + 1, np.zeros(len(ticks)), layer_times[order])
 
-    codes = encode(halves[order, 0])
-    counts = np.nan_to_num(halves[order, 1], nan=1.0, posinf=255.0)
+    bits = halves.view(np.uint16)
+    codes, nonfinite = _CODE_OF[bits[order, 0]], _COUNT_OF[bits[order, 1]]
     ends, baseline = running_median(codes)
-    return Series(
-        tuple(names), axis, table, layer_axis, codes, np.clip(counts, 0, 255).astype(np.uint8), ends, baseline
-    )
+    return Series(tuple(names), axis, table, layer_axis, codes, nonfinite, ends, baseline)
 
 
 def _settle(ticks: Integers) -> Integers:
