@@ -9,7 +9,7 @@ import mimetypes
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ WINDOWS_KEPT = 20_000
 """Windows kept of each tag: a million steps at 50 a window. Beyond that a loader keeps a random sample."""
 BYTES_READ = 128 * 2**20
 """The most that is read of one tag: the fast loader refuses answers of 256 MiB and more."""
-RUNS_CACHED = 4
+ENTRIES_CACHED = 8
 COLUMNS_MOST = 2000
 
 _STATIC = Path(__file__).parent / "static"
 
-WsgiApp = Callable[[Mapping[str, Any], Callable[..., Any]], Iterable[bytes]]
-Key = tuple[str, str, int]
+Key = tuple[str, str, int, str]
 Stamp = tuple[tuple[str, int, float], ...]
 
 
@@ -42,7 +41,10 @@ class GradGuardLoader(base_plugin.TBLoader):  # type: ignore[misc]
     """Ask TensorBoard, before it loads anything, to keep enough of our events; then make the plugin."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Raise the number of events kept, unless the user has chosen one. Zero keeps all: an incident must not be sampled."""
+        """Raise the number of events kept, unless the user has chosen one.
+
+        Zero keeps all: an incident must not fall to a random sample.
+        """
         kept = getattr(flags, "samples_per_plugin", None)
         if isinstance(kept, dict):
             kept.setdefault(wire.LAYERS_PLUGIN, WINDOWS_KEPT)
@@ -71,7 +73,7 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def __init__(self, context: Any) -> None:
         """Keep the data provider; nothing is read before it is asked for."""
         self._provider = context.data_provider
-        self._cache: OrderedDict[Key, tuple[Stamp, series.Series]] = OrderedDict()
+        self._cache: OrderedDict[Key, tuple[Stamp, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def data_plugin_names(self) -> tuple[str, ...]:
@@ -86,16 +88,13 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Name the tab and the module that draws it."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradGuard")
 
-    def get_plugin_apps(self) -> dict[str, WsgiApp]:
+    def get_plugin_apps(self) -> dict[str, Any]:
         """Return the routes."""
-        return {
-            "/runs": self._runs,
-            "/story": self._story,
-            "/view": self._view,
-            **{f"/static/{path.name}": self._static for path in sorted(_STATIC.iterdir()) if path.is_file()},
-        }
+        files = [path.name for path in sorted(_STATIC.iterdir()) if path.is_file()]
+        answers = {"/runs": self._runs, "/story": self._story, "/view": self._view}
+        answers |= {f"/static/{name}": self._static for name in files}
+        return {route: wrappers.Request.application(answer) for route, answer in answers.items()}
 
-    @wrappers.Request.application
     def _static(self, request: wrappers.Request) -> wrappers.Response:
         # The routes are one per file that exists, so the name needs no check against "..".
         path = _STATIC / Path(request.path).name
@@ -104,7 +103,6 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         kind = "application/javascript" if path.suffix == ".js" else kind
         return _respond(request, path.read_bytes(), kind)
 
-    @wrappers.Request.application
     def _runs(self, request: wrappers.Request) -> wrappers.Response:
         found: dict[str, dict[str, Any]] = {}
         for run, tag, listed in self._list(request):
@@ -116,30 +114,28 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         runs = [{**entry, "optimizers": sorted(entry["optimizers"])} for _, entry in sorted(found.items())]
         return _respond_json(request, {"runs": runs})
 
-    @wrappers.Request.application
     def _story(self, request: wrappers.Request) -> wrappers.Response:
         run = _argument(request, "run")
         tags = [tag for name, tag, _ in self._list(request, run) if name == run]
         if not tags:
             return _refuse(request, 404, "no such run")
-        loaded = {i: self._load(request, run, i) for i in sorted({tag.optimizer for tag in tags})}
-        axes = {i: one.axis for i, one in loaded.items()}
+        optimizers = sorted({tag.optimizer for tag in tags})
+        loaded = {i: self._windows(request, run, i) for i in optimizers}
         events = self._events(request, run)
-        records = story.incidents(events, axes)
-        ends = [(axis.last[-1], int(one.table[-1, 0])) for one in loaded.values() if len((axis := one.axis).last)]
-        last_place, last_step = max(ends) if ends else (0.0, None)
+        records = story.incidents(events, {i: one.axis for i, one in loaded.items()})
+        ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in loaded.values() if len(one.table)]
+        restless = [since for one in loaded.values() if (since := one.restless_since) is not None]
         return _respond_json(
             request,
             {
                 "run": run,
-                "verdict": story.verdict(records, last_step, float(last_place) - 1),
+                "verdict": story.verdict(records, max(ends, default=None), min(restless, default=None)),
                 "incidents": records,
                 "notices": story.notices(events),
-                "optimizers": [_extent(i, one) for i, one in loaded.items()],
+                "optimizers": [self._extent(request, run, i) for i in optimizers],
             },
         )
 
-    @wrappers.Request.application
     def _view(self, request: wrappers.Request) -> wrappers.Response:
         run = _argument(request, "run")
         try:
@@ -149,7 +145,7 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         except ValueError:
             return _refuse(request, 400, "optimizer, from, to and columns are numbers")
         loaded = self._load(request, run, optimizer)
-        extent = _extent(optimizer, loaded)
+        extent = self._extent(request, run, optimizer)
         start, end = max(start, extent["start"]), min(end, extent["end"])
         if not start < end:
             start, end = extent["start"], extent["end"]
@@ -189,49 +185,89 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                     events += [event] if event else []
         return sorted(events, key=lambda event: event.tick)
 
-    def _load(self, request: wrappers.Request, run: str, optimizer: int) -> series.Series:
-        """Decode one optimizer of one run, or take it from the cache if nothing was written since."""
-        listed = {
-            tag.kind: one for at, tag, one in self._list(request, run) if at == run and tag.optimizer == optimizer
-        }
+    def _tags(self, request: wrappers.Request, run: str, optimizer: int) -> dict[str, Any]:
+        mine = [(tag, one) for at, tag, one in self._list(request, run) if at == run]
+        listed = {tag.kind: one for tag, one in mine if tag.optimizer == optimizer}
         if not listed:
             raise errors.NotFoundError(f"no optimizer {optimizer} in this run")
-        stamp = tuple(sorted((kind, one.max_step, one.max_wall_time) for kind, one in listed.items()))
-        key = (plugin_util.experiment_id(request.environ), run, optimizer)
-        # One request decodes while the others of a page that has just opened wait for it, instead of all doing the same.
+        return listed
+
+    def _windows(self, request: wrappers.Request, run: str, optimizer: int) -> series.Timeline:
+        """Decode the windows: small, and all that the verdict needs, so it does not wait for the layers."""
+
+        def decode() -> series.Timeline:
+            tag = _tag(wire.Tag(optimizer, "windows"))
+            read = self._read(request, wire.LAYERS_PLUGIN, run, tag, WINDOWS_KEPT)
+            read = [w for w in read if w.numpy.shape == (len(wire.COLUMNS),) and np.isfinite(w.numpy[:2]).all()]
+            return series.lay_out(
+                np.array([w.step for w in read], np.int64),
+                np.array([w.wall_time for w in read], np.float64),
+                np.array([w.numpy for w in read], np.float64).reshape(-1, len(wire.COLUMNS)),
+            )
+
+        timeline: series.Timeline = self._cached(request, run, optimizer, "windows", decode)
+        return timeline
+
+    def _load(self, request: wrappers.Request, run: str, optimizer: int) -> series.Series:
+        """Decode all of one optimizer of one run."""
+        windows = self._windows(request, run, optimizer)
+
+        def decode() -> series.Series:
+            names = self._names(request, run, optimizer)
+            most = max(100, min(WINDOWS_KEPT, BYTES_READ // (4 * max(len(names), 1))))
+            tag = _tag(wire.Tag(optimizer, "layers"))
+            read = self._read(request, wire.LAYERS_PLUGIN, run, tag, most)
+            read = [one for one in read if one.numpy.shape == (2, len(names))]
+            return series.assemble(
+                names,
+                windows,
+                np.array([one.step for one in read], np.int64),
+                np.array([one.wall_time for one in read], np.float64),
+                np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(names)),
+            )
+
+        loaded: series.Series = self._cached(request, run, optimizer, "layers", decode)
+        return loaded
+
+    def _cached(self, request: wrappers.Request, run: str, optimizer: int, kind: str, decode: Callable[[], Any]) -> Any:
+        """Return what ``decode`` made, unless something was written since it last did."""
+        listed = self._tags(request, run, optimizer)
+        stamp = tuple(sorted((name, one.max_step, one.max_wall_time) for name, one in listed.items()))
+        key = (plugin_util.experiment_id(request.environ), run, optimizer, kind)
+        # One request decodes while the others of a page just opened wait for it, instead of all doing the same.
         with self._lock:
             known = self._cache.get(key)
-            if known and known[0] == stamp:
-                self._cache.move_to_end(key)
-                return known[1]
-            names = wire.parse_layers(listed["layers"].plugin_content)[0] if "layers" in listed else ()
-            loaded = self._decode(request, run, optimizer, names)
-            self._cache[key] = stamp, loaded
-            while len(self._cache) > RUNS_CACHED:
+            if known is None or known[0] != stamp:
+                known = self._cache[key] = stamp, decode()
+            self._cache.move_to_end(key)
+            while len(self._cache) > ENTRIES_CACHED:
                 self._cache.popitem(last=False)
-            return loaded
+            return known[1]
 
-    def _decode(self, request: wrappers.Request, run: str, optimizer: int, names: tuple[str, ...]) -> series.Series:
-        most = max(100, min(WINDOWS_KEPT, BYTES_READ // (4 * max(len(names), 1))))
-        windows = self._read(request, wire.LAYERS_PLUGIN, run, _tag(wire.Tag(optimizer, "windows")), WINDOWS_KEPT)
-        windows = [w for w in windows if w.numpy.shape == (len(wire.COLUMNS),) and np.isfinite(w.numpy[:2]).all()]
-        layers = self._read(request, wire.LAYERS_PLUGIN, run, _tag(wire.Tag(optimizer, "layers")), most)
-        layers = [one for one in layers if one.numpy.shape == (2, len(names))]
-        return series.assemble(
-            names,
-            np.array([w.step for w in windows], np.int64),
-            np.array([w.wall_time for w in windows], np.float64),
-            np.array([w.numpy for w in windows], np.float64).reshape(-1, len(wire.COLUMNS)),
-            np.array([one.step for one in layers], np.int64),
-            np.array([one.wall_time for one in layers], np.float64),
-            np.array([one.numpy for one in layers], np.float16).reshape(-1, 2, len(names)),
-        )
+    def _names(self, request: wrappers.Request, run: str, optimizer: int) -> tuple[str, ...]:
+        layers = self._tags(request, run, optimizer).get("layers")
+        return wire.parse_layers(layers.plugin_content)[0] if layers else ()
+
+    def _extent(self, request: wrappers.Request, run: str, optimizer: int) -> dict[str, Any]:
+        axis = self._windows(request, run, optimizer).axis
+        if not len(axis.last):
+            axis = self._load(request, run, optimizer).layer_axis
+        start, end = (float(axis.first[0]), float(axis.last[-1])) if len(axis.last) else (0.0, 1.0)
+        return {
+            "optimizer": optimizer,
+            "start": start,
+            "end": end,
+            "windows": len(axis.last),
+            "layers": list(self._names(request, run, optimizer)),
+            "segments": axis.segments,
+        }
 
 
 def pack(view: series.View, start: float, end: float) -> bytes:
-    """Pack a view: length of the header, header as JSON padded to eight bytes, then the arrays in the order it lists them.
+    """Pack a view for the page.
 
-    JSON alone would be three times the size for a thousand layers, and has no inf.
+    First the length of the header, then the header as JSON padded to eight bytes, then the arrays in its order. JSON
+    alone would be three times the size for a thousand layers, and has no inf.
     """
     arrays = {
         **{f"windows.{name}": column.astype("<f8") for name, column in view.windows.items()},
@@ -250,19 +286,6 @@ def pack(view: series.View, start: float, end: float) -> bytes:
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 4) % 8)
     return struct.pack("<I", len(text)) + text + b"".join(array.tobytes() for array in arrays.values())
-
-
-def _extent(optimizer: int, loaded: series.Series) -> dict[str, Any]:
-    axis = loaded.axis if len(loaded.axis.last) else loaded.layer_axis
-    bounds = (float(axis.first[0]), float(axis.last[-1])) if len(axis.last) else (0.0, 1.0)
-    return {
-        "optimizer": optimizer,
-        "start": bounds[0],
-        "end": bounds[1],
-        "windows": len(axis.last),
-        "layers": list(loaded.names),
-        "segments": axis.segments,
-    }
 
 
 def _tag(tag: wire.Tag) -> str:

@@ -1,7 +1,7 @@
 """One run's windows on an axis that never goes back, thinned to the width of a screen.
 
-Layer statistics are kept as 16-bit *codes*, :data:`CODES` to a doubling: that is the resolution of the half floats they arrive in,
-a maximum over them is a vector instruction (over half floats it is not), and the page draws them as they are.
+Layer statistics are kept as 16-bit *codes*, :data:`CODES` to a doubling: that is the resolution of the half floats
+they arrive in, a maximum over them is a vector instruction (over half floats it is not), and the page draws them as they are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def encode(log2: npt.NDArray[np.floating]) -> Codes:
     return np.where(np.isnan(scaled), np.float32(MISSING), np.clip(scaled, -32767, 32767)).astype(np.int16)
 
 
-# There are only 65,536 half floats: looking codes and counts up is ten times faster than computing them for 20 million values.
+# There are only 65,536 half floats: looking codes up is ten times faster than computing them for 20 million values.
 _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
 _CODE_OF = encode(_HALVES)
 _COUNT_OF = np.clip(np.nan_to_num(_HALVES, nan=1.0, posinf=255.0), 0, 255).astype(np.uint8)
@@ -51,8 +51,8 @@ _COUNT_OF = np.clip(np.nan_to_num(_HALVES, nan=1.0, posinf=255.0), 0, 255).astyp
 class Axis:
     """The steps a run has done, in the order it did them.
 
-    A step's place is ``step + offset``. The offset changes only where the run went back, so without a rollback the place *is* the
-    step, and with one the repeated steps lie to the right of the first attempt instead of on top of it.
+    A step's place is ``step + offset``. The offset changes only where the run went back, so without a rollback the
+    place *is* the step, and with one the repeated steps lie to the right of the first attempt instead of on top of it.
 
     Args:
         ticks: Tick of each window, rising, shape ``(n,)``.
@@ -75,7 +75,8 @@ class Axis:
             return []
         starts = np.flatnonzero(np.diff(self.offsets, prepend=np.nan) != 0)
         return [
-            {"start": float(self.first[i]), "offset": float(self.offsets[i]), "time": float(self.wall_times[i])} for i in starts
+            {"start": float(self.first[i]), "offset": float(self.offsets[i]), "time": float(self.wall_times[i])}
+            for i in starts
         ]
 
     def place(self, step: float, wall_time: float) -> float:
@@ -107,14 +108,39 @@ def unroll(ticks: Integers, table: Floats, wall_times: Floats) -> Axis:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeline:
+    """The windows of one optimizer of one run.
+
+    Args:
+        axis: Their places.
+        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 9)``.
+    """
+
+    axis: Axis
+    table: Floats
+
+    @property
+    def calm(self) -> npt.NDArray[np.bool_]:
+        """Whether each window stayed finite and within the limit; without a limit there is nothing to exceed."""
+        peak, limit = self.table[:, 2], self.table[:, 6]
+        return np.isfinite(peak) & ~(peak > limit)
+
+    @property
+    def restless_since(self) -> int | None:
+        """First step of the restless stretch that the run ends in, or None; two windows are no stretch yet."""
+        calm = np.flatnonzero(self.calm)
+        begin = int(calm[-1]) + 1 if len(calm) else 0
+        return int(min(self.table[begin, :2])) if len(self.table) - begin > 2 else None
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """All that one optimizer of one run has written, decoded.
 
     Args:
         names: Layer names in forward order.
-        axis: The windows' places.
-        table: The windows, columns as in ``wire.COLUMNS``, shape ``(n, 9)``.
-        layer_axis: The places of the layer statistics; a loader that keeps a sample may have kept other ticks of each tag.
+        windows: The windows.
+        layer_axis: The places of the layer statistics; a sampling loader may have kept other ticks of each tag.
         codes: log2 of the peak norms, shape ``(m, layers)``.
         nonfinite: Count of non-finite steps, at most 255, shape ``(m, layers)``.
         block_ends: Index after the last window of each block of the baseline, shape ``(b,)``.
@@ -122,8 +148,7 @@ class Series:
     """
 
     names: tuple[str, ...]
-    axis: Axis
-    table: Floats
+    windows: Timeline
     layer_axis: Axis
     codes: Codes
     nonfinite: Counts
@@ -131,13 +156,15 @@ class Series:
     baseline: Codes
 
 
-def running_median(codes: Codes) -> tuple[Integers, Codes]:
-    """Return each layer's median over the past eighth of the run, so that a warm-up or a slow decay does not tint the map.
+def running_median(codes: Codes, calm: npt.NDArray[np.bool_]) -> tuple[Integers, Codes]:
+    """Return each layer's median over the past twelfth of the run, so that warm-up and slow decay do not tint the map.
 
-    Zeros and missing values do not vote. The first blocks borrow from the ones after them, having no past.
+    Windows that left the band do not vote: an incident must not become its own yardstick. Nor do zeros and missing
+    values. Where nothing votes, the last median known stands. The first blocks, with no past, are judged by each other.
 
     Args:
         codes: Shape ``(n, layers)``.
+        calm: Whether each window may vote, shape ``(n,)``.
 
     Returns:
         The end index of each block, shape ``(b,)``, and the medians, shape ``(b, layers)``.
@@ -149,15 +176,18 @@ def running_median(codes: Codes) -> tuple[Integers, Codes]:
         return ends, np.zeros((0, layers), np.int16)
     starts = np.concatenate([[0], ends[:-1]])
     pick = starts[:, None] + (np.arange(_SAMPLES_PER_BLOCK) * (ends - starts)[:, None]) // _SAMPLES_PER_BLOCK
-    per_block = _median(codes[pick])
-    reach = min(max(blocks // 8, 9), blocks)
-    # Block i is judged by the `reach` blocks before it; the first ones by the first `reach // 2`, themselves included.
+    per_block = _median(np.where(calm[pick][..., None], codes[pick], np.int16(MISSING)))
+    reach = min(max(blocks // 12, 9), blocks)
+    head = min(reach // 2 + 1, blocks)
     baseline = np.empty((blocks, layers), np.int16)
-    head = reach // 2 + 1
-    baseline[:head] = _median(per_block[None, :head])[0]
-    for block in range(head, blocks):
-        baseline[block] = _median(per_block[None, max(0, block - reach) : block])[0]
-    return ends, baseline
+    # Block i is judged by the `reach` blocks before it; the first ones by each other.
+    for block in range(blocks):
+        past = slice(0, head) if block < head else slice(max(0, block - reach), block)
+        now = _median(per_block[None, past])[0] if block == 0 or block >= head else baseline[0]
+        baseline[block] = np.where((now == MISSING) & (block > 0), baseline[block - 1], now)
+    unknown = baseline == MISSING
+    first_known = np.take_along_axis(baseline, np.argmin(unknown, axis=0)[None], axis=0)
+    return ends, np.where(unknown, first_known, baseline).astype(np.int16)
 
 
 def _median(codes: Codes) -> Codes:
@@ -169,44 +199,41 @@ def _median(codes: Codes) -> Codes:
     return np.where(votes > 0, middle, MISSING)[:, 0].astype(np.int16)
 
 
+def lay_out(ticks: Integers, wall_times: Floats, table: Floats) -> Timeline:
+    """Put window events together: ticks and wall times of shape ``(n,)``, payloads of shape ``(n, 9)``."""
+    order = _settle(ticks)
+    return Timeline(unroll(ticks[order], table[order], wall_times[order]), table[order])
+
+
 def assemble(
-    names: Sequence[str],
-    window_ticks: Integers,
-    window_times: Floats,
-    table: Floats,
-    layer_ticks: Integers,
-    layer_times: Floats,
-    halves: npt.NDArray[np.float16],
+    names: Sequence[str], windows: Timeline, ticks: Integers, wall_times: Floats, halves: npt.NDArray[np.float16]
 ) -> Series:
-    """Put one optimizer's events together.
+    """Put layer events together with the windows, which know their steps.
 
     Args:
         names: Layer names.
-        window_ticks: Ticks of the window events, shape ``(n,)``.
-        window_times: Their wall times.
-        table: Their payloads, shape ``(n, 9)``.
-        layer_ticks: Ticks of the layer events, shape ``(m,)``.
-        layer_times: Their wall times.
+        windows: The windows.
+        ticks: Ticks of the layer events, shape ``(m,)``.
+        wall_times: Their wall times.
         halves: Their payloads, shape ``(m, 2, layers)``.
     """
-    order = _settle(window_ticks)
-    axis = unroll(window_ticks[order], table[order], window_times[order])
-    table = table[order]
-
-    order = _settle(layer_ticks)
-    ticks = layer_ticks[order]
-    if len(axis.ticks):
+    order = _settle(ticks)
+    ticks = ticks[order]
+    if len(windows.axis.ticks):
+        axis = windows.axis
         at = np.clip(np.searchsorted(axis.ticks, ticks), 0, len(axis.ticks) - 1)
-        layer_axis = Axis(ticks, axis.first[at], axis.last[at], axis.offsets[at], layer_times[order])
+        layer_axis = Axis(ticks, axis.first[at], axis.last[at], axis.offsets[at], wall_times[order])
+        calm = windows.calm[at]
     else:
         # Without a single window the ticks are all there is to put on the axis.
         place = ticks.astype(np.float64)
-        layer_axis = Axis(ticks, place, place + 1, np.zeros(len(ticks)), layer_times[order])
+        layer_axis = Axis(ticks, place, place + 1, np.zeros(len(ticks)), wall_times[order])
+        calm = np.ones(len(ticks), bool)
 
     bits = halves.view(np.uint16)
     codes, nonfinite = _CODE_OF[bits[order, 0]], _COUNT_OF[bits[order, 1]]
-    ends, baseline = running_median(codes)
-    return Series(tuple(names), axis, table, layer_axis, codes, nonfinite, ends, baseline)
+    ends, baseline = running_median(codes, calm)
+    return Series(tuple(names), windows, layer_axis, codes, nonfinite, ends, baseline)
 
 
 def _settle(ticks: Integers) -> Integers:
@@ -237,8 +264,8 @@ class View:
 
 
 def view(series: Series, start: float, end: float, columns: int) -> View:
-    """Thin a stretch to at most ``columns`` columns; a column keeps the worst of what it covers, so no spike is lost."""
-    return View(*_thin_windows(series, start, end, columns), *_thin_layers(series, start, end, columns))
+    """Thin a stretch to at most ``columns`` columns; a column keeps the worst it covers, so no spike is lost."""
+    return View(_thin_windows(series, start, end, columns), *_thin_layers(series, start, end, columns))
 
 
 def _groups(axis: Axis, start: float, end: float, columns: int) -> tuple[slice, Integers]:
@@ -257,9 +284,10 @@ def _ends(starts: Integers, count: int) -> Integers:
     return np.append(starts[1:], count) - 1 if len(starts) else starts
 
 
-def _thin_windows(series: Series, start: float, end: float, columns: int) -> tuple[dict[str, Floats]]:
-    part, starts = _groups(series.axis, start, end, columns)
-    table = series.table[part]
+def _thin_windows(series: Series, start: float, end: float, columns: int) -> dict[str, Floats]:
+    axis = series.windows.axis
+    part, starts = _groups(axis, start, end, columns)
+    table = series.windows.table[part]
     ends = _ends(starts, len(table))
     column = {name: table[:, i] for i, name in enumerate(COLUMNS)}
 
@@ -275,10 +303,10 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> tup
     def total(values: npt.NDArray[np.bool_]) -> Floats:
         return np.add.reduceat(values.astype(np.float64), starts) if len(starts) else np.zeros(0)
 
-    thinned = {
-        "first": series.axis.first[part][starts],
-        "last": series.axis.last[part][ends],
-        "offset": series.axis.offsets[part][starts],
+    return {
+        "first": axis.first[part][starts],
+        "last": axis.last[part][ends],
+        "offset": axis.offsets[part][starts],
         "peak": worst(column["norm_peak"]),
         "nonfinite": total(~np.isfinite(column["norm_peak"])),
         "after": worst(column["norm_after"]),
@@ -287,7 +315,6 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> tup
         "coefficient": least(column["coefficient"]),
         "lr_factor": column["lr_factor"][ends],
     }
-    return (thinned,)
 
 
 def _thin_layers(

@@ -11,7 +11,7 @@ from .series import Axis
 
 Level = Literal["good", "warning", "bad"]
 Words = list[dict[str, str]]
-"""A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page sets a layer in its own type, and parses no markup."""
+"""A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page parses no markup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ def parse_event(tick: int, wall_time: float, optimizer: int, text: bytes | str) 
 def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[str, Any]]:
     """Merge events to one record per incident, newest first.
 
-    The last event of an incident holds all that is known of it; its place on the axis is that of the first, written before a
-    rollback could have moved the run.
+    The last event of an incident holds all that is known of it; its place on the axis is that of the first, written
+    before a rollback could have moved the run.
 
     Args:
         events: In the order of their ticks.
@@ -50,6 +50,8 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
             continue
         optimizer = _integer(record.get("optimizer"), event.optimizer)
         number = _integer(record.get("number"), 0)
+        if number < 1:
+            continue
         step = _integer(record.get("step"), _integer(event.payload.get("step"), 0))
         known = merged.get((optimizer, number))
         axis = axes.get(optimizer)
@@ -76,27 +78,37 @@ def notices(events: Iterable[Event]) -> list[dict[str, Any]]:
     return said[::-1]
 
 
-def verdict(records: list[dict[str, Any]], last_step: int | None, last_place: float) -> dict[str, Any]:
+def verdict(
+    records: list[dict[str, Any]], end: tuple[float, int] | None, restless_since: int | None = None
+) -> dict[str, Any]:
     """Say in one sentence whether the run is healthy, when it broke, which layer was first, and what was done.
 
     Args:
         records: The incidents, newest first.
-        last_step: The last step heard of, or None where no window has been.
-        last_place: Its place on the axis.
+        end: Place and step that the run has reached, or None where no window has been.
+        restless_since: First step of a stretch outside the band that has not ended, told of by an incident or not.
 
     Returns:
         ``level`` (green, amber or red), ``headline`` (one or two words) and ``words``.
+
+    >>> verdict([], (12400.0, 12399))["words"]
+    [{'text': 'No incident in 12,400 steps.'}]
     """
-    steps = f"{last_step + 1:,} steps" if last_step is not None else "this run"
+    steps = f"{end[1] + 1:,} steps" if end else "this run"
+    restless = f"the norm has been non-finite or over its limit since step {restless_since or 0:,}"
     if not records:
-        return _verdict("good", "Healthy", [{"text": f"No incident in {steps}."}])
+        if restless_since is None:
+            return _verdict("good", "Healthy", [{"text": f"No incident in {steps}."}])
+        return _verdict("bad", "Out of its band", [{"text": f"No incident was recorded in {steps}, but {restless}."}])
 
     newest = records[0]
-    words: Words = [{"text": f"{_count(len(records), 'incident')} in {steps}; the last, {newest.get('form', 'unknown')} "}]
-    words.append({"text": f"at step {newest['step']:,}"})
+    words: Words = [
+        {"text": f"{_count(len(records), 'incident')} in {steps}; the last: {newest.get('form', 'unknown')}"},
+        {"text": f" at step {newest['step']:,}"},
+    ]
     culprit = _culprit(newest)
     if culprit:
-        words += [{"text": ", began in "}, {"layer": culprit}]
+        words += [{"text": ", first in "}, {"layer": culprit}]
     held = _held(records)
     words.append({"text": f"; {_count(held, 'step')} skipped" if held else f"; {_done(newest)}"})
 
@@ -104,7 +116,9 @@ def verdict(records: list[dict[str, Any]], last_step: int | None, last_place: fl
         return _verdict("bad", "Not healed", [*words, {"text": "; the remedies did not help."}])
     if newest.get("closed") is None:
         return _verdict("bad", "In trouble", [*words, {"text": "; not over yet."}])
-    calm = last_place - newest["place"]
+    if restless_since is not None:
+        return _verdict("bad", "Out of its band", [*words, {"text": f"; {restless}."}])
+    calm = end[0] - 1 - newest["place"] if end else 0.0
     words.append({"text": f"; healthy for {calm:,.0f} steps since." if calm >= 1 else "; healthy since."})
     return _verdict("warning", "Recovered", words)
 
@@ -143,7 +157,8 @@ def _culprit(record: Mapping[str, Any]) -> str | None:
 
 def _held(records: list[dict[str, Any]]) -> int:
     """Steps that were held, as far as the kept actions tell."""
-    return sum(o.get("coefficient") == 0.0 for record in records for o in _outcomes(record) if o.get("remedy") == "skip")
+    outcomes = [outcome for record in records for outcome in _outcomes(record)]
+    return sum(one.get("remedy") == "skip" and one.get("coefficient") == 0.0 for one in outcomes)
 
 
 def _done(record: Mapping[str, Any]) -> str:

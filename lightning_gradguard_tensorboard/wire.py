@@ -1,16 +1,16 @@
 """What the guard writes into an event file, as this side reads it.
 
-A tag of optimizer 0 is ``gradguard/<kind>``, of a further one ``gradguard/optimizer_<i>/<kind>``. The event's step is a counter
-("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would lose the incident that
-caused it. The optimizer step travels in the payload.
+A tag of optimizer 0 is ``gradguard/<kind>``, of a further one ``gradguard/optimizer_<i>/<kind>``. The event's step is a
+counter ("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would lose
+the incident that caused it. The optimizer step travels in the payload.
 
-========== ================= =======================================================================================
-kind       plugin name       tensor
-========== ================= =======================================================================================
-layers     gradguard_layers  half, (2, layers): log2 of the window's peak norm (-60 for zero), count of non-finite steps
-windows    gradguard_layers  double, (9,): :data:`COLUMNS`
+========== =================== ================================================================================
+kind       plugin name         tensor
+========== =================== ================================================================================
+layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
+windows    gradguard_layers    double, (9,): :data:`COLUMNS`
 incidents  gradguard_incidents string: JSON of an event and its incident
-========== ================= =======================================================================================
+========== =================== ================================================================================
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ VERSION = 1
 ZERO = -60.0
 """The log2 that stands for a gradient of exactly zero."""
 
-COLUMNS = ("step", "first_step", "norm_peak", "norm_before", "norm_after", "typical", "limit", "coefficient", "lr_factor")
+COLUMNS = (
+    "step",
+    "first_step",
+    "norm_peak",
+    "norm_before",
+    "norm_after",
+    "typical",
+    "limit",
+    "coefficient",
+    "lr_factor",
+)
+"""What a window holds; raw linear units, may be inf or NaN."""
 
 _TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)$")
 

@@ -46,6 +46,11 @@ function saveLink() {
 }
 
 const say = {
+  bounds: () => [Math.min(...panels.map((panel) => panel.extent.start)), Math.max(...panels.map((panel) => panel.extent.end))],
+  decades: () => {
+    const found = panels.map((panel) => panel.decades()).filter((one) => one !== null);
+    return found.length ? [Math.min(...found.map((one) => one[0])), Math.max(...found.map((one) => one[1]))] : [-1, 1];
+  },
   cursor: (place, source) => {
     for (const panel of panels) {
       panel.drawCursor(place);
@@ -60,7 +65,7 @@ const say = {
   zoom: async (from, to) => {
     const least = Math.max(...panels.map((panel) => (4 * (panel.extent.end - panel.extent.start)) / Math.max(panel.extent.windows, 1)));
     if (from !== null && to - from < least) [from, to] = [(from + to - least) / 2, (from + to + least) / 2];
-    const wide = from === null || panels.every((panel) => from <= panel.extent.start && to >= panel.extent.end);
+    const wide = from === null || panels.every((panel) => from <= say.bounds()[0] && to >= say.bounds()[1]);
     [state.from, state.to] = wide ? [null, null] : [Math.max(0, from), to];
     page.reset.disabled = wide;
     saveLink();
@@ -83,15 +88,22 @@ const say = {
   speak: (text) => (page.live.textContent = text),
 };
 
-const drawSide = () =>
+function drawSide() {
   drawIncidents(
     page.side,
     panels.map((panel) => ({ panel, title: panels.length > 1 ? panel.run : null, story: panel.story, optimizer: panel.extent.optimizer })),
     state.incident,
     say.choose,
   );
+  page.side.querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest" });
+}
 
-const load = () => guarded(() => Promise.all(panels.map((panel) => panel.load())));
+const load = () =>
+  guarded(async () => {
+    await Promise.all(panels.map((panel) => panel.load()));
+    // The norm's scale is shared: only now is the other run's range known.
+    if (panels.length > 1) panels.forEach((panel) => panel.view && panel.drawNorm());
+  });
 
 async function guarded(action) {
   try {
@@ -148,7 +160,7 @@ async function openRuns(incident = null) {
     const stories = await Promise.all(names.map(fetchStory));
     panels = names.map((name, index) => new Panel(name, stories[index], state, say));
     page.main.replaceChildren(...panels.map((panel) => panel.element));
-    page.main.classList.toggle("two", panels.length > 1);
+    page.main.parentElement.classList.toggle("two", panels.length > 1);
     if (incident !== null) {
       const found = stories[0].incidents.find((one) => one.number === incident && one.optimizer === panels[0].extent.optimizer);
       if (found) state.incident = { panel: panels[0], number: found.number, optimizer: found.optimizer };

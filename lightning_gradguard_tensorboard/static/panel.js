@@ -89,10 +89,12 @@ export class Panel {
     );
   }
 
+  /** What is shown: the chosen stretch, or all that any of the runs side by side has. */
   get range() {
-    const from = this.state.from ?? this.extent.start;
-    const to = this.state.to ?? this.extent.end;
-    return to > from ? [from, to] : [this.extent.start, this.extent.end];
+    const all = this.say.bounds();
+    const from = this.state.from ?? all[0];
+    const to = this.state.to ?? all[1];
+    return to > from ? [from, to] : all;
   }
 
   /** Fetch what the state asks for, and draw it. An answer that a newer question has overtaken is dropped. */
@@ -154,18 +156,26 @@ export class Panel {
 
   // ---- the norm -----------------------------------------------------------------------------------------------------------
 
+  shownIncidents() {
+    const [from, to] = this.range;
+    return this.story.incidents.filter((one) => one.optimizer === this.extent.optimizer && one.place >= from && one.place < to);
+  }
+
+  /** log10 of the smallest and the largest norm in sight, for a scale that runs side by side share. */
+  decades() {
+    const logs = [];
+    const take = (value) => value > 0 && Number.isFinite(value) && logs.push(Math.log10(value));
+    if (this.view) for (const name of ["peak", "typical", "limit"]) this.view.windows[name].forEach(take);
+    this.shownIncidents().forEach((one) => take(Number(one.actions?.[0]?.verdict?.value)));
+    return logs.length ? [logs.reduce((a, b) => Math.min(a, b)), logs.reduce((a, b) => Math.max(a, b))] : null;
+  }
+
   drawNorm() {
     const { first, last, peak, nonfinite, typical, limit } = this.view.windows;
     const bottom = NORM_HEIGHT;
     const count = first.length;
-    const [from, to] = this.range;
-    const incidents = this.story.incidents.filter((one) => one.optimizer === this.extent.optimizer && one.place >= from && one.place < to);
-    const logs = [];
-    const take = (value) => value > 0 && Number.isFinite(value) && logs.push(Math.log10(value));
-    for (let c = 0; c < count; c++) [peak[c], typical[c], limit[c]].forEach(take);
-    incidents.forEach((one) => take(Number(one.actions?.[0]?.verdict?.value)));
-    let low = logs.length ? logs.reduce((a, b) => Math.min(a, b)) : -1;
-    let high = logs.length ? logs.reduce((a, b) => Math.max(a, b)) : 1;
+    const incidents = this.shownIncidents();
+    let [low, high] = this.say.decades();
     const room = Math.max(0.12 * (high - low), 0.15);
     [low, high] = [low - room, high + room];
     const top = 20;

@@ -53,8 +53,8 @@ def serve(entry_points: Path) -> Callable[..., object]:
             port = free.getsockname()[1]
         path = os.pathsep.join([str(entry_points), str(ROOT)])
         command = [
-            sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port), "--host", "127.0.0.1",
-            "--load_fast", "true" if fast else "false", "--reload_interval", str(reload),
+            sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port),
+            "--host", "127.0.0.1", "--load_fast", "true" if fast else "false", "--reload_interval", str(reload),
         ]  # fmt: skip
         with subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

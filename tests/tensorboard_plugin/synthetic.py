@@ -45,15 +45,11 @@ class Writer:
             value.metadata.plugin_data.plugin_name = plugin
             value.metadata.plugin_data.content = content
             value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
-        self._file.add_event(
-            event_pb2.Event(wall_time=self.now, step=step, summary=summary_pb2.Summary(value=[value]))
-        )
+        self._file.add_event(event_pb2.Event(wall_time=self.now, step=step, summary=summary_pb2.Summary(value=[value])))
 
     def scalar(self, tag: str, step: int, number: float) -> None:
         value = summary_pb2.Summary.Value(tag=tag, simple_value=number)
-        self._file.add_event(
-            event_pb2.Event(wall_time=self.now, step=step, summary=summary_pb2.Summary(value=[value]))
-        )
+        self._file.add_event(event_pb2.Event(wall_time=self.now, step=step, summary=summary_pb2.Summary(value=[value])))
 
     def layers(
         self,
@@ -92,19 +88,19 @@ def transformer(blocks: int) -> list[str]:
 
 def incident(number: int, step: int, form: str, layer: str, **changes: Any) -> dict[str, Any]:
     """An incident as ``to_json`` writes it."""
-    value = changes.pop("value", "inf" if form == "non-finite" else 310.0)
+    value, limit = changes.pop("value", 310.0), changes.pop("limit", 3.7)
     remedies = changes.pop("remedies", ["skip"])
     reasons = {
         "non-finite": f"3 gradients of {layer} hold NaN",
-        "sudden": "the norm is 84 times its limit",
-        "drift": "the norm has risen a hundredfold in 400 steps",
+        "sudden": "the norm left its band within one step",
+        "drift": "the norm has risen steadily for 240 steps",
         "recurrent": "the third spike within 500 steps",
     }
     verdict = {
         "form": form,
         "detector": form,
         "value": value,
-        "limit": 3.7,
+        "limit": limit,
         "reason": reasons.get(form, form),
         "layers": [layer],
         "alarm": True,
@@ -115,7 +111,7 @@ def incident(number: int, step: int, form: str, layer: str, **changes: Any) -> d
             "applied": True,
             "detail": {
                 "skip": "the update was held; weights and optimizer state are untouched",
-                "clip": "gradients were scaled by 0.012 to the limit",
+                "clip": "gradients were scaled down to the limit",
                 "backoff": "learning rate × 0.5 for 200 steps, then back over 200",
                 "rollback": "weights and optimizer state of 200 steps before",
             }.get(remedy, remedy),
@@ -194,11 +190,16 @@ def write_run(
     bad = names[min(n - 1, 3 + 6 * 7)] if n > 3 else names[-1]
     worst = [i for i, name in enumerate(names) if name == bad][0]
     if sick:
-        trouble = {int(windows * f): form for f, form in ((0.3, "sudden"), (0.47, "non-finite"), (0.62, "drift"), (0.8, "sudden"))}
+        trouble = {
+            int(windows * f): form
+            for f, form in ((0.3, "sudden"), (0.47, "non-finite"), (0.62, "drift"), (0.8, "sudden"))
+        }
     number, factor = 0, 1.0
     for tick in range(windows):
         progress = tick / windows
-        base = depth * (0.6 + 2.2 * np.exp(-progress * 12)) * np.exp(rng.normal(0, 0.10, n)) * np.exp(rng.normal(0, 0.05))
+        base = (
+            depth * (0.6 + 2.2 * np.exp(-progress * 12)) * np.exp(rng.normal(0, 0.10, n)) * np.exp(rng.normal(0, 0.05))
+        )
         nonfinite = np.zeros(n)
         after_factor, limit, typical = 1.0, 0.0, 0.0
         form = trouble.get(tick)
@@ -228,7 +229,7 @@ def write_run(
             remedies = {"sudden": ["clip"], "non-finite": ["skip"], "drift": ["rollback", "backoff"]}[form]
             after_factor = 0.0 if "skip" in remedies else min(1.0, limit / peak)
             shown = "nan" if peak != peak else peak
-            record = incident(number, alarm, form, bad, value=shown, remedies=remedies)
+            record = incident(number, alarm, form, bad, value=shown, limit=limit, remedies=remedies)
             writer.incident("opened", alarm, record)
             writer.incident("acted", alarm, record)
             writer.incident("closed", alarm + 40, {**record, "closed": alarm + 40, "helped": True})
