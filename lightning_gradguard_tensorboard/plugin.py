@@ -144,7 +144,10 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             columns = min(max(int(_argument(request, "columns") or 800), 1), COLUMNS_MOST)
         except ValueError:
             return _refuse(request, 400, "optimizer, from, to and columns are numbers")
-        loaded = self._load(request, run, optimizer)
+        try:
+            loaded = self._load(request, run, optimizer)
+        except errors.NotFoundError as error:
+            return _refuse(request, 404, str(error))
         extent = self._extent(request, run, optimizer)
         start, end = max(start, extent["start"]), min(end, extent["end"])
         if not start < end:

@@ -1,7 +1,7 @@
 """One run's windows on an axis that never goes back, thinned to the width of a screen.
 
-Layer statistics are kept as 16-bit *codes*, :data:`CODES` to a doubling: that is the resolution of the half floats
-they arrive in, a maximum over them is a vector instruction (over half floats it is not), and the page draws them as they are.
+Layer statistics are kept as 16-bit *codes*, :data:`CODES` to a doubling. That is the resolution of the half floats they
+arrive in; a maximum over them is a vector instruction, over half floats it is not; and the page draws them as they are.
 """
 
 from __future__ import annotations
