@@ -55,7 +55,7 @@ function card(incident, chosen, choose) {
     chosen && actions[0]?.decision?.reason && entry("Because", actions[0].decision.reason),
     incident.batch !== null && incident.batch !== undefined && entry("Batch", formatStep(incident.batch)),
     chosen && incident.alarms > 1 && entry("Alarms", formatStep(incident.alarms)),
-    chosen && incident.closed != null && entry("Calm from", `step ${formatStep(incident.closed)}`),
+    chosen && incident.closed != null && entry("Calm", `from step ${formatStep(incident.closed)}`),
     chosen && list(incident.messages?.map((text) => ({ text }))).map(({ text }) => entry("Note", text)),
   ];
   return h(

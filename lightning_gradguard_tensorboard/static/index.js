@@ -11,6 +11,7 @@ const state = { run: null, compare: null, optimizer: 0, stat: "ratio", colour: "
 let runs = [];
 let panels = [];
 let page = null;
+let opening = null;
 
 const number = (text) => (text === undefined || text === "" || !Number.isFinite(Number(text)) ? null : Number(text));
 const known = (options, value, otherwise) => (options.some(([name]) => name === value) ? value : otherwise);
@@ -108,8 +109,10 @@ const load = () =>
 async function guarded(action) {
   try {
     await action();
-    page.problem.hidden = true;
+    if (page) page.problem.hidden = true;
   } catch (error) {
+    // The empty page has no place for it, and tries again at the next reload.
+    if (!page) return;
     page.problem.textContent = `GradGuard could not read this: ${error.message}. Reloading TensorBoard's data tries again.`;
     page.problem.hidden = false;
   }
@@ -157,7 +160,10 @@ async function copyLink() {
 async function openRuns(incident = null) {
   const names = [state.run, state.compare].filter((name) => name !== null);
   await guarded(async () => {
+    const ticket = (opening = {});
     const stories = await Promise.all(names.map(fetchStory));
+    // Of two openings that overlap, the one asked for last wins.
+    if (ticket !== opening) return;
     panels = names.map((name, index) => new Panel(name, stories[index], state, say));
     page.main.replaceChildren(...panels.map((panel) => panel.element));
     page.main.parentElement.classList.toggle("two", panels.length > 1);
@@ -189,7 +195,7 @@ async function refresh() {
 }
 
 function drawEmpty() {
-  panels = [];
+  [panels, page] = [[], null];
   document.body.replaceChildren(
     h(
       "div",
@@ -197,8 +203,8 @@ function drawEmpty() {
       h("div", { class: "empty-mark", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i"), h("i")),
       h("h1", {}, "No GradGuard data here yet"),
       h("p", {}, "Give the callback to your trainer, with TensorBoard's logger, and train a few steps:"),
-      h("pre", {}, h("code", {}, "from lightning_gradguard import GradGuard\n\ntrainer = Trainer(\n    logger=TensorBoardLogger(\"logs\"),\n    callbacks=[GradGuard()],\n)\ntrainer.fit(model)")),
-      h("p", { class: "quiet" }, "Then start TensorBoard on the same folder, ", h("code", {}, "tensorboard --logdir logs"), ". This page fills by itself when data arrives."),
+      h("pre", {}, h("code", {}, "from lightning import Trainer\nfrom lightning.pytorch.loggers import TensorBoardLogger\nfrom lightning_gradguard import GradGuard\n\ntrainer = Trainer(\n    logger=TensorBoardLogger(\"logs\"),\n    callbacks=[GradGuard()],\n)\ntrainer.fit(model)")),
+      h("p", { class: "quiet" }, "Then start TensorBoard on the same folder: ", h("code", {}, "tensorboard --logdir logs"), ". This page fills by itself when data arrives."),
     ),
   );
 }
