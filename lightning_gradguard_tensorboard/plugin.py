@@ -30,6 +30,8 @@ BYTES_READ = 128 * 2**20
 """The most that is read of one tag: the fast loader refuses answers of 256 MiB and more."""
 ENTRIES_CACHED = 8
 COLUMNS_MOST = 2000
+QUICK_BYTES = 12 * 2**20
+"""What is read for a first picture; a thousand layers then show in a second, and in full two or three later."""
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -63,7 +65,8 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     ========== ================================ ==========================================================
     /runs                                       JSON: the runs that have something to show
     /story     run                              JSON: verdict, incidents, extent and rollbacks
-    /view      run, optimizer, from, to, columns binary: a stretch thinned to the width of the screen
+    /view      run, optimizer, from, to,        binary: a stretch thinned to the width of the screen
+               columns, quick
     /static/*                                   the page
     ========== ================================ ==========================================================
     """
@@ -145,14 +148,17 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         except ValueError:
             return _refuse(request, 400, "optimizer, from, to and columns are numbers")
         try:
-            loaded = self._load(request, run, optimizer)
+            loaded = self._quick(request, run, optimizer) if _argument(request, "quick") else None
+            sampled = loaded is not None
+            loaded = loaded or self._load(request, run, optimizer)
         except errors.NotFoundError as error:
             return _refuse(request, 404, str(error))
         extent = self._extent(request, run, optimizer)
         start, end = max(start, extent["start"]), min(end, extent["end"])
         if not start < end:
             start, end = extent["start"], extent["end"]
-        return _respond(request, pack(series.view(loaded, start, end, columns), start, end), "application/octet-stream")
+        packed = pack(series.view(loaded, start, end, columns), start, end, sampled=sampled)
+        return _respond(request, packed, "application/octet-stream")
 
     def _list(self, request: wrappers.Request, run: str | None = None) -> list[tuple[str, wire.Tag, Any]]:
         """List our tags: run, tag, and what TensorBoard says of it."""
@@ -213,24 +219,44 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _load(self, request: wrappers.Request, run: str, optimizer: int) -> series.Series:
         """Decode all of one optimizer of one run."""
+        names = self._names(request, run, optimizer)
         windows = self._windows(request, run, optimizer)
-
-        def decode() -> series.Series:
-            names = self._names(request, run, optimizer)
-            most = max(100, min(WINDOWS_KEPT, BYTES_READ // (4 * max(len(names), 1))))
-            tag = _tag(wire.Tag(optimizer, "layers"))
-            read = self._read(request, wire.LAYERS_PLUGIN, run, tag, most)
-            read = [one for one in read if one.numpy.shape == (2, len(names))]
-            return series.assemble(
-                names,
-                windows,
-                np.array([one.step for one in read], np.int64),
-                np.array([one.wall_time for one in read], np.float64),
-                np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(names)),
-            )
-
-        loaded: series.Series = self._cached(request, run, optimizer, "layers", decode)
+        most = min(WINDOWS_KEPT, _affordable(names, BYTES_READ))
+        loaded: series.Series = self._cached(
+            request, run, optimizer, "layers", lambda: self._decode(request, run, optimizer, names, windows, most)
+        )
         return loaded
+
+    def _quick(self, request: wrappers.Request, run: str, optimizer: int) -> series.Series | None:
+        """Decode a random sample of a large run that is not in the cache yet; None where there is no need."""
+        names = self._names(request, run, optimizer)
+        windows = self._windows(request, run, optimizer)
+        most = _affordable(names, QUICK_BYTES)
+        with self._lock:
+            known = (plugin_util.experiment_id(request.environ), run, optimizer, "layers") in self._cache
+        if known or len(windows.table) <= most:
+            return None
+        return self._decode(request, run, optimizer, names, windows, most)
+
+    def _decode(
+        self,
+        request: wrappers.Request,
+        run: str,
+        optimizer: int,
+        names: tuple[str, ...],
+        windows: series.Timeline,
+        most: int,
+    ) -> series.Series:
+        tag = _tag(wire.Tag(optimizer, "layers"))
+        read = self._read(request, wire.LAYERS_PLUGIN, run, tag, most)
+        read = [one for one in read if one.numpy.shape == (2, len(names))]
+        return series.assemble(
+            names,
+            windows,
+            np.array([one.step for one in read], np.int64),
+            np.array([one.wall_time for one in read], np.float64),
+            np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(names)),
+        )
 
     def _cached(self, request: wrappers.Request, run: str, optimizer: int, kind: str, decode: Callable[[], Any]) -> Any:
         """Return what ``decode`` made, unless something was written since it last did."""
@@ -266,7 +292,7 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         }
 
 
-def pack(view: series.View, start: float, end: float) -> bytes:
+def pack(view: series.View, start: float, end: float, *, sampled: bool = False) -> bytes:
     """Pack a view for the page.
 
     First the length of the header, then the header as JSON padded to eight bytes, then the arrays in its order. JSON
@@ -283,12 +309,18 @@ def pack(view: series.View, start: float, end: float) -> bytes:
     header = {
         "start": start,
         "end": end,
+        "sampled": sampled,
         "codes_per_doubling": series.CODES,
         "arrays": [{"name": name, "type": array.dtype.str[1:], "shape": array.shape} for name, array in arrays.items()],
     }
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 4) % 8)
     return struct.pack("<I", len(text)) + text + b"".join(array.tobytes() for array in arrays.values())
+
+
+def _affordable(names: Sequence[str], size: int) -> int:
+    """Count of layer events, of four bytes a layer, that fit in ``size`` bytes; at least a hundred."""
+    return max(100, size // (4 * max(len(names), 1)))
 
 
 def _tag(tag: wire.Tag) -> str:

@@ -18,11 +18,11 @@ export const fetchStory = async (run) => (await get("story", { run })).json();
 const TYPES = { f8: Float64Array, i2: Int16Array, u1: Uint8Array };
 
 /** A stretch of a run: {start, end, windows: {…}, layers: {…}, codes, ratios, nonfinite}; matrices are layer by layer. */
-export async function fetchView({ run, optimizer, from, to, columns }) {
-  const buffer = await (await get("view", { run, optimizer, from, to, columns })).arrayBuffer();
+export async function fetchView({ run, optimizer, from, to, columns, quick }) {
+  const buffer = await (await get("view", { run, optimizer, from, to, columns, quick })).arrayBuffer();
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-  const view = { start: header.start, end: header.end, perDoubling: header.codes_per_doubling, windows: {}, layers: {} };
+  const view = { start: header.start, end: header.end, sampled: header.sampled, perDoubling: header.codes_per_doubling, windows: {}, layers: {} };
   let offset = 4 + length;
   for (const { name, type, shape } of header.arrays) {
     const count = shape.reduce((product, size) => product * size, 1);

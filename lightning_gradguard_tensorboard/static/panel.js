@@ -102,12 +102,18 @@ export class Panel {
     const [from, to] = this.range;
     const ticket = (this.ticket = {});
     const columns = Math.max(100, Math.min(1600, Math.round(this.plotWidth)));
-    const view = await fetchView({ run: this.run, optimizer: this.extent.optimizer, from, to, columns });
-    if (ticket !== this.ticket) return;
-    this.view = view;
-    this.tops.clear();
-    this.layout();
-    this.element.dataset.loaded = `${Math.round(view.start)}-${Math.round(view.end)}`;
+    const wanted = { run: this.run, optimizer: this.extent.optimizer, from, to, columns };
+    // A large run is first shown from a sample, which may miss a spike, and a moment later in full.
+    for (const quick of this.view ? [null] : [1, null]) {
+      const view = await fetchView({ ...wanted, quick });
+      if (ticket !== this.ticket) return;
+      this.view = view;
+      this.tops.clear();
+      this.layout();
+      this.element.dataset.loaded = `${Math.round(view.start)}-${Math.round(view.end)}`;
+      this.element.dataset.sampled = view.sampled;
+      if (!view.sampled) return;
+    }
   }
 
   get gutter() {
@@ -478,7 +484,7 @@ export class Panel {
   drawLegend() {
     const { css, nonfinite, silent } = this.colours;
     const swatch = (colour, text) => h("span", { class: "key" }, h("i", { class: "swatch", style: `background:${colour}` }), text);
-    const parts = [];
+    const parts = this.view.sampled ? [h("span", { class: "key", role: "status" }, "a first sample; reading the rest …")] : [];
     if (this.state.stat === "ratio") parts.push(h("span", { class: "key" }, "1/100", h("i", { class: "ramp", style: `background:${css}` }), "100×"));
     if (this.state.stat === "norm") {
       const [low, high] = this.normRange().map((code) => 2 ** (code / this.view.perDoubling));

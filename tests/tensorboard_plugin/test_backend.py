@@ -238,8 +238,19 @@ def test_a_long_run_of_many_layers_opens_at_once(tmp_path: Path) -> None:
     local = Local(tmp_path)
     begin = time.perf_counter()
     local.json("/story", run="run")
+    assert local.view(run="run", columns=800, quick=1)["sampled"] is False, "two thousand windows need no sample"
     shown = local.view(run="run", columns=800)
     assert time.perf_counter() - begin < 1.5
     assert shown["codes"].shape == (1000, 800)
     assert shown["ratios"].max() > 8 * 128, "the single spike of one layer in one window"
     assert np.argwhere(shown["nonfinite"])[:, 0].tolist() == [7], "the single NaN"
+
+
+def test_a_larger_run_shows_a_sample_first(monkeypatch: pytest.MonkeyPatch, logs: Path) -> None:
+    monkeypatch.setattr("lightning_gradguard_tensorboard.plugin.QUICK_BYTES", 4 * 74 * 120)
+    fresh = Local(logs)
+    first = fresh.view(run="guarded", columns=400, quick=1)
+    assert first["sampled"] is True and 100 <= first["codes"].shape[1] < 400
+    whole = fresh.view(run="guarded", columns=400)
+    assert whole["sampled"] is False and whole["codes"].shape[1] == 400
+    assert fresh.view(run="guarded", columns=400, quick=1)["sampled"] is False, "what is decoded is not sampled again"
