@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,9 +36,6 @@ def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert declared, "setup.cfg declares no TensorBoard plugin"
     (info / "entry_points.txt").write_text(f"[tensorboard_plugins]\n{declared[1]}\n")
     return folder
-
-
-Serve = Callable[..., "contextmanager[str]"]
 
 
 @pytest.fixture(scope="session")
