@@ -233,7 +233,7 @@ def test_both_loaders_tell_the_same(logs: Path, local: Local, serve: Any, fast: 
 
 
 def test_a_long_run_of_many_layers_opens_at_once(tmp_path: Path) -> None:
-    """A tenth of the issue's million steps and thousand layers, in a generous share of its three seconds."""
+    """A hundred thousand steps of a thousand layers; a million are to open within three seconds."""
     synthetic.write_large(tmp_path / "run", windows=2000)
     local = Local(tmp_path)
     begin = time.perf_counter()

@@ -60,14 +60,13 @@ class Tab:
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = self.context.new_page()
         self.complaints: list[str] = []
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.complain(said.text))
+        self.page.on("console", lambda said: self.complain(said.text, said.type in ("error", "warning")))
         self.page.on("pageerror", lambda error: self.complain(str(error)))
-        self.page.on(
-            "request", lambda asked: asked.url.startswith((address, "data:", "blob:")) or self.complain(asked.url)
-        )
+        inside = (address, "data:", "blob:")
+        self.page.on("request", lambda asked: self.complain(asked.url, not asked.url.startswith(inside)))
 
-    def complain(self, text: str) -> None:
-        if not any(known in text for known in KNOWN):
+    def complain(self, text: str, bad: bool = True) -> None:
+        if bad and not any(known in text for known in KNOWN):
             self.complaints.append(text)
 
     def open(self, query: str = "", **state: str) -> Any:
