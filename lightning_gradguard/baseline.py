@@ -110,12 +110,18 @@ class Baseline:
         level, _ = self.loss_level(RECENT)
         return not (self.untrained_loss > 0 and level > 0.9 * self.untrained_loss)
 
-    def loss_level(self, last: int | None = None) -> tuple[float, float]:
-        """Return median and robust spread of the last losses (all remembered ones by default); NaN where there are none."""
-        losses = list(self._losses)[-last:] if last else list(self._losses)
-        if not losses:
+    def loss_level(self, last: int | None = None, *, skip: int = 0) -> tuple[float, float]:
+        """Return median and robust spread of the remembered losses; NaN where there are none.
+
+        Args:
+            last: How many of them, counted from the newest; all by default.
+            skip: How many of the newest to leave out first.
+        """
+        losses = list(self._losses)
+        losses = losses[: len(losses) - skip]
+        ordered = sorted(losses[-last:] if last else losses)
+        if not ordered:
             return math.nan, math.nan
-        ordered = sorted(losses)
         n = len(ordered) - 1
         return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349
 

@@ -14,7 +14,7 @@ from lightning_gradguard.statistics import gradient_norms, local
 
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
 PROPORTIONAL = {"SGD"}
-NORMALISED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"}
+NORMALISED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"}
 
 
 @torch.no_grad()

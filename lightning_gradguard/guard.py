@@ -22,7 +22,7 @@ from lightning_gradguard.attribution import Probe, blame
 from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged, named
-from lightning_gradguard.first_look import first_look
+from lightning_gradguard.first_look import NORMALISED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.policy import Policy
@@ -44,6 +44,8 @@ from lightning_gradguard.statistics import examine, global_norm, gradient_norms
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
+SUSPICIOUS = 4.0
+"""RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
@@ -202,6 +204,10 @@ class Guard:
                 snapshots=self._snapshots,
             )
             self._lanes[id(optimizer)] = lane
+            lane.refresh()
+            if first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
+                # Measured at once, a bad start is mended one batch earlier.
+                self._probe.arm(self.module)
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
         return lane
@@ -287,7 +293,11 @@ class Guard:
             ratio = ratio * lane.lr_factor if ratio is not None else None
             lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
             statistics = dataclasses.replace(
-                statistics, update_ratio=ratio, weight_norm=weight_norm, weight_excess=excess
+                statistics,
+                update_ratio=ratio,
+                weight_norm=weight_norm,
+                weight_excess=excess,
+                normalised=type(lane.optimizer).__name__ in NORMALISED,
             )
         assert self._running is not None
         return Scene(

@@ -7,6 +7,7 @@ off, else the run goes back to a good snapshot with a lower rate, lower each tim
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ SANE_UPDATE = 0.05
 """Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
 FEW_LAYERS = 2
 """Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
+INSANE_UPDATE = 0.3
+"""Update-to-weight ratio of a first step that, together with a blow-up, says the rate was wrong from the start."""
 LEAST_FACTOR = 0.01
 """Smallest factor of one back-off in a young run; further ones can follow."""
 YOUNG = 32
@@ -104,7 +107,7 @@ class Policy:
             self._repairs += 1
             self._last_slow = step
         self._held = self._held + 1 if "skip" in remedies else 0
-        return Decision(remedies, decision.reason, decision.factor, decision.exhausted)
+        return dataclasses.replace(decision, remedies=remedies)
 
     def _spent(self) -> Decision | None:
         if self._held >= self.max_held:
@@ -141,7 +144,7 @@ class Policy:
         if self.strikes < 2:
             return Decision(("skip",), "a first look: held while every layer's gain is measured")
         if ratio > 1.0:
-            return Decision(("skip", "backoff"), "no layer stands out: the rate is too high", factor=SANE_UPDATE / ratio)
+            return Decision(("skip", "backoff"), "no layer stands out: the rate is too high", SANE_UPDATE / ratio, permanent=True)
         return Decision(("skip",) if not statistics.finite else ("clip",), "no layer stands out")
 
     def _drift(self, step: int) -> Decision:
@@ -167,10 +170,11 @@ class Policy:
     def _go_back(self, reason: str, baseline: Baseline) -> Decision:
         young = baseline.count < YOUNG
         factor = FACTORS[min(self._slow + young, len(FACTORS) - 1)]
-        if young and baseline.update_ratio > 0.0:
+        insane = young and baseline.update_ratio > INSANE_UPDATE
+        if insane:
             # The first updates have told how far beyond a sane size they were.
             factor = min(factor, max(SANE_UPDATE / baseline.update_ratio, LEAST_FACTOR))
-        return Decision(("skip", "rollback", "backoff"), reason, factor=factor)
+        return Decision(("skip", "rollback", "backoff"), reason, factor=factor, permanent=insane)
 
     def rest(self, step: int) -> bool:
         """Note a step without alarm; return True when that ends the episode."""

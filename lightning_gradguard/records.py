@@ -39,6 +39,7 @@ class GradientStatistics:
         norm: Global L2 norm, the root of the sum of the squared ``norms``.
         loss: The loss of this step (mean over its micro-batches), or None where it is not known.
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps only.
+        normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
@@ -51,6 +52,7 @@ class GradientStatistics:
     norm: float
     loss: float | None = None
     update_ratio: float | None = None
+    normalised: bool = False
     weight_norm: float | None = None
     weight_excess: float | None = None
     nonfinite: tuple[tuple[str, int], ...] = ()
@@ -123,12 +125,14 @@ class Decision:
         remedies: Names of remedies (``"clip"``, ``"skip"``, ``"backoff"``, ``"rollback"``, ``"reinitialize"``, ...).
         reason: One sentence for a person.
         factor: Learning-rate factor asked of a back-off, 1.0 where it does not apply.
+        permanent: True if the rate has proved insane from the start, so that it must not recover.
         exhausted: True when the budget is spent and the run should end as the user chose.
     """
 
     remedies: tuple[str, ...]
     reason: str
     factor: float = 1.0
+    permanent: bool = False
     exhausted: bool = False
 
 

@@ -13,11 +13,13 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 class ColdStart(Detector):
     """Find a bad start by scale-free tests only.
 
-    An update that is larger than the weight it is added to replaces the layer. That alone is an alarm at
-    ``max_update_ratio``; together with a weight that is larger than its fan calls for, at 1.
+    An update that is larger than the weight it is added to replaces the layer. Optimizers of Adam's kind take such
+    a step again and again, whatever the gradient, so for them 1 is too much; with SGD the next gradient may be
+    small, so there a ratio of ``max_update_ratio`` is. A weight that is far larger than its fan calls for is an alarm if the
+    gradients are large as well, and at a hundred times ``max_weight_excess`` in any case.
 
     Args:
-        max_update_ratio: Largest ``||update|| / ||weight||`` over the weights of a first step.
+        max_update_ratio: Largest ``||update|| / ||weight||`` of a first step with SGD.
         max_weight_excess: Largest RMS of a weight over what its fan calls for.
     """
 
@@ -37,11 +39,12 @@ class ColdStart(Detector):
             return self._verdict(statistics, math.inf, "the very first gradients are not finite", statistics.norm)
         ratio = statistics.update_ratio or 0.0
         excess = statistics.weight_excess or 0.0
-        if ratio > self.max_update_ratio:
+        most = 1.0 if statistics.normalised else self.max_update_ratio
+        if ratio > most:
             reason = f"the first update would be {ratio:.3g} x the weights it is added to"
-            return self._verdict(statistics, self.max_update_ratio, reason, ratio)
+            return self._verdict(statistics, most, reason, ratio)
         loud = ratio > 1.0 or statistics.norm > (statistics.weight_norm or math.inf)
-        if excess > self.max_weight_excess and loud:
+        if excess > self.max_weight_excess * (1.0 if loud else 100.0):
             reason = f"gradient norm {statistics.norm:.3g}, and a weight {excess:.3g} x what its fan calls for"
             return self._verdict(statistics, self.max_weight_excess, reason, excess)
         return None

@@ -14,6 +14,10 @@ CAP = math.log(10.0)
 """Evidence that one loss can add: two steps at least are needed for an alarm."""
 
 
+BEFORE = 32
+"""Losses, before the last few, that tell where the run stood when the loss leapt."""
+
+
 class Divergence(Detector):
     """Find a loss that is far above what it was before training, or that leapt and stays.
 
@@ -22,7 +26,7 @@ class Divergence(Detector):
     then; a run that keeps exceeding it by more than ``factor`` is being destroyed. Losses that are not positive have
     no logarithm, and are not judged so.
 
-    *Leapt*: the median of the last nine losses lies above the history by more than the larger of its level and six
+    *Leapt*: the median of the last nine losses lies above the 32 before them by more than the larger of its level and six
     robust standard deviations. A change of the data looks just so, so layers are examined and nothing is changed
     unless one of them is found damaged.
 
@@ -55,7 +59,7 @@ class Divergence(Detector):
         if self._next_sum(loss, baseline) > self.threshold and loss > self.factor * untrained:
             reason = f"loss {loss:.3g}, and for some time worse than before training ({untrained:.3g})"
             return Verdict("divergence", self.name, loss, self.factor * untrained, reason)
-        level, spread = baseline.loss_level()
+        level, spread = baseline.loss_level(BEFORE, skip=RECENT)
         now, _ = baseline.loss_level(RECENT)
         limit = level + max(abs(level), 6.0 * spread)
         if baseline.count >= 2 * RECENT and now > limit and loss > limit:

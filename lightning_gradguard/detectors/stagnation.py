@@ -1,7 +1,8 @@
-"""A cure that did not take: the run has not blown up again, but it learns nothing either."""
+"""A run that sits at its untrained loss: it was treated and the cure did not take, or it had learned and has lost all."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -11,38 +12,47 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 
 class Stagnation(Detector):
-    """Find a treated run that sits at its untrained loss.
+    """Find a treated run that learns nothing, and a collapsed one.
 
-    A rate that is far too high need not explode twice: it can leave dead units behind, or hover. Only runs that were
-    treated are judged; a healthy run may sit on a plateau for as long as it likes.
+    A rate that is far too high need not explode twice: it can leave dead units behind, or hover. A run that was never
+    treated and has not learned yet may sit on its plateau for as long as it likes. A change of the data can raise the
+    loss as far, but a run that lives learns the new data within some dozen steps.
 
     Args:
-        patience: Accepted steps in a row without learning, at least as many after the treatment.
+        patience: Accepted steps in a row without learning, at least as many after a treatment.
     """
 
     name: ClassVar[str] = "stagnation"
 
-    def __init__(self, *, patience: int = 60) -> None:
+    def __init__(self, *, patience: int = 50) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)
         self._idle = 0
+        self._best = math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
-        setback = baseline.setback
-        if setback is None or self._idle < self.patience or baseline.count - setback < self.patience:
+        if self._idle < self.patience:
             return None
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
-        reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
+        setback = baseline.setback
+        if setback is not None and baseline.count - setback >= self.patience:
+            reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
+        elif self._best < 0.5 * untrained and setback is None:
+            reason = f"loss {level:.3g}, as before training, for {self._idle} steps, after {self._best:.3g} had been reached"
+        else:
+            return None
         return Verdict("divergence", self.name, level, 0.9 * untrained, reason)
 
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
         """Count the steps in a row in which the loss is not below what it was before training."""
         self._idle = 0 if baseline.learned else self._idle + 1
+        if self._idle == 0 and baseline.count >= RECENT:
+            self._best = min(self._best, baseline.loss_level(RECENT)[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count."""
-        return {"idle": self._idle}
+        """Return the count and the best level."""
+        return {"idle": self._idle, "best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-        self._idle = int(state["idle"])
+        """Take them back."""
+        self._idle, self._best = int(state["idle"]), float(state["best"])

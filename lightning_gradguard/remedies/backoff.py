@@ -21,7 +21,8 @@ class LearningRateBackoff(Remedy):
 
     After ``hold`` steps the factor recovers exponentially, over about ``recover`` steps, to its ceiling. The ceiling is
     1 after the first trouble. When trouble returns at a factor c, rates of c have proved too high, so the
-    ceiling becomes permanent, half way (in log) between c and the new factor.
+    ceiling becomes permanent, half way (in log) between c and the new factor. A rate that was insane from the start
+    (its first updates were larger than the weights) never recovers beyond twice the new factor.
 
     Args:
         hold: Steps for which the factor is held.
@@ -46,7 +47,9 @@ class LearningRateBackoff(Remedy):
         asked = scene.decision.factor if scene.decision is not None else 0.5
         before = self.factor
         self.factor = max(before * min(asked, 1.0), self.min_factor)
-        if self._used:
+        if scene.decision is not None and scene.decision.permanent:
+            self.ceiling = min(self.ceiling, 2.0 * self.factor)
+        elif self._used:
             self.ceiling = (before * self.factor) ** 0.5
         self._used += 1
         self._held = self.hold

@@ -1,0 +1,1 @@
+"""The explosion zoo: sick training runs to rescue, healthy ones to leave alone (``python -m benchmarks.zoo``)."""

@@ -1,0 +1,132 @@
+"""The axis, the running median and the thinning, as pure functions."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from lightning_gradguard_tensorboard import plugin, series, wire
+
+
+def timeline(steps: list[int], width: int = 10, peak: float | list[float] = 1.0) -> series.Timeline:
+    table = np.ones((len(steps), len(wire.COLUMNS)))
+    table[:, 0], table[:, 1] = steps, np.array(steps) - width + 1
+    table[:, 2], table[:, 6] = peak, 5.0
+    return series.lay_out(np.arange(len(steps)), np.arange(len(steps), dtype=float), table)
+
+
+def test_without_a_rollback_the_place_is_the_step() -> None:
+    axis = timeline([9, 19, 29]).axis
+    assert axis.first.tolist() == [0, 10, 20] and axis.last.tolist() == [10, 20, 30]
+    assert [s["offset"] for s in axis.segments] == [0]
+    assert axis.place(25, 99) == 25
+
+
+def test_a_rollback_goes_on_to_the_right() -> None:
+    axis = timeline([9, 19, 29, 14, 24]).axis
+    assert axis.last.tolist() == [10, 20, 30, 40, 50]
+    assert [s["offset"] for s in axis.segments] == [0, 25]
+    # Step 12 was done twice; which one is meant, the clock tells.
+    assert axis.place(12, wall_time=1.0) == 12
+    assert axis.place(12, wall_time=4.0) == 37
+    # The incident that caused the rollback, written as the next stretch had just been heard of.
+    assert axis.place(3, wall_time=4.0) == 3
+
+
+def test_of_a_tick_written_twice_the_later_counts() -> None:
+    table = np.ones((3, 9))
+    table[:, 0] = [5, 15, 25]
+    table[:, 1] = [0, 10, 20]
+    laid = series.lay_out(np.array([0, 1, 1]), np.zeros(3), table)
+    assert laid.table[:, 0].tolist() == [5, 25]
+
+
+def halves(rows: int, layers: int, value: float = 0.0) -> np.ndarray:
+    made = np.zeros((rows, 2, layers), np.float16)
+    made[:, 0] = value
+    return made
+
+
+def test_an_incident_is_not_its_own_yardstick() -> None:
+    """Half of the run lies a thousandfold higher, over its limit: the median stays what it was."""
+    peaks = [1.0] * 100 + [1000.0] * 100
+    windows = timeline(list(range(9, 2009, 10)), peak=peaks)
+    data = halves(200, 1)
+    data[100:, 0] = 10.0
+    made = series.assemble(["a"], windows, np.arange(200), np.zeros(200), data)
+    assert (made.baseline == 0).all()
+    shown = series.view(made, 0, 2000, 500)
+    assert shown.ratios[0, -1] == 10 * series.CODES
+
+
+def test_a_slow_decay_does_not_tint_the_map() -> None:
+    windows = timeline(list(range(9, 10009, 10)))
+    data = halves(1000, 1)
+    data[:, 0, 0] = np.linspace(6, -6, 1000)
+    made = series.assemble(["a"], windows, np.arange(1000), np.zeros(1000), data)
+    ratios = series.view(made, 0, 10000, 1000).ratios[0, 50:]
+    assert np.abs(ratios).max() < 1.0 * series.CODES
+
+
+@pytest.mark.parametrize("columns", [1, 7, 100, 5000])
+def test_thinning_keeps_the_worst(columns: int) -> None:
+    windows = timeline(list(range(9, 10009, 10)), peak=[1.0] * 500 + [77.0] + [float("nan")] + [1.0] * 498)
+    data = halves(1000, 3)
+    data[333, 0, 1] = 9.0
+    data[777, 1, 2] = 2.0
+    made = series.assemble(["a", "b", "c"], windows, np.arange(1000), np.zeros(1000), data)
+    shown = series.view(made, 0, 10000, columns)
+    assert shown.codes.shape == (3, min(columns, 1000))
+    assert shown.codes[1].max() == 9 * series.CODES and shown.codes[0].max() == 0
+    assert shown.nonfinite[2].max() == 2 and shown.nonfinite[:2].max() == 0
+    assert np.nanmax(shown.windows["peak"]) == 77.0
+    assert shown.windows["nonfinite"].sum() == 1
+
+
+def test_zero_and_missing_have_no_ratio() -> None:
+    data = halves(50, 2)
+    data[:, 0, 0] = wire.ZERO
+    data[10, 0, 1] = np.nan
+    made = series.assemble(["frozen", "b"], timeline(list(range(9, 509, 10))), np.arange(50), np.zeros(50), data)
+    shown = series.view(made, 0, 500, 100)
+    assert (shown.ratios[0] == series.MISSING).all()
+    assert shown.codes[1, 10] == series.MISSING and shown.ratios[1, 10] == series.MISSING
+
+
+def test_a_loader_that_kept_other_ticks_of_each_tag() -> None:
+    windows = timeline(list(range(9, 1009, 10)))
+    ticks = np.array([0, 50, 99])
+    made = series.assemble(["a"], windows, ticks, np.zeros(3), halves(3, 1))
+    assert made.layer_axis.first.tolist() == [0, 500, 990]
+
+
+def test_layers_without_windows_lie_on_their_ticks() -> None:
+    nothing = series.lay_out(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 9)))
+    made = series.assemble(["a"], nothing, np.arange(3), np.zeros(3), halves(3, 1))
+    assert made.layer_axis.last.tolist() == [1, 2, 3]
+    assert series.view(made, 0, 3, 10).windows["peak"].shape == (0,)
+
+
+def test_restless_only_when_it_has_not_ended() -> None:
+    steps = list(range(9, 209, 10))
+    assert timeline(steps).restless_since is None
+    assert timeline(steps, peak=[1.0] * 18 + [9.0] * 2).restless_since is None
+    assert timeline(steps, peak=[1.0] * 10 + [9.0] * 5 + [1.0] * 5).restless_since is None
+    assert timeline(steps, peak=[1.0] * 10 + [9.0] * 5 + [float("nan")] * 5).restless_since == 100
+
+
+def test_packed_arrays_lie_where_their_types_may() -> None:
+    data = halves(7, 3)
+    made = series.assemble(["a", "b", "c"], timeline(list(range(9, 79, 10))), np.arange(7), np.zeros(7), data)
+    packed = plugin.pack(series.view(made, 0, 70, 100), 0, 70)
+    length = struct.unpack("<I", packed[:4])[0]
+    header = json.loads(packed[4 : 4 + length])
+    offset = 4 + length
+    for array in header["arrays"]:
+        size = np.dtype(array["type"]).itemsize
+        assert offset % size == 0
+        offset += size * int(np.prod(array["shape"]))
+    assert offset == len(packed)

@@ -1,0 +1,92 @@
+"""The verdict sentence and the merging of incident events."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import synthetic
+
+from lightning_gradguard_tensorboard import story
+
+
+def event(tick: int, payload: Any) -> story.Event:
+    made = story.parse_event(tick, float(tick), 0, json.dumps(payload))
+    assert made is not None
+    return made
+
+
+def said(verdict: dict[str, Any]) -> str:
+    return "".join(word.get("text", word.get("layer", "")) for word in verdict["words"])
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    made = synthetic.incident(1, 1900, "non-finite", "blocks.7.mlp.fc2", value="inf", **changes)
+    return story.incidents([event(1, {"event": "closed", "incident": made, "message": None, "step": 1900})], {})[0]
+
+
+END = (2400.0, 2399)
+
+
+def test_healthy_is_green() -> None:
+    verdict = story.verdict([], END)
+    assert verdict["level"] == "good" and said(verdict) == "No incident in 2,400 steps."
+
+
+def test_recovered_is_amber_and_names_the_layer() -> None:
+    verdict = story.verdict([record(closed=1940, helped=True)], END)
+    assert verdict["level"] == "warning"
+    assert said(verdict) == (
+        "1 incident in 2,400 steps; the last: non-finite at step 1,900, first in blocks.7.mlp.fc2; "
+        "1 step skipped; healthy for 499 steps since."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "restless", "headline"),
+    [
+        ({}, None, "In trouble"),
+        ({"closed": 1940, "helped": False}, None, "Not healed"),
+        ({"closed": 1940, "helped": True}, 2100, "Out of its band"),
+    ],
+)
+def test_red(changes: dict[str, Any], restless: int | None, headline: str) -> None:
+    verdict = story.verdict([record(**changes)], END, restless)
+    assert (verdict["level"], verdict["headline"]) == ("bad", headline)
+
+
+def test_no_incident_but_out_of_its_band_is_red() -> None:
+    verdict = story.verdict([], END, 2100)
+    assert verdict["level"] == "bad" and "since step 2,100" in said(verdict)
+
+
+def test_the_last_event_of_an_incident_counts_and_its_first_places_it() -> None:
+    first = synthetic.incident(2, 50, "sudden", "head")
+    events = [
+        event(1, {"event": "opened", "incident": first, "message": "began", "step": 50}),
+        event(2, {"event": "closed", "incident": {**first, "closed": 90, "helped": True}, "message": None, "step": 90}),
+        event(3, {"event": "notice", "incident": None, "message": "back to full speed", "step": 95}),
+    ]
+    (merged,) = story.incidents(events, {})
+    assert merged["helped"] is True and merged["time"] == 1.0 and merged["messages"] == ["began"]
+    assert story.notices(events) == [{"step": 95, "message": "back to full speed"}]
+
+
+@pytest.mark.parametrize("text", [b"{not json \xff", b"[]", b"3", b"", "{"])
+def test_what_is_not_an_event_is_left_out(text: bytes | str) -> None:
+    assert story.parse_event(1, 0.0, 0, text) is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"number": "x"},
+        {"number": 1, "blame": "none", "actions": [1, None, {"outcomes": 3}, {"decision": 4}]},
+        {"number": 1, "blame": [{}], "step": None},
+        {"number": 1, "step": "inf", "optimizer": []},
+    ],
+)
+def test_a_malformed_incident_breaks_nothing(broken: dict[str, Any]) -> None:
+    records = story.incidents([event(1, {"event": "opened", "incident": broken, "step": 1})], {})
+    story.verdict(records, END)
