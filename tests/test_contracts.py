@@ -58,7 +58,7 @@ NEEDED: dict[str, Callable[[Path], tuple[Any, ...]]] = {
 
 
 def build(kind: Any, root: Path | None = None) -> Any:
-    return kind(*NEEDED[kind.__name__](root or Path("."))) if kind.__name__ in NEEDED else kind()
+    return kind(*NEEDED[kind.__name__](root or Path())) if kind.__name__ in NEEDED else kind()
 
 
 def test_the_walk_finds_what_the_guard_uses() -> None:
@@ -101,7 +101,7 @@ PARAMETERS = [(kind, *found) for kind in CONFIGURED for found in numeric(kind)]
 
 @pytest.mark.parametrize(("kind", "name", "whole", "optional"), PARAMETERS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_numbers_out_of_range_are_refused_by_name(kind: Any, name: str, whole: bool, optional: bool) -> None:
-    needed = NEEDED[kind.__name__](Path(".")) if kind.__name__ in NEEDED else ()
+    needed = NEEDED[kind.__name__](Path()) if kind.__name__ in NEEDED else ()
     wrong: list[Any] = [math.nan, "7", [1]] + [1.5] * whole + [None] * (not optional) + [-1] * (name != "seed")
     for value in wrong:
         with pytest.raises(ValueError) as error:
@@ -251,7 +251,7 @@ def test_a_remedy_survives_a_module_without_any_gradient(kind: Any) -> None:
 
 def window(**changed: Any) -> Window:
     """A window in which everything that can be missing or broken is."""
-    values: dict[str, Any] = {f: 0 for f in Window.__dataclass_fields__}
+    values: dict[str, Any] = dict.fromkeys(Window.__dataclass_fields__, 0)
     values |= {"norm_peak": math.nan, "norm_before": math.inf, "norm_after": 0.0, "typical": math.nan, "limit": math.nan}
     values |= {"coefficient": 0.0, "lr_factor": 1.0, "loss": None, "layers": (), "layer_peaks": np.zeros(0)}
     return Window(**{**values, "layer_nonfinite": np.zeros(0), **changed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_memory_is_bounded_and_gaps_are_at_most_every(every: int, keep: int, ste
             take(store, number, module, optimizer)
             taken.append(number)
         assert len(store.state_dict()["kept"]) <= keep
-    gaps = [b - a for a, b in zip(taken, taken[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(taken)]
     assert taken[:1] == ([0] if keep else [])
     assert all(gap <= every for gap in gaps) and gaps == sorted(gaps)
 
