@@ -55,7 +55,7 @@ def fit(sick: dict[int, float], root: Path, *, epochs: int, ckpt: Any = None, va
 
 
 def spikes(*steps: int) -> dict[int, float]:
-    return {step: 1e5 for step in steps}
+    return dict.fromkeys(steps, 100000.0)
 
 
 # Epochs end after steps 19 and 39: each of these incidents is open at one or both.

@@ -58,7 +58,8 @@ class Clip(Remedy):
         if self.algorithm == "norm":
             coefficient = min(1.0, scene.target / norm) if norm > 0.0 else 1.0
             grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
-            torch._foreach_mul_(grads, coefficient)
+            if grads:
+                torch._foreach_mul_(grads, coefficient)
             return Outcome(self.name, True, f"norm {norm:.3g} clipped to {norm * coefficient:.3g}", (), coefficient)
         for parameter in scene.parameters.values():
             if parameter.grad is not None:

@@ -1,0 +1,227 @@
+"""What each detector must see, and what it must not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.detectors import (
+    ColdStart,
+    Detector,
+    Divergence,
+    Drift,
+    NonFinite,
+    Spike,
+    Stagnation,
+    Vanishing,
+)
+from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.records import Verdict
+from tests.builders import calm, statistics, taught
+
+
+def run(detector: Detector, norms: Sequence[float], losses: Sequence[float] | None = None) -> list[tuple[int, Verdict]]:
+    """Feed accepted steps until the end; return what was said, and when."""
+    baseline, said = Baseline(), []
+    for step, norm in enumerate(norms):
+        seen = statistics(norm, step=step, loss=losses[step] if losses is not None else None)
+        verdict = detector.judge(seen, baseline)
+        if verdict is not None:
+            said.append((step, verdict))
+        baseline.accept(norm, seen.loss)
+        detector.accept(seen, baseline)
+    return said
+
+
+# -- sudden
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.5])
+@given(seed=st.integers(0, 10**6), level=st.floats(1e-6, 1e6))
+def test_a_thousandfold_spike_is_seen_and_calm_is_not(spread: float, seed: int, level: float) -> None:
+    baseline = taught(calm(60, level=level, spread=spread, seed=seed))
+    verdict = Spike().judge(statistics(level * 1e3), baseline)
+    assert verdict is not None and verdict.form == "sudden" and verdict.alarm
+    assert verdict.value == level * 1e3 > verdict.limit >= level
+    assert Spike().judge(statistics(baseline.typical), baseline) is None
+
+
+@given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))
+def test_the_limit_scales_with_the_gradients(scale: float, seed: int) -> None:
+    norms = calm(50, seed=seed)
+    one, other = Spike().limit(taught(norms)), Spike().limit(taught([n * scale for n in norms]))
+    assert other == pytest.approx(one * scale, rel=1e-6)
+
+
+def test_without_history_anything_passes_the_spike_detector() -> None:
+    assert Spike().limit(Baseline()) == math.inf
+    assert Spike().judge(statistics(1e30), Baseline()) is None
+
+
+def test_a_wider_history_allows_more() -> None:
+    limits = [Spike().limit(taught(calm(100, spread=spread))) for spread in (0.1, 0.6, 0.9)]
+    assert limits == sorted(limits)
+
+
+def test_a_few_spikes_that_slipped_through_do_not_hide_the_next() -> None:
+    norms = calm(60)
+    assert Spike().judge(statistics(1e4), taught([*norms, 1e2, 1e2, 1e2])) is not None
+
+
+# -- healthy norms of every spread leave all detectors silent
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 0.3, 0.6])
+def test_nobody_raises_an_alarm_over_a_long_calm(spread: float) -> None:
+    norms = calm(3000, spread=spread, seed=7)
+    losses = (1.0 + 0.05 * np.random.default_rng(3).standard_normal(3000)).tolist()
+    for detector in default_detectors():
+        assert [v for _, v in run(detector, norms, losses) if v.alarm and not v.examine] == []
+
+
+def test_nobody_raises_an_alarm_over_a_run_that_learns() -> None:
+    decay = np.exp(-np.arange(2000) / 300.0)
+    norms = (np.array(calm(2000, spread=0.3)) * (0.01 + decay)).tolist()
+    losses = (0.05 + 2.0 * decay * np.exp(0.1 * np.random.default_rng(1).standard_normal(2000))).tolist()
+    for detector in default_detectors():
+        assert [v for _, v in run(detector, norms, losses) if v.alarm and not v.examine] == []
+
+
+# -- drift
+
+
+def growing(steps: int, factor: float, before: int = 200) -> list[float]:
+    norms = calm(before + steps)
+    growth = np.concatenate([np.ones(before), np.exp(np.linspace(0, math.log(factor), steps))])
+    return (np.array(norms) * growth).tolist()
+
+
+def test_a_thousandfold_drift_over_300_steps_is_seen_early() -> None:
+    losses = [1.0] * 200 + np.linspace(1.0, 4.0, 300).tolist()
+    said = run(Drift(), growing(300, 1e3), losses)
+    assert said and 200 < said[0][0] < 260
+    alarms = [step for step, v in said if v.alarm]
+    assert alarms and alarms[0] < 400
+    assert all(v.form == "drift" for _, v in said)
+
+
+def test_growth_that_a_falling_loss_excuses_is_honest() -> None:
+    losses = [1.0] * 200 + np.linspace(1.0, 0.2, 300).tolist()
+    assert [v for _, v in run(Drift(), growing(300, 20.0), losses) if v.alarm] == []
+
+
+def test_one_outlier_is_no_drift() -> None:
+    norms = calm(300)
+    norms[250] = 1e6
+    assert run(Drift(), norms, [1.0] * 300) == []
+
+
+# -- non-finite
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_seen_at_any_time(norm: float) -> None:
+    for baseline in (Baseline(), taught(calm(50))):
+        seen = statistics(norm, nonfinite=(("layer.weight", 3),))
+        verdict = NonFinite().judge(seen, baseline)
+        assert verdict is not None and verdict.alarm and verdict.form == "non-finite"
+        assert verdict.excess == math.inf and verdict.layers == ("layer.weight",) and "3 elements" in verdict.reason
+
+
+def test_an_overflow_is_left_to_the_scaler_until_it_does_not_help() -> None:
+    detector, baseline = NonFinite(patience=3), taught(calm(50))
+    seen = statistics(math.inf, scaled=True)
+    for _ in range(3):
+        assert detector.judge(seen, baseline) is None
+        detector.reject(seen)
+    verdict = detector.judge(seen, baseline)
+    assert verdict is not None and verdict.form == "overflow"
+    detector.accept(statistics(1.0, scaled=True), baseline)
+    assert detector.judge(seen, baseline) is None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_alone_is_reported(loss: float) -> None:
+    verdict = NonFinite().judge(statistics(1.0, loss=loss), taught(calm(50)))
+    assert verdict is not None and not verdict.alarm and "loss" in verdict.reason
+    assert NonFinite().judge(statistics(1.0, loss=1.0), taught(calm(50))) is None
+
+
+# -- cold start
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_first_gradient_that_is_not_finite_is_a_cold_start(norm: float) -> None:
+    verdict = ColdStart().judge(statistics(norm), Baseline())
+    assert verdict is not None and verdict.form == "cold-start" and verdict.alarm
+    assert ColdStart().judge(statistics(norm, scaled=True), Baseline()) is None
+
+
+def test_a_first_update_larger_than_the_weights_is_a_cold_start() -> None:
+    detector = ColdStart(max_update_ratio=10.0)
+    assert detector.judge(statistics(1.0, update_ratio=9.0, weight_excess=1.0, weight_norm=10.0), Baseline()) is None
+    verdict = detector.judge(statistics(1e10, update_ratio=11.0), Baseline())
+    assert verdict is not None and (verdict.value, verdict.limit) == (11.0, 10.0)
+
+
+def test_large_weights_alone_are_no_cold_start_but_with_a_loud_gradient_they_are() -> None:
+    detector = ColdStart(max_weight_excess=4.0)
+    quiet = statistics(1.0, update_ratio=0.01, weight_excess=50.0, weight_norm=10.0)
+    loud = statistics(1e3, update_ratio=0.01, weight_excess=50.0, weight_norm=10.0)
+    assert detector.judge(quiet, Baseline()) is None
+    assert detector.judge(loud, Baseline()) is not None
+
+
+def test_once_there_is_history_the_start_is_over() -> None:
+    assert ColdStart().judge(statistics(1e10, update_ratio=1e10), taught(calm(50))) is None
+
+
+# -- the loss as a witness
+
+
+def test_a_loss_far_beyond_the_untrained_one_is_an_alarm() -> None:
+    norms, losses = calm(100), [2.0] * 50 + [200.0] * 50
+    alarms = [step for step, v in run(Divergence(), norms, losses) if v.alarm and not v.examine]
+    assert alarms and 50 <= alarms[0] < 60
+
+
+def test_a_loss_that_leaps_but_stays_below_the_untrained_one_only_asks_for_an_examination() -> None:
+    losses = np.concatenate([np.full(10, 10.0), np.full(190, 0.1), np.full(60, 3.0)]).tolist()
+    said = run(Divergence(), calm(260), losses)
+    assert said and all(v.examine for _, v in said) and said[0][0] >= 200
+
+
+def test_one_hard_batch_is_no_divergence() -> None:
+    losses = [1.0] * 100
+    losses[60] = 1e6
+    assert run(Divergence(), calm(100), losses) == []
+
+
+def test_only_a_treated_run_can_stagnate() -> None:
+    for setback, expected in ((None, False), (10, True)):
+        baseline, detector, said = Baseline(), Stagnation(), []
+        for step, norm in enumerate(calm(300)):
+            seen = statistics(norm, step=step, loss=2.3)
+            said.append(detector.judge(seen, baseline))
+            baseline.accept(norm, 2.3)
+            baseline.setback = setback
+            detector.accept(seen, baseline)
+        assert any(said) is expected
+
+
+# -- vanishing
+
+
+def test_vanished_gradients_are_reported_and_nothing_more() -> None:
+    said = run(Vanishing(), calm(50) + calm(50, level=1e-9), [1.0] * 100)
+    assert said and not any(v.alarm for _, v in said)
+
+
+def test_a_solved_task_may_have_small_gradients() -> None:
+    assert run(Vanishing(), calm(50) + calm(50, level=1e-9), [1.0] * 50 + [1e-4] * 50) == []

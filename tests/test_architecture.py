@@ -1,0 +1,133 @@
+"""The shape of the package: what may import what, and which names are public."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightning_gradguard
+from lightning_gradguard import attribution, detectors, diagnostics, remedies
+
+ROOT = Path(lightning_gradguard.__file__).parent
+PACKAGE = "lightning_gradguard"
+
+# The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
+RANKS = {
+    **dict.fromkeys(("errors", "checks", "records", "layers"), 0),
+    **dict.fromkeys(("statistics", "baseline", "running", "batches", "snapshots", "fans"), 1),
+    "initialisation": 1.5,
+    **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter"), 2),
+    **dict.fromkeys(("first_look", "lane"), 3),
+    "guard": 4,
+    "callback": 5,
+}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield the full name of each module imported anywhere in a file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the direction"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(module: str) -> str:
+    """``lightning_gradguard.detectors.spike`` -> ``detectors``."""
+    return module.split(".")[1]
+
+
+def inner() -> list[tuple[Path, str, str]]:
+    """Every import inside the package: the file, its part, the part it imports."""
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        path = file.relative_to(ROOT)
+        own = path.parts[0].removesuffix(".py")
+        found += [(path, own, part(m)) for m in imports(file) if m.startswith(PACKAGE + ".")]
+    return found
+
+
+def test_imports_flow_one_way() -> None:
+    against = [
+        f"{path} imports {target}"
+        for path, own, target in inner()
+        if own in RANKS and own != target and not RANKS.get(target, 99) < RANKS[own]
+    ]
+    assert against == []
+
+
+def test_every_part_of_the_river_exists() -> None:
+    names = {p.name.removesuffix(".py") for p in ROOT.iterdir()}
+    assert set(RANKS) <= names
+
+
+def test_outer_parts_are_imported_by_nobody_inside() -> None:
+    outer = {own for _, own, _ in inner()} - set(RANKS) - {"__init__"}
+    wrong = [f"{p} imports {t}" for p, own, t in inner() if t in outer and own in RANKS]
+    assert wrong == []
+
+
+def test_only_the_callback_imports_lightning() -> None:
+    users = {
+        file.relative_to(ROOT).as_posix()
+        for file in ROOT.rglob("*.py")
+        if any(m.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric") for m in imports(file))
+    }
+    assert users == {"callback.py"}
+
+
+def test_only_diagnostics_import_tensorboard() -> None:
+    users = {
+        file.relative_to(ROOT).parts[0]
+        for file in ROOT.rglob("*.py")
+        if any(m.split(".")[0] == "tensorboard" or m.startswith("torch.utils.tensorboard") for m in imports(file))
+    }
+    assert users == {"diagnostics"}
+
+
+PUBLIC = {
+    lightning_gradguard: {
+        *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+    },
+    detectors: {"ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Stagnation", "Vanishing"},
+    remedies: {"Clip", "LearningRateBackoff", "Reinitialize", "Remedy", "Rollback", "Scene", "Skip"},
+    attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
+    diagnostics: {
+        *("Console", "Event", "Journal", "JournalContents", "MetricsSink", "Notice", "Problem", "Sink"),
+        *("TensorBoardSink", "pinned_link", "read_journal", "scalars"),
+    },
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC, ids=lambda p: p.__name__)
+def test_the_public_names_are_these(package: object) -> None:
+    names = package.__all__  # type: ignore[attr-defined]
+    assert set(names) == PUBLIC[package]  # type: ignore[index]
+    assert sorted(names) == list(names)
+    assert all(hasattr(package, name) for name in names)
+
+
+@pytest.mark.parametrize("base", [detectors.Detector, remedies.Remedy, diagnostics.Sink])
+def test_contracts_are_abstract_or_final(base: type) -> None:
+    """No concrete class is derived from, so a method is looked up in one place at most."""
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith(PACKAGE):
+            assert [s for s in kind.__subclasses__() if s.__module__.startswith(PACKAGE)] == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [f.name for f in ROOT.rglob("*.py") if not ast.get_docstring(ast.parse(f.read_text()))]
+    assert silent == []
+
+
+def test_public_classes_are_documented() -> None:
+    for package, names in PUBLIC.items():
+        for name in names:
+            value = getattr(package, name)
+            assert not inspect.isclass(value) or inspect.getdoc(value), name

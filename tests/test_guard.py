@@ -1,0 +1,385 @@
+"""The guard in a plain loop: flow, sinks, errors, memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, TrainingDiverged
+from lightning_gradguard.detectors import Detector, Drift, Spike
+from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.records import Incident, Verdict, Window
+from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene
+from tests.builders import mlp, regression, same, spoil
+
+
+class Loop:
+    """A plain loop around one network."""
+
+    def __init__(self, **options: Any) -> None:
+        self.network = mlp()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9)
+        self.guard = Guard(self.network, **options)
+        self.guard.attach(self.optimizer)
+        self.done = 0
+
+    def step(self, batch: Any, by: float = 1.0, **more: Any) -> Any:
+        self.optimizer.zero_grad()
+        loss = nn.functional.mse_loss(self.network(batch[0]), batch[1]) * by
+        loss.backward()
+        report = self.guard.before_step(self.optimizer, loss=loss, batch=batch, batch_index=self.done, **more)
+        self.optimizer.step()
+        self.done += 1
+        return report
+
+    def run(self, batches: Sequence[Any], by: float = 1.0) -> list[Any]:
+        return [self.step(batch, by) for batch in batches]
+
+
+class Records(Sink):
+    """Remember what it was told."""
+
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.incidents: list[tuple[str, Incident]] = []
+        self.notices: list[tuple[int, str]] = []
+        self.closed = 0
+
+    def window(self, window: Window) -> None:
+        self.windows.append(window)
+
+    def incident(self, incident: Incident, event: Any) -> None:
+        self.incidents.append((event, incident))
+
+    def notice(self, step: int, message: str) -> None:
+        self.notices.append((step, message))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FullDisk(Sink):
+    """Fail at everything."""
+
+    def window(self, window: Window) -> None:
+        raise OSError("no space left")
+
+    def incident(self, incident: Incident, event: Any) -> None:
+        raise OSError("no space left")
+
+    def close(self) -> None:
+        raise OSError("already closed")
+
+
+class Alarm(Detector):
+    """Raise the alarm at some steps, in a given form."""
+
+    name = "alarm"
+
+    def __init__(self, *, at: Sequence[int] = (), form: Any = "divergence") -> None:
+        self.at, self.form = set(at), form
+
+    def judge(self, statistics: Any, baseline: Any) -> Verdict | None:
+        return Verdict(self.form, self.name, 1.0, 1.0, "for a test") if statistics.step in self.at else None
+
+
+# -- record
+
+
+def test_an_incident_is_told_from_its_opening_to_its_end() -> None:
+    sink = Records()
+    loop = Loop(sinks=[sink], policy=Policy(calm=5), log_every=10)
+    loop.run(spoil(regression(60), 30))
+    assert [event for event, _ in sink.incidents] == ["opened", "closed"]
+    last = sink.incidents[-1][1]
+    assert (last.step, last.batch, last.culprit, last.closed, last.helped) == (30, 30, "batch", 35, True)
+    assert loop.guard.incidents == (last,)
+    assert "incident 1 at step 30" in loop.guard.report() and "helped" in loop.guard.report()
+
+
+def test_windows_cover_every_step_once() -> None:
+    sink = Records()
+    loop = Loop(sinks=[sink], log_every=7)
+    loop.run(spoil(regression(60), 30))
+    loop.guard.flush()
+    covered = [step for w in sink.windows for step in range(w.first_step, w.step + 1)]
+    assert covered == list(range(60))
+    assert [w.tick for w in sink.windows] == list(range(len(sink.windows)))
+    assert sink.windows[-1].skipped == 1
+    assert any(not math.isfinite(w.norm_peak) for w in sink.windows)
+
+
+def test_a_sink_that_fails_is_switched_off_with_one_warning_and_the_rest_goes_on() -> None:
+    sink = Records()
+    loop = Loop(sinks=[FullDisk(), sink], log_every=5)
+    with pytest.warns(RuntimeWarning, match="FullDisk") as caught:
+        reports = loop.run(spoil(regression(60), 30))
+    assert sum("FullDisk" in str(w.message) for w in caught) == 1
+    assert [i for i, r in enumerate(reports) if r.held] == [30]
+    assert len(sink.windows) > 5 and sink.incidents
+    loop.guard.close()
+    assert sink.closed == 1
+
+
+def test_a_sink_that_cannot_be_closed_costs_a_warning_only() -> None:
+    guard = Guard(mlp(), sinks=[FullDisk()])
+    with pytest.warns(RuntimeWarning, match="could not be closed"):
+        guard.close()
+
+
+def test_a_notice_is_not_repeated_at_every_step() -> None:
+    class Mutters(Detector):
+        name = "mutters"
+
+        def judge(self, statistics: Any, baseline: Any) -> Verdict:
+            return Verdict("vanishing", self.name, 1.0, 1.0, "hm", alarm=False)
+
+    sink = Records()
+    loop = Loop(sinks=[sink], detectors=[Mutters()])
+    assert not any(r.held for r in loop.run(regression(100)))
+    assert len(sink.notices) == 1 and loop.guard.incidents == ()
+
+
+def test_the_record_of_an_endless_incident_is_bounded() -> None:
+    loop = Loop(on_exhausted="continue")
+    loop.run(regression(20))
+    loop.run(regression(200), by=math.nan)
+    (incident,) = loop.guard.incidents
+    assert incident.alarms == 200 and len(incident.actions) <= 20
+    assert incident.actions[0].step == 20 and incident.actions[-1].step == 219
+
+
+# -- acting
+
+
+def test_a_report_tells_what_was_done() -> None:
+    loop = Loop()
+    reports = loop.run(spoil(regression(40), 30))
+    assert [r.held for r in reports] == [i == 30 for i in range(40)]
+    bad = reports[30]
+    assert bad.verdict.form == "non-finite" and bad.decision.remedies == ("skip",) and bad.outcomes[0].applied
+    assert not bad.statistics.finite and bad.statistics.nonfinite
+    assert reports[29].verdict is None and reports[29].statistics.finite
+
+
+def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
+    loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10), on_exhausted="continue")
+    loop.run(regression(40))
+    taken = loop.guard.attach(loop.optimizer).snapshots.latest
+    assert taken is not None
+    loop.step(regression(1)[0])
+    assert set(loop.guard.incidents[0].remedies) >= {"rollback", "backoff"}
+    for name, value in loop.network.named_parameters():
+        assert torch.equal(value, taken.parameters[name])
+    assert loop.guard.attach(loop.optimizer).lr_factor < 1.0
+    assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(SnapshotStore, "take", refuse)
+    loop = Loop()
+    with pytest.warns(RuntimeWarning, match="rollback is switched off") as caught:
+        reports = loop.run(spoil(regression(60), 30))
+    assert sum("switched off" in str(w.message) for w in caught) == 1
+    assert [i for i, r in enumerate(reports) if r.held] == [30]
+
+
+def test_groups_added_in_mid_run_forget_references_of_the_old_norm() -> None:
+    network = mlp()
+    optimizer = torch.optim.SGD(network[2].parameters(), lr=1e-4)
+    guard = Guard(network, detectors=[Spike(), Drift()])
+    for step, (x, y) in enumerate(regression(200)):
+        if step == 80:
+            optimizer.add_param_group({"params": network[0].parameters()})
+        optimizer.zero_grad()
+        # The new parameters' gradients are 1,000 times as large.
+        (nn.functional.mse_loss(network(x), y) * (1.0 if step < 80 else 1e3)).backward()
+        assert not guard.before_step(optimizer).held
+        optimizer.step()
+    assert guard.incidents == ()
+
+
+@pytest.mark.parametrize(("on_exhausted", "stops"), [("stop", True), ("continue", True)])
+def test_a_spent_budget_is_told_in_the_report(on_exhausted: Any, stops: bool) -> None:
+    loop = Loop(on_exhausted=on_exhausted, policy=Policy(max_held=3))
+    loop.run(regression(20))
+    reports = loop.run(regression(10), by=math.nan)
+    assert [r.stop for r in reports] == [False] * 3 + [stops] * 7
+    assert all(r.held for r in reports)
+    assert len(loop.guard.incidents) == 1
+
+
+def test_a_spent_budget_can_raise_with_a_report_of_what_was_tried() -> None:
+    loop = Loop(on_exhausted="raise", policy=Policy(max_held=3))
+    loop.run(regression(20))
+    with pytest.raises(TrainingDiverged, match="tried skip"):
+        loop.run(regression(10), by=math.nan)
+    assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
+# -- errors
+
+
+class Fails(Detector):
+    """Raise in one of its methods."""
+
+    name = "users-own"
+
+    def __init__(self, *, where: str = "judge") -> None:
+        self.where = where
+
+    def _maybe(self, here: str) -> None:
+        if here == self.where:
+            raise ZeroDivisionError("a mistake")
+
+    def judge(self, statistics: Any, baseline: Any) -> None:
+        self._maybe("judge")
+
+    def accept(self, statistics: Any, baseline: Any) -> None:
+        self._maybe("accept")
+
+    def reject(self, statistics: Any) -> None:
+        self._maybe("reject")
+
+    def limit(self, baseline: Any) -> float:
+        self._maybe("limit")
+        return math.inf
+
+
+class Stumbles(Remedy):
+    """Raise in one of its methods."""
+
+    name = "clip"
+
+    def __init__(self, *, where: str = "apply") -> None:
+        self.where = where
+
+    def apply(self, scene: Scene) -> Any:
+        if self.where == "apply":
+            raise LookupError("another mistake")
+        return Clip().apply(scene)
+
+    def before_update(self, scene: Scene) -> None:
+        if self.where == "before_update":
+            raise LookupError("another mistake")
+
+
+@pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
+def test_whichever_method_of_a_detector_fails_it_is_named(where: str) -> None:
+    loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], log_every=1)
+    with pytest.raises(GuardError, match="detector 'users-own' failed.*a mistake"):
+        loop.run(spoil(regression(30), 20))
+
+
+@pytest.mark.parametrize("where", ["apply", "before_update"])
+def test_whichever_method_of_a_remedy_fails_it_is_named(where: str) -> None:
+    loop = Loop(detectors=[Alarm(at=[20], form="sudden")], remedies=[Stumbles(where=where)])
+    with pytest.raises(GuardError, match="remedy 'clip' failed.*another mistake"):
+        loop.run(regression(30))
+
+
+def test_an_error_puts_rates_back() -> None:
+    loop = Loop(detectors=[Alarm(at=[10])], remedies=[LearningRateBackoff(), Stumbles(where="before_update")])
+    with pytest.raises(GuardError):
+        loop.run(regression(30))
+    assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_an_isolated_error_lets_the_step_pass_as_if_there_were_no_guard() -> None:
+    guarded, plain = Loop(detectors=[Fails()], on_error="warn"), mlp()
+    with pytest.warns(RuntimeWarning, match="users-own") as caught:
+        reports = guarded.run(regression(20))
+    assert sum("users-own" in str(w.message) for w in caught) == 1
+    assert not any(r.held or r.stop for r in reports)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
+    for x, y in regression(20):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(plain(x), y).backward()
+        optimizer.step()
+    assert same(plain.state_dict(), guarded.network.state_dict())
+
+
+@pytest.mark.xfail(strict=True, reason="one detector's mistake switches all the others off for that step")
+def test_an_isolated_error_leaves_the_other_detectors_at_work() -> None:
+    loop = Loop(detectors=[Fails(), *Guard()._detectors], on_error="warn")
+    with pytest.warns(RuntimeWarning):
+        loop.run(spoil(regression(30), 20))
+    assert all(p.isfinite().all() for p in loop.network.parameters())
+
+
+def test_without_a_module_the_error_says_what_to_do() -> None:
+    network = nn.Linear(1, 1)
+    with pytest.raises(GuardError, match="bind"):
+        Guard().before_step(torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+# -- life cycle and memory
+
+
+def test_closing_leaves_nothing_on_module_or_optimizer() -> None:
+    loop = Loop()
+    loop.run(spoil(regression(30), 29))
+    assert loop.guard.state_dict()["armed"]
+    loop.guard.close()
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    assert not any(getattr(child, kind) for child in loop.network.modules() for kind in kinds)
+    assert not loop.optimizer._optimizer_step_post_hooks and not loop.optimizer._optimizer_step_pre_hooks
+    loop.guard.close()
+
+
+def test_a_closed_guard_can_go_on() -> None:
+    loop, twin = Loop(), Loop()
+    batches = spoil(regression(60), 29, 45)
+    loop.run(batches[:30])
+    loop.guard.close()
+    loop.guard.attach(loop.optimizer)
+    loop.run(batches[30:])
+    twin.run(batches)
+    assert same(loop.network.state_dict(), twin.network.state_dict())
+    assert same(loop.guard.state_dict(), twin.guard.state_dict())
+
+
+def test_binding_another_module_forgets_the_first() -> None:
+    loop = Loop()
+    loop.run(spoil(regression(30), 29))
+    loop.guard.close()
+    loop.guard.bind(mlp(seed=9))
+    assert loop.guard.incidents == () and loop.guard.state_dict()["lanes"] == {}
+
+
+def size(state: Any) -> int:
+    """Count the leaves of a state."""
+    if isinstance(state, dict):
+        return sum(map(size, state.values())) + len(state)
+    return sum(map(size, state)) if isinstance(state, (list, tuple)) else 1
+
+
+def test_the_state_does_not_grow_over_thousands_of_steps() -> None:
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6)
+    guard = Guard(network, on_exhausted="continue", policy=Policy(calm=3))
+    norms = np.exp(0.2 * np.random.default_rng(0).standard_normal(5000))
+    norms[100::100] *= 1e9
+    norms[150::100] = math.nan
+    sizes, tensors = [], []
+    for step, norm in enumerate(norms):
+        for p in network.parameters():
+            p.grad = torch.full_like(p, float(norm))
+        guard.before_step(optimizer, loss=1.0)
+        optimizer.step()
+        if step in (2999, 4999):
+            sizes.append(size({k: v for k, v in guard.state_dict().items() if k != "incidents"}))
+            tensors.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+    assert sizes[1] <= sizes[0] * 1.02
+    assert tensors[1] <= tensors[0] + 5
+    assert len(guard.incidents) <= 200

@@ -1,0 +1,170 @@
+"""The ladder: mildest first, with cool-downs and a budget."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gradguard import Policy
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.records import Blame, Decision, Form, Verdict
+from tests.builders import calm, same, statistics, taught, through_a_file
+
+ALL = {"clip", "skip", "backoff", "rollback", "reinitialize"}
+SLOW = {"backoff", "rollback"}
+OLD = taught(calm(100))
+BATCH, LAYER = Blame("batch", 9.0, "x"), Blame("net.3", 2.0, "x")
+
+
+def verdict(form: Form = "sudden", excess: float = 2.0, **more: Any) -> Verdict:
+    return Verdict(form, "test", excess, 1.0, "for a test", **more)
+
+
+def decide(policy: Policy, step: int = 0, *, form: Form = "sudden", excess: float = 2.0, **more: Any) -> Decision:
+    blame, baseline, can = more.pop("blame", ()), more.pop("baseline", OLD), more.pop("can", ALL)
+    seen = statistics(math.nan if form == "non-finite" else excess, step=step, **more.pop("seen", {}))
+    return policy.decide(verdict(form, excess, **more), seen, blame=blame, baseline=baseline, can=can)
+
+
+def test_a_gentle_spike_is_clipped_and_a_wild_one_held() -> None:
+    assert decide(Policy(), excess=2.0).remedies == ("clip",)
+    assert decide(Policy(), excess=1e6).remedies == ("skip",)
+    assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
+
+
+@pytest.mark.parametrize("form", ["sudden", "non-finite"])
+def test_trouble_that_stays_is_answered_harder(form: Form) -> None:
+    policy = Policy(patience=3, cooldown=1)
+    said = [set(decide(policy, step, form=form, excess=1e6).remedies) for step in range(4)]
+    assert said[:2] == [{"skip"}] * 2
+    assert {"skip", "rollback", "backoff"} <= said[2]
+
+
+def test_slow_remedies_keep_their_cool_down() -> None:
+    policy = Policy(patience=1, cooldown=7)
+    slow = [s for s in range(60) if SLOW & set(decide(policy, s, form="non-finite").remedies)]
+    assert slow[0] == 0 and all(b - a >= 7 for a, b in zip(slow, slow[1:], strict=False))
+
+
+def test_each_slow_remedy_of_an_episode_is_at_least_as_strong_as_the_last() -> None:
+    policy = Policy(patience=1, cooldown=0)
+    factors = [decide(policy, s, form="non-finite").factor for s in range(6)]
+    assert factors == sorted(factors, reverse=True) and factors[-1] < factors[0] <= 0.5
+
+
+def test_a_corrupt_batch_costs_its_step_and_nothing_else() -> None:
+    policy = Policy(patience=1, cooldown=0)
+    for step in range(20):
+        assert decide(policy, step, form="non-finite", blame=(BATCH, LAYER)).remedies == ("skip",)
+    assert policy.slow_used == 0
+
+
+def test_a_damaged_layer_is_repaired() -> None:
+    decision = decide(Policy(), form="sudden", excess=1e6, blame=(LAYER,))
+    assert decision.remedies == ("skip", "reinitialize") and "net.3" in decision.reason
+
+
+def test_repairs_have_a_budget() -> None:
+    policy = Policy(max_repairs=2)
+    seen = {"update_ratio": 100.0}
+    said = [decide(policy, s, form="cold-start", blame=(LAYER,), baseline=Baseline(), seen=seen) for s in range(8)]
+    assert sum("reinitialize" in d.remedies for d in said) == 2
+
+
+def test_what_only_asks_for_an_examination_changes_nothing_without_a_culprit() -> None:
+    assert decide(Policy(), form="divergence", examine=True).remedies == ()
+
+
+def test_a_hopeless_first_rate_is_brought_down_to_a_sane_one() -> None:
+    policy, seen = Policy(), {"update_ratio": 1000.0}
+    first = decide(policy, 0, form="cold-start", baseline=Baseline(), seen=seen)
+    second = decide(policy, 1, form="cold-start", baseline=Baseline(), seen=seen)
+    assert first.remedies == ("skip",)
+    assert "backoff" in second.remedies and 1e-6 < second.factor * 1000.0 <= 1.0
+
+
+def test_calm_ends_an_episode_and_trouble_that_returns_is_recurrent() -> None:
+    policy = Policy(calm=5, memory=100)
+    step = 0
+    for _ in range(3):
+        decide(policy, step, excess=100.0)
+        ended = [policy.rest(step + 1 + i) for i in range(6)]
+        assert ended == [False] * 4 + [True, False]
+        step += 10
+    assert policy.form(verdict(), step) == "recurrent"
+    assert policy.form(verdict("non-finite"), step) == "non-finite"
+    assert policy.form(verdict(), step + 1000) == "sudden"
+
+
+def test_corrupt_batches_do_not_make_a_spike_recurrent() -> None:
+    policy = Policy(calm=2)
+    for step in range(0, 50, 10):
+        decide(policy, step, form="non-finite", blame=(BATCH,))
+        policy.rest(step + 1)
+        policy.rest(step + 2)
+    assert policy.form(verdict(), 51) == "sudden"
+
+
+def test_the_budget_of_slow_remedies_is_kept_over_the_run() -> None:
+    policy = Policy(patience=1, cooldown=0, max_slow=3)
+    said = [decide(policy, s, form="non-finite") for s in range(6)]
+    assert [bool(SLOW & set(d.remedies)) for d in said] == [True] * 3 + [False] * 3
+    assert [d.exhausted for d in said] == [False] * 3 + [True] * 3
+    assert "budget of 3" in said[-1].reason
+
+
+def test_too_many_held_steps_in_a_row_spend_the_budget() -> None:
+    policy = Policy(max_held=5)
+    said = [decide(policy, s, form="non-finite", can={"skip"}).exhausted for s in range(8)]
+    assert said == [False] * 5 + [True] * 3
+    policy.rest(8)
+    assert not decide(policy, 9, form="non-finite", can={"skip"}).exhausted
+
+
+@pytest.mark.xfail(strict=True, reason="a budget of none counts as spent at the first alarm, even where first aid is enough")
+def test_a_budget_of_no_slow_remedies_still_leaves_first_aid() -> None:
+    assert not decide(Policy(max_slow=0), excess=2.0).exhausted
+
+
+@pytest.mark.parametrize(("can", "expected"), [({"clip"}, ("clip",)), ({"backoff"}, ()), (set(), ())])
+def test_what_is_switched_off_is_not_asked_for(can: set[str], expected: tuple[str, ...]) -> None:
+    assert decide(Policy(), excess=1e6, can=can).remedies == expected
+
+
+FORMS: list[Form] = ["sudden", "drift", "non-finite", "overflow", "cold-start", "divergence"]
+EVENTS = st.lists(
+    st.one_of(
+        st.none(),
+        st.tuples(st.sampled_from(FORMS), st.floats(1.0, 1e8), st.sampled_from([(), (BATCH,), (LAYER,)]), st.booleans()),
+    ),
+    max_size=80,
+)
+
+
+@given(EVENTS, st.integers(0, 80), st.sampled_from([OLD, taught(calm(5)), Baseline()]))
+def test_any_history_is_answered_within_the_budget_and_resumes(events: list[Any], cut: int, baseline: Baseline) -> None:
+    policy = Policy(max_slow=4, max_held=10)
+
+    def play(policy: Policy, first: int, part: list[Any]) -> list[Any]:
+        said: list[Any] = []
+        for step, event in enumerate(part, first):
+            if event is None:
+                said.append(policy.rest(step))
+                continue
+            form, excess, blame, examine = event
+            said.append(decide(policy, step, form=form, excess=excess, blame=blame, examine=examine, baseline=baseline))
+        return said
+
+    whole = play(policy, 0, events)
+    decisions = [d for d in whole if isinstance(d, Decision)]
+    assert sum(bool(SLOW & set(d.remedies)) for d in decisions) <= 4
+    assert all(set(d.remedies) <= ALL and 0.0 < d.factor <= 1.0 and d.reason for d in decisions)
+    first, second = Policy(max_slow=4, max_held=10), Policy(max_slow=4, max_held=10)
+    play(first, 0, events[:cut])
+    second.load_state_dict(through_a_file(first.state_dict()))
+    assert whole[cut:] == play(second, min(cut, len(events)), events[cut:])
+    assert same(second.state_dict(), policy.state_dict())

@@ -1,0 +1,125 @@
+"""Snapshots: independent copies, bounded, restored in place."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_gradguard import SnapshotStore
+from lightning_gradguard.snapshots import restore
+from tests.builders import mlp, regression, same, through_a_file
+
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "adamw": partial(torch.optim.AdamW, lr=0.05, amsgrad=True),
+    "adamw-fused": partial(torch.optim.AdamW, lr=0.05, fused=True),
+    "rprop": torch.optim.Rprop,
+    "adagrad": torch.optim.Adagrad,
+    "lbfgs": partial(torch.optim.LBFGS, lr=0.1, max_iter=2, history_size=3),
+}
+
+
+def step(module: nn.Module, optimizer: Any, batch: Any) -> None:
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(batch[0]), batch[1])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def take(store: SnapshotStore, step: int, module: nn.Module, optimizer: Any) -> None:
+    store.take(step, dict(module.named_parameters()), dict(module.named_buffers()), optimizer)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("through", [lambda s: s, through_a_file], ids=["memory", "file"])
+def test_a_run_that_went_back_repeats_itself_bit_by_bit(name: str, through: Any) -> None:
+    module, batches, store = mlp(norm=True), regression(12), SnapshotStore()
+    optimizer = OPTIMIZERS[name](module.parameters())
+    for batch in batches[:6]:
+        step(module, optimizer, batch)
+    take(store, 6, module, optimizer)
+    again = SnapshotStore()
+    for batch in batches[6:]:
+        step(module, optimizer, batch)
+    end = [v.clone() for v in module.state_dict().values()]
+    again.load_state_dict(through(store.state_dict()))
+    assert again.latest is not None
+    for _ in range(2):  # what was restored must not change with the run that goes on from it
+        restore(again.latest, dict(module.named_parameters()), dict(module.named_buffers()), optimizer)
+        for batch in batches[6:]:
+            step(module, optimizer, batch)
+        assert same(end, [*module.state_dict().values()])
+
+
+def test_restoring_is_in_place_and_leaves_rates_alone() -> None:
+    module = mlp()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    store = SnapshotStore()
+    take(store, 0, module, optimizer)
+    step(module, optimizer, regression(1)[0])
+    optimizer.param_groups[0]["lr"] = 0.02
+    addresses = [p.data_ptr() for p in module.parameters()]
+    assert store.latest is not None
+    names = restore(store.latest, dict(module.named_parameters()), {}, optimizer)
+    assert addresses == [p.data_ptr() for p in module.parameters()]
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    assert names == tuple(dict(module.named_parameters()))
+    assert not optimizer.state, "a parameter that had no state then has none now"
+
+
+def test_a_parameter_that_the_snapshot_does_not_know_is_left_alone() -> None:
+    module = mlp()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    store = SnapshotStore()
+    known = dict(list(module.named_parameters())[:2])
+    store.take(0, known, {}, optimizer)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.fill_(3.0)
+    assert store.latest is not None
+    assert restore(store.latest, dict(module.named_parameters()), {}, optimizer) == tuple(known)
+    assert all(bool((p == 3.0).all()) for p in list(module.parameters())[2:])
+
+
+@given(st.integers(1, 200), st.integers(0, 4), st.integers(1, 1500))
+def test_memory_is_bounded_and_gaps_are_at_most_every(every: int, keep: int, steps: int) -> None:
+    module = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    store, taken = SnapshotStore(every=every, keep=keep), []
+    for number in range(steps):
+        if store.due(number):
+            take(store, number, module, optimizer)
+            taken.append(number)
+        assert len(store.state_dict()["kept"]) <= keep
+    gaps = [b - a for a, b in itertools.pairwise(taken)]
+    assert taken[:1] == ([0] if keep else [])
+    assert all(gap <= every for gap in gaps) and gaps == sorted(gaps)
+
+
+def test_discarding_keeps_the_last_one() -> None:
+    module = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    store = SnapshotStore()
+    for number in (0, 10, 20):
+        take(store, number, module, optimizer)
+    for expected in (10, 10):
+        store.discard_latest()
+        assert store.latest is not None and store.latest.step == expected
+
+
+def test_switched_off_it_takes_no_more() -> None:
+    module = nn.Linear(1, 1)
+    store = SnapshotStore()
+    take(store, 0, module, torch.optim.SGD(module.parameters(), lr=0.1))
+    store.switch_off()
+    assert store.latest is None and not store.due(10**9)
