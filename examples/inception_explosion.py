@@ -10,14 +10,14 @@ Why the first gradient norm is of the order of 1e10
 One convolution filled with 0.1 is harmless in a narrow network. Four ordinary choices make this one a bomb:
 
 - *Fan-in.* ``conv4`` looks at 768 channels through a 9x9 kernel without padding (the kernel of the primary capsules of
-  Sabour et al., 2017): 768 * 9 * 9 = 62,208 inputs a unit. They come out of a ReLU, none is negative, so nothing cancels:
+  Sabour et al., 2017): 768 * 9 * 9 = 62,208 inputs a unit. They come out of a ReLU, none is negative, nothing cancels:
   each output is 0.1 * 62,208 = 6,221 times their mean. With PyTorch's default weights (standard deviation
   1 / sqrt(3 * 62,208) = 0.002) it is about 0.6 times their RMS. All that follows is some thousand times too large.
 - *Squared error.* The loss is the squared distance to the one-hot target, summed over the classes (Brier score; Hui and
   Belkin, 2021, train classifiers so). Its derivative grows with the logits, so the amplification A shows up twice in a
   gradient: the head's is 2 * error * features, and both factors have grown by A. A**2 is about 1e7.
-- *Input scale.* Black is 0, white is 160. PyTorch's default initialisation shrinks the signal at each layer, by about as
-  much in all, so that the healthy twin starts with logits of the order of 1 and a gradient norm of about 1e3.
+- *Input scale.* Black is 0, white is 160. PyTorch's default initialisation shrinks the signal at each layer, by about
+  as much in all, so that the healthy twin starts with logits of the order of 1 and a gradient norm of about 1e3.
 - *No normalisation layer*, which would hide the scale.
 
 1e3 * 1e7 = 1e10: the first norm is 3e9 to 1.1e10 for the seeds 0, 1 and 2. The healthy twin differs in nothing but the
