@@ -72,10 +72,13 @@ class Baseline:
     @property
     def recent(self) -> float:
         """Median log norm over the last few accepted steps; NaN while there are none."""
-        if not self._norms:
-            return math.nan
-        last = sorted(self._norms[i] for i in range(-min(RECENT, len(self._norms)), 0))
-        return last[len(last) // 2]
+        return self.earlier(0)
+
+    def earlier(self, skip: int) -> float:
+        """Return the median log norm of a few steps, ``skip`` accepted steps ago; NaN where there are none."""
+        end = len(self._norms) - skip
+        few = sorted(self._norms[i] for i in range(max(end - RECENT, 0), end))
+        return few[len(few) // 2] if few else math.nan
 
     @property
     def spread(self) -> float:

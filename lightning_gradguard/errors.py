@@ -11,7 +11,7 @@ class TrainingDiverged(RuntimeError):
     """The budget of remedies is spent; the message tells what was tried."""
 
 
-class named:  # noqa: N801 - used like a function; a generator would cost several times as much, many times a step
+class named:
     """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``."""
 
     __slots__ = ("_what",)

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution import Probe, blame
-from lightning_gradguard.detectors import ColdStart, Detector, Divergence, Drift, NonFinite, Spike, Stagnation, Vanishing
+from lightning_gradguard.detectors import (
+    ColdStart,
+    Detector,
+    Divergence,
+    Drift,
+    NonFinite,
+    Spike,
+    Stagnation,
+    Vanishing,
+)
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged, named
 from lightning_gradguard.first_look import NORMALISED, first_look

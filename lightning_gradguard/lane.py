@@ -150,7 +150,11 @@ class Lane:
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
-        return {"baseline": self.baseline.state_dict(), "detectors": {d.name: d.state_dict() for d in self.detectors}}
+        return {
+            "baseline": self.baseline.state_dict(),
+            "detectors": {d.name: d.state_dict() for d in self.detectors},
+            "rate": float(self.optimizer.param_groups[0]["lr"]) * self.lr_factor,
+        }
 
     def load_memory(self, memory: dict[str, Any]) -> None:
         """Take back what :meth:`memory` returned; detectors that are new since then start afresh."""

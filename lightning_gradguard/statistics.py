@@ -7,6 +7,7 @@ only: it costs several passes, never overflows, and counts non-finite elements.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 import torch
 from torch import Tensor

@@ -10,6 +10,7 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
+
 class ColdStart(Detector):
     """Find a bad start by scale-free tests only.
 

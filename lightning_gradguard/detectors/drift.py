@@ -12,6 +12,8 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 REFERENCE = 40
 """Accepted steps before a reference is frozen."""
+LEAP = 3.0
+"""Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
 LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
 
@@ -63,8 +65,10 @@ class Drift(Detector):
         rise = self._loss_rise(baseline)
         if rise is not None and rise < -0.02:
             return None
-        worse = rise is not None and rise > 0.2 and self._rise_matters(baseline)
-        alarm = grown >= self.growth or (worse and grown >= 3.0)
+        worse = rise is not None and rise > 0.2 and self._still_rises(baseline)
+        # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
+        leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
+        alarm = not leapt and (grown >= self.growth or (worse and grown >= 3.0))
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
@@ -75,10 +79,13 @@ class Drift(Detector):
             alarm=alarm,
         )
 
-    def _rise_matters(self, baseline: Baseline) -> bool:
-        """Tell whether the rise is visible on the scale of the untrained loss: a loss near zero trebles for nothing."""
-        level, _ = baseline.loss_level(2 * RECENT)
-        return level - self._loss > 0.05 * abs(baseline.untrained_loss)
+    def _still_rises(self, baseline: Baseline) -> bool:
+        """Tell whether the loss is still on its way up, visibly on the scale of the untrained loss.
+
+        After a change of the data it leaps and then falls; and a loss near zero trebles for nothing.
+        """
+        now, before = baseline.loss_level(RECENT)[0], baseline.loss_level(RECENT, skip=RECENT)[0]
+        return now >= before and now - self._loss > 0.05 * abs(baseline.untrained_loss)
 
     def _loss_rise(self, baseline: Baseline) -> float | None:
         level, _ = baseline.loss_level(2 * RECENT)

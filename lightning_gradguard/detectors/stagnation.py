@@ -24,20 +24,22 @@ class Stagnation(Detector):
 
     name: ClassVar[str] = "stagnation"
 
-    def __init__(self, *, patience: int = 50) -> None:
+    def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)
         self._idle = 0
         self._best = math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
-        if self._idle < self.patience:
-            return None
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
-        setback = baseline.setback
-        if setback is not None and baseline.count - setback >= self.patience:
+        setback, had_learned = baseline.setback, self._best < 0.5 * untrained
+        if setback is not None and had_learned and 0 < self._idle < self.patience > baseline.count - setback:
+            reason = f"loss {level:.3g}, as before training, {baseline.count - setback} steps after the treatment"
+        elif self._idle < self.patience:
+            return None
+        elif setback is not None and baseline.count - setback >= self.patience:
             reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
-        elif self._best < 0.5 * untrained and setback is None:
+        elif had_learned and setback is None:
             reason = f"loss {level:.3g}, as before training, for {self._idle} steps, after {self._best:.3g} had been reached"
         else:
             return None

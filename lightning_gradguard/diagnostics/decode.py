@@ -79,7 +79,7 @@ def _tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]
 
 
 def _float(data: Any, where: str) -> float:
-    if isinstance(data, (int, float)) and not isinstance(data, bool) or data in ("inf", "-inf", "nan"):
+    if (isinstance(data, (int, float)) and not isinstance(data, bool)) or data in ("inf", "-inf", "nan"):
         try:
             return float(data)
         except OverflowError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
+
+LEAST_SHARE = 0.05
+"""Share of the present rate below which the rate of a snapshot is not heeded: a warm-up's first rate may be zero."""
 
 
 class LearningRateBackoff(Remedy):
@@ -23,6 +27,10 @@ class LearningRateBackoff(Remedy):
     1 after the first trouble. When trouble returns at a factor c, rates of c have proved too high, so the
     ceiling becomes permanent, half way (in log) between c and the new factor. A rate that was insane from the start
     (its first updates were larger than the weights) never recovers beyond twice the new factor.
+
+    A schedule that ramps up would undo a mere factor, so the rate itself is capped as well, at what it was when the
+    factor was set, and the cap is lifted as the factor recovers. Weights that were rolled back also get back no more than
+    the rate they had lived with.
 
     Args:
         hold: Steps for which the factor is held.
@@ -38,16 +46,24 @@ class LearningRateBackoff(Remedy):
         self.min_factor = checks.number("min_factor", min_factor, above=0.0, most=1.0)
         self.factor = 1.0
         self.ceiling = 1.0
+        self.cap = math.inf
         self._held = 0
         self._used = 0
         self._applied: list[tuple[dict[str, Any], Any]] = []
 
     def apply(self, scene: Scene) -> Outcome:
         """Lower the factor by what was decided."""
-        asked = scene.decision.factor if scene.decision is not None else 0.5
-        before = self.factor
-        self.factor = max(before * min(asked, 1.0), self.min_factor)
-        if scene.decision is not None and scene.decision.permanent:
+        decision = scene.decision
+        asked = min(decision.factor, 1.0) if decision is not None else 0.5
+        rate = float(scene.optimizer.param_groups[0]["lr"])
+        before = min(self.factor, self.cap / rate) if rate > 0 else self.factor
+        start = before
+        if decision is not None and "rollback" in decision.remedies and scene.snapshots.latest is not None and rate > 0:
+            lived_with = float(scene.snapshots.latest.extra.get("rate", math.inf)) / rate
+            start = min(before, max(lived_with, LEAST_SHARE * before))
+        self.factor = max(start * asked, self.min_factor)
+        self.cap = rate * self.factor if rate > 0 else math.inf
+        if decision is not None and decision.permanent:
             self.ceiling = min(self.ceiling, 2.0 * self.factor)
         elif self._used:
             self.ceiling = (before * self.factor) ** 0.5
@@ -60,23 +76,27 @@ class LearningRateBackoff(Remedy):
         self.after_update()
         if self.factor >= 1.0:
             return
+        leading = float(scene.optimizer.param_groups[0]["lr"])
+        factor = min(self.factor, self.cap / leading) if leading > 0 else self.factor
         for group in scene.optimizer.param_groups:
             rate = group["lr"]
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place, and only once: groups may share it.
                 if not any(rate is known["lr"] for known, _ in self._applied):
                     self._applied.append((group, rate.clone()))
-                    rate.mul_(self.factor)
+                    rate.mul_(factor)
             else:
                 self._applied.append((group, rate))
-                group["lr"] = rate * self.factor
+                group["lr"] = rate * factor
         self._recover()
 
     def _recover(self) -> None:
         if self._held > 0:
             self._held -= 1
-        else:
-            self.factor = min(self.factor * 2.0 ** (1.0 / self.recover), self.ceiling)
+            return
+        growth = 2.0 ** (1.0 / self.recover)
+        self.factor = min(self.factor * growth, self.ceiling)
+        self.cap = math.inf if self.factor >= 1.0 else self.cap * growth
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -90,9 +110,10 @@ class LearningRateBackoff(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return factor, ceiling and how long they hold."""
-        return {"factor": self.factor, "ceiling": self.ceiling, "held": self._held, "used": self._used}
+        return {"factor": self.factor, "ceiling": self.ceiling, "cap": self.cap, "held": self._held, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.factor, self.ceiling = float(state["factor"]), float(state["ceiling"])
+        self.cap = float(state["cap"])
         self._held, self._used = int(state["held"]), int(state["used"])
