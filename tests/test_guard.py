@@ -383,3 +383,13 @@ def test_the_state_does_not_grow_over_thousands_of_steps() -> None:
     assert sizes[1] <= sizes[0] * 1.02
     assert tensors[1] <= tensors[0] + 5
     assert len(guard.incidents) <= 200
+
+
+def test_a_validation_between_two_steps_is_not_measured() -> None:
+    loop = Loop()
+    loop.run(spoil(regression(30), 29))
+    assert loop.guard.state_dict()["armed"]
+    with torch.no_grad():
+        for x, _ in regression(20):
+            loop.network(x * 1e6)
+    assert loop.guard._probe.readings() == ()

@@ -123,7 +123,8 @@ class Probe:
         return tuple(_worst(calls) for calls in grouped.values())
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or layer not in self._names:
+        # Validation may come in between: it says nothing of the gradients, and may last for thousands of batches.
+        if torch.compiler.is_compiling() or layer not in self._names or not torch.is_grad_enabled():
             return None
         call = _Call(*self._names[layer])
         self._open.setdefault(layer, []).append(call)
