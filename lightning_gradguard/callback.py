@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, TensorBoardSink
+from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, TensorBoardSink, pinned_link
 from lightning_gradguard.guard import Guard, StepReport
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
@@ -118,6 +119,14 @@ class GradGuard(Callback):
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
+        self._announce(trainer)
+
+    def _announce(self, trainer: Trainer) -> None:
+        """Print where TensorBoard shows the story, with the scalars that matter pinned."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if boards and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            link = pinned_link(optimizers=len(trainer.optimizers))
+            rank_zero_info(f"GradGuard: tensorboard --logdir {boards[0].log_dir}\n  then open {link}")
 
     def _sinks(self, trainer: Trainer) -> list[Sink]:
         # Every process must ask for the directory: Lightning broadcasts it.
@@ -134,9 +143,14 @@ class GradGuard(Callback):
                 sinks.append(MetricsSink(logger.log_metrics, optimizers=len(trainer.optimizers)))
         return sinks
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the heatmap of the epoch."""
+        self.guard.epoch()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what has not been written yet."""
         self.guard.flush()
+        self._announce(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back, as in :meth:`teardown`, which Lightning skips now; it may have come from inside the update."""

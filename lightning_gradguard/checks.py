@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def choice(name: str, value: str, options: Collection[str]) -> str:
     return value
 
 
-def instances(name: str, values: Sequence[T], kind: type[T]) -> list[T]:
+def instances(name: str, values: Sequence[T], kind: type[Any]) -> list[T]:
     """Return ``values`` as a list if each is a ``kind`` and no two share a name; raise ValueError otherwise."""
     names: set[object] = set()
     for value in values:

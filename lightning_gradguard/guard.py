@@ -574,6 +574,10 @@ class Guard:
         for lane in self._lanes.values():
             lane.after_update()
 
+    def epoch(self) -> None:
+        """Tell the sinks that an epoch has ended."""
+        self._tell("epoch")
+
     def flush(self) -> None:
         """Send the window under way to the sinks."""
         for lane in self._lanes.values():

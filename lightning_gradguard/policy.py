@@ -77,8 +77,11 @@ class Policy:
 
     def form(self, verdict: Verdict, step: int) -> Form:
         """Return the verdict's form, or ``recurrent`` when like trouble was calmed not long ago."""
-        returned = sum(step - past <= self.memory for past in self._past) >= 2
-        return "recurrent" if returned and verdict.form in ("sudden", "drift", "divergence") else verdict.form
+        return "recurrent" if len(self._recent(step)) >= 2 and verdict.form in ("sudden", "drift", "divergence") else verdict.form
+
+    def _recent(self, step: int) -> list[int]:
+        """Return the steps at which past episodes ended that are still remembered."""
+        return [past for past in self._past if step - past <= self.memory]
 
     def decide(
         self, verdict: Verdict, statistics: GradientStatistics, *, blame: Sequence[Blame], baseline: Baseline, can: Collection[str]
@@ -123,10 +126,11 @@ class Policy:
             return Decision(("skip",), "the batch itself is corrupt")
         damaged = [b.layer for b in blame if b.layer != "batch"]
         cooled = statistics.step - self._last_slow >= self.cooldown
-        # A bad start may need layer after layer; later on, one repair that did not help says that more is damaged.
+        # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
         start = verdict.form == "cold-start"
+        returned = bool(self._recent(statistics.step))
         repairs = self.max_repairs if start else min(self.max_repairs, 1)
-        single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG)
+        single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)
         if damaged and single and self._repairs < repairs and (cooled or start):
             return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
         if verdict.examine:
@@ -136,8 +140,10 @@ class Policy:
         if verdict.form == "drift":
             return self._drift(statistics.step)
         if verdict.form == "divergence":
-            return self._go_back("the run has become worse than it was", baseline) if cooled else Decision((), "cooling down")
-        return self._burst(verdict, cooled, baseline)
+            if not cooled:
+                return Decision((), "cooling down")
+            return self._go_back("the run has become worse than it was", statistics.step, baseline)
+        return self._burst(verdict, statistics.step, cooled, baseline)
 
     def _cold_start(self, statistics: GradientStatistics) -> Decision:
         ratio = statistics.update_ratio or 0.0
@@ -154,7 +160,7 @@ class Policy:
             return Decision(("skip", "rollback", "backoff"), "backing off did not stop the drift", factor=0.5)
         return Decision((), "cooling down")
 
-    def _burst(self, verdict: Verdict, cooled: bool, baseline: Baseline) -> Decision:
+    def _burst(self, verdict: Verdict, step: int, cooled: bool, baseline: Baseline) -> Decision:
         gentle = verdict.form == "sudden" and verdict.excess < GENTLE
         young = baseline.count < YOUNG
         hold = "clip" if gentle and not young else "skip"
@@ -165,11 +171,12 @@ class Policy:
             return Decision((hold,), "first aid" if cooled else "cooling down")
         if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
-        return self._go_back("fresh batches explode too, so the weights are damaged", baseline)
+        return self._go_back("fresh batches explode too, so the weights are damaged", step, baseline)
 
-    def _go_back(self, reason: str, baseline: Baseline) -> Decision:
+    def _go_back(self, reason: str, step: int, baseline: Baseline) -> Decision:
         young = baseline.count < YOUNG
-        factor = FACTORS[min(self._slow + young, len(FACTORS) - 1)]
+        rung = self._slow + young + len(self._recent(step))
+        factor = FACTORS[min(rung, len(FACTORS) - 1)]
         insane = young and baseline.update_ratio > INSANE_UPDATE
         if insane:
             # The first updates have told how far beyond a sane size they were.
@@ -183,7 +190,7 @@ class Policy:
         if self.strikes == 0 or self._quiet < self.calm:
             return False
         if not self._innocent:
-            self._past = [past for past in self._past if step - past <= self.memory] + [step]
+            self._past = [*self._recent(step), step]
         self._open_episode()
         return True
 

@@ -7,8 +7,6 @@ only: it costs several passes, never overflows, and counts non-finite elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,7 +32,7 @@ def _careful_norm(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def gradient_norms(grads: Sequence[Tensor], *, sharded: bool = False) -> Tensor:
+def gradient_norms(grads: list[Tensor], *, sharded: bool = False) -> Tensor:
     """Return the L2 norm of each gradient as one tensor.
 
     Args:
@@ -65,7 +63,7 @@ def global_norm(norms: FloatArray) -> float:
     return math.sqrt(float(np.dot(norms, norms)))
 
 
-def examine(grads: Sequence[Tensor], *, sharded: bool = False) -> tuple[FloatArray, list[int]]:
+def examine(grads: list[Tensor], *, sharded: bool = False) -> tuple[FloatArray, list[int]]:
     """Measure gradients slowly and exactly, for use on suspicion.
 
     Returns:

@@ -12,13 +12,13 @@ from benchmarks.zoo.models import Inception, Recurrent, ResNet, Transformer, aut
 
 
 def flip_bit(path: str, bit: int) -> Event:
-    """Flip one bit of the largest weight of a layer; bits 23 to 30 are the exponent of a float32."""
+    """Flip one bit of the largest positive weight of a layer; bits 23 to 30 are the exponent of a float32."""
 
     def happen(module: Learner) -> None:
         weight = module.get_submodule(path).weight
         assert isinstance(weight, Tensor)
         flat = weight.data.view(-1)
-        i = int(flat.abs().argmax())
+        i = int(flat.argmax())  # a huge negative weight would only kill a ReLU
         flat[i : i + 1].copy_((flat[i : i + 1].view(torch.int32) ^ (1 << bit)).view(torch.float32))
 
     return happen

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from benchmarks.zoo.case import Event, Learner, Task, adam, case, classify, foreign, regress, rmsprop, sgd, when
-from benchmarks.zoo.data import adding, digits
+from benchmarks.zoo.case import Event, Learner, Task, adam, case, classify, foreign, rmsprop, sgd, when
+from benchmarks.zoo.data import digits
 from benchmarks.zoo.models import Recurrent
 
 CAUSE = "recurrence"
@@ -26,16 +24,6 @@ def rnn_recurrent_matrix_grows(seed: int, sick: bool) -> Task:
     """The recurrent matrix of a ReLU RNN jumps by 20 in the middle of the run."""
     events = when(sick, {200: grow_recurrent(20.0)})
     return classify(Recurrent("relu", 8, 32, 10), digits(), seed, adam(3e-3), events=events)
-
-
-@case(cause=CAUSE, form="cold-start", architecture="RNN", optimizer="Adam", culprit=["net.rnn"], chance=0.0, steps=1200)
-def rnn_adding_gain_2(seed: int, sick: bool) -> Task:
-    """A ReLU RNN on the adding problem whose recurrent gain of 2 gives 2²⁴ over the sequence."""
-    net = Recurrent("relu", 2, 24, 1)
-    if sick:
-        with torch.no_grad():
-            net.recurrent_weight.mul_(2.0)
-    return regress(net, adding(), seed, adam(2e-3))
 
 
 @case(cause=CAUSE, form="cold-start", architecture="LSTM", optimizer="RMSprop")

@@ -20,6 +20,10 @@ class Console(Sink):
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
+        if not logger.hasHandlers():
+            # Where nobody has set logging up, Python would swallow the good news and keep the bad.
+            logger.addHandler(logging.StreamHandler())
+            logger.setLevel(logging.INFO)
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Log one line about an incident."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from lightning_gradguard import checks
 from lightning_gradguard.diagnostics.scalars import scalars
@@ -18,7 +18,7 @@ class MetricsSink(Sink):
         optimizers: Count of optimizers; with more than one the tags say which.
     """
 
-    def __init__(self, log_metrics: Callable[[Mapping[str, float], int], None], *, optimizers: int = 1) -> None:
+    def __init__(self, log_metrics: Callable[[dict[str, float], int | None], None], *, optimizers: int = 1) -> None:
         self._log_metrics = log_metrics
         self._optimizers = checks.whole("optimizers", optimizers, least=1)
 

@@ -25,5 +25,8 @@ class Sink(ABC):
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
 
+    def epoch(self) -> None:
+        """Write what is worth writing once an epoch."""
+
     def close(self) -> None:
         """Flush and let go of files; called once, at the end of the run."""

@@ -82,6 +82,12 @@ class TensorBoardSink(Sink):
         """Write one sentence that asks for no remedy."""
         self._add_entry("notice", step, message=message)
 
+    def epoch(self) -> None:
+        """Draw the heatmaps, unless drawing would cost too much of the run."""
+        if time.monotonic() >= self._rest_until:
+            for optimizer in self._timelines:
+                self.draw_heatmap(optimizer)
+
     def close(self) -> None:
         """Draw the heatmaps a last time and flush the writer."""
         for optimizer in self._timelines:

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_gradguard.records import Blame, GradientStatistics, Outcome
 from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Scene
+from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore
 
 
@@ -41,6 +42,7 @@ def treat(
         optimizer=optimizer or torch.optim.SGD(module.parameters(), 0.1),
         parameters=parameters,
         snapshots=Kept(snapshot),
+        running=RunningStatistics(module),
         statistics=GradientStatistics(7, (), np.zeros(0), 0.0),
         blame=tuple(Blame(layer, 1.0, "test", forward_gain=gain) for layer in layers),
     )
