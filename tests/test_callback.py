@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,8 +141,8 @@ def test_strategies_that_hide_gradients_are_refused_at_setup(names: list[str]) -
 
 
 def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
-    with pytest.raises((MisconfigurationException, RuntimeError), match="GradGuard"):
-        fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), GradGuard(journal=False, mode="watch")])
+    fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), GradGuard(journal=False, mode="watch")])
+    with pytest.raises(MisconfigurationException, match="GradGuard"):
         fit.fit(Net(mlp(), ADAM), loader(regression(2)))
 
 
@@ -271,12 +270,10 @@ def test_a_batch_that_holds_sparse_and_odd_tensors_is_no_trouble(tmp_path: Path)
             return super().training_step(batch["pair"], batch_idx)
 
     adjacency = torch.eye(3).to_sparse()
-    odd = {"adjacency": adjacency, "csr": adjacency.to_sparse_csr(), "none": None, "text": ["a"], "empty": torch.zeros(0)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        batches: Any = [{"pair": pair, **odd} for pair in spoil(regression(30), 20)]
-        guard = GradGuard(journal=False)
-        trainer(tmp_path, callbacks=[guard]).fit(Graph(mlp(), ADAM), loader(batches))
+    odd = {"adjacency": adjacency, "none": None, "text": ["a"], "empty": torch.zeros(0)}
+    batches: Any = [{"pair": pair, **odd} for pair in spoil(regression(30), 20)]
+    guard = GradGuard(journal=False)
+    trainer(tmp_path, callbacks=[guard]).fit(Graph(mlp(), ADAM), loader(batches))
     assert [i.culprit for i in guard.incidents] == ["batch"]
 
 
@@ -394,7 +391,7 @@ class Broken(Detector):
 
 def test_an_exception_in_a_users_detector_names_it(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(detectors=[NonFinite(), Broken()], journal=False)])
-    with pytest.raises(GuardError, match="users-own.*a mistake"):
+    with pytest.raises(GuardError, match=r"users-own.*a mistake"):
         fit.fit(Net(mlp(), ADAM), loader(regression(10)))
 
 
@@ -419,5 +416,5 @@ class Stumbles(Skip):
 
 def test_an_exception_in_a_users_remedy_names_it(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(remedies=[Stumbles()], journal=False)])
-    with pytest.raises(GuardError, match="skip.*another mistake"):
+    with pytest.raises(GuardError, match=r"skip.*another mistake"):
         fit.fit(Net(mlp(), ADAM), loader(spoil(regression(10), 5)))

@@ -277,14 +277,14 @@ class Stumbles(Remedy):
 @pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
 def test_whichever_method_of_a_detector_fails_it_is_named(where: str) -> None:
     loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], log_every=1)
-    with pytest.raises(GuardError, match="detector 'users-own' failed.*a mistake"):
+    with pytest.raises(GuardError, match=r"detector 'users-own' failed.*a mistake"):
         loop.run(spoil(regression(30), 20))
 
 
 @pytest.mark.parametrize("where", ["apply", "before_update"])
 def test_whichever_method_of_a_remedy_fails_it_is_named(where: str) -> None:
     loop = Loop(detectors=[Alarm(at=[20], form="sudden")], remedies=[Stumbles(where=where)])
-    with pytest.raises(GuardError, match="remedy 'clip' failed.*another mistake"):
+    with pytest.raises(GuardError, match=r"remedy 'clip' failed.*another mistake"):
         loop.run(regression(30))
 
 
