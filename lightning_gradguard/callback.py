@@ -153,7 +153,7 @@ class GradGuard(Callback):
         self._announce(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put everything back, as in :meth:`teardown`, which Lightning skips now; it may have come from inside the update."""
+        """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
         self._after_update(trainer)
         self.guard.flush()
         self.guard.close()

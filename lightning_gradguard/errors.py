@@ -12,15 +12,20 @@ class TrainingDiverged(RuntimeError):
 
 
 class named:
-    """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``."""
+    """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``.
+
+    Used like a function, many times a step: a generator would cost several times as much.
+    """
 
     __slots__ = ("_what",)
 
     def __init__(self, what: str) -> None:
         self._what = what
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Name the failing part."""
         if isinstance(error, Exception) and not isinstance(error, GuardError):
             raise GuardError(f"{self._what} failed: {error!r}") from error

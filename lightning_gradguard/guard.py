@@ -216,7 +216,7 @@ class Guard:
             lane.refresh()
             if first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
                 # Measured at once, a bad start is mended one batch earlier.
-                self._probe.arm(self.module)
+                self._probe.arm(self.module, backward=False)
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
         return lane
@@ -424,8 +424,10 @@ class Guard:
             if self.mode == "guard":
                 self._update(lane, scene)
             lane.accept(statistics, limit)
-        # The next batch is measured layer by layer, in case the trouble is not over.
-        self._probe.arm(self.module)
+        # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
+        # run that lost one batch must go on exactly as if it had never seen it.
+        again = lane.policy.strikes > 1 or verdict.form == "cold-start"
+        self._probe.arm(self.module, backward=again and self.mode == "guard")
         self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"

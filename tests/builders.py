@@ -119,7 +119,9 @@ def regression(count: int, *, size: int = 8, seed: int = 1) -> list[tuple[Tensor
     return [(x, x @ weights) for x in inputs]
 
 
-def spoil(batches: Sequence[tuple[Tensor, Tensor]], *indices: int, value: float = math.nan) -> list[tuple[Tensor, Tensor]]:
+def spoil(
+    batches: Sequence[tuple[Tensor, Tensor]], *indices: int, value: float = math.nan
+) -> list[tuple[Tensor, Tensor]]:
     """Return the batches with one input element of some of them set to ``value``."""
     made = [(x.clone(), y) for x, y in batches]
     for index in indices:

@@ -22,6 +22,7 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 def _same_conditions() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    logging.disable(logging.NOTSET)
     with warnings.catch_warnings():
         # Lightning's advice on workers and loggers; what the guard itself warns of is checked where it matters.
         warnings.filterwarnings("ignore", module="lightning.*")

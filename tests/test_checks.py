@@ -21,7 +21,7 @@ def test_a_number_is_accepted_exactly_when_within_its_bounds(value: float, bound
 
 @pytest.mark.parametrize("value", [math.nan, True, "3", None, [1.0], 1j])
 def test_what_is_no_number_is_refused_whatever_the_bounds(value: object) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="must be") as error:
         checks.number("rate", value)  # type: ignore[arg-type]
     assert str(error.value) == f"rate must be a number, got {value!r}"
 

@@ -1,4 +1,4 @@
-"""What every detector, remedy and sink promises; they are found by walking the package, so a new one is held to it too."""
+"""What every detector, remedy and sink promises. They are found by walking the package: a new one is held to it too."""
 
 from __future__ import annotations
 
@@ -99,16 +99,16 @@ CONFIGURED = [*DETECTORS, *REMEDIES, *SINKS, Policy, SnapshotStore, Guard, GradG
 PARAMETERS = [(kind, *found) for kind in CONFIGURED for found in numeric(kind)]
 
 
-@pytest.mark.parametrize(("kind", "name", "whole", "optional"), PARAMETERS, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(("kind", "name", "whole", "optional"), PARAMETERS, ids=str)
 def test_numbers_out_of_range_are_refused_by_name(kind: Any, name: str, whole: bool, optional: bool) -> None:
     needed = NEEDED[kind.__name__](Path()) if kind.__name__ in NEEDED else ()
     wrong: list[Any] = [math.nan, "7", [1]] + [1.5] * whole + [None] * (not optional) + [-1] * (name != "seed")
     for value in wrong:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="must be") as error:
             kind(*needed, **{name: value})
         message = str(error.value)
         assert message.startswith(name), message
-        assert "must be" in message and repr(value) in message, message
+        assert repr(value) in message, message
 
 
 def test_there_are_parameters_to_refuse() -> None:
@@ -156,7 +156,7 @@ def feed(detector: Detector, steps: list[Any], baseline: Baseline) -> list[Verdi
 
 
 def told(verdicts: list[Verdict | None]) -> list[str]:
-    return [repr(v) for v in verdicts]
+    return [repr(verdict) for verdict in verdicts]
 
 
 @pytest.mark.parametrize("kind", DETECTORS, ids=lambda k: k.__name__)
@@ -169,7 +169,7 @@ def test_a_detector_never_raises_and_resumes_at_any_point(kind: Any, steps: list
     second.load_state_dict(through_a_file(first.state_dict()))
     known.load_state_dict(through_a_file(baseline.state_dict()))
     after = feed(second, [(*s,) for s in steps[cut:]], known)
-    assert [v and (v.form, v.alarm, v.reason) for v in whole] == [v and (v.form, v.alarm, v.reason) for v in before + after]
+    assert told(whole) == told(before + after)
 
 
 @pytest.mark.parametrize("kind", DETECTORS, ids=lambda k: k.__name__)
@@ -185,8 +185,8 @@ def test_a_detector_never_learns_from_what_was_rejected(kind: Any, steps: list[A
 
 @pytest.mark.parametrize("kind", DETECTORS, ids=lambda k: k.__name__)
 def test_a_verdict_names_its_detector_and_can_be_written(kind: Any) -> None:
-    steps: list[Any] = [(1.0, 1.0, "accept")] * 150 + [(1e9, 1e9, "accept")] * 50 + [(math.nan, math.nan, "reject")] * 30
-    steps += [(1e-12, 1.0, "accept")] * 200
+    steps: list[Any] = [(1.0, 1.0, "accept")] * 150 + [(1e9, 1e9, "accept")] * 50
+    steps += [(math.nan, math.nan, "reject")] * 30 + [(1e-12, 1.0, "accept")] * 200
     baseline = Baseline()
     baseline.setback = 1
     spoken = [v for v in feed(kind(), steps, baseline) if v]
@@ -220,7 +220,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("kind", REMEDIES, ids=lambda k: k.__name__)
 def test_a_remedy_survives_every_kind_of_gradient(kind: Any, scale: float) -> None:
     module = Odd()
-    optimizer = torch.optim.SGD([p for p in module.parameters()], lr=0.1)
+    optimizer = torch.optim.SGD(list(module.parameters()), lr=0.1)
     snapshots = SnapshotStore()
     snapshots.take(0, dict(module.named_parameters()), dict(module.named_buffers()), optimizer)
     module(scale).backward()
@@ -252,7 +252,8 @@ def test_a_remedy_survives_a_module_without_any_gradient(kind: Any) -> None:
 def window(**changed: Any) -> Window:
     """A window in which everything that can be missing or broken is."""
     values: dict[str, Any] = dict.fromkeys(Window.__dataclass_fields__, 0)
-    values |= {"norm_peak": math.nan, "norm_before": math.inf, "norm_after": 0.0, "typical": math.nan, "limit": math.nan}
+    values |= {"norm_peak": math.nan, "norm_before": math.inf, "norm_after": 0.0, "limit": math.nan}
+    values |= {"typical": math.nan}
     values |= {"coefficient": 0.0, "lr_factor": 1.0, "loss": None, "layers": (), "layer_peaks": np.zeros(0)}
     return Window(**{**values, "layer_nonfinite": np.zeros(0), **changed})
 
@@ -261,7 +262,8 @@ def window(**changed: Any) -> Window:
 def test_a_sink_takes_whatever_a_broken_run_has_to_tell(kind: Any, tmp_path: Path) -> None:
     sink = build(kind, tmp_path)
     sink.window(window())
-    sink.window(window(tick=1, step=1, loss=math.nan, layers=("a", "b"), layer_peaks=np.array([0.0, 1e300]), layer_nonfinite=np.ones(2)))
+    layers = {"layers": ("a", "b"), "layer_peaks": np.array([0.0, 1e300]), "layer_nonfinite": np.ones(2)}
+    sink.window(window(tick=1, step=1, loss=math.nan, **layers))
     verdict = Verdict("non-finite", "x", math.nan, math.inf, "why | `not`\n<b>")
     action = Action(3, verdict, Decision((), "nothing"), (Outcome("skip", True, "done"),))
     incident = Incident(1, 0, 3, "non-finite", (action,), (Blame("batch", math.inf, "bad"),), None, 1)

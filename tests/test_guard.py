@@ -277,14 +277,14 @@ class Stumbles(Remedy):
 @pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
 def test_whichever_method_of_a_detector_fails_it_is_named(where: str) -> None:
     loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], log_every=1)
-    with pytest.raises(GuardError, match="detector 'users-own' failed.*a mistake"):
+    with pytest.raises(GuardError, match=r"detector 'users-own' failed.*a mistake"):
         loop.run(spoil(regression(30), 20))
 
 
 @pytest.mark.parametrize("where", ["apply", "before_update"])
 def test_whichever_method_of_a_remedy_fails_it_is_named(where: str) -> None:
     loop = Loop(detectors=[Alarm(at=[20], form="sudden")], remedies=[Stumbles(where=where)])
-    with pytest.raises(GuardError, match="remedy 'clip' failed.*another mistake"):
+    with pytest.raises(GuardError, match=r"remedy 'clip' failed.*another mistake"):
         loop.run(regression(30))
 
 
@@ -383,3 +383,13 @@ def test_the_state_does_not_grow_over_thousands_of_steps() -> None:
     assert sizes[1] <= sizes[0] * 1.02
     assert tensors[1] <= tensors[0] + 5
     assert len(guard.incidents) <= 200
+
+
+def test_a_validation_between_two_steps_is_not_measured() -> None:
+    loop = Loop()
+    loop.run(spoil(regression(30), 29))
+    assert loop.guard.state_dict()["armed"]
+    with torch.no_grad():
+        for x, _ in regression(20):
+            loop.network(x * 1e6)
+    assert loop.guard._probe.readings() == ()

@@ -62,7 +62,7 @@ def test_arrays_and_nested_records_are_written() -> None:
     assert to_json(Decision(("skip",), "why"))["remedies"] == ["skip"]
 
 
-@pytest.mark.parametrize(("value", "limit"), [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (1.0, 0.0), (1.0, math.inf)])
+@pytest.mark.parametrize(("value", "limit"), [(math.nan, 1), (1, math.nan), (math.inf, 1), (1, 0), (1, math.inf)])
 def test_what_is_not_finite_is_the_worst_excess(value: float, limit: float) -> None:
     assert Verdict("sudden", "x", value, limit, "why").excess == math.inf
 

@@ -96,9 +96,17 @@ class Probe:
         """Whether hooks are in place."""
         return bool(self._handles)
 
-    def arm(self, module: nn.Module) -> None:
-        """Forget earlier readings and hook every layer of ``module``."""
+    def arm(self, module: nn.Module, *, backward: bool = True) -> None:
+        """Forget earlier readings and hook every layer of ``module``.
+
+        Args:
+            module: The root module.
+            backward: Whether to measure backward gains too. For these each layer reads its input through a view, so that
+                where a tensor is read by several, the order changes in which their gradients are summed: by a
+                rounding error, which a healthy run must be spared.
+        """
         self.disarm()
+        self._backward = backward
         self._calls, self._followed = [], {}
         for name, layer in _targets(module):
             self._names[layer] = (name, kind_of(layer))
@@ -123,7 +131,8 @@ class Probe:
         return tuple(_worst(calls) for calls in grouped.values())
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or layer not in self._names:
+        # Validation may come in between: it says nothing of the gradients, and may last for thousands of batches.
+        if torch.compiler.is_compiling() or layer not in self._names or not torch.is_grad_enabled():
             return None
         call = _Call(*self._names[layer])
         self._open.setdefault(layer, []).append(call)
@@ -134,7 +143,7 @@ class Probe:
         call.rms_in = rms(source)
         if call.kind == "norm" and (maker := self._maker(source)) is not None:
             self._followed[maker] = call.layer
-        if not (torch.is_grad_enabled() and source.requires_grad):
+        if not (self._backward and torch.is_grad_enabled() and source.requires_grad):
             return None
         alias = source.view_as(source)
         alias.register_hook(lambda grad: _note_grad_in(call, grad))

@@ -81,7 +81,8 @@ class LearningRateBackoff(Remedy):
         for group in scene.optimizer.param_groups:
             rate = group["lr"]
             if isinstance(rate, Tensor):
-                # A capturable optimizer reads this very tensor, so it is changed in place, and only once: groups may share it.
+                # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups
+                # may share it.
                 if not any(rate is known["lr"] for known, _ in self._applied):
                     self._applied.append((group, rate.clone()))
                     rate.mul_(factor)
