@@ -293,7 +293,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", choices=("digits", "cifar10", "fashion-mnist"), default="digits")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where torchvision keeps its archives")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=-1, help="end each run after so many steps")
     parser.add_argument("--quick", action="store_true", help="two epochs at most")
     parser.add_argument("--seed", type=int, default=0)
