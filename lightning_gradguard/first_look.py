@@ -23,7 +23,8 @@ def first_look(
 ) -> tuple[float | None, float, float]:
     """Measure the first update against the weights.
 
-    Matrices and kernels only: biases and norms start at zero or one and are replaced without harm. A weight that
+    Updates are measured against matrices and kernels only: biases and norms start at zero or one and are replaced
+    without harm. A weight that
     starts at or near zero on purpose counts with the RMS that its fan calls for.
 
     Returns:
@@ -31,7 +32,7 @@ def first_look(
         norm of the weights, each counted with no more than its fan calls for, and the largest RMS of a weight over that.
     """
     rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    weights = {n: p for n, p in parameters.items() if p.dim() > 1 and p.numel()}
+    weights = {n: p for n, p in parameters.items() if p.numel() and (p.dim() > 1 or n.endswith("weight"))}
     if not weights:
         return None, math.inf, 0.0
     norms = gradient_norms([local(p.detach()) for p in weights.values()]).double().tolist()
@@ -46,7 +47,7 @@ def first_look(
         total += min(norm, expected * size if expected else norm) ** 2
         if expected:
             excess = max(excess, norm / (expected * size))
-        if p.grad is None:
+        if p.grad is None or p.dim() < 2:
             continue
         update = size if family in NORMALISED else float(torch.linalg.vector_norm(local(p.grad).float())) / grad_scale
         ratio = max(ratio, rates[id(p)] * update / max(norm, (expected or 0.0) * size, 1e-12))

@@ -157,7 +157,7 @@ class Guard:
         self._waiting: dict[str, Any] = {}
         self._incidents: list[Incident] = []
         self._probe = Probe()
-        self._rearm = False
+        self._rearm = ""
         self._running: RunningStatistics | None = None
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
@@ -184,7 +184,7 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._incidents, self._rearm = {}, [], False
+            self._waiting, self._incidents, self._rearm = {}, [], ""
         self._module = module
 
     @property
@@ -214,18 +214,18 @@ class Guard:
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
-            if first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
-                # Measured at once, a bad start is mended one batch earlier.
-                self._probe.arm(self.module, backward=False)
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
+            elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
+                # Measured at once, a bad start is mended one batch earlier.
+                self._probe.arm(self.module, backward=False)
         return lane
 
     def _arm_again(self) -> None:
         """Arm the probe if it was armed when the state was saved, or the guard closed."""
         if self._rearm:
-            self._probe.arm(self.module)
-            self._rearm = False
+            self._probe.arm(self.module, backward=self._rearm == "full")
+            self._rearm = ""
 
     def before_step(
         self,
@@ -629,7 +629,7 @@ class Guard:
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
-        self._rearm = bool(state["armed"])
+        self._rearm = str(state["armed"])
         if self._lanes:
             self._arm_again()
 

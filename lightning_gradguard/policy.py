@@ -127,7 +127,7 @@ class Policy:
         damaged = [b.layer for b in blame if b.layer != "batch"]
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
-        start = verdict.form == "cold-start"
+        start = verdict.form == "cold-start" or baseline.count == 0
         returned = bool(self._recent(statistics.step))
         repairs = self.max_repairs if start else min(self.max_repairs, 1)
         single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)

@@ -84,6 +84,7 @@ class Probe:
     """
 
     def __init__(self) -> None:
+        self._backward = True
         self._handles: list[RemovableHandle] = []
         self._calls: list[_Call] = []
         self._open: dict[nn.Module, list[_Call]] = {}
@@ -92,9 +93,9 @@ class Probe:
         self._followed: dict[str, str] = {}
 
     @property
-    def armed(self) -> bool:
-        """Whether hooks are in place."""
-        return bool(self._handles)
+    def armed(self) -> str:
+        """``"full"`` or ``"forward"`` while hooks are in place, empty otherwise."""
+        return ("full" if self._backward else "forward") if self._handles else ""
 
     def arm(self, module: nn.Module, *, backward: bool = True) -> None:
         """Forget earlier readings and hook every layer of ``module``.
