@@ -57,7 +57,9 @@ class BatchWitness:
         for tensor, known in zip(tensors, self._peaks, strict=True):
             peak = float(tensor.abs().amax())
             if known > 0 and peak > LOUD * known:
-                reason = f"the batch's largest element is {peak:.3g}, {peak / known:.3g} x the largest of healthy batches"
+                reason = (
+                    f"the batch's largest element is {peak:.3g}, {peak / known:.3g} x the largest of healthy batches"
+                )
                 return Blame("batch", math.log(peak / known), reason)
         return None
 

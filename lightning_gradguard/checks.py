@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def number(name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None) -> float:
+def number(
+    name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> float:
     """Return ``value`` as a float if it is a number within the bounds; raise ValueError otherwise.
 
     A NaN is refused whatever the bounds; inf is a number only where no upper bound is given.
@@ -18,7 +20,9 @@ def number(name: str, value: float, *, above: float | None = None, least: float 
     constraint = " and ".join(bounds) or "a number"
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if good:
-        good = (above is None or value > above) and (least is None or value >= least) and (most is None or value <= most)
+        good = (
+            (above is None or value > above) and (least is None or value >= least) and (most is None or value <= most)
+        )
     if not good:
         raise ValueError(f"{name} must be {constraint}, got {value!r}")
     return float(value)

@@ -149,7 +149,9 @@ class Guard:
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         self.log_every = checks.whole("log_every", log_every, least=1)
         self.sinks = list(sinks)
-        self._detectors = checks.instances("detectors", default_detectors() if detectors is None else detectors, Detector)
+        self._detectors = checks.instances(
+            "detectors", default_detectors() if detectors is None else detectors, Detector
+        )
         self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
         self._policy = policy or Policy()
         self._snapshots = snapshots or SnapshotStore()
@@ -344,7 +346,9 @@ class Guard:
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
-    def _judge(self, lane: Lane, statistics: GradientStatistics, batch: Any) -> tuple[Verdict | None, tuple[Blame, ...]]:
+    def _judge(
+        self, lane: Lane, statistics: GradientStatistics, batch: Any
+    ) -> tuple[Verdict | None, tuple[Blame, ...]]:
         """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
         readings = self._probe.readings() if self._probe.armed else ()
         self._probe.disarm()

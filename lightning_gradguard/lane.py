@@ -197,4 +197,3 @@ class Lane:
         """Put the rates back and take the hook off the optimizer."""
         self.after_update()
         self._hook.remove()
-

@@ -41,7 +41,7 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
 
 def parameters_of(layer: nn.Module) -> dict[str, Tensor]:
     """Return a layer's own initialised parameters by local name, the originals of parametrised ones included."""
-    own = {name: p for name, p in layer.named_parameters(recurse=False)}
+    own = dict(layer.named_parameters(recurse=False))
     lists = layer.get_submodule("parametrizations") if "parametrizations" in layer._modules else None
     if lists is not None:
         own.update({f"parametrizations.{name}": p for name, p in lists.named_parameters()})

@@ -77,14 +77,24 @@ class Policy:
 
     def form(self, verdict: Verdict, step: int) -> Form:
         """Return the verdict's form, or ``recurrent`` when like trouble was calmed not long ago."""
-        return "recurrent" if len(self._recent(step)) >= 2 and verdict.form in ("sudden", "drift", "divergence") else verdict.form
+        return (
+            "recurrent"
+            if len(self._recent(step)) >= 2 and verdict.form in ("sudden", "drift", "divergence")
+            else verdict.form
+        )
 
     def _recent(self, step: int) -> list[int]:
         """Return the steps at which past episodes ended that are still remembered."""
         return [past for past in self._past if step - past <= self.memory]
 
     def decide(
-        self, verdict: Verdict, statistics: GradientStatistics, *, blame: Sequence[Blame], baseline: Baseline, can: Collection[str]
+        self,
+        verdict: Verdict,
+        statistics: GradientStatistics,
+        *,
+        blame: Sequence[Blame],
+        baseline: Baseline,
+        can: Collection[str],
     ) -> Decision:
         """Return what to do about ``verdict``.
 
@@ -150,7 +160,9 @@ class Policy:
         if self.strikes < 2:
             return Decision(("skip",), "a first look: held while every layer's gain is measured")
         if ratio > 1.0:
-            return Decision(("skip", "backoff"), "no layer stands out: the rate is too high", SANE_UPDATE / ratio, permanent=True)
+            return Decision(
+                ("skip", "backoff"), "no layer stands out: the rate is too high", SANE_UPDATE / ratio, permanent=True
+            )
         return Decision(("skip",) if not statistics.finite else ("clip",), "no layer stands out")
 
     def _drift(self, step: int) -> Decision:

@@ -29,9 +29,7 @@ OPTIMIZERS = {
 }
 
 
-def run(
-    batches: Any, optimizer: Any, root: Path, callbacks: Any = (), *, norm: bool = True, **options: Any
-) -> Any:
+def run(batches: Any, optimizer: Any, root: Path, callbacks: Any = (), *, norm: bool = True, **options: Any) -> Any:
     fit = trainer(root, callbacks=list(callbacks), **options)
     fit.fit(Net(mlp(norm=norm), optimizer), loader(batches))
     return frozen_copy(fit)

@@ -59,7 +59,7 @@ def regression_stretch_scaled(seed: int, sick: bool) -> Task:
     def convert(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 100, y * 1000
 
-    bad = {k: convert for k in range(220, 260)}
+    bad = dict.fromkeys(range(220, 260), convert)
     return regress(mlp((8, 48, 48, 1)), housing(), seed, adamw(5e-3), corrupt=when(sick, bad))
 
 
@@ -137,7 +137,7 @@ def autoencoder_raw_pixels(seed: int, sick: bool) -> Task:
     def raw(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 1e3, y * 1e3
 
-    bad = when(sick, {k: raw for k in range(1420, 1440)})
+    bad = when(sick, dict.fromkeys(range(1420, 1440), raw))
     return reconstruct(autoencoder(), digits(), seed, adamw(5e-3), size=64, corrupt=bad)
 
 

@@ -116,7 +116,13 @@ class Drift(Detector):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum and its frozen reference."""
-        return {"sum": self._sum, "seen": self._seen, "center": self._center, "spread": self._spread, "loss": self._loss}
+        return {
+            "sum": self._sum,
+            "seen": self._seen,
+            "center": self._center,
+            "spread": self._spread,
+            "loss": self._loss,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back sum and reference."""

@@ -40,7 +40,9 @@ class Stagnation(Detector):
         elif setback is not None and baseline.count - setback >= self.patience:
             reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
         elif had_learned and setback is None:
-            reason = f"loss {level:.3g}, as before training, for {self._idle} steps, after {self._best:.3g} had been reached"
+            reason = (
+                f"loss {level:.3g}, as before training, for {self._idle} steps, after {self._best:.3g} had been reached"
+            )
         else:
             return None
         return Verdict("divergence", self.name, level, 0.9 * untrained, reason)

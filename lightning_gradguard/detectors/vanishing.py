@@ -35,5 +35,7 @@ class Vanishing(Detector):
         now, _ = baseline.loss_level(RECENT)
         if now < 0.5 * baseline.untrained_loss:
             return None
-        reason = f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"
+        reason = (
+            f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"
+        )
         return Verdict("vanishing", self.name, statistics.norm, limit, reason, alarm=False)

@@ -136,7 +136,6 @@ MAKE: dict[str, Any] = {
 }
 
 
-
 def alarmed(steps: tuple[int, ...]) -> GradGuard:
     from lightning_gradguard.detectors import Detector
 

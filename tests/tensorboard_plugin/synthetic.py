@@ -188,7 +188,7 @@ def write_run(
     depth = np.exp(rng.normal(0, 0.6, n)) * np.linspace(2.0, 0.5, n) / np.sqrt(n)
     step, trouble = first, {}
     bad = names[min(n - 1, 3 + 6 * 7)] if n > 3 else names[-1]
-    worst = [i for i, name in enumerate(names) if name == bad][0]
+    worst = next(i for i, name in enumerate(names) if name == bad)
     if sick:
         trouble = {
             int(windows * f): form
