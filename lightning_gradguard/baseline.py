@@ -27,7 +27,8 @@ class Baseline:
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
         update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
-        setback: Accepted steps when the last slow remedy was applied, until the run is seen to learn again.
+        setback: Accepted steps when the rate was last backed off or the weights rolled back; None if never.
+        setbacks: How often that was.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Baseline:
         self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
         self.first_losses: list[float] = []
         self.setback: int | None = None
+        self.setbacks = 0
         self.update_ratio = 0.0
 
     def accept(self, norm: float, loss: float | None) -> None:
@@ -144,6 +146,7 @@ class Baseline:
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
             "update_ratio": self.update_ratio,
+            "setbacks": self.setbacks,
             "setback": -1 if self.setback is None else self.setback,
         }
 
@@ -156,4 +159,5 @@ class Baseline:
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self.first_losses = [float(v) for v in state["first_losses"]]
         self.update_ratio = float(state["update_ratio"])
+        self.setbacks = int(state["setbacks"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])

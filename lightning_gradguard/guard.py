@@ -443,10 +443,12 @@ class Guard:
             with named(f"remedy {name!r}"):
                 outcomes.append(lane.remedies[name].apply(scene))
         done = {o.remedy for o in outcomes if o.applied}
+        setbacks = lane.baseline.setbacks
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
+        if done & {"backoff", "rollback"}:
+            lane.baseline.setback, lane.baseline.setbacks = lane.baseline.count, setbacks + 1
         if done - {"skip", "clip"}:
-            lane.baseline.setback = lane.baseline.count
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()
         return tuple(outcomes)

@@ -24,7 +24,7 @@ class Drift(Detector):
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
     Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
     was frozen, the growth is honest and becomes the new reference. If it has not, the verdict first only reports;
-    it is an alarm when the loss has risen and the norm trebled, or when the norm has grown ``growth`` times (an
+    it is an alarm when the loss keeps rising and the norm has trebled, or when the norm has grown ``growth`` times (an
     honest start out of a plateau can show a tenfold growth before its loss moves).
 
     Args:
@@ -84,8 +84,8 @@ class Drift(Detector):
 
         After a change of the data it leaps and then falls; and a loss near zero trebles for nothing.
         """
-        now, before = baseline.loss_level(RECENT)[0], baseline.loss_level(RECENT, skip=RECENT)[0]
-        return now >= before and now - self._loss > 0.05 * abs(baseline.untrained_loss)
+        now, before = baseline.loss_level(2 * RECENT)[0], baseline.loss_level(2 * RECENT, skip=2 * RECENT)[0]
+        return now >= before and now - self._loss > 0.25 * abs(baseline.untrained_loss)
 
     def _loss_rise(self, baseline: Baseline) -> float | None:
         level, _ = baseline.loss_level(2 * RECENT)

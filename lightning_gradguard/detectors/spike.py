@@ -14,6 +14,10 @@ WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
 
 
+YOUNG = 32
+"""Accepted steps below which the norm's history is thin."""
+
+
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """Return the largest norm that history can explain; inf while there is none.
 
@@ -59,10 +63,16 @@ class Spike(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Compare the global norm with the limit; early on, ask the loss as a second witness."""
         limit = self.limit(baseline)
-        if not statistics.finite or statistics.norm <= limit:
+        if not statistics.finite:
             return None
-        if baseline.count < 32 and baseline.loss_elevated(statistics.loss) is False and statistics.norm <= 30 * limit:
-            return None  # Honest growth at the start: the norm leaps while the loss does not.
+        if 0 < baseline.count < YOUNG and statistics.loss is not None:
+            # With few steps to go by, the loss is the better witness, for and against.
+            if statistics.loss > 3.0 * baseline.untrained_loss > 0.0:
+                limit = min(limit, self.factor * baseline.typical)
+            elif baseline.loss_elevated(statistics.loss) is False:
+                limit = 30.0 * limit  # Honest growth at the start: the norm leaps while the loss does not.
+        if statistics.norm <= limit:
+            return None
         worst = sorted(zip(statistics.norms, statistics.names, strict=True), reverse=True)[:3]
         return Verdict(
             form="sudden",

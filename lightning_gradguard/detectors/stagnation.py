@@ -33,11 +33,12 @@ class Stagnation(Detector):
         """Judge by the loss; silent where none is known."""
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
         setback, had_learned = baseline.setback, self._best < 0.5 * untrained
-        if setback is not None and had_learned and 0 < self._idle < self.patience > baseline.count - setback:
+        patience = self.patience * max(1, baseline.setbacks - 1)
+        if setback is not None and had_learned and 0 < self._idle < patience > baseline.count - setback:
             reason = f"loss {level:.3g}, as before training, {baseline.count - setback} steps after the treatment"
-        elif self._idle < self.patience:
+        elif self._idle < patience:
             return None
-        elif setback is not None and baseline.count - setback >= self.patience:
+        elif setback is not None and baseline.count - setback >= patience:
             reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
         elif had_learned and setback is None:
             reason = (

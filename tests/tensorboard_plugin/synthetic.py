@@ -279,7 +279,7 @@ def write_hostile(folder: Path) -> None:
     """Write a run whose names are an attack, with broken events among the good ones."""
     names = [*HOSTILE, "head"]
     write_run(folder, names, windows=60)
-    writer = Writer(folder / os.sep.join(["..", folder.name]))
+    writer = Writer(folder / ".." / folder.name)
     writer.now += 100
     record = incident(1, 300, "sudden", HOSTILE[0])
     record["blame"][0]["reason"] = HOSTILE[1]
