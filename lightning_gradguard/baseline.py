@@ -27,7 +27,7 @@ class Baseline:
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
         update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
-        setback: Accepted steps when the rate was last backed off or the weights rolled back; None if never.
+        setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
     """
 

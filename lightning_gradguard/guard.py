@@ -446,7 +446,7 @@ class Guard:
         setbacks = lane.baseline.setbacks
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
-        if done & {"backoff", "rollback"}:
+        if "rollback" in done:
             lane.baseline.setback, lane.baseline.setbacks = lane.baseline.count, setbacks + 1
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.

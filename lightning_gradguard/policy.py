@@ -64,6 +64,7 @@ class Policy:
         self.max_held = checks.whole("max_held", max_held, least=1)
         self.slow_used = 0
         self._past: list[int] = []
+        self._treated: list[int] = []
         self._held = 0
         self._open_episode()
 
@@ -79,13 +80,13 @@ class Policy:
         """Return the verdict's form, or ``recurrent`` when like trouble was calmed not long ago."""
         return (
             "recurrent"
-            if len(self._recent(step)) >= 2 and verdict.form in ("sudden", "drift", "divergence")
+            if len(self._recent(self._past, step)) >= 2 and verdict.form in ("sudden", "drift", "divergence")
             else verdict.form
         )
 
-    def _recent(self, step: int) -> list[int]:
-        """Return the steps at which past episodes ended that are still remembered."""
-        return [past for past in self._past if step - past <= self.memory]
+    def _recent(self, ends: Sequence[int], step: int) -> list[int]:
+        """Return those of the steps at which past episodes ended that are still remembered."""
+        return [end for end in ends if step - end <= self.memory]
 
     def decide(
         self,
@@ -138,7 +139,7 @@ class Policy:
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
         start = verdict.form == "cold-start" or baseline.count == 0
-        returned = bool(self._recent(statistics.step))
+        returned = bool(self._recent(self._treated, statistics.step))
         repairs = self.max_repairs if start else min(self.max_repairs, 1)
         single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)
         if damaged and single and self._repairs < repairs and (cooled or start):
@@ -187,7 +188,7 @@ class Policy:
 
     def _go_back(self, reason: str, step: int, baseline: Baseline) -> Decision:
         young = baseline.count < YOUNG
-        rung = self._slow + young + len(self._recent(step))
+        rung = self._slow + young + len(self._recent(self._treated, step))
         factor = FACTORS[min(rung, len(FACTORS) - 1)]
         insane = young and baseline.update_ratio > INSANE_UPDATE
         if insane:
@@ -202,7 +203,9 @@ class Policy:
         if self.strikes == 0 or self._quiet < self.calm:
             return False
         if not self._innocent:
-            self._past = [*self._recent(step), step]
+            self._past = [*self._recent(self._past, step), step]
+        if self._slow:
+            self._treated = [*self._recent(self._treated, step), step]
         self._open_episode()
         return True
 
@@ -216,7 +219,7 @@ class Policy:
             setattr(self, key, state[key])
 
 
-_STATE = ("strikes", "slow_used", "_past", "_held", "_quiet", "_slow", "_repairs", "_innocent", "_last_slow")
+_STATE = ("strikes", "slow_used", "_past", "_treated", "_held", "_quiet", "_slow", "_repairs", "_innocent", "_last_slow")
 
 
 def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 
 class Stagnation(Detector):
-    """Find a treated run that learns nothing, and a collapsed one.
+    """Find a run that was rolled back and learns nothing, and a collapsed one.
 
     A rate that is far too high need not explode twice: it can leave dead units behind, or hover. A run that was never
     treated and has not learned yet may sit on its plateau for as long as it likes. A change of the data can raise the
