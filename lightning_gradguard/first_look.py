@@ -47,9 +47,9 @@ def first_look(
         total += min(norm, expected * size if expected else norm) ** 2
         if expected:
             excess = max(excess, norm / (expected * size))
-        if p.grad is None or p.dim() < 2:
-            continue
+        if p.grad is None or p.dim() < 2 or expected is None:
+            continue  # A custom parameter may start anywhere, at zero for example: nobody knows what it should weigh.
         update = size if family in NORMALISED else float(torch.linalg.vector_norm(local(p.grad).float())) / grad_scale
-        ratio = max(ratio, rates[id(p)] * update / max(norm, (expected or 0.0) * size, 1e-12))
+        ratio = max(ratio, rates[id(p)] * update / max(norm, expected * size))
     known = family in PROPORTIONAL | NORMALISED
     return ratio if known else None, math.sqrt(total), excess

@@ -36,8 +36,8 @@ def modules() -> Iterator[types.ModuleType]:
 
 
 def discovered(base: type) -> list[Any]:
-    classes = {value for module in modules() for value in vars(module).values() if inspect.isclass(value)}
-    mine = [c for c in classes if issubclass(c, base) and not inspect.isabstract(c) and c is not base]
+    classes = {value for module in modules() for value in vars(module).values() if isinstance(value, type)}
+    mine = [c for c in classes if base in c.__mro__ and not inspect.isabstract(c) and c is not base]
     return sorted(mine, key=lambda c: c.__name__)
 
 

@@ -10,8 +10,10 @@ from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-CAP = math.log(10.0)
-"""Evidence that one loss can add: two steps at least are needed for an alarm."""
+CAP = math.log(40.0)
+"""Logarithm of the largest ratio that counts, so that one absurd loss is not remembered for ever."""
+YOUNG = 32
+"""Accepted steps after which the recent level counts as well as the untrained loss."""
 
 
 BEFORE = 32
@@ -21,44 +23,51 @@ BEFORE = 32
 class Divergence(Detector):
     """Find a loss that is far above what it was before training, or that leapt and stays.
 
-    *Worse than untrained*: a one-sided CUSUM (Page, 1954) of ``log(loss / untrained loss)`` with a slack of
-    ``log(factor)``. A run that learns nothing hovers around its untrained loss, and a hard batch exceeds it now and
-    then; a run that keeps exceeding it by more than ``factor`` is being destroyed. Losses that are not positive have
-    no logarithm, and are not judged so.
+    *Worse than untrained*: a one-sided CUSUM (Page, 1954) of ``log(loss / reference)`` with a slack of ``log(factor)``.
+    The reference is the untrained loss, or the recent level if that is higher: where targets move (bootstrapped
+    values, a growing penalty) an honest loss climbs above its beginning, but it climbs slowly. A run that learns nothing hovers
+    around its untrained loss, and a hard batch exceeds it now and then; a run that keeps exceeding it by more than
+    ``factor`` is being destroyed. Losses that are not positive have no logarithm, and are not judged so.
 
     *Leapt*: the median of the last nine losses lies above the 32 before them by more than the larger of its level and six
     robust standard deviations. A change of the data looks just so, so layers are examined and nothing is changed
     unless one of them is found damaged.
 
     Args:
-        factor: How many times the untrained loss is tolerated for ever.
+        factor: How many times the reference is tolerated for ever.
         threshold: Cumulated evidence (natural logarithm) that is called divergence.
     """
 
     name: ClassVar[str] = "divergence"
 
-    def __init__(self, *, factor: float = 2.0, threshold: float = 2.0) -> None:
+    def __init__(self, *, factor: float = 4.0, threshold: float = 2.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)
         self.threshold = checks.number("threshold", threshold, above=0.0)
         self._sum = 0.0
 
     def _next_sum(self, loss: float | None, baseline: Baseline) -> float:
-        untrained = baseline.untrained_loss
-        if loss is None or not untrained > 0 or not loss > 0:
+        reference = self._reference(baseline)
+        if loss is None or not reference > 0 or not loss > 0:
             return self._sum
-        evidence = min(math.log(loss / untrained), CAP) - math.log(self.factor)
+        evidence = min(math.log(loss / reference), CAP) - math.log(self.factor)
         # A ceiling, so that a run which has recovered is believed within a few steps.
         return min(max(0.0, self._sum + evidence), 2.0 * self.threshold)
+
+    def _reference(self, baseline: Baseline) -> float:
+        if baseline.count < YOUNG:
+            return baseline.untrained_loss
+        # max() would keep a NaN that comes first, and only then.
+        return max(baseline.untrained_loss, baseline.loss_level(BEFORE, skip=RECENT)[0])
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
         loss = statistics.loss
         if loss is None or not baseline.first_losses:
             return None
-        untrained = baseline.untrained_loss
-        if self._next_sum(loss, baseline) > self.threshold and loss > self.factor * untrained:
-            reason = f"loss {loss:.3g}, and for some time worse than before training ({untrained:.3g})"
-            return Verdict("divergence", self.name, loss, self.factor * untrained, reason)
+        limit = self.factor * self._reference(baseline)
+        if self._next_sum(loss, baseline) > self.threshold and loss > limit:
+            reason = f"loss {loss:.3g}, far worse than before training ({baseline.untrained_loss:.3g}) and than of late"
+            return Verdict("divergence", self.name, loss, limit, reason)
         level, spread = baseline.loss_level(BEFORE, skip=RECENT)
         now, _ = baseline.loss_level(RECENT)
         limit = level + max(abs(level), 6.0 * spread)

@@ -12,6 +12,8 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 REFERENCE = 40
 """Accepted steps before a reference is frozen."""
+EXPLOSION = 8.0
+"""Growth below which a norm is no explosion, whatever the loss does; as for a spike."""
 LEAP = 3.0
 """Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
 LEAST_SPREAD = 0.1
@@ -24,7 +26,7 @@ class Drift(Detector):
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
     Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
     was frozen, the growth is honest and becomes the new reference. If it has not, the verdict first only reports;
-    it is an alarm when the loss keeps rising and the norm has trebled, or when the norm has grown ``growth`` times (an
+    it is an alarm when the loss keeps rising and the norm has grown eightfold, or when the norm has grown ``growth`` times (an
     honest start out of a plateau can show a tenfold growth before its loss moves).
 
     Args:
@@ -68,7 +70,7 @@ class Drift(Detector):
         worse = rise is not None and rise > 0.2 and self._still_rises(baseline)
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
         leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
-        alarm = not leapt and (grown >= self.growth or (worse and grown >= 3.0))
+        alarm = not leapt and (grown >= self.growth or (worse and grown >= EXPLOSION))
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",

@@ -26,7 +26,6 @@ OPTIMIZERS: dict[str, Any] = {
     "Adadelta": torch.optim.Adadelta,
     "Adagrad": torch.optim.Adagrad,
     "ASGD": torch.optim.ASGD,
-    "Adafactor": torch.optim.Adafactor,
 }
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points as entry_points_of
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def entry_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH that announces the plugin as the installed distribution would."""
     folder = tmp_path_factory.mktemp("site")
+    if any(known.name == "gradguard" for known in entry_points_of(group="tensorboard_plugins")):
+        return folder  # It is installed, and TensorBoard refuses to start where a plugin is announced twice.
     info = folder / "gradguard_under_test-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gradguard-under-test\nVersion: 0\n")
