@@ -357,12 +357,16 @@ class Guard:
                 self._notice(lane, statistics.step, verdict)
             elif not verdict.examine:
                 return verdict, self._suspects(lane, verdict, statistics, readings, batch)
-            elif statistics.step % EXAMINE_EVERY == 0:
+            elif self._time_to_examine(statistics.step):
                 suspects = self._suspects(lane, verdict, statistics, readings, batch)
                 if any(s.layer != "batch" for s in suspects):
                     return verdict, suspects
                 self._notice(lane, statistics.step, verdict)
         return None, ()
+
+    def _time_to_examine(self, step: int) -> bool:
+        # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
+        return step % EXAMINE_EVERY < (1 if self.world_size == 1 else LOSS_EVERY)
 
     def _suspects(
         self, lane: Lane, verdict: Verdict, statistics: GradientStatistics, readings: Any, batch: Any
@@ -469,11 +473,16 @@ class Guard:
             return
         if batch is not None:
             lane.batches.remember(batch)
+        failure: str | None = None
         try:
             lane.snapshots.take(step, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
         except (MemoryError, RuntimeError) as error:
+            failure = str(error)
+        # Where one process has no snapshot to go back to, the others must not go back either.
+        if self.mean(float(failure is not None)) > 0.0:
             lane.snapshots.switch_off()
-            self._warn("snapshots", f"no memory for a snapshot ({error}); rollback is switched off, training goes on")
+            told = failure or "on another process"
+            self._warn("snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on")
 
     # -- record --------------------------------------------------------------------------------------------------------
 

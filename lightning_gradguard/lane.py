@@ -133,7 +133,9 @@ class Lane:
                 detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
-        """Tell the detectors that a step was held."""
+        """Tell the detectors that a step was held; its loss must not count in the mean over processes."""
+        if self.losses:
+            self.losses.pop()
         for detector in self.detectors:
             with named(f"detector {detector.name!r}"):
                 detector.reject(statistics)
