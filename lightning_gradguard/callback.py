@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -114,7 +115,7 @@ class GradGuard(Callback):
         """Open the sinks and meet the optimizers, before the first batch."""
         strategy = trainer.strategy
         self.guard.world_size = trainer.world_size
-        self.guard.mean = lambda value: float(strategy.reduce(torch.tensor(value, device=strategy.root_device)))
+        self.guard.mean = lambda values: _mean(strategy, values)
         self.guard.gather = lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:
@@ -230,3 +231,10 @@ class GradGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.guard.load_state_dict(state_dict)
+
+
+def _mean(strategy: Strategy, values: list[float]) -> list[float]:
+    reduced = strategy.reduce(torch.tensor(values, device=strategy.root_device))
+    assert isinstance(reduced, Tensor)
+    means: list[float] = reduced.tolist()
+    return means

@@ -60,7 +60,9 @@ KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
 EXAMINE_EVERY = 10
 LOSS_EVERY = 8
-"""With several processes the loss is reduced over them once in so many steps: it is only a second witness."""
+"""With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
+YOUNG = 32
+"""Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ class Guard:
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
         self.world_size = 1
-        self.mean: Callable[[float], float] = float
+        self.mean: Callable[[list[float]], list[float]] = list
         self.gather: Callable[[Any], list[Any]] = _alone
         self._module: nn.Module | None = None
         if module is not None:
@@ -288,12 +290,13 @@ class Guard:
         names, grads = tuple(n for n, _ in held), [g for _, g in held]
         # The one deliberate wait for the device: all norms in one transfer.
         norms = gradient_norms(grads, sharded=lane.sharded).double().cpu().numpy() / grad_scale
+        norm = global_norm(norms)
         statistics = GradientStatistics(
             step=lane.steps if step is None else step,
             names=names,
             norms=norms,
-            norm=global_norm(norms),
-            loss=self._loss(lane, loss),
+            norm=norm,
+            loss=self._loss(lane, loss, norm),
             scaled=scaled,
         )
         if not statistics.finite:
@@ -330,7 +333,7 @@ class Guard:
         bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
         return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
 
-    def _loss(self, lane: Lane, loss: Tensor | float | None) -> float | None:
+    def _loss(self, lane: Lane, loss: Tensor | float | None, norm: float) -> float | None:
         if loss is None:
             return None
         value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
@@ -338,11 +341,13 @@ class Guard:
             return value
         # Each process has a loss of its own, and all must come to the same verdict.
         lane.losses.append(value)
-        if lane.steps % LOSS_EVERY:
+        calm = lane.incident is None and lane.baseline.count >= YOUNG and norm <= lane.limit()
+        if calm and lane.steps % LOSS_EVERY:
             return None
-        mean = sum(lane.losses) / len(lane.losses)
+        *earlier, now = self.mean(lane.losses)
         lane.losses.clear()
-        return self.mean(mean)
+        lane.baseline.recall(earlier)
+        return now
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
@@ -479,7 +484,7 @@ class Guard:
         except (MemoryError, RuntimeError) as error:
             failure = str(error)
         # Where one process has no snapshot to go back to, the others must not go back either.
-        if self.mean(float(failure is not None)) > 0.0:
+        if self.mean([float(failure is not None)]) > [0.0]:
             lane.snapshots.switch_off()
             told = failure or "on another process"
             self._warn("snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on")

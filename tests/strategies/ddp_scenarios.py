@@ -117,7 +117,7 @@ def diverging(rank: int, root: Path) -> dict[str, Any]:
 
 def leaping(rank: int, root: Path) -> dict[str, Any]:
     # A leap asks for an examination of the layers, in which all ranks must join.
-    module = Shifted(mlp(), partial(torch.optim.SGD, lr=1e-4), rank=1, since=200, by=30.0)
+    module = Shifted(mlp(), SGD, rank=1, since=200, by=3.0)
     return run(module, [*data(rank, 60)] * 6, root, GradGuard())
 
 
