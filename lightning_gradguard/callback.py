@@ -39,14 +39,16 @@ class GradGuard(Callback):
     Args:
         mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off.
+        remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
+            gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
-        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory.
+        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
+            the file is made by the first incident.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
-        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
@@ -136,7 +138,8 @@ class GradGuard(Callback):
             return []
         sinks: list[Sink] = [Console()]
         if self._journal:
-            sinks.append(Journal(directory))
+            # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
+            sinks.append(Journal(directory, lazy=not trainer.loggers))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 sinks.append(TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers)))

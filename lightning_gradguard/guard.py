@@ -30,7 +30,7 @@ from lightning_gradguard.detectors import (
     Vanishing,
 )
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.errors import GuardError, TrainingDiverged, named
+from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import NORMALISED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
@@ -106,7 +106,8 @@ class Guard:
         module: The module that is trained; it may be named later, with :meth:`bind`.
         mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off.
+        remedies: What may be done; leave one out to switch it off. Without :class:`Skip` (or without a detector of
+            non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         sinks: Where the record goes.
@@ -114,7 +115,7 @@ class Guard:
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
         on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
-            and let the step pass as if there were no guard.
+            and go on without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -155,8 +156,10 @@ class Guard:
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
         self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
-        self._policy = policy or Policy()
-        self._snapshots = snapshots or SnapshotStore()
+        self._policy = checks.instance("policy", Policy() if policy is None else policy, Policy)
+        self._snapshots = checks.instance(
+            "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
+        )
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
         self._incidents: list[Incident] = []
@@ -215,6 +218,7 @@ class Guard:
                 remedies=self._remedies,
                 policy=self._policy,
                 snapshots=self._snapshots,
+                isolate=self._isolate if self.on_error == "warn" else None,
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
@@ -403,6 +407,7 @@ class Guard:
             lane.reject(statistics)
             if self.mode == "guard":
                 scene.running.mend()
+            self._tell_of_poison(scene)
             return
         if lane.policy.rest(statistics.step) and lane.incident is not None:
             self._close(lane, statistics.step, helped=True)
@@ -414,9 +419,15 @@ class Guard:
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
         self._running.accept()
-        for remedy in lane.remedies.values():
-            with named(f"remedy {remedy.name!r}"):
+        for remedy in list(lane.remedies.values()):
+            with lane.isolating(remedy):
                 remedy.before_update(scene)
+
+    def _tell_of_poison(self, scene: Scene) -> None:
+        if self.mode == "guard" and scene.scaler is None:
+            self._warn(
+                "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
+            )
 
     def _treat(
         self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
@@ -437,6 +448,8 @@ class Guard:
             if self.mode == "guard":
                 self._update(lane, scene)
             lane.accept(statistics, limit)
+        else:
+            self._tell_of_poison(scene)
         # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
         # run that lost one batch must go on exactly as if it had never seen it.
         again = lane.policy.strikes > 1 or verdict.form == "cold-start"
@@ -449,8 +462,10 @@ class Guard:
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
         for name in decision.remedies:
-            with named(f"remedy {name!r}"):
-                outcomes.append(lane.remedies[name].apply(scene))
+            outcome = Outcome(name, applied=False, detail="it failed itself")
+            with lane.isolating(lane.remedies[name]):
+                outcome = lane.remedies[name].apply(scene)
+            outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
@@ -590,6 +605,9 @@ class Guard:
             if self.on_error == "raise":
                 raise
             self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+
+    def _isolate(self, error: GuardError) -> None:
+        self._warn(str(error), f"{error}; the run goes on without it")
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
+from lightning_gradguard.diagnostics import read_journal
 from lightning_gradguard.remedies import Skip
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
@@ -210,6 +212,23 @@ def test_a_nan_leaves_no_trace_in_an_order_of_summation(tmp_path: Path) -> None:
         fit.fit(Net(resnet(), SGD), loader(chosen))
         ends.append(frozen_copy(fit))
     assert same(*ends)
+
+
+# -- the journal
+
+
+@pytest.mark.parametrize(("sick", "expected"), [((), []), ((20,), ["gradguard.jsonl"])])
+def test_without_a_logger_only_an_incident_leaves_a_journal(
+    sick: tuple[int, ...], expected: list[str], tmp_path: Path
+) -> None:
+    trainer(tmp_path, callbacks=[GradGuard(log_every=5)]).fit(Net(mlp(), ADAM), loader(spoil(regression(30), *sick)))
+    assert [path.name for path in tmp_path.iterdir()] == expected
+
+
+def test_with_a_logger_the_journal_tells_of_healthy_runs_too(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path))
+    trainer(tmp_path, logger=logger, callbacks=[GradGuard(log_every=5)]).fit(Net(mlp(), ADAM), loader(regression(30)))
+    assert len(read_journal(Path(logger.log_dir) / "gradguard.jsonl").windows) == 6
 
 
 # -- loops

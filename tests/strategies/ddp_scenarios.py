@@ -106,7 +106,7 @@ def deep(scale: float) -> nn.Sequential:
 
 
 def bad_layer(rank: int, root: Path) -> dict[str, Any]:
-    return run(Net(deep(1e6), SGD), data(rank, 60), root, GradGuard())
+    return run(Net(deep(1e6), ADAM), data(rank, 60), root, GradGuard())
 
 
 def diverging(rank: int, root: Path) -> dict[str, Any]:
@@ -148,9 +148,7 @@ def only_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
     """A parameter that one rank alone uses, and a NaN on the other."""
     module = Sometimes(mlp(), SGD, rank=1 - sick)
     batches = data(rank)
-    return run(
-        module, spoil(batches, 20) if rank == sick else batches, root, GradGuard(), find_unused_parameters=True
-    )
+    return run(module, spoil(batches, 20) if rank == sick else batches, root, GradGuard(), find_unused_parameters=True)
 
 
 class Sometimes(Net):
