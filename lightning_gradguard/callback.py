@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -111,10 +112,13 @@ class GradGuard(Callback):
         others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
         if len(others) > 1 and others[0] is not self:
             raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
-        self.guard.bind(pl_module)
+        if not is_overridden("configure_model", pl_module):
+            self.guard.bind(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the sinks and meet the optimizers, before the first batch."""
+        # A module that is built in configure_model has no layers before.
+        self.guard.bind(pl_module)
         strategy = trainer.strategy
         self.guard.world_size = trainer.world_size
         self.guard.mean = lambda values: _mean(strategy, values)

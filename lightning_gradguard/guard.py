@@ -222,6 +222,8 @@ class Guard:
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
+            if lane.sharded and any(remedy.name == "reinitialize" for remedy in self._remedies):
+                self._tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:

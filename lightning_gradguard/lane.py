@@ -90,6 +90,9 @@ class Lane:
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
         self.sharded = any(hasattr(p, "to_local") for p in held)
+        if self.sharded:
+            # What cannot be done must not be decided.
+            self.remedies.pop("reinitialize", None)
 
     def isolating(self, part: Detector | Remedy) -> named:
         """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""
@@ -192,7 +195,8 @@ class Lane:
             "memory": self.memory(),
             "remedies": {name: remedy.state_dict() for name, remedy in self.remedies.items()},
             "policy": self.policy.state_dict(),
-            "snapshots": self.snapshots.state_dict(),
+            # A checkpoint holds one process's state, and its shards are of no use to the others.
+            "snapshots": self.snapshots.state_dict() if not self.sharded else {"due": 0, "kept": []},
             "batches": self.batches.state_dict(),
             "meter": self.meter.state_dict(),
             "incident": to_json(self.incident),
