@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 NORM_WINDOW = 128
@@ -47,7 +48,16 @@ class Baseline:
         self.count += 1
         if math.isfinite(norm) and norm > FLOOR:
             self._push(math.log(norm))
-        if loss is not None and math.isfinite(loss):
+        if loss is not None:
+            self._push_loss(loss)
+
+    def recall(self, losses: Iterable[float]) -> None:
+        """Learn the losses of steps that were accepted earlier, before they were known."""
+        for loss in losses:
+            self._push_loss(loss)
+
+    def _push_loss(self, loss: float) -> None:
+        if math.isfinite(loss):
             self._losses.append(loss)
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -38,14 +40,16 @@ class GradGuard(Callback):
     Args:
         mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off.
+        remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
+            gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
-        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory.
+        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
+            the file is made by the first incident.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
-        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
@@ -108,13 +112,16 @@ class GradGuard(Callback):
         others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
         if len(others) > 1 and others[0] is not self:
             raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
-        self.guard.bind(pl_module)
+        if not is_overridden("configure_model", pl_module):
+            self.guard.bind(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the sinks and meet the optimizers, before the first batch."""
+        # A module that is built in configure_model has no layers before.
+        self.guard.bind(pl_module)
         strategy = trainer.strategy
         self.guard.world_size = trainer.world_size
-        self.guard.mean = lambda value: float(strategy.reduce(torch.tensor(value, device=strategy.root_device)))
+        self.guard.mean = lambda values: _mean(strategy, values)
         self.guard.gather = lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:
@@ -135,7 +142,8 @@ class GradGuard(Callback):
             return []
         sinks: list[Sink] = [Console()]
         if self._journal:
-            sinks.append(Journal(directory))
+            # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
+            sinks.append(Journal(directory, lazy=not trainer.loggers))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 sinks.append(TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers)))
@@ -230,3 +238,10 @@ class GradGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.guard.load_state_dict(state_dict)
+
+
+def _mean(strategy: Strategy, values: list[float]) -> list[float]:
+    reduced = strategy.reduce(torch.tensor(values, device=strategy.root_device))
+    assert isinstance(reduced, Tensor)
+    means: list[float] = reduced.tolist()
+    return means

@@ -42,6 +42,13 @@ def choice(name: str, value: str, options: Collection[str]) -> str:
     return value
 
 
+def instance(name: str, value: T, kind: type[Any]) -> T:
+    """Return ``value`` if it is a ``kind``; raise ValueError otherwise."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
+    return value
+
+
 def instances(name: str, values: Sequence[T], kind: type[Any]) -> list[T]:
     """Return ``values`` as a list if each is a ``kind`` and no two share a name; raise ValueError otherwise."""
     names: set[object] = set()

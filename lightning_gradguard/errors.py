@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class GuardError(RuntimeError):
     """A detector or remedy failed; the message names it."""
@@ -15,17 +17,29 @@ class named:
     """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``.
 
     Used like a function, many times a step: a generator would cost several times as much.
+
+    Args:
+        what: What is at work in the block.
+        isolate: Takes the error in place of the caller, who then goes on behind the block.
     """
 
-    __slots__ = ("_what",)
+    __slots__ = ("_isolate", "_what")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, isolate: Callable[[GuardError], None] | None = None) -> None:
         self._what = what
+        self._isolate = isolate
 
     def __enter__(self) -> None:
         """Do nothing."""
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         """Name the failing part."""
-        if isinstance(error, Exception) and not isinstance(error, GuardError):
-            raise GuardError(f"{self._what} failed: {error!r}") from error
+        if not isinstance(error, Exception):
+            return False
+        told = error if isinstance(error, GuardError) else GuardError(f"{self._what} failed: {error!r}")
+        if self._isolate is not None:
+            self._isolate(told)
+            return True
+        if told is error:
+            return False
+        raise told from error

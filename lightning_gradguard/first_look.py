@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradguard.fans import expected_rms
 from lightning_gradguard.layers import layer_of, layers
-from lightning_gradguard.statistics import gradient_norms, local
+from lightning_gradguard.statistics import gradient_norms
 
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
 PROPORTIONAL = {"SGD"}
@@ -35,7 +35,9 @@ def first_look(
     weights = {n: p for n, p in parameters.items() if p.numel() and (p.dim() > 1 or n.endswith("weight"))}
     if not weights:
         return None, math.inf, 0.0
-    norms = gradient_norms([local(p.detach()) for p in weights.values()]).double().tolist()
+    norms = _norms([p.detach() for p in weights.values()])
+    held = {name: p.grad for name, p in weights.items() if p.grad is not None and p.dim() > 1}
+    gradients = dict(zip(held, _norms(list(held.values())), strict=True))
     family = type(optimizer).__name__
     owners = layers(module)
     ratio, excess, total = 0.0, 0.0, 0.0
@@ -47,9 +49,15 @@ def first_look(
         total += min(norm, expected * size if expected else norm) ** 2
         if expected:
             excess = max(excess, norm / (expected * size))
-        if p.grad is None or p.dim() < 2 or expected is None:
+        if name not in gradients or p.dim() < 2 or expected is None:
             continue  # A custom parameter may start anywhere, at zero for example: nobody knows what it should weigh.
-        update = size if family in NORMALISED else float(torch.linalg.vector_norm(local(p.grad).float())) / grad_scale
+        update = size if family in NORMALISED else gradients[name] / grad_scale
         ratio = max(ratio, rates[id(p)] * update / max(norm, expected * size))
     known = family in PROPORTIONAL | NORMALISED
     return ratio if known else None, math.sqrt(total), excess
+
+
+def _norms(tensors: list[Tensor]) -> list[float]:
+    # Of a sharded tensor the whole counts, or ranks would come to different verdicts.
+    norms: list[float] = gradient_norms(tensors, sharded=any(hasattr(t, "to_local") for t in tensors)).tolist()
+    return norms

@@ -30,7 +30,7 @@ from lightning_gradguard.detectors import (
     Vanishing,
 )
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.errors import GuardError, TrainingDiverged, named
+from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import NORMALISED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
@@ -60,7 +60,9 @@ KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
 EXAMINE_EVERY = 10
 LOSS_EVERY = 8
-"""With several processes the loss is reduced over them once in so many steps: it is only a second witness."""
+"""With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
+YOUNG = 32
+"""Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class Guard:
         module: The module that is trained; it may be named later, with :meth:`bind`.
         mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off.
+        remedies: What may be done; leave one out to switch it off. Without :class:`Skip` (or without a detector of
+            non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         sinks: Where the record goes.
@@ -112,7 +115,7 @@ class Guard:
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
         on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
-            and let the step pass as if there were no guard.
+            and go on without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -153,8 +156,10 @@ class Guard:
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
         self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
-        self._policy = policy or Policy()
-        self._snapshots = snapshots or SnapshotStore()
+        self._policy = checks.instance("policy", Policy() if policy is None else policy, Policy)
+        self._snapshots = checks.instance(
+            "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
+        )
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
         self._incidents: list[Incident] = []
@@ -164,7 +169,7 @@ class Guard:
         self._warned: set[str] = set()
         # Collectives, set by whoever knows the strategy; the defaults are those of one process.
         self.world_size = 1
-        self.mean: Callable[[float], float] = float
+        self.mean: Callable[[list[float]], list[float]] = list
         self.gather: Callable[[Any], list[Any]] = _alone
         self._module: nn.Module | None = None
         if module is not None:
@@ -213,9 +218,12 @@ class Guard:
                 remedies=self._remedies,
                 policy=self._policy,
                 snapshots=self._snapshots,
+                isolate=self._isolate if self.on_error == "warn" else None,
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
+            if lane.sharded and any(remedy.name == "reinitialize" for remedy in self._remedies):
+                self._tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
@@ -288,12 +296,13 @@ class Guard:
         names, grads = tuple(n for n, _ in held), [g for _, g in held]
         # The one deliberate wait for the device: all norms in one transfer.
         norms = gradient_norms(grads, sharded=lane.sharded).double().cpu().numpy() / grad_scale
+        norm = global_norm(norms)
         statistics = GradientStatistics(
             step=lane.steps if step is None else step,
             names=names,
             norms=norms,
-            norm=global_norm(norms),
-            loss=self._loss(lane, loss),
+            norm=norm,
+            loss=self._loss(lane, loss, norm),
             scaled=scaled,
         )
         if not statistics.finite:
@@ -330,7 +339,7 @@ class Guard:
         bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
         return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
 
-    def _loss(self, lane: Lane, loss: Tensor | float | None) -> float | None:
+    def _loss(self, lane: Lane, loss: Tensor | float | None, norm: float) -> float | None:
         if loss is None:
             return None
         value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
@@ -338,11 +347,13 @@ class Guard:
             return value
         # Each process has a loss of its own, and all must come to the same verdict.
         lane.losses.append(value)
-        if lane.steps % LOSS_EVERY:
+        calm = lane.incident is None and lane.baseline.count >= YOUNG and norm <= lane.limit()
+        if calm and lane.steps % LOSS_EVERY:
             return None
-        mean = sum(lane.losses) / len(lane.losses)
+        *earlier, now = self.mean(lane.losses)
         lane.losses.clear()
-        return self.mean(mean)
+        lane.baseline.recall(earlier)
+        return now
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
@@ -357,12 +368,16 @@ class Guard:
                 self._notice(lane, statistics.step, verdict)
             elif not verdict.examine:
                 return verdict, self._suspects(lane, verdict, statistics, readings, batch)
-            elif statistics.step % EXAMINE_EVERY == 0:
+            elif self._time_to_examine(statistics.step):
                 suspects = self._suspects(lane, verdict, statistics, readings, batch)
                 if any(s.layer != "batch" for s in suspects):
                     return verdict, suspects
                 self._notice(lane, statistics.step, verdict)
         return None, ()
+
+    def _time_to_examine(self, step: int) -> bool:
+        # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
+        return step % EXAMINE_EVERY < (1 if self.world_size == 1 else LOSS_EVERY)
 
     def _suspects(
         self, lane: Lane, verdict: Verdict, statistics: GradientStatistics, readings: Any, batch: Any
@@ -394,6 +409,7 @@ class Guard:
             lane.reject(statistics)
             if self.mode == "guard":
                 scene.running.mend()
+            self._tell_of_poison(scene)
             return
         if lane.policy.rest(statistics.step) and lane.incident is not None:
             self._close(lane, statistics.step, helped=True)
@@ -405,9 +421,15 @@ class Guard:
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
         self._running.accept()
-        for remedy in lane.remedies.values():
-            with named(f"remedy {remedy.name!r}"):
+        for remedy in list(lane.remedies.values()):
+            with lane.isolating(remedy):
                 remedy.before_update(scene)
+
+    def _tell_of_poison(self, scene: Scene) -> None:
+        if self.mode == "guard" and scene.scaler is None:
+            self._warn(
+                "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
+            )
 
     def _treat(
         self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
@@ -428,6 +450,8 @@ class Guard:
             if self.mode == "guard":
                 self._update(lane, scene)
             lane.accept(statistics, limit)
+        else:
+            self._tell_of_poison(scene)
         # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
         # run that lost one batch must go on exactly as if it had never seen it.
         again = lane.policy.strikes > 1 or verdict.form == "cold-start"
@@ -440,8 +464,10 @@ class Guard:
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
         for name in decision.remedies:
-            with named(f"remedy {name!r}"):
-                outcomes.append(lane.remedies[name].apply(scene))
+            outcome = Outcome(name, applied=False, detail="it failed itself")
+            with lane.isolating(lane.remedies[name]):
+                outcome = lane.remedies[name].apply(scene)
+            outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
         setbacks = lane.baseline.setbacks
         if "rollback" in done and scene.snapshots.latest is not None:
@@ -471,11 +497,16 @@ class Guard:
             return
         if batch is not None:
             lane.batches.remember(batch)
+        failure: str | None = None
         try:
             lane.snapshots.take(step, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
         except (MemoryError, RuntimeError) as error:
+            failure = str(error)
+        # Where one process has no snapshot to go back to, the others must not go back either.
+        if self.mean([float(failure is not None)]) > [0.0]:
             lane.snapshots.switch_off()
-            self._warn("snapshots", f"no memory for a snapshot ({error}); rollback is switched off, training goes on")
+            told = failure or "on another process"
+            self._warn("snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on")
 
     # -- record --------------------------------------------------------------------------------------------------------
 
@@ -578,6 +609,9 @@ class Guard:
             if self.on_error == "raise":
                 raise
             self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+
+    def _isolate(self, error: GuardError) -> None:
+        self._warn(str(error), f"{error}; the run goes on without it")
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.errors import named
+from lightning_gradguard.errors import GuardError, named
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
@@ -33,6 +35,7 @@ class Lane:
         remedies: Prototypes; the lane works on copies.
         policy: Prototype; the lane works on a copy.
         snapshots: Prototype; the lane works on a copy.
+        isolate: Told of a detector or remedy that failed and is left out from then on; None lets the error pass.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Lane:
         remedies: Sequence[Remedy],
         policy: Policy,
         snapshots: SnapshotStore,
+        isolate: Callable[[GuardError], None] | None = None,
     ) -> None:
         self.index = index
+        self._isolate = isolate
         self.module = module
         self.optimizer = optimizer
         self._prototypes = detectors
@@ -85,6 +90,24 @@ class Lane:
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
         self.sharded = any(hasattr(p, "to_local") for p in held)
+        if self.sharded:
+            # What cannot be done must not be decided.
+            self.remedies.pop("reinitialize", None)
+
+    def isolating(self, part: Detector | Remedy) -> named:
+        """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""
+        what = f"detector {part.name!r}" if isinstance(part, Detector) else f"remedy {part.name!r}"
+        return named(what, None if self._isolate is None else partial(self._leave_out, part))
+
+    def _leave_out(self, part: Detector | Remedy, error: GuardError) -> None:
+        assert self._isolate is not None
+        if isinstance(part, Detector):
+            self.detectors = [d for d in self.detectors if d is not part]
+            self._prototypes = [d for d in self._prototypes if d.name != part.name]
+        elif self.remedies.pop(part.name, None) is not None:
+            with suppress(Exception):
+                part.after_update()
+        self._isolate(error)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -102,8 +125,8 @@ class Lane:
     def limit(self) -> float:
         """Return the largest global norm that may pass."""
         limits = [float("inf")]
-        for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+        for detector in list(self.detectors):
+            with self.isolating(detector):
                 limits.append(detector.limit(self.baseline))
         return min(limits)
 
@@ -116,8 +139,9 @@ class Lane:
     def judge(self, statistics: GradientStatistics) -> list[Verdict]:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
-        for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+        for detector in list(self.detectors):
+            verdict = None
+            with self.isolating(detector):
                 verdict = detector.judge(statistics, self.baseline)
             if verdict is not None:
                 verdicts.append(verdict)
@@ -128,14 +152,16 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
-        for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+        for detector in list(self.detectors):
+            with self.isolating(detector):
                 detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
-        """Tell the detectors that a step was held."""
-        for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+        """Tell the detectors that a step was held; its loss must not count in the mean over processes."""
+        if self.losses:
+            self.losses.pop()
+        for detector in list(self.detectors):
+            with self.isolating(detector):
                 detector.reject(statistics)
 
     def after_update(self) -> None:
@@ -169,7 +195,8 @@ class Lane:
             "memory": self.memory(),
             "remedies": {name: remedy.state_dict() for name, remedy in self.remedies.items()},
             "policy": self.policy.state_dict(),
-            "snapshots": self.snapshots.state_dict(),
+            # A checkpoint holds one process's state, and its shards are of no use to the others.
+            "snapshots": self.snapshots.state_dict() if not self.sharded else {"due": 0, "kept": []},
             "batches": self.batches.state_dict(),
             "meter": self.meter.state_dict(),
             "incident": to_json(self.incident),

@@ -27,6 +27,8 @@ INSANE_UPDATE = 0.3
 """Update-to-weight ratio of a first step that, together with a blow-up, says the rate was wrong from the start."""
 LEAST_FACTOR = 0.01
 """Smallest factor of one back-off in a young run; further ones can follow."""
+SLOW = frozenset({"backoff", "rollback"})
+"""Remedies that count against the budget of the run."""
 YOUNG = 32
 """Accepted steps below which there is little to lose by going back."""
 
@@ -39,7 +41,7 @@ class Policy:
         cooldown: Steps between two slow remedies, so that the first can show what it does.
         calm: Steps without alarm that end an episode.
         memory: Steps for which a past episode makes a new one *recurrent*.
-        max_slow: Budget of slow remedies for the whole run.
+        max_slow: Budget of slow remedies for the whole run; spent when one more is needed, and 0 means never one.
         max_repairs: Budget of layer repairs for one episode.
         max_held: Steps held in a row before the budget counts as spent.
     """
@@ -111,9 +113,11 @@ class Policy:
         self._quiet = 0
         batch = any(b.layer == "batch" for b in blame)
         self._innocent = self._innocent and batch
-        decision = self._spent() or self._answer(verdict, statistics, blame, batch, baseline)
+        decision = self._answer(verdict, statistics, blame, batch, baseline, can)
         remedies = _available(decision.remedies, can)
-        if {"backoff", "rollback"} & set(remedies):
+        decision = self._spent(verdict, set(remedies)) or decision
+        remedies = _available(decision.remedies, can)
+        if SLOW & set(remedies):
             self._slow += 1
             self.slow_used += 1
             self._last_slow = step
@@ -123,19 +127,27 @@ class Policy:
         self._held = self._held + 1 if "skip" in remedies else 0
         return dataclasses.replace(decision, remedies=remedies)
 
-    def _spent(self) -> Decision | None:
+    def _spent(self, verdict: Verdict, wanted: Collection[str]) -> Decision | None:
         if self._held >= self.max_held:
             return Decision(("skip",), f"{self._held} steps in a row were held", exhausted=True)
-        if self.slow_used >= self.max_slow:
-            return Decision(("skip",), f"the budget of {self.max_slow} slow remedies is spent", exhausted=True)
+        if self.slow_used >= self.max_slow and SLOW & set(wanted):
+            # What the loss alone accuses has sane gradients, and a run that goes on regardless must not stand still.
+            hold = ("skip",) if verdict.form not in ("drift", "divergence") else ()
+            return Decision(hold, f"the budget of {self.max_slow} slow remedies is spent", exhausted=True)
         return None
 
     def _answer(
-        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], batch: bool, baseline: Baseline
+        self,
+        verdict: Verdict,
+        statistics: GradientStatistics,
+        blame: Sequence[Blame],
+        batch: bool,
+        baseline: Baseline,
+        can: Collection[str],
     ) -> Decision:
         if batch:
             return Decision(("skip",), "the batch itself is corrupt")
-        damaged = [b.layer for b in blame if b.layer != "batch"]
+        damaged = [b.layer for b in blame if b.layer != "batch"] if "reinitialize" in can else []
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
         start = verdict.form == "cold-start" or baseline.count == 0

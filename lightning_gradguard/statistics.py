@@ -7,6 +7,7 @@ only: it costs several passes, never overflows, and counts non-finite elements.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,24 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _careful_norm(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    norm = torch.linalg.vector_norm(grad if hasattr(grad, "to_local") else local(grad), dtype=dtype)
-    # The norm of a sharded tensor is a partial sum until it is gathered.
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+def _over_shards(tensors: list[Tensor], values: Tensor) -> Tensor:
+    """Sum one value for each tensor over the processes that hold its shards: one small reduction a mesh."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    groups: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if isinstance(tensor, DTensor):
+            split = tuple(placement.is_shard() for placement in tensor.placements)
+            groups.setdefault((tensor.device_mesh, split), []).append(i)
+    for (mesh, split), indices in groups.items():
+        placements = [Partial() if cut else Replicate() for cut in split]
+        mine = values[indices].to(mesh.device_type)
+        values[indices] = DTensor.from_local(mine, mesh, placements, run_check=False).full_tensor().to(values)
+    return values
+
+
+def _norm_over_shards(tensors: list[Tensor], norms: Tensor) -> Tensor:
+    return _over_shards(tensors, norms.double().square()).sqrt()
 
 
 def gradient_norms(grads: list[Tensor], *, sharded: bool = False) -> Tensor:
@@ -41,22 +56,23 @@ def gradient_norms(grads: list[Tensor], *, sharded: bool = False) -> Tensor:
         sharded: True if some of them are DTensors; their norms are then gathered over their mesh.
 
     Returns:
-        Tensor of shape ``(len(grads),)``, float32 (float64 if any gradient is), on the device of the first gradient.
+        Tensor of shape ``(len(grads),)``, float32 (float64 if any gradient is, or is sharded), on the device of the first.
         A finite gradient of more than about 1e19 may read as inf; :func:`examine` tells the two apart.
     """
     if not grads:
         return torch.zeros(0)
-    if not sharded:
-        try:
-            # float32 accumulation: float16 norms lose digits and overflow at 65504. Asking forgiveness for sparse,
-            # float64, complex and multi-device gradients is cheaper than asking each of a thousand tensors what it is.
-            return torch.stack(torch._foreach_norm(grads, 2, torch.float32))
-        except (RuntimeError, TypeError, NotImplementedError):
-            pass
+    if sharded:
+        return _norm_over_shards(grads, gradient_norms([local(g) for g in grads]))
+    try:
+        # float32 accumulation: float16 norms lose digits and overflow at 65504. Asking forgiveness for sparse,
+        # float64, complex and multi-device gradients is cheaper than asking each of a thousand tensors what it is.
+        return torch.stack(torch._foreach_norm(grads, 2, torch.float32))
+    except (RuntimeError, TypeError, NotImplementedError):
+        pass
     wide = any(g.dtype in (torch.float64, torch.complex128) for g in grads)
     dtype = torch.float64 if wide else torch.float32
     device = grads[0].device
-    return torch.stack([_careful_norm(g, dtype).to(device, dtype) for g in grads])
+    return torch.stack([torch.linalg.vector_norm(local(g), dtype=dtype).to(device, dtype) for g in grads])
 
 
 def global_norm(norms: FloatArray) -> float:
@@ -71,13 +87,10 @@ def examine(grads: list[Tensor], *, sharded: bool = False) -> tuple[FloatArray, 
         The float64 L2 norm of each gradient, and the count of its NaN and inf elements. A norm is NaN or inf only
         if an element is. For DTensors both are gathered over the mesh.
     """
-    norms, counts = [], []
-    for grad in grads:
-        norms.append(_careful_norm(grad, torch.float64).cpu())
-        bad = (~torch.isfinite(local(grad))).sum()
-        counts.append(bad)
-    total = torch.stack([c.cpu() for c in counts]) if counts else torch.zeros(0)
-    values = np.array([float(n) for n in norms], dtype=np.float64)
-    found = [int(c) for c in total]
-    # A bad element on another rank shows in the gathered norm though not in this shard.
-    return values, [max(c, int(sharded and not math.isfinite(v))) for c, v in zip(found, values, strict=True)]
+    mine = [local(grad) for grad in grads]
+    norms = torch.tensor([float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in mine], dtype=torch.float64)
+    counts = torch.tensor([float((~torch.isfinite(g)).sum()) for g in mine], dtype=torch.float64)
+    if sharded:
+        norms, counts = _norm_over_shards(grads, norms), _over_shards(grads, counts)
+    values: FloatArray = norms.numpy()
+    return values, [int(count) for count in counts]

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
+from lightning_gradguard.diagnostics import read_journal
 from lightning_gradguard.remedies import Skip
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
@@ -96,7 +98,7 @@ def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) 
 
 def test_the_callback_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(GradGuard()), pickle.loads(pickle.dumps(GradGuard()))):
-        assert other.incidents == () and other.guard.mean(2.0) == 2.0 and other.guard.gather(3) == [3]
+        assert other.incidents == () and other.guard.mean([2.0]) == [2.0] and other.guard.gather(3) == [3]
 
 
 def test_fitting_twice_goes_on_from_what_was_learned(tmp_path: Path) -> None:
@@ -210,6 +212,23 @@ def test_a_nan_leaves_no_trace_in_an_order_of_summation(tmp_path: Path) -> None:
         fit.fit(Net(resnet(), SGD), loader(chosen))
         ends.append(frozen_copy(fit))
     assert same(*ends)
+
+
+# -- the journal
+
+
+@pytest.mark.parametrize(("sick", "expected"), [((), []), ((20,), ["gradguard.jsonl"])])
+def test_without_a_logger_only_an_incident_leaves_a_journal(
+    sick: tuple[int, ...], expected: list[str], tmp_path: Path
+) -> None:
+    trainer(tmp_path, callbacks=[GradGuard(log_every=5)]).fit(Net(mlp(), ADAM), loader(spoil(regression(30), *sick)))
+    assert [path.name for path in tmp_path.iterdir()] == expected
+
+
+def test_with_a_logger_the_journal_tells_of_healthy_runs_too(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path))
+    trainer(tmp_path, logger=logger, callbacks=[GradGuard(log_every=5)]).fit(Net(mlp(), ADAM), loader(regression(30)))
+    assert len(read_journal(Path(logger.log_dir) / "gradguard.jsonl").windows) == 6
 
 
 # -- loops

@@ -16,7 +16,7 @@ from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, Traini
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.records import Incident, Verdict, Window
-from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene
+from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
 from tests.builders import mlp, regression, same, spoil
 
 
@@ -309,12 +309,40 @@ def test_an_isolated_error_lets_the_step_pass_as_if_there_were_no_guard() -> Non
     assert same(plain.state_dict(), guarded.network.state_dict())
 
 
-@pytest.mark.xfail(strict=True, reason="one detector's mistake switches all the others off for that step")
-def test_an_isolated_error_leaves_the_other_detectors_at_work() -> None:
-    loop = Loop(detectors=[Fails(), *Guard()._detectors], on_error="warn")
-    with pytest.warns(RuntimeWarning):
-        loop.run(spoil(regression(30), 20))
+@pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
+def test_an_isolated_error_leaves_the_other_detectors_at_work(where: str) -> None:
+    loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], on_error="warn")
+    with pytest.warns(RuntimeWarning) as caught:
+        reports = loop.run(spoil(regression(30), 20, 21))
+    assert [i for i, r in enumerate(reports) if r.held] == [20, 21]
+    assert sum("users-own" in str(w.message) for w in caught) == 1
     assert all(p.isfinite().all() for p in loop.network.parameters())
+
+
+@pytest.mark.parametrize("where", ["apply", "before_update"])
+def test_an_isolated_remedy_leaves_the_others_at_work(where: str) -> None:
+    detectors = [Alarm(at=[40, 45], form="sudden"), *Guard()._detectors]
+    loop = Loop(detectors=detectors, remedies=[Stumbles(where=where), Skip()], on_error="warn")
+    with pytest.warns(RuntimeWarning, match="clip") as caught:
+        reports = loop.run(spoil(regression(60), 50))
+    assert sum("another mistake" in str(w.message) for w in caught) == 1
+    # Without a remedy that clips, the later spike is held.
+    assert [i for i, r in enumerate(reports) if r.held][-2:] == [45, 50]
+
+
+@pytest.mark.parametrize("options", [{"remedies": [Clip()]}, {"detectors": [Drift()]}])
+def test_a_nan_that_nobody_holds_is_told_once(options: Any) -> None:
+    loop = Loop(**options)
+    with pytest.warns(RuntimeWarning, match="not finite reaches the weights") as caught:
+        loop.run(spoil(regression(30), 20))
+    assert sum("reaches the weights" in str(w.message) for w in caught) == 1
+
+
+@pytest.mark.parametrize("name", ["policy", "snapshots"])
+@pytest.mark.parametrize("value", ["default", {"patience": 3}, Policy, 0])
+def test_policy_and_snapshots_of_the_wrong_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be an instance of"):
+        Guard(**{name: value})
 
 
 def test_without_a_module_the_error_says_what_to_do() -> None:

@@ -126,9 +126,35 @@ def test_too_many_held_steps_in_a_row_spend_the_budget() -> None:
     assert not decide(policy, 9, form="non-finite", can={"skip"}).exhausted
 
 
-@pytest.mark.xfail(strict=True, reason="a budget of none counts as spent at the first alarm")
 def test_a_budget_of_no_slow_remedies_still_leaves_first_aid() -> None:
+    policy = Policy(max_slow=0, patience=3, cooldown=1)
+    said = [decide(policy, step, form="non-finite") for step in range(3)]
+    assert [d.remedies for d in said] == [("skip",)] * 3
+    assert [d.exhausted for d in said] == [False, False, True]
     assert not decide(Policy(max_slow=0), excess=2.0).exhausted
+
+
+def test_a_spent_budget_matters_only_when_a_slow_remedy_is_needed_again() -> None:
+    policy = Policy(patience=2, cooldown=0, calm=1, max_slow=1)
+    assert SLOW & set([decide(policy, step, form="non-finite") for step in range(2)][1].remedies)
+    policy.rest(2)
+    gentle, wild, again = decide(policy, 3), decide(policy, 4, blame=(BATCH,)), decide(policy, 5, form="non-finite")
+    assert (gentle.remedies, gentle.exhausted) == (("clip",), False)
+    assert (wild.remedies, wild.exhausted) == (("skip",), False)
+    assert (again.remedies, again.exhausted) == (("skip",), True)
+
+
+@pytest.mark.parametrize("form", ["drift", "divergence"])
+def test_a_spent_budget_does_not_hold_sane_gradients_for_ever(form: Form) -> None:
+    said = decide(Policy(max_slow=0), 20, form=form)
+    assert said.exhausted and said.remedies == ()
+
+
+def test_without_re_initialisation_a_damaged_layer_is_answered_by_the_rest_of_the_ladder() -> None:
+    policy = Policy(patience=2, cooldown=1)
+    can = ALL - {"reinitialize"}
+    said = [decide(policy, s, form="non-finite", blame=(LAYER,), can=can).remedies for s in range(4)]
+    assert any("rollback" in remedies for remedies in said)
 
 
 @pytest.mark.parametrize(("can", "expected"), [({"clip"}, ("clip",)), ({"backoff"}, ()), (set(), ())])

@@ -10,8 +10,8 @@ from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-CAP = math.log(40.0)
-"""Logarithm of the largest ratio that counts, so that one absurd loss is not remembered for ever."""
+CAP = math.log(28.0)
+"""Logarithm of the largest ratio that counts: less than the threshold, so that one absurd loss is no divergence."""
 YOUNG = 32
 """Accepted steps after which the recent level counts as well as the untrained loss."""
 

@@ -67,7 +67,9 @@ class Spike(Detector):
             return None
         if 0 < baseline.count < YOUNG and statistics.loss is not None:
             # With few steps to go by, the loss is the better witness, for and against.
-            if statistics.loss > 3.0 * baseline.untrained_loss > 0.0:
+            if statistics.loss > 10.0 * baseline.untrained_loss > 0.0:
+                limit = min(limit, 3.0 * baseline.typical)
+            elif statistics.loss > 3.0 * baseline.untrained_loss > 0.0:
                 limit = min(limit, self.factor * baseline.typical)
             elif baseline.loss_elevated(statistics.loss) is False:
                 limit = 30.0 * limit  # Honest growth at the start: the norm leaps while the loss does not.

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ from lightning_gradguard.records import FloatArray, Incident, Window, to_json
 FILE_NAME = "gradguard.jsonl"
 VERSION = 1
 DENSE_LINES = 512
+LEAD = 20
 
 _WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.startswith("layer"))
 
@@ -39,13 +41,17 @@ class Journal(Sink):
     Args:
         directory: Where the file goes.
         every: Windows in one line at the start of a run, at least 1.
+        lazy: Whether to wait for the first incident, whose last windows before it are then written too; a healthy run
+            leaves no file.
 
     Raises:
         OSError: On writing, if the disk is full or the directory cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, every: int = 1) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, every: int = 1, lazy: bool = False) -> None:
         self.path = Path(directory) / FILE_NAME
+        self._asleep = lazy
+        self._before: deque[Window] = deque(maxlen=LEAD)
         self._every = checks.whole("every", every, least=1)
         self._file: TextIO | None = None
         self._layers: dict[int, tuple[str, ...]] = {}
@@ -53,6 +59,9 @@ class Journal(Sink):
 
     def window(self, window: Window) -> None:
         """Take in one window; write a line for every few."""
+        if self._asleep:
+            self._before.append(window)
+            return
         merged, count = self._pending.pop(window.optimizer, (None, 0))
         merged = merge(merged, window) if merged else window
         if count + 1 < self._interval(window.tick):
@@ -62,12 +71,19 @@ class Journal(Sink):
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write the incident as it stands."""
+        self._wake()
         if is_milestone(incident, event):
             self._write({"event": event, "incident": to_json(incident)})
 
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
-        self._write({"event": "notice", "step": step, "message": message})
+        if not self._asleep:
+            self._write({"event": "notice", "step": step, "message": message})
+
+    def _wake(self) -> None:
+        self._asleep = False
+        while self._before:
+            self.window(self._before.popleft())
 
     def close(self) -> None:
         """Write what is pending and close the file; a later call opens it again."""

@@ -113,6 +113,25 @@ def test_a_directory_that_cannot_be_made_raises_on_writing_only(tmp_path):
         journal.notice(1, "x")
 
 
+def test_a_lazy_journal_waits_for_the_first_incident_and_tells_what_came_before(tmp_path):
+    journal = Journal(tmp_path, lazy=True)
+    for tick in range(100):
+        journal.window(window(tick))
+    journal.notice(60, "nothing to worry about")
+    assert not journal.path.exists()
+    journal.incident(incident(), "opened")
+    journal.window(window(100))
+    contents = read_journal(journal.path)
+    assert [w.tick for w in contents.windows] == list(range(80, 101)) and len(contents.incidents) == 1
+
+
+def test_a_lazy_journal_of_a_healthy_run_leaves_nothing_behind(tmp_path):
+    journal = Journal(tmp_path / "new", lazy=True)
+    journal.window(window(0))
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lines_are_on_disk_at_once(tmp_path):
     journal = Journal(os.fspath(tmp_path))
     journal.incident(incident(), "opened")

@@ -1,0 +1,192 @@
+"""What happens to one of two ranks, or to both, under DDP; each scenario returns what its rank ended with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from lightning_gradguard import GradGuard, Policy
+from lightning_gradguard.records import to_json
+from tests.builders import Net, frozen_copy, loader, mlp, regression, spoil, trainer
+
+SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
+ADAM = partial(torch.optim.Adam, lr=0.01)
+Batch = tuple[Tensor, Tensor]
+
+
+class Louder(Net):
+    """A module whose loss is multiplied on one rank, from some step on."""
+
+    def __init__(self, *args: Any, rank: int, since: int, by: float, until: int = 10**9) -> None:
+        super().__init__(*args)
+        self.rank, self.since, self.until, self.by = rank, since, until, by
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * self.by if self.global_rank == self.rank and self.since <= batch_idx < self.until else loss
+
+
+class Shifted(Net):
+    """A module whose loss leaps on one rank by a number, which changes no gradient."""
+
+    def __init__(self, *args: Any, rank: int, since: int, by: float) -> None:
+        super().__init__(*args)
+        self.rank, self.since, self.by = rank, since, by
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.by if self.global_rank == self.rank and batch_idx >= self.since else loss
+
+
+def data(rank: int, count: int = 40) -> list[Batch]:
+    """Return batches that differ between the ranks, of one task."""
+    return regression(2 * count)[rank::2]
+
+
+def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
+    return [(x * by if i == index else x, y) for i, (x, y) in enumerate(batches)]
+
+
+def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
+    """Train on two processes; return how this one ended."""
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
+    fit = trainer(root, strategy=strategy, devices=2, callbacks=[guard] if guard else [], use_distributed_sampler=False)
+    fit.fit(module, loader(batches))
+    ended: dict[str, Any] = {"end": frozen_copy(fit), "steps": fit.global_step, "incidents": []}
+    if guard is not None:
+        ended["incidents"] = [to_json(i) for i in guard.incidents]
+        ended["rates"] = module.rates
+    return ended
+
+
+def quick() -> Policy:
+    return Policy(patience=1, cooldown=0)
+
+
+def healthy(rank: int, root: Path, guarded: bool, norm: bool, optimizer: Any, **options: Any) -> dict[str, Any]:
+    return run(Net(mlp(norm=norm), optimizer), data(rank, 60), root, GradGuard() if guarded else None, **options)
+
+
+def nan_on(sick: int, norm: bool, rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank)
+    return run(Net(mlp(norm=norm), SGD), spoil(batches, 20) if rank == sick else batches, root, GradGuard())
+
+
+def without_that_batch(norm: bool, rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank)
+    return run(Net(mlp(norm=norm), SGD), batches[:20] + batches[21:], root, None)
+
+
+def corrupt_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
+    # Late enough for three batches to have been seen in health.
+    batches = data(rank, 70)
+    return run(Net(mlp(), SGD), scaled(batches, 50, 1e4) if rank == sick else batches, root, GradGuard())
+
+
+def nan_in_the_first_steps(rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank)
+    return run(Net(mlp(), SGD), spoil(batches, 0, 1) if rank == 1 else batches, root, GradGuard())
+
+
+def deep(scale: float) -> nn.Sequential:
+    torch.manual_seed(5)
+    layers = [m for _ in range(4) for m in (nn.Linear(16, 16), nn.ReLU())]
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), *layers, nn.Linear(16, 1))
+    with torch.no_grad():
+        network[4].weight.mul_(scale)
+    return network
+
+
+def bad_layer(rank: int, root: Path) -> dict[str, Any]:
+    return run(Net(deep(1e6), ADAM), data(rank, 60), root, GradGuard())
+
+
+def diverging(rank: int, root: Path) -> dict[str, Any]:
+    # The loss of rank 1 alone says that something is wrong, and rank 0 must act on it as well.
+    module = Shifted(mlp(), partial(torch.optim.SGD, lr=1e-3), rank=1, since=60, by=200.0)
+    return run(module, data(rank, 150), root, GradGuard(policy=quick()))
+
+
+def leaping(rank: int, root: Path) -> dict[str, Any]:
+    # A leap asks for an examination of the layers, in which all ranks must join.
+    module = Shifted(mlp(), SGD, rank=1, since=200, by=3.0)
+    return run(module, [*data(rank, 60)] * 6, root, GradGuard())
+
+
+def backing_off(rank: int, root: Path) -> dict[str, Any]:
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(patience=2, cooldown=1)))
+
+
+def hopeless(rank: int, root: Path) -> dict[str, Any]:
+    module = Louder(mlp(), ADAM, rank=0, since=30, by=math.nan)
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(max_held=8, max_slow=2, patience=1, cooldown=0)))
+
+
+def no_memory(rank: int, root: Path) -> dict[str, Any]:
+    """One rank has no memory for a snapshot; then neither may go back to one."""
+    guard = GradGuard(policy=Policy(patience=2, cooldown=1))
+    if rank == 1:
+        guard.guard._snapshots.take = _fails  # type: ignore[method-assign]
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    return run(module, data(rank, 60), root, guard)
+
+
+def _fails(*_: Any) -> None:
+    raise MemoryError("for a test")
+
+
+def only_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
+    """A parameter that one rank alone uses, and a NaN on the other."""
+    module = Sometimes(mlp(), SGD, rank=1 - sick)
+    batches = data(rank)
+    return run(module, spoil(batches, 20) if rank == sick else batches, root, GradGuard(), find_unused_parameters=True)
+
+
+class Sometimes(Net):
+    """A module with a head that one rank alone uses."""
+
+    def __init__(self, network: nn.Module, optimizer: Any, *, rank: int) -> None:
+        super().__init__(network, optimizer)
+        self.rank, self.head = rank, nn.Linear(1, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x = self.network(batch[0])
+        x = self.head(x) if self.global_rank == self.rank else x
+        return nn.functional.mse_loss(x, batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters())
+
+
+SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "plain": partial(healthy, guarded=False, norm=False, optimizer=ADAM),
+    "guarded": partial(healthy, guarded=True, norm=False, optimizer=ADAM),
+    "plain with BatchNorm": partial(healthy, guarded=False, norm=True, optimizer=SGD),
+    "guarded with BatchNorm": partial(healthy, guarded=True, norm=True, optimizer=SGD),
+    "plain static graph": partial(healthy, guarded=False, norm=False, optimizer=SGD, static_graph=True),
+    "guarded static graph": partial(healthy, guarded=True, norm=False, optimizer=SGD, static_graph=True),
+    "NaN on rank 0": partial(nan_on, 0, False),
+    "NaN on rank 1": partial(nan_on, 1, False),
+    "never seen": partial(without_that_batch, False),
+    "NaN with BatchNorm": partial(nan_on, 1, True),
+    "never seen with BatchNorm": partial(without_that_batch, True),
+    "corrupt on rank 0": partial(corrupt_on, 0),
+    "corrupt on rank 1": partial(corrupt_on, 1),
+    "NaN in the first steps": nan_in_the_first_steps,
+    "bad layer": bad_layer,
+    "diverging": diverging,
+    "leaping": leaping,
+    "backing off": backing_off,
+    "hopeless": hopeless,
+    "no memory on rank 1": no_memory,
+    "unused parameters": partial(only_on, 0),
+}

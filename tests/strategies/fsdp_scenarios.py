@@ -1,0 +1,110 @@
+"""FSDP2 on two ranks: parameters, gradients and optimizer state are shards; each scenario returns them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from lightning_gradguard import GradGuard, Policy
+from lightning_gradguard.records import to_json
+from tests.builders import Net, loader, mlp, spoil, trainer
+from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep, scaled
+
+
+class Sharded(Net):
+    """A module whose layers are sharded over both ranks; its loss can be multiplied on one of them."""
+
+    def __init__(self, *args: Any, rank: int = 0, since: int = 0, until: int = 0, by: float = 1.0) -> None:
+        super().__init__(*args)
+        self.rank, self.since, self.until, self.by, self.done = rank, since, until, by, False
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        if self.done:
+            return
+        self.done = True
+        mesh = self.device_mesh["data_parallel"]
+        for layer in self.network:
+            if any(True for _ in layer.parameters()):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * self.by if self.global_rank == self.rank and self.since <= batch_idx < self.until else loss
+
+
+def whole(tensor: Any) -> Any:
+    return tensor.full_tensor().detach().clone() if hasattr(tensor, "full_tensor") else tensor
+
+
+def run(module: Sharded, batches: Any, root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=timedelta(seconds=30)
+    )
+    callbacks = [guard] if guard else []
+    fit = trainer(root, strategy=strategy, devices=2, callbacks=callbacks, use_distributed_sampler=False, **options)
+    fit.fit(module, loader(batches))
+    state = fit.optimizers[0].state
+    return {
+        "weights": {name: whole(p) for name, p in module.named_parameters()},
+        "optimizer": [{k: whole(v) for k, v in state[p].items()} for p in module.parameters() if p in state],
+        "incidents": [to_json(i) for i in guard.incidents] if guard else [],
+        "rates": module.rates,
+        "steps": fit.global_step,
+    }
+
+
+def healthy(rank: int, root: Path, guarded: bool, optimizer: Any) -> dict[str, Any]:
+    return run(Sharded(mlp(), optimizer), data(rank, 60), root, GradGuard() if guarded else None)
+
+
+def nan_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank)
+    return run(Sharded(mlp(), SGD), spoil(batches, 20) if rank == sick else batches, root, GradGuard())
+
+
+def without_that_batch(rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank)
+    return run(Sharded(mlp(), SGD), batches[:20] + batches[21:], root, None)
+
+
+def corrupt_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
+    batches = data(rank, 70)
+    return run(Sharded(mlp(), SGD), scaled(batches, 50, 1e4) if rank == sick else batches, root, GradGuard())
+
+
+def clipped(rank: int, root: Path) -> dict[str, Any]:
+    module = Sharded(mlp(), SGD, rank=1, since=50, until=51, by=1e3)
+    return run(module, data(rank, 60), root, GradGuard())
+
+
+def backing_off(rank: int, root: Path) -> dict[str, Any]:
+    module = Sharded(mlp(), ADAM, rank=1, since=45, until=49, by=1e4)
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(patience=2, cooldown=1)))
+
+
+def bad_layer(rank: int, root: Path) -> dict[str, Any]:
+    return run(Sharded(deep(1e4), ADAM), data(rank, 40), root, GradGuard(policy=Policy(max_held=10)))
+
+
+SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "plain SGD": partial(healthy, guarded=False, optimizer=SGD),
+    "guarded SGD": partial(healthy, guarded=True, optimizer=SGD),
+    "plain Adam": partial(healthy, guarded=False, optimizer=ADAM),
+    "guarded Adam": partial(healthy, guarded=True, optimizer=ADAM),
+    "NaN on rank 0": partial(nan_on, 0),
+    "NaN on rank 1": partial(nan_on, 1),
+    "never seen": without_that_batch,
+    "corrupt on rank 1": partial(corrupt_on, 1),
+    "clipped": clipped,
+    "backing off": backing_off,
+    "bad layer": bad_layer,
+}

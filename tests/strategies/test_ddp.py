@@ -1,0 +1,106 @@
+"""DDP on two processes: whatever happens to one rank, both decide alike and end with the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.builders import same
+from tests.strategies.ddp_scenarios import SCENARIOS
+from tests.strategies.launch import pair
+
+Ranks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return pair("ddp_scenarios", tmp_path_factory.mktemp("ddp"))
+
+
+def actions(result: dict[str, Any]) -> list[tuple[int, str, list[str]]]:
+    """Return step, form and remedies of everything that was done."""
+    return [
+        (action["step"], action["verdict"]["form"], [o["remedy"] for o in action["outcomes"] if o["applied"]])
+        for incident in result["incidents"]
+        for action in incident["actions"]
+    ]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    weights, others = (r["end"]["weights"] for r in (first, second))
+    learned = {key for key in weights if "running" not in key}
+    assert all(same(weights[key], others[key]) for key in learned)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert same(first["end"]["optimizers"], second["end"]["optimizers"])
+    assert first["steps"] == second["steps"]
+    assert first["incidents"] == second["incidents"]
+
+
+@pytest.mark.parametrize("kind", ["", " with BatchNorm", " static graph"])
+def test_a_healthy_run_is_bit_identical_to_the_unguarded_one(ranks: Ranks, kind: str) -> None:
+    for rank in ranks:
+        assert same(rank["plain" + kind]["end"], rank["guarded" + kind]["end"])
+        assert rank["guarded" + kind]["incidents"] == []
+
+
+@pytest.mark.parametrize("sick", [0, 1])
+def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sick: int) -> None:
+    for rank in ranks:
+        assert actions(rank[f"NaN on rank {sick}"]) == [(20, "non-finite", ["skip"])]
+        assert rank[f"NaN on rank {sick}"]["incidents"][0]["blame"][0]["layer"] == "batch"
+        assert same(rank[f"NaN on rank {sick}"]["end"], rank["never seen"]["end"])
+
+
+def test_a_nan_leaves_no_trace_in_batch_norm(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert same(rank["NaN with BatchNorm"]["end"], rank["never seen with BatchNorm"]["end"])
+
+
+@pytest.mark.parametrize("sick", [0, 1])
+def test_a_corrupt_batch_on_one_rank_is_named_by_both(ranks: Ranks, sick: int) -> None:
+    for rank in ranks:
+        assert actions(rank[f"corrupt on rank {sick}"]) == [(50, "sudden", ["skip"])]
+        assert rank[f"corrupt on rank {sick}"]["incidents"][0]["blame"][0]["layer"] == "batch"
+
+
+def test_a_bad_start_on_one_rank_is_held_on_both(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert [remedies for _, _, remedies in actions(rank["NaN in the first steps"])] == [["skip"]] * 2
+
+
+def test_a_bad_layer_is_repaired_on_both(ranks: Ranks) -> None:
+    for rank in ranks:
+        done = actions(rank["bad layer"])
+        assert "reinitialize" in done[-1][2] and len(done) <= 2
+        assert rank["bad layer"]["incidents"][0]["blame"][0]["layer"] == "network.4"
+
+
+def test_a_loss_that_diverges_on_one_rank_is_treated_on_both(ranks: Ranks) -> None:
+    for rank in ranks:
+        done = actions(rank["diverging"])
+        assert done and {form for _, form, _ in done} == {"divergence"}
+        assert "rollback" in done[0][2] and "backoff" in done[0][2]
+
+
+def test_a_loss_that_leaps_on_one_rank_alone_changes_nothing(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert actions(rank["leaping"]) == []
+
+
+def test_both_go_back_and_lower_their_rates_alike(ranks: Ranks) -> None:
+    first, second = (rank["backing off"] for rank in ranks)
+    assert {"rollback", "backoff"} <= {remedy for _, _, remedies in actions(first) for remedy in remedies}
+    assert first["rates"] == second["rates"]
+
+
+def test_a_spent_budget_ends_both_at_the_same_step(ranks: Ranks) -> None:
+    assert [rank["hopeless"]["steps"] < 80 for rank in ranks] == [True, True]
+
+
+def test_without_memory_on_one_rank_neither_goes_back(ranks: Ranks) -> None:
+    for rank in ranks:
+        done = actions(rank["no memory on rank 1"])
+        assert done and not any("rollback" in remedies for _, _, remedies in done)
