@@ -284,10 +284,10 @@ class Guard:
         scaled = scaler is not None and scaler.is_enabled()
         fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
         grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
-        held = [(name, p.grad) for name, p in lane.parameters.items() if p.grad is not None]
-        names, grads = tuple(n for n, _ in held), [g for _, g in held]
+        names, grads = lane.gradients()
         # The one deliberate wait for the device: all norms in one transfer.
-        norms = gradient_norms(grads, sharded=lane.sharded).double().cpu().numpy() / grad_scale
+        norms = gradient_norms(grads, sharded=lane.sharded).cpu().numpy().astype(np.float64)
+        norms /= grad_scale
         statistics = GradientStatistics(
             step=lane.steps if step is None else step,
             names=names,

@@ -63,6 +63,7 @@ class Lane:
         self.losses: list[float] = []
         self.noticed: dict[str, int] = {}
         self.parameters: dict[str, nn.Parameter] = {}
+        self._names: tuple[str, ...] = ()
         self.sharded = False
         self._groups: tuple[tuple[int, int], ...] = ()
         self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
@@ -84,7 +85,16 @@ class Lane:
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
+        self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
+
+    def gradients(self) -> tuple[tuple[str, ...], list[Tensor]]:
+        """Return the names of the parameters that have a gradient, and the gradients."""
+        # Asked at every step, and .grad is slow: once a parameter where all have one.
+        grads = [grad for p in self.parameters.values() if (grad := p.grad) is not None]
+        if len(grads) == len(self._names):
+            return self._names, grads
+        return tuple(name for name, p in self.parameters.items() if p.grad is not None), grads
 
     @property
     def buffers(self) -> dict[str, Tensor]:
