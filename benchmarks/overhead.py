@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -140,15 +141,14 @@ def peers(model: nn.Module, parameters: list[nn.Parameter]) -> list[Contender]:
 
 def measure(model: nn.Module, rounds: int, bar: tqdm[Any]) -> dict[str, Any]:
     """Return each contender's ratio to clipping, and the milliseconds behind it: medians over rounds."""
-    parameters = with_gradients(model)
-    found: dict[str, list[float]] = {}
+    parameters, order = with_gradients(model), random.Random(SEED)
     seconds: dict[str, list[float]] = {}
     with guarded(model) as (step, first):
         contenders = [*plain_contenders(parameters), Contender(GUARD, step), *peers(model, parameters)]
         for contender in contenders:
             contender.call()
         for _ in range(rounds):
-            for name, cost in _round(contenders).items():
+            for name, cost in _round(contenders, order).items():
                 seconds.setdefault(name, []).append(cost)
                 bar.update(1 / (len(contenders) + 3))
     ratios = {name: [c / y for c, y in zip(costs, seconds[CLIP], strict=True)] for name, costs in seconds.items()}
@@ -166,7 +166,7 @@ def _quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4)[::2] if len(values) > 1 else values * 2
 
 
-def _round(contenders: Sequence[Contender]) -> dict[str, float]:
+def _round(contenders: Sequence[Contender], order: random.Random) -> dict[str, float]:
     """Time one period, and return seconds a step.
 
     A contender's cost is the median of its steps, so that a moment in which the machine did something else does not count. The
@@ -174,9 +174,9 @@ def _round(contenders: Sequence[Contender]) -> dict[str, float]:
     """
     times: dict[str, list[tuple[float, Any]]] = {c.name: [] for c in contenders}
     for i in range(PERIOD):
-        # Who comes first has the caches that the last one left; so everybody takes every place.
+        # Who comes next has the caches that the last one left; in random order no one has a lucky place.
         turn = [c for c in contenders if i % c.stride == 0]
-        for c in turn[i % len(turn) :] + turn[: i % len(turn)]:
+        for c in order.sample(turn, len(turn)):
             times[c.name].append(_seconds(c.call))
     costs = {name: statistics.median(t for t, kind in taken if kind in ("plain", None) or name != GUARD) for name, taken in times.items()}
     guard = times[GUARD]

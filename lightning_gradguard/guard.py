@@ -49,7 +49,7 @@ from lightning_gradguard.records import (
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import examine, global_norm, gradient_norms
+from lightning_gradguard.statistics import examine, global_norm, host_norms
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
@@ -285,9 +285,7 @@ class Guard:
         fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
         grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
         names, grads = lane.gradients()
-        # The one deliberate wait for the device: all norms in one transfer.
-        norms = gradient_norms(grads, sharded=lane.sharded).cpu().numpy().astype(np.float64)
-        norms /= grad_scale
+        norms = host_norms(grads, sharded=lane.sharded) / grad_scale
         statistics = GradientStatistics(
             step=lane.steps if step is None else step,
             names=names,

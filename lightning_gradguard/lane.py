@@ -102,6 +102,8 @@ class Lane:
         mine = {id(p) for p in self.parameters.values()}
         found = {}
         for name, layer in self.module.named_modules():
+            if not layer._buffers:
+                continue
             own = list(layer.parameters(recurse=False))
             if any(id(p) in mine for p in own) or (not own and self.index == 0):
                 for key, buffer in layer.named_buffers(name, recurse=False):
