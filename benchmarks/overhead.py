@@ -7,6 +7,7 @@ Contenders are interleaved step by step in one process, so that what else the ma
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -38,11 +39,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed: ``call`` acts on one step's gradients, and is timed on one step in ``stride``."""
+    """What is timed: ``call`` acts on one step's gradients, on one step in ``stride``; ``kind`` tells afterwards what it did."""
 
     name: str
     call: Callable[[], object]
     stride: int = 1
+    kind: Callable[[], str] = lambda: "plain"
 
 
 class CountingStore(SnapshotStore):
@@ -69,35 +71,40 @@ class CountingSink(Sink):
 
 
 @contextmanager
-def guarded(model: nn.Module, *, snapshots: bool = True) -> Iterator[tuple[Callable[[], str], list[float]]]:
-    """Yield a function that takes one healthy step and says what kind of step it was, and the first steps' seconds."""
+def guarded(model: nn.Module, *, snapshots: bool = True) -> Iterator[tuple[Contender, list[float]]]:
+    """Yield the guard as a contender in the middle of a healthy run, and the seconds of its first steps."""
     optimizer = torch.optim.AdamW(model.parameters()) if snapshots else torch.optim.SGD(model.parameters(), lr=1e-3)
     if snapshots:
         optimizer.step()  # A snapshot holds Adam's moments as well.
-    losses = (torch.tensor(2.0 * 0.999**i + 0.1) for i in range(10**9))
+    # Falling, so that the run is seen to learn; made beforehand, since a training loop has its loss at hand.
+    losses = itertools.cycle([torch.tensor(2.0 * 0.999**i + 0.1) for i in range(2000)])
     count = CountingSink()
     with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
         sinks = [TensorBoardSink(writer), Journal(folder), count]
         guard = Guard(model, sinks=sinks, snapshots=CountingStore(keep=2 if snapshots else 0))
 
-        def step() -> str:
-            before = CountingStore.taken, count.windows
-            guard.before_step(optimizer, loss=next(losses))
-            taken, windows = CountingStore.taken - before[0], count.windows - before[1]
-            return "snapshot" if taken else "window" if windows else "plain"
+        seen = [0, 0]
 
-        first = [_seconds(step)[0] for _ in range(5)]
+        def kind() -> str:
+            before, seen[:] = tuple(seen), (CountingStore.taken, count.windows)
+            return "snapshot" if seen[0] > before[0] else "window" if seen[1] > before[1] else "plain"
+
+        def step() -> None:
+            guard.before_step(optimizer, loss=next(losses))
+
+        first = [_seconds(step) for _ in range(5)]
         # Past the doubling gaps of the first steps: from here on a round is like the next.
         for _ in range(1, 160 if snapshots else 20):
             step()
-        yield step, first
+        kind()
+        yield Contender(GUARD, step, kind=kind), first
         guard.close()
 
 
-def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+    call()
+    return time.perf_counter() - start
 
 
 def plain_contenders(parameters: list[nn.Parameter]) -> list[Contender]:
@@ -143,8 +150,8 @@ def measure(model: nn.Module, rounds: int, bar: tqdm[Any]) -> dict[str, Any]:
     """Return each contender's ratio to clipping, and the milliseconds behind it: medians over rounds."""
     parameters, order = with_gradients(model), random.Random(SEED)
     seconds: dict[str, list[float]] = {}
-    with guarded(model) as (step, first):
-        contenders = [*plain_contenders(parameters), Contender(GUARD, step), *peers(model, parameters)]
+    with guarded(model) as (guard, first):
+        contenders = [*plain_contenders(parameters), guard, *peers(model, parameters)]
         for contender in contenders:
             contender.call()
         for _ in range(rounds):
@@ -172,13 +179,13 @@ def _round(contenders: Sequence[Contender], order: random.Random) -> dict[str, f
     A contender's cost is the median of its steps, so that a moment in which the machine did something else does not count. The
     guard's snapshots and windows are rare but no accidents: what they cost beyond a plain step is added at their true interval.
     """
-    times: dict[str, list[tuple[float, Any]]] = {c.name: [] for c in contenders}
+    times: dict[str, list[tuple[float, str]]] = {c.name: [] for c in contenders}
     for i in range(PERIOD):
         # Who comes next has the caches that the last one left; in random order no one has a lucky place.
         turn = [c for c in contenders if i % c.stride == 0]
         for c in order.sample(turn, len(turn)):
-            times[c.name].append(_seconds(c.call))
-    costs = {name: statistics.median(t for t, kind in taken if kind in ("plain", None) or name != GUARD) for name, taken in times.items()}
+            times[c.name].append((_seconds(c.call), c.kind()))
+    costs = {name: statistics.median(t for t, kind in taken if kind == "plain") for name, taken in times.items()}
     guard = times[GUARD]
     for kind in ("snapshot", "window"):
         extra = [t - costs[GUARD] for t, k in guard if k == kind]

@@ -124,9 +124,9 @@ class Baseline:
             skip: How many of the newest to leave out first.
         """
         if (last, skip) not in self._levels:
-            losses = list(self._losses)
-            losses = losses[: len(losses) - skip]
-            self._levels[last, skip] = _level(losses[-last:] if last else losses)
+            # Only what is asked for is touched: after a pass over the gradients nothing is left in the caches.
+            chosen = range(len(self._losses))[: len(self._losses) - skip]
+            self._levels[last, skip] = _level([self._losses[i] for i in (chosen[-last:] if last else chosen)])
         return self._levels[last, skip]
 
     def loss_elevated(self, loss: float | None) -> bool | None:

@@ -12,15 +12,15 @@ class TrainingDiverged(RuntimeError):
 
 
 class named:
-    """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``.
+    """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names the part: ``named("detector", "spike")``.
 
     Used like a function, many times a step: a generator would cost several times as much.
     """
 
-    __slots__ = ("_what",)
+    __slots__ = ("_kind", "_name")
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, kind: str, name: str) -> None:
+        self._kind, self._name = kind, name
 
     def __enter__(self) -> None:
         """Do nothing."""
@@ -28,4 +28,4 @@ class named:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Name the failing part."""
         if isinstance(error, Exception) and not isinstance(error, GuardError):
-            raise GuardError(f"{self._what} failed: {error!r}") from error
+            raise GuardError(f"{self._kind} {self._name!r} failed: {error!r}") from error

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -257,9 +256,10 @@ class Guard:
         # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
         lane.after_update()
         lane.refresh()
-        with self._never_worse(lane):
-            scene = self._scene(lane, loss, step, scaler)
-            return self._flow(lane, scene, batch, batch_index)
+        try:
+            return self._flow(lane, self._scene(lane, loss, step, scaler), batch, batch_index)
+        except Exception as error:
+            self._never_worse(lane, error)
         return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
 
     def _flow(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
@@ -403,8 +403,8 @@ class Guard:
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
         self._running.accept()
-        for remedy in lane.remedies.values():
-            with named(f"remedy {remedy.name!r}"):
+        for remedy in lane.lasting:
+            with named("remedy", remedy.name):
                 remedy.before_update(scene)
 
     def _treat(
@@ -438,7 +438,7 @@ class Guard:
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
         for name in decision.remedies:
-            with named(f"remedy {name!r}"):
+            with named("remedy", name):
                 outcomes.append(lane.remedies[name].apply(scene))
         done = {o.remedy for o in outcomes if o.applied}
         if "rollback" in done and scene.snapshots.latest is not None:
@@ -561,19 +561,15 @@ class Guard:
             lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
         return "\n".join(lines) or "no incident"
 
-    @contextmanager
-    def _never_worse(self, lane: Lane) -> Iterator[None]:
-        try:
-            yield
-        except TrainingDiverged:
-            lane.after_update()
-            raise
-        except Exception as error:
-            lane.after_update()
-            self._probe.disarm()
-            if self.on_error == "raise":
-                raise
-            self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+    def _never_worse(self, lane: Lane, error: Exception) -> None:
+        """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""
+        lane.after_update()
+        if isinstance(error, TrainingDiverged):
+            raise error
+        self._probe.disarm()
+        if self.on_error == "raise":
+            raise error
+        self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
 
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:

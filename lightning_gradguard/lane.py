@@ -52,6 +52,8 @@ class Lane:
         self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
+        # Most remedies act once and need not be asked at every step.
+        self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
         self.policy = copy.deepcopy(policy)
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()
@@ -115,7 +117,7 @@ class Lane:
         """Return the largest global norm that may pass."""
         limits = [float("inf")]
         for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+            with named("detector", detector.name):
                 limits.append(detector.limit(self.baseline))
         return min(limits)
 
@@ -129,7 +131,7 @@ class Lane:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
         for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+            with named("detector", detector.name):
                 verdict = detector.judge(statistics, self.baseline)
             if verdict is not None:
                 verdicts.append(verdict)
@@ -141,18 +143,19 @@ class Lane:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
         for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
-                detector.accept(statistics, self.baseline)
+            if _overrides(detector, Detector, "accept"):
+                with named("detector", detector.name):
+                    detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell the detectors that a step was held."""
         for detector in self.detectors:
-            with named(f"detector {detector.name!r}"):
+            with named("detector", detector.name):
                 detector.reject(statistics)
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
-        for remedy in self.remedies.values():
+        for remedy in self.lasting:
             remedy.after_update()
 
     @property
@@ -209,3 +212,8 @@ class Lane:
         """Put the rates back and take the hook off the optimizer."""
         self.after_update()
         self._hook.remove()
+
+
+def _overrides(part: object, base: type, *methods: str) -> bool:
+    """Tell whether a part has a method of its own where its base does nothing."""
+    return any(getattr(type(part), method) is not getattr(base, method) for method in methods)
