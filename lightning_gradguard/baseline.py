@@ -42,6 +42,8 @@ class Baseline:
         self.setback: int | None = None
         self.setbacks = 0
         self.update_ratio = 0.0
+        # Detectors ask for the same few levels again and again between two accepted steps.
+        self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
 
     def accept(self, norm: float, loss: float | None) -> None:
         """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
@@ -59,6 +61,7 @@ class Baseline:
     def _push_loss(self, loss: float) -> None:
         if math.isfinite(loss):
             self._losses.append(loss)
+            self._levels.clear()
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
 
@@ -132,13 +135,11 @@ class Baseline:
             last: How many of them, counted from the newest; all by default.
             skip: How many of the newest to leave out first.
         """
-        losses = list(self._losses)
-        losses = losses[: len(losses) - skip]
-        ordered = sorted(losses[-last:] if last else losses)
-        if not ordered:
-            return math.nan, math.nan
-        n = len(ordered) - 1
-        return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349
+        if (last, skip) not in self._levels:
+            # Only what is asked for is touched: after a pass over the gradients nothing is left in the caches.
+            chosen = range(len(self._losses))[: len(self._losses) - skip]
+            self._levels[last, skip] = _level([self._losses[i] for i in (chosen[-last:] if last else chosen)])
+        return self._levels[last, skip]
 
     def loss_elevated(self, loss: float | None) -> bool | None:
         """Tell whether ``loss`` lies far above its history; None where that cannot be said."""
@@ -167,7 +168,17 @@ class Baseline:
         self._norms = deque((float(v) for v in state["norms"]), maxlen=NORM_WINDOW)
         self._sorted = sorted(self._norms)
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
+        self._levels.clear()
         self.first_losses = [float(v) for v in state["first_losses"]]
         self.update_ratio = float(state["update_ratio"])
         self.setbacks = int(state["setbacks"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
+
+
+def _level(losses: list[float]) -> tuple[float, float]:
+    """Return median and robust spread; NaN of nothing."""
+    if not losses:
+        return math.nan, math.nan
+    ordered = sorted(losses)
+    n = len(ordered) - 1
+    return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349

@@ -8,8 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +48,7 @@ from lightning_gradguard.records import (
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import examine, global_norm, gradient_norms
+from lightning_gradguard.statistics import examine, global_norm, host_norms
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
@@ -265,9 +264,10 @@ class Guard:
         # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
         lane.after_update()
         lane.refresh()
-        with self._never_worse(lane):
-            scene = self._scene(lane, loss, step, scaler)
-            return self._flow(lane, scene, batch, batch_index)
+        try:
+            return self._flow(lane, self._scene(lane, loss, step, scaler), batch, batch_index)
+        except Exception as error:
+            self._never_worse(lane, error)
         return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
 
     def _flow(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
@@ -292,10 +292,8 @@ class Guard:
         scaled = scaler is not None and scaler.is_enabled()
         fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
         grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
-        held = [(name, p.grad) for name, p in lane.parameters.items() if p.grad is not None]
-        names, grads = tuple(n for n, _ in held), [g for _, g in held]
-        # The one deliberate wait for the device: all norms in one transfer.
-        norms = gradient_norms(grads, sharded=lane.sharded).double().cpu().numpy() / grad_scale
+        names, grads = lane.gradients()
+        norms = host_norms(grads, sharded=lane.sharded) / grad_scale
         norm = global_norm(norms)
         statistics = GradientStatistics(
             step=lane.steps if step is None else step,
@@ -421,7 +419,7 @@ class Guard:
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
         self._running.accept()
-        for remedy in list(lane.remedies.values()):
+        for remedy in lane.lasting:
             with lane.isolating(remedy):
                 remedy.before_update(scene)
 
@@ -596,19 +594,15 @@ class Guard:
             lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
         return "\n".join(lines) or "no incident"
 
-    @contextmanager
-    def _never_worse(self, lane: Lane) -> Iterator[None]:
-        try:
-            yield
-        except TrainingDiverged:
-            lane.after_update()
-            raise
-        except Exception as error:
-            lane.after_update()
-            self._probe.disarm()
-            if self.on_error == "raise":
-                raise
-            self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+    def _never_worse(self, lane: Lane, error: Exception) -> None:
+        """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""
+        lane.after_update()
+        if isinstance(error, TrainingDiverged):
+            raise error
+        self._probe.disarm()
+        if self.on_error == "raise":
+            raise error
+        self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
 
     def _isolate(self, error: GuardError) -> None:
         self._warn(str(error), f"{error}; the run goes on without it")

@@ -57,6 +57,10 @@ class Lane:
         self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
+        # Most remedies act once and need not be asked at every step.
+        # Made once a part, since several are entered at every step; parts live as long as the lane.
+        self._blocks: dict[int, named] = {}
+        self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
         self.policy = copy.deepcopy(policy)
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()
@@ -68,6 +72,7 @@ class Lane:
         self.losses: list[float] = []
         self.noticed: dict[str, int] = {}
         self.parameters: dict[str, nn.Parameter] = {}
+        self._names: tuple[str, ...] = ()
         self.sharded = False
         self._groups: tuple[tuple[int, int], ...] = ()
         self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
@@ -89,6 +94,7 @@ class Lane:
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
+        self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
         if self.sharded:
             # What cannot be done must not be decided.
@@ -96,8 +102,12 @@ class Lane:
 
     def isolating(self, part: Detector | Remedy) -> named:
         """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""
-        what = f"detector {part.name!r}" if isinstance(part, Detector) else f"remedy {part.name!r}"
-        return named(what, None if self._isolate is None else partial(self._leave_out, part))
+        found = self._blocks.get(id(part))
+        if found is None:
+            what = f"detector {part.name!r}" if isinstance(part, Detector) else f"remedy {part.name!r}"
+            found = named(what, None if self._isolate is None else partial(self._leave_out, part))
+            self._blocks[id(part)] = found
+        return found
 
     def _leave_out(self, part: Detector | Remedy, error: GuardError) -> None:
         assert self._isolate is not None
@@ -105,9 +115,18 @@ class Lane:
             self.detectors = [d for d in self.detectors if d is not part]
             self._prototypes = [d for d in self._prototypes if d.name != part.name]
         elif self.remedies.pop(part.name, None) is not None:
+            self.lasting = [r for r in self.lasting if r is not part]
             with suppress(Exception):
                 part.after_update()
         self._isolate(error)
+
+    def gradients(self) -> tuple[tuple[str, ...], list[Tensor]]:
+        """Return the names of the parameters that have a gradient, and the gradients."""
+        # Asked at every step, and .grad is slow: once a parameter where all have one.
+        grads = [grad for p in self.parameters.values() if (grad := p.grad) is not None]
+        if len(grads) == len(self._names):
+            return self._names, grads
+        return tuple(name for name, p in self.parameters.items() if p.grad is not None), grads
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -115,6 +134,8 @@ class Lane:
         mine = {id(p) for p in self.parameters.values()}
         found = {}
         for name, layer in self.module.named_modules():
+            if not layer._buffers:
+                continue
             own = list(layer.parameters(recurse=False))
             if any(id(p) in mine for p in own) or (not own and self.index == 0):
                 for key, buffer in layer.named_buffers(name, recurse=False):
@@ -153,8 +174,9 @@ class Lane:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
         for detector in list(self.detectors):
-            with self.isolating(detector):
-                detector.accept(statistics, self.baseline)
+            if _overrides(detector, Detector, "accept"):
+                with self.isolating(detector):
+                    detector.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell the detectors that a step was held; its loss must not count in the mean over processes."""
@@ -166,7 +188,7 @@ class Lane:
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
-        for remedy in self.remedies.values():
+        for remedy in self.lasting:
             remedy.after_update()
 
     @property
@@ -224,3 +246,8 @@ class Lane:
         """Put the rates back and take the hook off the optimizer."""
         self.after_update()
         self._hook.remove()
+
+
+def _overrides(part: object, base: type, *methods: str) -> bool:
+    """Tell whether a part has a method of its own where its base does nothing."""
+    return any(getattr(type(part), method) is not getattr(base, method) for method in methods)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -135,6 +136,7 @@ class Meter:
         self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
 
 
+@functools.lru_cache(maxsize=8)
 def _layers(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
     """Group parameters by the layer that owns them: layer names in order, and each parameter's group."""
     owners = [layer_of(name) or name for name in names]

@@ -231,7 +231,18 @@ class Policy:
             setattr(self, key, state[key])
 
 
-_STATE = ("strikes", "slow_used", "_past", "_treated", "_held", "_quiet", "_slow", "_repairs", "_innocent", "_last_slow")
+_STATE = (
+    "strikes",
+    "slow_used",
+    "_past",
+    "_treated",
+    "_held",
+    "_quiet",
+    "_slow",
+    "_repairs",
+    "_innocent",
+    "_last_slow",
+)
 
 
 def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]:

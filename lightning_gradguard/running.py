@@ -18,31 +18,29 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._live = [
-            buffer
-            for layer in module.modules()
-            if isinstance(layer, _NormBase) and layer.track_running_stats
-            for buffer in layer.buffers(recurse=False)
-        ]
-        self._saved: list[Tensor] = []
-        self.accept()
+        self._live: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for layer in module.modules():
+            if isinstance(layer, _NormBase) and layer.track_running_stats:
+                for buffer in layer.buffers(recurse=False):
+                    # A view: a scalar (the count of batches) cannot be concatenated.
+                    self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.view(-1))
+        # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
+        self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
 
     @torch.no_grad()
     def accept(self) -> None:
         """Remember the values of now."""
-        if not self._saved:
-            self._saved = [buffer.clone() for buffer in self._live]
-        else:
-            torch._foreach_copy_(self._saved, self._live)
+        for kind, buffers in self._live.items():
+            torch.cat(buffers, out=self._saved[kind])
 
     @torch.no_grad()
     def mend(self) -> None:
         """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""
-        if not all(bool(buffer.isfinite().all()) for buffer in self._live):
+        if not all(bool(buffer.isfinite().all()) for buffers in self._live.values() for buffer in buffers):
             self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
-        if self._saved:
-            torch._foreach_copy_(self._live, self._saved)
+        for kind, buffers in self._live.items():
+            torch._foreach_copy_(buffers, self._saved[kind].split([b.numel() for b in buffers]))

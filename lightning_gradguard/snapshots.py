@@ -38,8 +38,8 @@ class Snapshot:
 def _host(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.to_local() if hasattr(value, "to_local") else value
-        # copy=True: on a CPU .to("cpu") would alias the live tensor.
-        return value.detach().to("cpu", copy=True)
+        # On a CPU .to("cpu") would alias the live tensor.
+        return value.detach().clone() if value.is_cpu else value.detach().to("cpu")
     # LBFGS keeps lists of tensors, which it changes in place.
     return tree_map_only(Tensor, _host, value)
 
@@ -89,13 +89,13 @@ class SnapshotStore:
         # The oldest goes first, so that the bound holds while the new one is being made as well.
         del self._kept[: max(len(self._kept) + 1 - self.keep, 0)]
         state = {
-            name: {key: _host(value) for key, value in optimizer.state[p].items()}
+            name: {key: _host(value) for key, value in held.items()}
             for name, p in parameters.items()
-            if p in optimizer.state
+            if (held := optimizer.state.get(p)) is not None
         }
         values = {name: _host(p) for name, p in parameters.items()}
-        held = {name: _host(b) for name, b in buffers.items()}
-        self._kept.append(Snapshot(step, values, held, state, extra or {}))
+        kept = {name: _host(b) for name, b in buffers.items()}
+        self._kept.append(Snapshot(step, values, kept, state, extra or {}))
 
     def discard_latest(self) -> None:
         """Drop the newest snapshot, because going back to it did not help; the last one stays."""
