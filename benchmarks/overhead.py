@@ -6,28 +6,22 @@ Contenders are interleaved step by step in one process, so that what else the ma
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from benchmarks.overhead_models import GPT, many_tensors, resnet18, with_gradients
-from benchmarks.overhead_report import write_report
+from benchmarks.overhead_models import with_gradients
 from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.diagnostics import Journal, Sink, TensorBoardSink
 
