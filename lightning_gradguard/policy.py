@@ -23,7 +23,7 @@ SANE_UPDATE = 0.05
 """Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
 FEW_LAYERS = 2
 """Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
-INSANE_UPDATE = 0.3
+INSANE_UPDATE = 0.2
 """Update-to-weight ratio of a first step that, together with a blow-up, says the rate was wrong from the start."""
 LEAST_FACTOR = 0.01
 """Smallest factor of one back-off in a young run; further ones can follow."""
@@ -199,7 +199,8 @@ class Policy:
         return self._go_back("fresh batches explode too, so the weights are damaged", step, baseline)
 
     def _go_back(self, reason: str, step: int, baseline: Baseline) -> Decision:
-        young = baseline.count < YOUNG
+        # A run that has learned nothing yet is as good as new.
+        young = baseline.count < YOUNG or not baseline.learned
         rung = self._slow + young + len(self._recent(self._treated, step))
         factor = FACTORS[min(rung, len(FACTORS) - 1)]
         insane = young and baseline.update_ratio > INSANE_UPDATE

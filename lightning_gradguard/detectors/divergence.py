@@ -12,6 +12,8 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 CAP = math.log(28.0)
 """Logarithm of the largest ratio that counts: less than the threshold, so that one absurd loss is no divergence."""
+LOUD = 4.0
+"""Times the lower quartile of the norms: a loss that climbs without its gradients is no explosion."""
 YOUNG = 32
 """Accepted steps after which the recent level counts as well as the untrained loss."""
 
@@ -65,7 +67,8 @@ class Divergence(Detector):
         if loss is None or not baseline.first_losses:
             return None
         limit = self.factor * self._reference(baseline)
-        if self._next_sum(loss, baseline) > self.threshold and loss > limit:
+        loud = statistics.norm > LOUD * math.exp(baseline.quantile(0.25))
+        if loud and loss > limit and self._next_sum(loss, baseline) > self.threshold:
             reason = f"loss {loss:.3g}, far worse than before training ({baseline.untrained_loss:.3g}) and than of late"
             return Verdict("divergence", self.name, loss, limit, reason)
         level, spread = baseline.loss_level(BEFORE, skip=RECENT)

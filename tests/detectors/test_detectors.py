@@ -186,9 +186,13 @@ def test_once_there_is_history_the_start_is_over() -> None:
 
 
 def test_a_loss_far_beyond_the_untrained_one_is_an_alarm() -> None:
-    norms, losses = calm(100), [2.0] * 50 + [200.0] * 50
+    norms, losses = [*calm(50), *(5.0 * n for n in calm(50))], [2.0] * 50 + [200.0] * 50
     alarms = [step for step, v in run(Divergence(), norms, losses) if v.alarm and not v.examine]
     assert alarms and 50 <= alarms[0] < 60
+
+
+def test_a_loss_that_climbs_without_its_gradients_is_no_alarm() -> None:
+    assert not [v for _, v in run(Divergence(), calm(100), [2.0] * 50 + [200.0] * 50) if v.alarm and not v.examine]
 
 
 def test_a_loss_that_leaps_but_stays_below_the_untrained_one_only_asks_for_an_examination() -> None:
