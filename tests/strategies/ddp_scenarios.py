@@ -57,9 +57,14 @@ def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
 
 def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
     """Train on two processes; return how this one ended."""
+    save, load, steps = options.pop("save", None), options.pop("load", None), options.pop("max_steps", -1)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
-    fit = trainer(root, strategy=strategy, devices=2, callbacks=[guard] if guard else [], use_distributed_sampler=False)
-    fit.fit(module, loader(batches))
+    callbacks = [guard] if guard else []
+    more = {"devices": 2, "use_distributed_sampler": False, "max_steps": steps}
+    fit = trainer(root, strategy=strategy, callbacks=callbacks, **more)
+    fit.fit(module, loader(batches), ckpt_path=load)
+    if save is not None:
+        fit.save_checkpoint(save)
     ended: dict[str, Any] = {"end": frozen_copy(fit), "steps": fit.global_step, "incidents": []}
     if guard is not None:
         ended["incidents"] = [to_json(i) for i in guard.incidents]
@@ -140,6 +145,16 @@ def no_memory(rank: int, root: Path) -> dict[str, Any]:
     return run(module, data(rank, 60), root, guard)
 
 
+def resumed(rank: int, root: Path) -> dict[str, Any]:
+    """Stop in the middle of an incident, between two averages of the loss, and go on from the checkpoint."""
+    batches, file = data(rank, 80), root / "resumed.ckpt"
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), save=file, max_steps=51)
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    more = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), load=file)
+    return more | {"before": ended}
+
+
 def _fails(*_: Any) -> None:
     raise MemoryError("for a test")
 
@@ -188,5 +203,6 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "backing off": backing_off,
     "hopeless": hopeless,
     "no memory on rank 1": no_memory,
+    "resumed": resumed,
     "unused parameters": partial(only_on, 0),
 }
