@@ -120,9 +120,11 @@ class GradGuard(Callback):
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
         strategy = trainer.strategy
-        self.guard.world_size = trainer.world_size
-        self.guard.mean = lambda values: _mean(strategy, values)
-        self.guard.gather = lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
+        self.guard.share(
+            trainer.world_size,
+            mean=lambda values: _mean(strategy, values),
+            gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)],
+        )
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
@@ -162,17 +164,20 @@ class GradGuard(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
-        self._after_update(trainer)
         self.guard.flush()
-        self.guard.close()
-        self._batch = self._loss = None
+        self._put_back(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
         if stage == "fit":
-            self._after_update(trainer)
-            self.guard.close()
-            self._batch = self._loss = None
+            self._put_back(trainer)
+
+    def _put_back(self, trainer: Trainer) -> None:
+        self._after_update(trainer)
+        self.guard.close()
+        # The strategy's collectives end with the run, and cannot be pickled.
+        self.guard.share()
+        self._batch = self._loss = None
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

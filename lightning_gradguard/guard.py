@@ -64,6 +64,11 @@ YOUNG = 32
 """Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
 
 
+def _alone(value: Any) -> list[Any]:
+    # A function of the module, since strategies that spawn processes pickle the callback.
+    return [value]
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """What the guard did with one step.
@@ -166,13 +171,25 @@ class Guard:
         self._rearm = ""
         self._running: RunningStatistics | None = None
         self._warned: set[str] = set()
-        # Collectives, set by whoever knows the strategy; the defaults are those of one process.
-        self.world_size = 1
-        self.mean: Callable[[list[float]], list[float]] = list
-        self.gather: Callable[[Any], list[Any]] = _alone
+        self.share()
         self._module: nn.Module | None = None
         if module is not None:
             self.bind(module)
+
+    def share(
+        self,
+        world_size: int = 1,
+        mean: Callable[[list[float]], list[float]] = list,
+        gather: Callable[[Any], list[Any]] = _alone,
+    ) -> None:
+        """Set the collectives of several processes; without arguments those of one process.
+
+        Args:
+            world_size: Number of processes.
+            mean: Averages each number over the processes.
+            gather: Returns one object of each process, in the order of their ranks.
+        """
+        self.world_size, self.mean, self.gather = world_size, mean, gather
 
     @property
     def module(self) -> nn.Module:
@@ -666,11 +683,6 @@ class Guard:
         self._rearm = str(state["armed"])
         if self._lanes:
             self._arm_again()
-
-
-def _alone(value: Any) -> list[Any]:
-    # A function of the module, since strategies that spawn processes pickle the callback.
-    return [value]
 
 
 def _rank(suspect: Blame) -> tuple[float, str]:

@@ -101,6 +101,12 @@ def test_the_callback_can_be_copied_and_pickled() -> None:
         assert other.incidents == () and other.guard.mean([2.0]) == [2.0] and other.guard.gather(3) == [3]
 
 
+def test_the_callback_can_be_pickled_after_a_run_too(tmp_path: Path) -> None:
+    guard = GradGuard(journal=False)
+    trainer(tmp_path, callbacks=[guard]).fit(Net(mlp(), ADAM), loader(spoil(regression(20), 15)))
+    assert [i.step for i in pickle.loads(pickle.dumps(guard)).incidents] == [15]
+
+
 def test_fitting_twice_goes_on_from_what_was_learned(tmp_path: Path) -> None:
     guard, module = GradGuard(journal=False), Net(mlp(), ADAM)
     for _ in range(2):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
@@ -32,6 +33,17 @@ class Louder(Net):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         return loss * self.by if self.global_rank == self.rank and self.since <= batch_idx < self.until else loss
+
+
+class Saves(Callback):
+    """Save a checkpoint after 51 steps."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 51:
+            trainer.save_checkpoint(self.file)
 
 
 class Shifted(Net):
@@ -57,9 +69,12 @@ def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
 
 def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
     """Train on two processes; return how this one ended."""
+    save, load = options.pop("save", None), options.pop("load", None)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
-    fit = trainer(root, strategy=strategy, devices=2, callbacks=[guard] if guard else [], use_distributed_sampler=False)
-    fit.fit(module, loader(batches))
+    callbacks: list[Callback] = [guard] if guard else []
+    callbacks += [Saves(save)] if save else []
+    fit = trainer(root, strategy=strategy, callbacks=callbacks, devices=2, use_distributed_sampler=False)
+    fit.fit(module, loader(batches), ckpt_path=load)
     ended: dict[str, Any] = {"end": frozen_copy(fit), "steps": fit.global_step, "incidents": []}
     if guard is not None:
         ended["incidents"] = [to_json(i) for i in guard.incidents]
@@ -140,6 +155,18 @@ def no_memory(rank: int, root: Path) -> dict[str, Any]:
     return run(module, data(rank, 60), root, guard)
 
 
+def resumed(rank: int, root: Path) -> dict[str, Any]:
+    """Stop in the middle of an incident, and go on from the checkpoint."""
+    batches, file = data(rank, 80), root / "resumed.ckpt"
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), save=file)
+    module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
+    # A resumed epoch goes on counting, but its loader begins anew.
+    rest = batches[51:] + batches[:51]
+    more = run(module, rest, root, GradGuard(policy=Policy(patience=2, cooldown=1)), load=file)
+    return more | {"before": ended}
+
+
 def _fails(*_: Any) -> None:
     raise MemoryError("for a test")
 
@@ -188,5 +215,6 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "backing off": backing_off,
     "hopeless": hopeless,
     "no memory on rank 1": no_memory,
+    "resumed": resumed,
     "unused parameters": partial(only_on, 0),
 }

@@ -96,6 +96,12 @@ def test_both_go_back_and_lower_their_rates_alike(ranks: Ranks) -> None:
     assert first["rates"] == second["rates"]
 
 
+def test_a_run_resumed_in_mid_incident_ends_as_the_uninterrupted_one(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert same(rank["resumed"]["end"], rank["backing off"]["end"])
+        assert rank["resumed"]["incidents"] == rank["backing off"]["incidents"]
+
+
 def test_a_spent_budget_ends_both_at_the_same_step(ranks: Ranks) -> None:
     assert [rank["hopeless"]["steps"] < 80 for rank in ranks] == [True, True]
 
