@@ -6,14 +6,18 @@ Contenders are interleaved step by step in one process, so that what else the ma
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +25,13 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from benchmarks.overhead_models import with_gradients
+from benchmarks.overhead_models import GPT, many_tensors, resnet18, with_gradients
+from benchmarks.overhead_report import CLIP, GUARD, LOWER, ONE_SYNC, machine, table, write_report
 from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.diagnostics import Journal, Sink, TensorBoardSink
 
 PERIOD = 100
 """Steps of a round: every one of them holds one snapshot and two windows, as any 100 steps of a long run do."""
-CLIP, LOWER, ONE_SYNC, GUARD = "clip_grad_norm_", "_foreach_norm alone", "foreach norm + one transfer", "GradGuard"
 SEED = 0
 
 
@@ -151,7 +155,7 @@ def measure(model: nn.Module, rounds: int, bar: tqdm[Any]) -> dict[str, Any]:
         for _ in range(rounds):
             for name, cost in _round(contenders, order).items():
                 seconds.setdefault(name, []).append(cost)
-                bar.update(1 / (len(contenders) + 3))
+            bar.update()
     ratios = {name: [c / y for c, y in zip(costs, seconds[CLIP], strict=True)] for name, costs in seconds.items()}
     return {
         "tensors": len(parameters),
@@ -187,3 +191,96 @@ def _round(contenders: Sequence[Contender], order: random.Random) -> dict[str, f
     costs[f"{GUARD}: every step"] = costs[GUARD]
     costs[GUARD] += costs[f"{GUARD}: snapshots"] + costs[f"{GUARD}: windows"]
     return costs
+
+
+def scale(model: nn.Module, steps: int) -> dict[str, Any]:
+    """Return milliseconds of a plain step: snapshots off, steps that log a window left out."""
+    parameters, order = with_gradients(model), random.Random(SEED)
+    times: dict[str, list[float]] = {}
+    with guarded(model, snapshots=False) as (guard, _):
+        contenders = [*plain_contenders(parameters), guard]
+        for _ in range(steps):
+            for c in order.sample(contenders, len(contenders)):
+                took = _seconds(c.call)
+                if c.kind() == "plain":
+                    times.setdefault(c.name, []).append(took)
+    return {
+        "tensors": len(parameters),
+        "elements": sum(p.numel() for p in parameters),
+        "milliseconds": {name: 1e3 * statistics.median(taken) for name, taken in times.items()},
+    }
+
+
+IMPORT = """
+import time
+import lightning.pytorch
+start = time.perf_counter()
+import lightning_gradguard
+print(1e3 * (time.perf_counter() - start))
+"""
+
+
+def import_time(processes: int) -> float:
+    """Return the milliseconds that importing the package adds to importing Lightning, in fresh processes."""
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        for _ in range(processes)
+    ]
+    return statistics.median(float(run.stdout.split()[-1]) for run in runs)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="tiny models, one round: to see that it works")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of 100 steps (default 9)")
+    parser.add_argument("--largest", type=int, default=256, help="largest size of the scale plot, in million elements")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="folder to write into (default docs, or overhead-quick)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table and write the report."""
+    chosen = parse(arguments)
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    quick = chosen.quick
+    models: dict[str, Callable[[], nn.Module]] = {
+        "ResNet-18": resnet18,
+        "GPT, 17 M": GPT,
+        "1,000 tensors": many_tensors,
+    }
+    counts, sizes = [10, 30, 100, 300, 1000, 3000, 10000], [4**i for i in range(10) if 4**i <= chosen.largest]
+    rounds, processes = chosen.rounds, 7
+    if quick:
+        models = {"GPT, tiny": lambda: GPT(8, 1, 16, 8), "20 tensors": lambda: many_tensors(20)}
+        counts, sizes, rounds, processes = [10, 30], [1], 1, 1
+    found: dict[str, Any] = {"machine": machine(), "rounds": rounds, "imports": processes}
+    with tqdm(total=len(models) * rounds + len(counts) + len(sizes) + 1, disable=chosen.quiet) as bar:
+        found["models"] = {name: measure(build(), rounds, _told(bar, name)) for name, build in models.items()}
+        found["tensors"] = [_step(bar, f"{n:,} tensors", scale, many_tensors(n), 30) for n in counts]
+        found["elements"] = [_step(bar, f"{n} M elements", scale, many_tensors(64, n * 2**14), 11) for n in sizes]
+        found["import_ms"] = _step(bar, "import", import_time, processes)
+    found["largest"] = max(point["elements"] for point in found["elements"])
+    print(table(found))
+    write_report(found, chosen.output or Path("overhead-quick" if quick else "docs"), quick=quick)
+    return found
+
+
+def _told(bar: tqdm[Any], what: str) -> tqdm[Any]:
+    bar.set_description(what)
+    return bar
+
+
+def _step(bar: tqdm[Any], what: str, call: Callable[..., Any], *args: Any) -> Any:
+    bar.set_description(what)
+    result = call(*args)
+    bar.update()
+    return result
+
+
+if __name__ == "__main__":
+    main()

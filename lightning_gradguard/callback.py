@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, TensorBoardSink, pinned_link
+from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
 from lightning_gradguard.guard import Guard, StepReport
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
@@ -148,6 +148,8 @@ class GradGuard(Callback):
             sinks.append(Journal(directory, lazy=not trainer.loggers))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
+                from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
+
                 sinks.append(TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers)))
             else:
                 sinks.append(MetricsSink(logger.log_metrics, optimizers=len(trainer.optimizers)))

@@ -10,7 +10,6 @@ from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-
 INSANE = 0.2
 """Update-to-weight ratio of the first steps from which a long plateau is the rate's fault; 1e-4 to 1e-1 is healthy."""
 STEADY = 0.1

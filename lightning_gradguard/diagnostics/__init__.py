@@ -1,13 +1,18 @@
 """Where the record of a run goes: TensorBoard, the console, a journal on disk. Each is a :class:`Sink`."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lightning_gradguard.diagnostics.console import Console
 from lightning_gradguard.diagnostics.journal import Journal
-from lightning_gradguard.diagnostics.journal_reader import JournalContents, Notice, Problem, read_journal
 from lightning_gradguard.diagnostics.metrics import MetricsSink
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.tags import pinned_link
-from lightning_gradguard.diagnostics.tensorboard import TensorBoardSink
+
+if TYPE_CHECKING:
+    from lightning_gradguard.diagnostics.journal_reader import JournalContents, Notice, Problem, read_journal
+    from lightning_gradguard.diagnostics.tensorboard import TensorBoardSink
 
 __all__ = [
     "Console",
@@ -23,3 +28,15 @@ __all__ = [
     "read_journal",
     "scalars",
 ]
+
+
+# TensorBoard's protocol buffers take longer to import than all the rest, and a run that starts reads no journal.
+_LATE = {"TensorBoardSink": "tensorboard"} | dict.fromkeys(
+    ("JournalContents", "Notice", "Problem", "read_journal"), "journal_reader"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
