@@ -59,7 +59,7 @@ def judgement(results: dict[str, Any]) -> str:
     lines.append(f"- import: {took:.0f} ms, bar {IMPORT_BAR:.0f} ms: {'met' if took <= IMPORT_BAR else '**missed**'}.")
     if any(m["ratio"][GUARD] > BAR for m in results["models"].values()):
         lines.append(
-            "\nWhere the bar was missed: after a pass over the gradients the caches hold nothing of Python's, so some 0.2 ms of "
+            "\nWhere the bar was missed: after a pass over the gradients the caches hold nothing of Python's, so some 0.2 to 0.3 ms of "
             "interpreter work a step remain, whatever the model; they weigh most where clipping itself takes little. With many "
             "small tensors, asking each parameter for `.grad` and reading its norm add about a tenth; clipping does the same."
         )
@@ -75,7 +75,8 @@ def page(results: dict[str, Any], quick: bool) -> str:
 What `GradGuard()` costs on the healthy path. This page, its plots and `performance.json` are written by
 `OMP_NUM_THREADS=1 python -m benchmarks.overhead`.
 {warning}
-Machine: {results["machine"]}. One thread, {results["rounds"]} rounds of 100 steps. The machine was shared, so only ratios mean something.
+Machine: {results["machine"]}. One thread, {results["rounds"]} rounds of 100 steps. The machine was shared, so time on a
+core is counted (of all threads of the process, without what others took), and only ratios mean something.
 
 ## One step, as a ratio to `torch.nn.utils.clip_grad_norm_`
 
@@ -101,7 +102,7 @@ The first five steps also measure weights and updates; the very first one attach
 
 A plain step (no snapshot, no window), log-log. Left-hand ends flatten (constant overhead), right-hand ends grow in
 proportion; a bend that all curves share is the machine's (a cache that has become too small), not the guard's.
-Measured up to {results["largest"] / 1e6:,.0f} M elements; beyond that this machine's memory and time did not allow it.
+Measured up to {results["largest"] / 1e6:,.0f} M elements (`--largest` goes further where memory and time allow).
 
 ## Import
 
