@@ -20,8 +20,9 @@ class Stagnation(Detector):
     """Find a run that was rolled back and learns nothing, and a collapsed one.
 
     A rate that is far too high need not explode twice: it can leave dead units behind, or hover. A run that was never
-    treated and has not learned yet may sit on its plateau for as long as it likes, unless its first updates were insane. What has collapsed sits steadily at its
-    untrained loss. A change of the data can raise the loss as far, but a run that lives learns the new data within some dozen steps.
+    treated and has not learned yet may sit on its plateau for as long as it likes, unless its first updates were
+    insane. What has collapsed sits steadily at its untrained loss. A change of the data can raise the loss as far, but
+    a run that lives learns the new data within some dozen steps.
 
     Args:
         patience: Accepted steps in a row without learning, at least as many after a treatment.
