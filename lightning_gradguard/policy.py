@@ -153,7 +153,9 @@ class Policy:
         start = verdict.form == "cold-start" or baseline.count == 0
         returned = bool(self._recent(self._treated, statistics.step))
         repairs = self.max_repairs if start else min(self.max_repairs, 1)
-        single = start or (len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)
+        # A run whose loss says that it is being destroyed goes back as a whole, not layer by layer.
+        whole = verdict.form == "divergence" and not verdict.examine
+        single = start or (not whole and len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)
         if damaged and single and self._repairs < repairs and (cooled or start):
             return Decision(("skip", "reinitialize"), f"{damaged[0]} is at fault")
         if verdict.examine:

@@ -71,6 +71,8 @@ class Drift(Detector):
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
         leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
         alarm = not leapt and (grown >= self.growth or (worse and grown >= EXPLOSION))
+        # Less than an explosion, but worth a look at the layers: one of them may be drifting away.
+        examine = not alarm and not leapt and worse and grown >= 3.0
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
@@ -78,7 +80,8 @@ class Drift(Detector):
             value=statistics.norm,
             limit=math.exp(self._center) * (self.growth if alarm else 1.5),
             reason=f"the norm has grown {grown:.3g} x over {self._seen} steps{told}",
-            alarm=alarm,
+            alarm=alarm or examine,
+            examine=examine,
         )
 
     def _still_rises(self, baseline: Baseline) -> bool:

@@ -39,7 +39,7 @@ class Stagnation(Detector):
         """Judge by the loss; silent where none is known."""
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
         setback, had_learned = baseline.setback, self._best < 0.5 * untrained
-        patience = self.patience * max(1, baseline.setbacks - 1)
+        patience = self.patience * (1 + baseline.setbacks)
         if not baseline.loss_level(self.patience)[1] <= STEADY * level:
             return None
         if setback is not None and had_learned and 0 < self._idle < patience > baseline.count - setback:
