@@ -27,6 +27,7 @@ class Baseline:
         count: Accepted steps so far.
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
+        best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
@@ -42,6 +43,7 @@ class Baseline:
         self.setback: int | None = None
         self.setbacks = 0
         self.update_ratio = 0.0
+        self.best_loss = math.inf
         # Detectors ask for the same few levels again and again between two accepted steps.
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
 
@@ -64,6 +66,8 @@ class Baseline:
             self._levels.clear()
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
+            else:
+                self.best_loss = min(self.best_loss, self.loss_level(RECENT)[0])
 
     def _push(self, log_norm: float) -> None:
         if len(self._norms) == NORM_WINDOW:
@@ -156,6 +160,7 @@ class Baseline:
             "norms": list(self._norms),
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
+            "best_loss": self.best_loss,
             "update_ratio": self.update_ratio,
             "setbacks": self.setbacks,
             "setback": -1 if self.setback is None else self.setback,
@@ -170,6 +175,7 @@ class Baseline:
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self._levels.clear()
         self.first_losses = [float(v) for v in state["first_losses"]]
+        self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
         self.setbacks = int(state["setbacks"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.attribution import Probe, blame
+from lightning_gradguard.attribution import LayerReading, Probe, blame
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -169,6 +169,8 @@ class Guard:
         self._incidents: list[Incident] = []
         self._probe = Probe()
         self._rearm = ""
+        # Lanes that the probe measures for; each takes the readings at its own next step.
+        self._awaiting: set[int] = set()
         self._running: RunningStatistics | None = None
         self._warned: set[str] = set()
         self.share()
@@ -207,7 +209,7 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._incidents, self._rearm = {}, [], ""
+            self._waiting, self._incidents, self._rearm, self._awaiting = {}, [], "", set()
         self._module = module
 
     @property
@@ -244,8 +246,22 @@ class Guard:
                 lane.load_state_dict(self._waiting.pop(str(index)))
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
                 # Measured at once, a bad start is mended one batch earlier.
-                self._probe.arm(self.module, backward=False)
+                self._arm(lane, backward=False)
         return lane
+
+    def _arm(self, lane: Lane, *, backward: bool) -> None:
+        self._awaiting.add(lane.index)
+        self._probe.arm(self.module, backward=backward)
+
+    def _readings(self, lane: Lane) -> tuple[LayerReading, ...]:
+        """Return what the probe measured for this lane since its last step."""
+        if lane.index not in self._awaiting:
+            return ()
+        readings = self._probe.readings() if self._probe.armed else ()
+        self._awaiting.discard(lane.index)
+        if not self._awaiting:
+            self._probe.disarm()
+        return readings
 
     def _arm_again(self) -> None:
         """Arm the probe if it was armed when the state was saved, or the guard closed."""
@@ -376,8 +392,7 @@ class Guard:
         self, lane: Lane, statistics: GradientStatistics, batch: Any
     ) -> tuple[Verdict | None, tuple[Blame, ...]]:
         """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
-        readings = self._probe.readings() if self._probe.armed else ()
-        self._probe.disarm()
+        readings = self._readings(lane)
         for verdict in lane.judge(statistics):
             if not verdict.alarm:
                 self._notice(lane, statistics.step, verdict)
@@ -470,7 +485,7 @@ class Guard:
         # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
         # run that lost one batch must go on exactly as if it had never seen it.
         again = lane.policy.strikes > 1 or verdict.form == "cold-start"
-        self._probe.arm(self.module, backward=again and self.mode == "guard")
+        self._arm(lane, backward=again and self.mode == "guard")
         self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"
@@ -497,6 +512,8 @@ class Guard:
     def _snapshot(self, lane: Lane, scene: Scene, batch: Any) -> None:
         """Copy the state that made this step's healthy gradients, if it is time and nothing is suspicious."""
         step = lane.steps - 1
+        if batch is not None and step < FEW:
+            lane.batches.remember(batch)
         if "rollback" not in lane.remedies and "reinitialize" not in lane.remedies:
             return
         first = lane.snapshots.latest is None
@@ -508,7 +525,9 @@ class Guard:
         loud = baseline.count > FEW and statistics.norm > 3.0 * baseline.typical
         untrained, loss = baseline.untrained_loss, statistics.loss
         worse = loss is not None and loss > 1.5 * untrained > 0
-        if loud or worse or baseline.loss_elevated(loss):
+        # A run that went back and has not come back to itself must not overwrite what it could go back to again.
+        lost = baseline.setback is not None and loss is not None and loss > 3.0 * baseline.best_loss
+        if loud or worse or lost or baseline.loss_elevated(loss):
             return
         if batch is not None:
             lane.batches.remember(batch)
@@ -671,6 +690,7 @@ class Guard:
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._incidents],
             "armed": self._probe.armed or self._rearm,
+            "awaiting": sorted(self._awaiting),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -681,6 +701,7 @@ class Guard:
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
         self._rearm = str(state["armed"])
+        self._awaiting = {int(index) for index in state["awaiting"]}
         if self._lanes:
             self._arm_again()
 

@@ -21,6 +21,8 @@ FACTORS = (0.5, 0.3, 0.1)
 """Back-off factors within one episode: PaLM-like first, then fast, since a rate may be too high by orders of magnitude."""
 SANE_UPDATE = 0.05
 """Update-to-weight ratio that a hopeless first rate is brought down to; healthy training shows 1e-4 to 1e-1."""
+CURED = 2
+"""Calm steps after which an alarm counts as cured: the next one is of another batch's making."""
 FEW_LAYERS = 2
 """Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
 INSANE_UPDATE = 0.2
@@ -72,6 +74,7 @@ class Policy:
 
     def _open_episode(self) -> None:
         self.strikes = 0
+        self._row = 0
         self._quiet = 0
         self._slow = 0
         self._repairs = 0
@@ -110,6 +113,7 @@ class Policy:
         """
         step = statistics.step
         self.strikes += 1
+        self._row = self._row + 1 if self._quiet < CURED or self._row == 0 else 1
         self._quiet = 0
         batch = any(b.layer == "batch" for b in blame)
         self._innocent = self._innocent and batch
@@ -167,7 +171,7 @@ class Policy:
         if verdict.form == "divergence":
             if not cooled:
                 return Decision((), "cooling down")
-            return self._go_back("the run has become worse than it was", statistics.step, baseline)
+            return self._go_back(verdict.form, "the run has become worse than it was", statistics.step, baseline)
         return self._burst(verdict, statistics.step, cooled, baseline)
 
     def _cold_start(self, statistics: GradientStatistics) -> Decision:
@@ -191,16 +195,17 @@ class Policy:
         gentle = verdict.form == "sudden" and verdict.excess < GENTLE
         young = baseline.count < YOUNG
         hold = "clip" if gentle and not young else "skip"
-        # Held steps leave the weights alone, so a third batch that explodes accuses the weights. A young run has
-        # little to lose by going back, and most to lose by waiting.
+        # Held steps leave the weights alone, so a third batch in a row that explodes accuses the weights; one that
+        # comes after calm steps was a bad batch, however often that happens. A young run has little to lose by going
+        # back, and most to lose by waiting.
         patience = min(self.patience, 2) if young else self.patience
-        if self.strikes < patience or not cooled:
+        if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
         if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
-        return self._go_back("fresh batches explode too, so the weights are damaged", step, baseline)
+        return self._go_back(verdict.form, "fresh batches explode too, so the weights are damaged", step, baseline)
 
-    def _go_back(self, reason: str, step: int, baseline: Baseline) -> Decision:
+    def _go_back(self, form: Form, reason: str, step: int, baseline: Baseline) -> Decision:
         # A run that has learned nothing yet is as good as new.
         young = baseline.count < YOUNG or not baseline.learned
         rung = self._slow + young + len(self._recent(self._treated, step))
@@ -209,6 +214,9 @@ class Policy:
         if insane:
             # The first updates have told how far beyond a sane size they were.
             factor = min(factor, max(SANE_UPDATE / baseline.update_ratio, LEAST_FACTOR))
+        if form == "non-finite" and self._slow == 0 and not insane:
+            # A NaN is as often the data's fault as the rate's; only one that comes back speaks against the rate.
+            return Decision(("skip", "rollback"), reason)
         return Decision(("skip", "rollback", "backoff"), reason, factor=factor, permanent=insane)
 
     def rest(self, step: int) -> bool:
@@ -236,6 +244,7 @@ class Policy:
 
 _STATE = (
     "strikes",
+    "_row",
     "slow_used",
     "_past",
     "_treated",

@@ -42,7 +42,21 @@ def test_trouble_that_stays_is_answered_harder(form: Form) -> None:
     policy = Policy(patience=3, cooldown=1)
     said = [set(decide(policy, step, form=form, excess=1e6).remedies) for step in range(4)]
     assert said[:2] == [{"skip"}] * 2
-    assert {"skip", "rollback", "backoff"} <= said[2]
+    assert {"skip", "rollback"} <= said[2]
+
+
+def test_only_a_nan_that_comes_back_speaks_against_the_rate() -> None:
+    policy = Policy(patience=1, cooldown=0)
+    first, second = (set(decide(policy, s, form="non-finite").remedies) for s in range(2))
+    assert "backoff" not in first and {"rollback", "backoff"} <= second
+
+
+def test_bad_batches_between_calm_steps_never_accuse_the_weights() -> None:
+    policy = Policy(patience=3, cooldown=1)
+    for step in range(0, 200, 5):
+        assert set(decide(policy, step, form="sudden", excess=1e6).remedies) == {"skip"}
+        for calm in range(1, 5):
+            policy.rest(step + calm)
 
 
 def test_slow_remedies_keep_their_cool_down() -> None:
@@ -53,7 +67,7 @@ def test_slow_remedies_keep_their_cool_down() -> None:
 
 def test_each_slow_remedy_of_an_episode_is_at_least_as_strong_as_the_last() -> None:
     policy = Policy(patience=1, cooldown=0)
-    factors = [decide(policy, s, form="non-finite").factor for s in range(6)]
+    factors = [decide(policy, s, form="sudden", excess=1e6).factor for s in range(6)]
     assert factors == sorted(factors, reverse=True) and factors[-1] < factors[0] <= 0.5
 
 

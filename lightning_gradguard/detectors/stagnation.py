@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -12,6 +11,8 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 INSANE = 0.2
 """Update-to-weight ratio of the first steps from which a long plateau is the rate's fault; 1e-4 to 1e-1 is healthy."""
+LOST = 3.0
+"""Times the best level reached at which a run that went back has not come back to itself."""
 STEADY = 0.1
 """Spread over level of a loss that is stuck; one that moves more (targets that grow, say) is alive."""
 
@@ -33,41 +34,58 @@ class Stagnation(Detector):
     def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)
         self._idle = 0
-        self._best = math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
+        treated = baseline.setback is not None
+        if not self._idle and not treated:
+            return None
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
-        setback, had_learned = baseline.setback, self._best < 0.5 * untrained
-        patience = self.patience * (1 + baseline.setbacks)
-        if not baseline.loss_level(self.patience)[1] <= STEADY * level:
-            return None
-        if setback is not None and had_learned and 0 < self._idle < patience > baseline.count - setback:
-            reason = f"loss {level:.3g}, as before training, {baseline.count - setback} steps after the treatment"
-        elif self._idle < patience:
-            return None
-        elif setback is not None and baseline.count - setback >= patience:
-            reason = f"loss {level:.3g} after the treatment: nothing was learned for {self._idle} steps"
-        elif had_learned and setback is None and level <= 1.25 * untrained:
-            reason = (
-                f"loss {level:.3g}, as before training, for {self._idle} steps, after {self._best:.3g} had been reached"
+        reason = self._after_treatment(baseline, level) if treated else self._untreated(baseline, level)
+        return Verdict("divergence", self.name, level, 0.9 * untrained, reason) if reason else None
+
+    def _after_treatment(self, baseline: Baseline, level: float) -> str | None:
+        patience, since = self.patience * (1 + baseline.setbacks), baseline.count - (baseline.setback or 0)
+        untrained, best = baseline.untrained_loss, baseline.best_loss
+        had_learned = best < 0.5 * untrained
+        if had_learned and self._idle > 0 and since < patience:
+            return (
+                f"loss {level:.3g}, as before training, {since} steps after going back"
+                if self._steady(baseline)
+                else None
             )
-        elif setback is None and not had_learned and baseline.update_ratio > INSANE and self._idle >= 2 * patience:
-            reason = f"loss {level:.3g}: nothing was ever learned, and first updates were {baseline.update_ratio:.2g} of the weights"
-        else:
+        if since < patience:
             return None
-        return Verdict("divergence", self.name, level, 0.9 * untrained, reason)
+        if self._idle >= patience and self._steady(baseline):
+            return f"loss {level:.3g}: nothing was learned for {self._idle} steps since going back"
+        before, _ = baseline.loss_level(self.patience, skip=RECENT)
+        if had_learned and min(level, before) > max(LOST * best, 0.25 * untrained):
+            return f"loss {level:.3g}, far from the {best:.3g} that had been reached, {since} steps after going back"
+        return None
+
+    def _untreated(self, baseline: Baseline, level: float) -> str | None:
+        untrained, best = baseline.untrained_loss, baseline.best_loss
+        if self._idle < self.patience or not self._steady(baseline):
+            return None
+        if best < 0.5 * untrained and level <= 1.25 * untrained:
+            return f"loss {level:.3g}, as before training, for {self._idle} steps, after {best:.3g} had been reached"
+        if best >= 0.5 * untrained and baseline.update_ratio > INSANE and self._idle >= 2 * self.patience:
+            ratio = baseline.update_ratio
+            return f"loss {level:.3g}: nothing was ever learned, and first updates were {ratio:.2g} of the weights"
+        return None
+
+    def _steady(self, baseline: Baseline) -> bool:
+        level, spread = baseline.loss_level(self.patience)
+        return spread <= STEADY * level
 
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
         """Count the steps in a row in which the loss is not below what it was before training."""
         self._idle = 0 if baseline.learned else self._idle + 1
-        if self._idle == 0 and baseline.count >= RECENT:
-            self._best = min(self._best, baseline.loss_level(RECENT)[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count and the best level."""
-        return {"idle": self._idle, "best": self._best}
+        """Return the count."""
+        return {"idle": self._idle}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        self._idle, self._best = int(state["idle"]), float(state["best"])
+        """Take it back."""
+        self._idle = int(state["idle"])

@@ -80,9 +80,8 @@ def test_a_bad_layer_is_repaired_on_both(ranks: Ranks) -> None:
 
 def test_a_loss_that_diverges_on_one_rank_is_treated_on_both(ranks: Ranks) -> None:
     for rank in ranks:
-        done = actions(rank["diverging"])
-        assert done and {form for _, form, _ in done} == {"divergence"}
-        assert "rollback" in done[0][2] and "backoff" in done[0][2]
+        done = [remedies for _, form, remedies in actions(rank["diverging"]) if form == "divergence"]
+        assert done and "rollback" in done[0] and "backoff" in done[0]
 
 
 def test_a_loss_that_leaps_on_one_rank_alone_changes_nothing(ranks: Ranks) -> None:
