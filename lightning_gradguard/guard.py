@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,12 +27,13 @@ from lightning_gradguard.detectors import (
     Stagnation,
     Vanishing,
 )
-from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import NORMALISED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.policy import Policy
+from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import (
     Action,
     Blame,
@@ -54,9 +54,6 @@ FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 SUSPICIOUS = 4.0
 """RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
-KEPT_ACTIONS = 20
-KEPT_INCIDENTS = 200
-NOTICE_EVERY = 500
 EXAMINE_EVERY = 10
 LOSS_EVERY = 8
 """With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
@@ -154,8 +151,7 @@ class Guard:
         self.mode = checks.choice("mode", mode, ("guard", "watch"))
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
-        self.log_every = checks.whole("log_every", log_every, least=1)
-        self.sinks = list(sinks)
+        self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._detectors = checks.instances(
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
@@ -166,13 +162,11 @@ class Guard:
         )
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
-        self._incidents: list[Incident] = []
         self._probe = Probe()
         self._rearm = ""
         # Lanes that the probe measures for; each takes the readings at its own next step.
         self._awaiting: set[int] = set()
         self._running: RunningStatistics | None = None
-        self._warned: set[str] = set()
         self.share()
         self._module: nn.Module | None = None
         if module is not None:
@@ -209,13 +203,18 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._incidents, self._rearm, self._awaiting = {}, [], "", set()
+            self._waiting, self._recorder.incidents, self._rearm, self._awaiting = {}, [], "", set()
         self._module = module
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """Where the record goes; a sink may be added at any time."""
+        return self._recorder.sinks
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
         """The incidents of the run, oldest first, the open one included."""
-        return tuple(self._incidents)
+        return tuple(self._recorder.incidents)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Lane:
         """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
@@ -241,7 +240,7 @@ class Guard:
             self._lanes[id(optimizer)] = lane
             lane.refresh()
             if lane.sharded and any(remedy.name == "reinitialize" for remedy in self._remedies):
-                self._tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
+                self._recorder.tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
@@ -314,7 +313,7 @@ class Guard:
         else:
             report = self._treat(lane, scene, alarm, suspects, batch_index)
             coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
-        self._meter(lane, scene, coefficient)
+        self._recorder.meter(lane, scene.statistics, coefficient)
         if report.stop:
             self._exhausted(lane, report)
         return report
@@ -395,14 +394,14 @@ class Guard:
         readings = self._readings(lane)
         for verdict in lane.judge(statistics):
             if not verdict.alarm:
-                self._notice(lane, statistics.step, verdict)
+                self._recorder.notice(lane, statistics.step, verdict)
             elif not verdict.examine:
                 return verdict, self._suspects(lane, verdict, statistics, readings, batch)
             elif self._time_to_examine(statistics.step):
                 suspects = self._suspects(lane, verdict, statistics, readings, batch)
                 if any(s.layer != "batch" for s in suspects):
                     return verdict, suspects
-                self._notice(lane, statistics.step, verdict)
+                self._recorder.notice(lane, statistics.step, verdict)
         return None, ()
 
     def _time_to_examine(self, step: int) -> bool:
@@ -442,7 +441,7 @@ class Guard:
             self._tell_of_poison(scene)
             return
         if lane.policy.rest(statistics.step) and lane.incident is not None:
-            self._close(lane, statistics.step, helped=True)
+            self._recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
             self._snapshot(lane, scene, batch)
             self._update(lane, scene)
@@ -457,7 +456,7 @@ class Guard:
 
     def _tell_of_poison(self, scene: Scene) -> None:
         if self.mode == "guard" and scene.scaler is None:
-            self._warn(
+            self._recorder.warn(
                 "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
             )
 
@@ -486,7 +485,7 @@ class Guard:
         # run that lost one batch must go on exactly as if it had never seen it.
         again = lane.policy.strikes > 1 or verdict.form == "cold-start"
         self._arm(lane, backward=again and self.mode == "guard")
-        self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
+        self._recorder.record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"
         return StepReport(statistics, verdict, decision, outcomes, held, stop)
@@ -540,71 +539,9 @@ class Guard:
         if self.mean([float(failure is not None)]) > [0.0]:
             lane.snapshots.switch_off()
             told = failure or "on another process"
-            self._warn("snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on")
-
-    # -- record --------------------------------------------------------------------------------------------------------
-
-    def _record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
-        event: Event = "acted"
-        incident = lane.incident
-        if incident is None:
-            event = "opened"
-            number = self._incidents[-1].number + 1 if self._incidents else 1
-            form = lane.policy.form(action.verdict, action.step)
-            incident = Incident(number, lane.index, action.step, form, batch=batch_index)
-            self._incidents = [*self._incidents[-KEPT_INCIDENTS + 1 :], incident]
-        changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
-        alarms = incident.alarms + 1
-        actions = (*incident.actions, action)
-        if len(actions) > KEPT_ACTIONS:
-            half = KEPT_ACTIONS // 2
-            actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work.
-        lane.incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=incident.blame or suspects)
-        self._replace(lane.incident)
-        if event == "opened" or changed or alarms & (alarms - 1) == 0:
-            self._tell("incident", lane.incident, event)
-
-    def _close(self, lane: Lane, step: int, *, helped: bool) -> None:
-        assert lane.incident is not None
-        closed = dataclasses.replace(lane.incident, closed=step, helped=helped)
-        self._replace(closed)
-        lane.incident = None
-        self._tell("incident", closed, "closed")
-
-    def _replace(self, incident: Incident) -> None:
-        self._incidents = [incident if i.number == incident.number else i for i in self._incidents]
-
-    def _meter(self, lane: Lane, scene: Scene, coefficient: float) -> None:
-        lane.last = scene.statistics
-        lane.meter.add(scene.statistics, coefficient)
-        if lane.meter.steps >= self.log_every or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
-            self._log(lane, scene.statistics, coefficient)
-
-    def _log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
-        window = lane.meter.window(
-            statistics,
-            lane.baseline,
-            optimizer=lane.index,
-            limit=lane.limit(),
-            coefficient=coefficient,
-            lr_factor=lane.lr_factor,
-            incidents=len(self._incidents),
-        )
-        self._tell("window", window)
-
-    def _notice(self, lane: Lane, step: int, verdict: Verdict) -> None:
-        if step - lane.noticed.get(verdict.detector, -NOTICE_EVERY) >= NOTICE_EVERY:
-            lane.noticed[verdict.detector] = step
-            self._tell("notice", step, f"{verdict.form}: {verdict.reason}")
-
-    def _tell(self, what: str, *args: Any) -> None:
-        for sink in list(self.sinks):
-            try:
-                getattr(sink, what)(*args)
-            except Exception as error:  # A full disk or a closed writer must never cost the run.
-                self.sinks.remove(sink)
-                self._warn(type(sink).__name__, f"{type(sink).__name__} failed and is switched off: {error!r}")
+            self._recorder.warn(
+                "snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on"
+            )
 
     # -- when all else fails -------------------------------------------------------------------------------------------
 
@@ -614,21 +551,14 @@ class Guard:
         if lane.incident is not None and lane.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
             lane.incident = dataclasses.replace(lane.incident, closed=report.statistics.step, helped=False)
-            self._replace(lane.incident)
-            self._tell("incident", lane.incident, "closed")
+            self._recorder.replace(lane.incident)
+            self._recorder.tell("incident", lane.incident, "closed")
         if self.on_exhausted == "raise":
             raise TrainingDiverged(self.report())
 
     def report(self) -> str:
         """Return what happened and what was tried, one line an incident."""
-        lines = []
-        for i in self._incidents:
-            end = {True: "helped", False: "did not help", None: "still open"}[i.helped]
-            tried = ", ".join(i.remedies) or "nothing"
-            culprit = f", first in {i.culprit}" if i.culprit else ""
-            reason = i.actions[0].verdict.reason if i.actions else ""
-            lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
-        return "\n".join(lines) or "no incident"
+        return self._recorder.report()
 
     def _never_worse(self, lane: Lane, error: Exception) -> None:
         """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""
@@ -638,15 +568,10 @@ class Guard:
         self._probe.disarm()
         if self.on_error == "raise":
             raise error
-        self._warn("error", f"the guard itself failed and let the step pass: {error!r}")
+        self._recorder.warn("error", f"the guard itself failed and let the step pass: {error!r}")
 
     def _isolate(self, error: GuardError) -> None:
-        self._warn(str(error), f"{error}; the run goes on without it")
-
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(f"GradGuard: {message}", RuntimeWarning, stacklevel=2)
+        self._recorder.warn(str(error), f"{error}; the run goes on without it")
 
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
@@ -657,13 +582,13 @@ class Guard:
 
     def epoch(self) -> None:
         """Tell the sinks that an epoch has ended."""
-        self._tell("epoch")
+        self._recorder.tell("epoch")
 
     def flush(self) -> None:
         """Send the window under way to the sinks."""
         for lane in self._lanes.values():
             if lane.meter.steps and lane.last is not None:
-                self._log(lane, lane.last, 1.0)
+                self._recorder.log(lane, lane.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
@@ -674,12 +599,7 @@ class Guard:
         self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
         self._lanes.clear()
         self._running = None
-        for sink in self.sinks:
-            try:
-                sink.close()
-            except Exception as error:
-                self._warn(type(sink).__name__, f"{type(sink).__name__} could not be closed: {error!r}")
-        self.sinks.clear()
+        self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
@@ -688,14 +608,14 @@ class Guard:
         return {
             "version": 1,
             "lanes": lanes,
-            "incidents": [to_json(i) for i in self._incidents],
+            "incidents": [to_json(i) for i in self._recorder.incidents],
             "armed": self._probe.armed or self._rearm,
             "awaiting": sorted(self._awaiting),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached."""
-        self._incidents = [incident_from_json(i) for i in state["incidents"]]
+        self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._waiting = dict(state["lanes"])
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:

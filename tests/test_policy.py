@@ -55,8 +55,8 @@ def test_bad_batches_between_calm_steps_never_accuse_the_weights() -> None:
     policy = Policy(patience=3, cooldown=1)
     for step in range(0, 200, 5):
         assert set(decide(policy, step, form="sudden", excess=1e6).remedies) == {"skip"}
-        for calm in range(1, 5):
-            policy.rest(step + calm)
+        for pause in range(1, 5):
+            policy.rest(step + pause)
 
 
 def test_slow_remedies_keep_their_cool_down() -> None:
