@@ -199,6 +199,10 @@ class Policy:
         # comes after calm steps was a bad batch, however often that happens. A young run has little to lose by going
         # back, and most to lose by waiting.
         patience = min(self.patience, 2) if young else self.patience
+        if verdict.form == "non-finite":
+            # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
+            # are common and eight are not. Broken weights make every batch one, and can wait.
+            patience = 3 * patience - 1 if patience > 1 else 1
         if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
         if gentle and self._slow == 0 and not young:
