@@ -43,4 +43,4 @@ class RunningStatistics:
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
         for kind, buffers in self._live.items():
-            torch._foreach_copy_(buffers, self._saved[kind].split([b.numel() for b in buffers]))
+            torch._foreach_copy_(buffers, torch.split(self._saved[kind], [b.numel() for b in buffers]))

@@ -113,8 +113,8 @@ def verdict(
     words.append({"text": f"; {_count(held, 'step')} skipped" if held else f"; {_done(newest)}"})
 
     if newest.get("helped") is False or any(_exhausted(record) for record in records):
-        end = "; the remedies did not help." if _outcomes(newest) else "; the run went on."
-        return _verdict("bad", "Not healed", [*words, {"text": end}])
+        told = "; the remedies did not help." if _outcomes(newest) else "; the run went on."
+        return _verdict("bad", "Not healed", [*words, {"text": told}])
     if newest.get("closed") is None:
         return _verdict("bad", "In trouble", [*words, {"text": "; not over yet."}])
     if restless_since is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
 from lightning_gradguard.diagnostics import read_journal
-from lightning_gradguard.remedies import Skip
+from lightning_gradguard.remedies import Reinitialize, Skip
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -459,3 +459,10 @@ def test_an_exception_in_a_users_remedy_names_it(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(remedies=[Stumbles()], journal=False)])
     with pytest.raises(GuardError, match=r"skip.*another mistake"):
         fit.fit(Net(mlp(), ADAM), loader(spoil(regression(10), 5)))
+
+
+def test_an_unknown_layer_pattern_is_refused_before_training_with_the_names_there_are(tmp_path: Path) -> None:
+    guard = GradGuard(remedies=[Reinitialize(only=["no_such_layer*"])], journal=False)
+    with pytest.raises(ValueError, match="no_such_layer") as error:
+        trainer(tmp_path, callbacks=[guard]).fit(Net(mlp(), SGD), loader(regression(2)))
+    assert "net.0" in str(error.value)

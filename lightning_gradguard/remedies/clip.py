@@ -18,9 +18,9 @@ def unit_norm(tensor: Tensor) -> Tensor:
 
     Source: Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021, section 4.
     """
-    if tensor.dim() <= 1:
-        return torch.linalg.vector_norm(tensor).reshape((1,) * tensor.dim())
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), keepdim=True)
+    inner = tuple(range(1 if tensor.dim() > 1 else 0, tensor.dim()))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=inner, keepdim=True) if inner else tensor.abs()
+    return norm
 
 
 class Clip(Remedy):

@@ -76,6 +76,10 @@ class Reinitialize(Remedy):
         self.only, self.exclude = tuple(only), tuple(exclude)
         self.seed = seed
 
+    def check(self, module: nn.Module) -> None:
+        """Raise ValueError, listing the layers there are, if a pattern matches none."""
+        self.check_layers(module)
+
     def check_layers(self, module: nn.Module) -> set[str]:
         """Return the layers that may be changed.
 
