@@ -465,4 +465,4 @@ def test_an_unknown_layer_pattern_is_refused_before_training_with_the_names_ther
     guard = GradGuard(remedies=[Reinitialize(only=["no_such_layer*"])], journal=False)
     with pytest.raises(ValueError, match="no_such_layer") as error:
         trainer(tmp_path, callbacks=[guard]).fit(Net(mlp(), SGD), loader(regression(2)))
-    assert "net.0" in str(error.value)
+    assert "network.0" in str(error.value)
