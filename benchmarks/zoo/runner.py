@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import math
+import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,7 @@ TWIN = "twin"
 """
 
 LIMIT_SECONDS = 180
+"""Processor time, so that a busy machine loses no run."""
 Row = dict[str, Any]
 
 
@@ -90,12 +93,24 @@ def silence() -> None:
     logging.disable(logging.WARNING)
 
 
+def _begin(parent: int) -> None:
+    """Prepare a worker that does not outlive the process that asked for it, even if that one is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    silence()
+
+
 class OutOfTimeError(RuntimeError):
-    """A run took longer than :data:`LIMIT_SECONDS`."""
+    """A run took more processor time than :data:`LIMIT_SECONDS`."""
 
 
 def _out_of_time(signum: int, frame: Any) -> None:
-    raise OutOfTimeError(f"run took more than {LIMIT_SECONDS} s")
+    raise OutOfTimeError(f"run took more than {LIMIT_SECONDS} s of processor time")
 
 
 def execute(job: Job) -> Row:
@@ -120,8 +135,8 @@ def execute(job: Job) -> Row:
         "error": "",
     }
     task = case.build(job.seed, job.sick)
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.alarm(LIMIT_SECONDS)
+    signal.signal(signal.SIGPROF, _out_of_time)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
     start, start_cpu = time.perf_counter(), time.process_time()
     trainer = None
     try:
@@ -134,11 +149,20 @@ def execute(job: Job) -> Row:
     except BaseException as error:  # Lightning turns some failures into SystemExit
         row["error"] = f"{type(error).__name__}: {error}"[:300]
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    row["onset"] = onset(case, task)
     row["seconds"] = round(time.perf_counter() - start, 3)
     row["cpu_seconds"] = round(time.process_time() - start_cpu, 3)
     row |= outcome(case, task, trainer, observer)
     return row
+
+
+def onset(case: Case, task: Task) -> int | None:
+    """Find the optimizer step at which a sick run falls ill; None where it is so by its nature, or no one can say."""
+    events = getattr(task.module, "events", None) or {}
+    corrupt = getattr(task.batches.dataset, "corrupt", None) or {}
+    first = min([*events, *corrupt], default=None)
+    return None if first is None else int(first) // int(case.trainer().get("accumulate_grad_batches", 1))
 
 
 def make_trainer(case: Case, task: Task, contender: str, observer: Callback) -> Trainer:
@@ -262,6 +286,8 @@ def _execute_all(jobs: list[Job], workers: int) -> Iterator[Row]:
         yield from map(execute, jobs)
         return
     # Spawned, not forked: a forked torch can hang on locks held by the parent's threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=silence) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+    ) as pool:
         for future in as_completed([pool.submit(execute, job) for job in jobs]):
             yield future.result()
