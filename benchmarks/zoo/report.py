@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lightning
+import torch
+
 Row = dict[str, Any]
 RESCUED = 0.95
+REASONS: dict[str, str] = {}
+"""Why a sick case is lost, as far as it was found out; the table of lost cases gives them."""
 KNOWN_LOST: frozenset[str] = frozenset()
-"""Sick cases that GradGuard is not expected to rescue; the reasons are in docs/benchmark.md."""
+"""Sick cases that GradGuard is not expected to rescue in the quick form."""
 
 
 def reference(rows: Iterable[Row]) -> dict[tuple[str, int], Row]:
@@ -126,6 +133,49 @@ def table_poison(rows: list[Row]) -> str:
     )
 
 
+def table_detection(rows: list[Row]) -> str:
+    """Optimizer steps from the onset to the first incident, in runs whose onset is an event at a known step."""
+    lines = []
+    for c in _contenders(rows):
+        mine = [r for r in rows if r["contender"] == c and r["kind"] == "sick" and r.get("onset") is not None]
+        if not any(r["incidents"] for r in mine):
+            continue
+        for form in dict.fromkeys(r["form"] for r in mine):
+            inside = [r for r in mine if r["form"] == form]
+            delays = [r["incidents"][0]["step"] - r["onset"] for r in inside if r["incidents"]]
+            late = sorted(
+                {f"`{r['case']}`" for r in inside if not r["incidents"] or r["incidents"][0]["step"] > r["onset"]}
+            )
+            at_once = [bool(r["incidents"]) and r["incidents"][0]["step"] <= r["onset"] for r in inside]
+            lines.append([c, form, share(at_once), f"{median(delays):.0f}" if delays else "–", ", ".join(late) or "–"])
+    return markdown(
+        ["contender", "form", "seen in the very step", "median delay (steps)", "seen later in some seed"], lines
+    )
+
+
+def table_poisoned(rows: list[Row], contender: str = "gradguard") -> str:
+    """Name the sick cases in which GradGuard let a non-finite or a tenfold update through."""
+    lines = []
+    for case in dict.fromkeys(r["case"] for r in rows):
+        mine = [r for r in rows if r["contender"] == contender and r["kind"] == "sick" and r["case"] == case]
+        nonfinite, large = sum(r["nonfinite_updates"] for r in mine), sum(r["large_updates"] for r in mine)
+        if nonfinite or large:
+            worst = max(r["worst_update"] for r in mine)
+            lines.append([f"`{case}`", mine[0]["cause"], str(nonfinite), str(large), f"{worst:.3g} ×"])
+    return markdown(["case", "cause", "non-finite updates", "≥ 10× updates", "largest, in usual updates"], lines)
+
+
+def table_lost(rows: list[Row], contender: str = "gradguard") -> str:
+    """Sick cases that GradGuard did not rescue, with the reason."""
+    held = {r["case"]: r["held_out"] for r in rows}
+    lines = [
+        [f"`{case}`", f"{value:.2f}", "held out" if held[case] else "open", REASONS.get(case, "not found out")]
+        for (name, case), value in rescues(rows).items()
+        if name == contender and value < RESCUED
+    ]
+    return markdown(["case", "rescue", "part", "reason"], lines) if lines else "None.\n"
+
+
 def table_culprit(rows: list[Row]) -> str:
     """Sick cases with a known bad layer: named first, or not named at all."""
     lines = []
@@ -157,12 +207,27 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "Rescue by form": lambda rows: table_by(rows, "form"),
     "Rescue by architecture": lambda rows: table_by(rows, "architecture"),
     "Rescue by optimizer": lambda rows: table_by(rows, "optimizer"),
+    "Not rescued by GradGuard": table_lost,
     "Harm": table_harm,
     "Poison": table_poison,
+    "Where GradGuard let a large update through": table_poisoned,
+    "Detection": table_detection,
     "Culprit": table_culprit,
     "Cost": table_cost,
     "Every sick case": table_cases,
 }
+
+
+def setting(rows: list[Row]) -> str:
+    """Say what was run, and on what machine."""
+    seeds = sorted({r["seed"] for r in rows})
+    kinds = {kind: len({r["case"] for r in rows if r["kind"] == kind}) for kind in ("sick", "healthy")}
+    return (
+        f"{kinds['sick']} sick cases and {kinds['healthy']} healthy controls, {'seed' if len(seeds) == 1 else 'seeds'} "
+        f"{', '.join(map(str, seeds))} ({len(rows):,} runs); medians over the seeds. {platform.machine()}, "
+        f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"lightning {lightning.__version__}, one thread a run, on the CPU."
+    )
 
 
 def tables(rows: list[Row]) -> str:
@@ -189,7 +254,7 @@ def regressions(rows: list[Row], contender: str = "gradguard") -> list[str]:
 def write(rows: list[Row], folder: Path) -> None:
     """Write ``tables.md``, ``rescue.png`` and ``heatmap.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tables.md").write_text(tables(rows))
+    (folder / "tables.md").write_text(f"{setting(rows)}\n\n{tables(rows)}")
     plot_rescue(rows, folder / "rescue.png")
     plot_heatmap(rows, folder / "heatmap.png")
 

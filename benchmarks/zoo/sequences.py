@@ -11,12 +11,16 @@ import bisect
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import fmean, median, pstdev, stdev
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from benchmarks.zoo.report import markdown
+from lightning_gradguard import Guard
+from lightning_gradguard.diagnostics.sink import Sink
 
 Rule = Callable[[float], bool]
 Norms = npt.NDArray[np.float64]
@@ -137,9 +141,39 @@ def cusum(slack: float = 0.5, limit: float = 8.0, warmup: int = 200) -> Rule:
     return judge
 
 
-def ours() -> dict[str, Callable[[], Rule]]:
-    """Give the guard's own detectors as rules: ``name -> factory of norm -> bool``; to be filled with the detectors."""
-    return {}
+class Ear(Sink):
+    """Hear the guard's notices: what it reports without acting."""
+
+    def __init__(self) -> None:
+        self.heard = False
+
+    def notice(self, step: int, message: str) -> None:
+        """Remember that there was one."""
+        self.heard = True
+
+
+def gradguard(*, reports: bool) -> Rule:
+    """Make the whole guard: one parameter, of rate 0, whose gradient is the norm.
+
+    There is no loss here, which in training is the second witness, and nothing that a remedy could mend: on a
+    drift the budget runs out, and the guard goes on with clipping.
+
+    Args:
+        reports: Whether a notice counts (at most one in 500 steps), or only an alarm, upon which the guard acts.
+    """
+    module = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    ear = Ear()
+    guard = Guard(module, on_exhausted="continue", sinks=[ear])
+
+    def judge(norm: float) -> bool:
+        module.weight.grad = torch.full((1, 1), norm)
+        ear.heard = False
+        report = guard.before_step(optimizer)
+        optimizer.step()
+        return report.verdict is not None or (reports and ear.heard)
+
+    return judge
 
 
 def rules() -> dict[str, Callable[[], Rule]]:
@@ -152,7 +186,8 @@ def rules() -> dict[str, Callable[[], Rule]]:
         "megatron": megatron,
         "log-MAD 6": log_mad,
         "CUSUM": cusum,
-        **ours(),
+        "GradGuard reports": partial(gradguard, reports=True),
+        "GradGuard acts": partial(gradguard, reports=False),
     }
 
 

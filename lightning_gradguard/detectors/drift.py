@@ -16,6 +16,8 @@ EXPLOSION = 8.0
 """Growth below which a norm is no explosion, whatever the loss does; as for a spike."""
 LEAP = 3.0
 """Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
+GROWN = 1.25
+"""Growth below which nothing is said: two standard errors of a median of nine norms whose logarithms spread by 0.3."""
 LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
 
@@ -62,7 +64,7 @@ class Drift(Detector):
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
             return None
         grown = math.exp(baseline.recent - self._center) if baseline.count else 1.0
-        if grown < 1.5:
+        if grown < GROWN:
             return None
         rise = self._loss_rise(baseline)
         if rise is not None and rise < -0.02:
@@ -78,7 +80,7 @@ class Drift(Detector):
             form="drift",
             detector=self.name,
             value=statistics.norm,
-            limit=math.exp(self._center) * (self.growth if alarm else 1.5),
+            limit=math.exp(self._center) * (self.growth if alarm else GROWN),
             reason=f"the norm has grown {grown:.3g} x over {self._seen} steps{told}",
             alarm=alarm or examine,
             examine=examine,

@@ -105,7 +105,7 @@ def growing(steps: int, factor: float, before: int = 200) -> list[float]:
 def test_a_thousandfold_drift_over_300_steps_is_seen_early() -> None:
     losses = [1.0] * 200 + np.linspace(1.0, 4.0, 300).tolist()
     said = run(Drift(), growing(300, 1e3), losses)
-    assert said and 200 < said[0][0] < 260
+    assert said and 200 <= said[0][0] <= 220
     alarms = [step for step, v in said if v.alarm]
     assert alarms and alarms[0] < 400
     assert all(v.form == "drift" for _, v in said)
