@@ -12,11 +12,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from statistics import fmean, median, pstdev, stdev
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from benchmarks.zoo.report import markdown
 from lightning_gradguard import Guard
@@ -223,7 +225,7 @@ def delay(rule: Rule, norms: Iterable[float]) -> int | None:
 def false_alarms(steps: int) -> str:
     """Tabulate the share of healthy steps with an alarm."""
     sequences, lines = healthy_sequences(steps), []
-    for name, make in rules().items():
+    for name, make in tqdm(rules().items(), "false alarms"):
         rates = []
         for norms in sequences.values():
             rule = make()
@@ -235,7 +237,7 @@ def false_alarms(steps: int) -> str:
 def detection(trials: int) -> str:
     """Tabulate drifts found and their median delay, and the share of ten-fold spikes caught at once."""
     lengths, lines = (100, 300, 1000), []
-    for name, make in rules().items():
+    for name, make in tqdm(rules().items(), "detection"):
         cells = []
         for length in lengths:
             delays = [delay(make(), drifting(length, seed)) for seed in range(trials)]
@@ -246,14 +248,30 @@ def detection(trials: int) -> str:
     return markdown(["rule", *(f"×1000 over {n} steps" for n in lengths), "×10 spikes caught"], lines)
 
 
+def tables(steps: int = 60_000, trials: int = 50) -> str:
+    """Give both tables as one Markdown text."""
+    return "\n".join(
+        (
+            f"### False alarms per step ({steps:,} healthy steps each)\n",
+            false_alarms(steps),
+            f"### Drifts found and their median delay; ten-fold spikes caught ({trials} of each)\n",
+            detection(trials),
+        )
+    )
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo.sequences", description=__doc__)
     parser.add_argument("--steps", type=int, default=60_000, help="steps of each healthy sequence")
     parser.add_argument("--trials", type=int, default=50, help="drifts and spikes of each kind")
+    parser.add_argument("--out", type=Path, help="write the tables into this file instead")
     options = parser.parse_args()
-    print("### False alarms per step", false_alarms(options.steps), sep="\n\n")
-    print("### Detection", detection(options.trials), sep="\n\n")
+    text = tables(options.steps, options.trials)
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":
