@@ -71,6 +71,11 @@ class SnapshotStore:
         """The newest snapshot, or None."""
         return self._kept[-1] if self._kept else None
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to go back to."""
+        return not self._kept
+
     def due(self, step: int) -> bool:
         """Tell whether it is time for the next snapshot."""
         return self.keep > 0 and step >= self._due
