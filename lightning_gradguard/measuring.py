@@ -100,7 +100,7 @@ def joint_loss(lane: Lane, team: Team, loss: Tensor | float | None, norm: float)
     """Return the loss as all processes must see it, or None while it can wait for the next turn to average."""
     if loss is None:
         return None
-    value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+    value = float(loss.item() if isinstance(loss, Tensor) else loss)
     if team.size == 1:
         return value
     # Each process has a loss of its own, and all must come to the same verdict.
