@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_gradguard.attribution import LayerReading, Probe, blame
+from lightning_gradguard.attribution.probe import LayerReading, Probe
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.measuring import Team
@@ -84,6 +84,8 @@ def suspects(
     batch: Any,
 ) -> tuple[Blame, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes."""
+    from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
+
     # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
     snapshot = lane.snapshots.latest
     layers: tuple[Blame, ...] = ()
