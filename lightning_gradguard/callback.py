@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
 from lightning_gradguard.guard import Guard, StepReport
+from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy
@@ -120,10 +121,13 @@ class GradGuard(Callback):
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
         strategy = trainer.strategy
+        size = trainer.world_size
         self.guard.share(
-            trainer.world_size,
-            mean=lambda values: _mean(strategy, values),
-            gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)],
+            Team(
+                size,
+                mean=lambda values: _mean(strategy, values),
+                gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
+            )
         )
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.attribution import LayerReading, Probe, blame
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -29,9 +28,11 @@ from lightning_gradguard.detectors import (
 )
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.first_look import NORMALISED, first_look
+from lightning_gradguard.first_look import first_look
+from lightning_gradguard.investigation import Investigation, suspects
+from lightning_gradguard.keeping import keep
 from lightning_gradguard.lane import Lane
-from lightning_gradguard.layers import layer_of
+from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import (
@@ -48,22 +49,10 @@ from lightning_gradguard.records import (
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import examine, global_norm, host_norms
 
-FEW = 5
-"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 SUSPICIOUS = 4.0
 """RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
 EXAMINE_EVERY = 10
-LOSS_EVERY = 8
-"""With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
-YOUNG = 32
-"""Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
-
-
-def _alone(value: Any) -> list[Any]:
-    # A function of the module, since strategies that spawn processes pickle the callback.
-    return [value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,30 +151,16 @@ class Guard:
         )
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
-        self._probe = Probe()
-        self._rearm = ""
-        # Lanes that the probe measures for; each takes the readings at its own next step.
-        self._awaiting: set[int] = set()
+        self._investigation = Investigation()
         self._running: RunningStatistics | None = None
-        self.share()
+        self._team = Team()
         self._module: nn.Module | None = None
         if module is not None:
             self.bind(module)
 
-    def share(
-        self,
-        world_size: int = 1,
-        mean: Callable[[list[float]], list[float]] = list,
-        gather: Callable[[Any], list[Any]] = _alone,
-    ) -> None:
-        """Set the collectives of several processes; without arguments those of one process.
-
-        Args:
-            world_size: Number of processes.
-            mean: Averages each number over the processes.
-            gather: Returns one object of each process, in the order of their ranks.
-        """
-        self.world_size, self.mean, self.gather = world_size, mean, gather
+    def share(self, team: Team | None = None) -> None:
+        """Set the collectives of several processes; without an argument those of one process."""
+        self._team = team or Team()
 
     @property
     def module(self) -> nn.Module:
@@ -203,7 +178,8 @@ class Guard:
         for remedy in self._remedies:
             remedy.check(module)
         if self._module is not None and self._module is not module:
-            self._waiting, self._recorder.incidents, self._rearm, self._awaiting = {}, [], "", set()
+            self._waiting, self._recorder.incidents = {}, []
+            self._investigation.forget()
         self._module = module
 
     @property
@@ -223,7 +199,7 @@ class Guard:
         """
         if self._running is None:
             self._running = RunningStatistics(self.module)
-        self._arm_again()
+        self._investigation.arm_again(self.module)
         lane = self._lanes.get(id(optimizer))
         if lane is None:
             index = len(self._lanes)
@@ -245,28 +221,8 @@ class Guard:
                 lane.load_state_dict(self._waiting.pop(str(index)))
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
                 # Measured at once, a bad start is mended one batch earlier.
-                self._arm(lane, backward=False)
+                self._investigation.arm(lane, self.module, backward=False)
         return lane
-
-    def _arm(self, lane: Lane, *, backward: bool) -> None:
-        self._awaiting.add(lane.index)
-        self._probe.arm(self.module, backward=backward)
-
-    def _readings(self, lane: Lane) -> tuple[LayerReading, ...]:
-        """Return what the probe measured for this lane since its last step."""
-        if lane.index not in self._awaiting:
-            return ()
-        readings = self._probe.readings() if self._probe.armed else ()
-        self._awaiting.discard(lane.index)
-        if not self._awaiting:
-            self._probe.disarm()
-        return readings
-
-    def _arm_again(self) -> None:
-        """Arm the probe if it was armed when the state was saved, or the guard closed."""
-        if self._rearm:
-            self._probe.arm(self.module, backward=self._rearm == "full")
-            self._rearm = ""
 
     def before_step(
         self,
@@ -322,33 +278,8 @@ class Guard:
 
     def _scene(self, lane: Lane, loss: Tensor | float | None, step: int | None, scaler: Any) -> Scene:
         scaled = scaler is not None and scaler.is_enabled()
-        fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
-        grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
-        names, grads = lane.gradients()
-        norms = host_norms(grads, sharded=lane.sharded) / grad_scale
-        norm = global_norm(norms)
-        statistics = GradientStatistics(
-            step=lane.steps if step is None else step,
-            names=names,
-            norms=norms,
-            norm=norm,
-            loss=self._loss(lane, loss, norm),
-            scaled=scaled,
-        )
-        if not statistics.finite:
-            statistics = self._examine(lane, statistics, grads, grad_scale)
-        if lane.baseline.count < FEW:
-            ratio, weight_norm, excess = first_look(self.module, lane.parameters, lane.optimizer, grad_scale)
-            # A rate that was backed off already makes a smaller update.
-            ratio = ratio * lane.lr_factor if ratio is not None else None
-            lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
-            statistics = dataclasses.replace(
-                statistics,
-                update_ratio=ratio,
-                weight_norm=weight_norm,
-                weight_excess=excess,
-                normalised=type(lane.optimizer).__name__ in NORMALISED,
-            )
+        scale, number = scale_of(lane, scaler), lane.steps if step is None else step
+        statistics = measure(lane, self.module, self._team, loss, step=number, scaled=scaled, scale=scale)
         assert self._running is not None
         return Scene(
             module=self.module,
@@ -358,32 +289,8 @@ class Guard:
             running=self._running,
             statistics=statistics,
             scaler=scaler if scaled else None,
-            grad_scale=grad_scale,
+            grad_scale=scale,
         )
-
-    def _examine(
-        self, lane: Lane, statistics: GradientStatistics, grads: list[Tensor], grad_scale: float
-    ) -> GradientStatistics:
-        norms, counts = examine(grads, sharded=lane.sharded)
-        norms = norms / grad_scale
-        bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
-        return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
-
-    def _loss(self, lane: Lane, loss: Tensor | float | None, norm: float) -> float | None:
-        if loss is None:
-            return None
-        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
-        if self.world_size == 1:
-            return value
-        # Each process has a loss of its own, and all must come to the same verdict.
-        lane.losses.append(value)
-        calm = lane.incident is None and lane.baseline.count >= YOUNG and norm <= lane.limit()
-        if calm and lane.steps % LOSS_EVERY:
-            return None
-        *earlier, now = self.mean(lane.losses)
-        lane.losses.clear()
-        lane.baseline.recall(earlier)
-        return now
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
@@ -391,42 +298,22 @@ class Guard:
         self, lane: Lane, statistics: GradientStatistics, batch: Any
     ) -> tuple[Verdict | None, tuple[Blame, ...]]:
         """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
-        readings = self._readings(lane)
+        readings = self._investigation.readings(lane)
         for verdict in lane.judge(statistics):
             if not verdict.alarm:
                 self._recorder.notice(lane, statistics.step, verdict)
             elif not verdict.examine:
-                return verdict, self._suspects(lane, verdict, statistics, readings, batch)
+                return verdict, suspects(lane, self.module, self._team, statistics, readings, batch)
             elif self._time_to_examine(statistics.step):
-                suspects = self._suspects(lane, verdict, statistics, readings, batch)
-                if any(s.layer != "batch" for s in suspects):
-                    return verdict, suspects
+                found = suspects(lane, self.module, self._team, statistics, readings, batch)
+                if any(s.layer != "batch" for s in found):
+                    return verdict, found
                 self._recorder.notice(lane, statistics.step, verdict)
         return None, ()
 
     def _time_to_examine(self, step: int) -> bool:
         # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
-        return step % EXAMINE_EVERY < (1 if self.world_size == 1 else LOSS_EVERY)
-
-    def _suspects(
-        self, lane: Lane, verdict: Verdict, statistics: GradientStatistics, readings: Any, batch: Any
-    ) -> tuple[Blame, ...]:
-        # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
-        snapshot = lane.snapshots.latest
-        layers: tuple[Blame, ...] = ()
-        if readings or snapshot is not None:
-            layers = blame(self.module, readings=readings, snapshot=snapshot, statistics=statistics)
-        accused = lane.batches.accuse(batch) if batch is not None else None
-        mine = ([accused] if accused else []) + list(layers)
-        # What one process sees (its batch, its gains) all must know, in the same order.
-        merged: dict[str, Blame] = {}
-        for other in self.gather(mine):
-            for suspect in other:
-                known = merged.get(suspect.layer)
-                if known is None or suspect.score > known.score:
-                    merged[suspect.layer] = suspect
-        owners = {layer_of(name) for name in lane.parameters} | {"batch"}
-        return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
+        return step % EXAMINE_EVERY < (1 if self._team.size == 1 else LOSS_EVERY)
 
     # -- verdict -> decision -> remedy ---------------------------------------------------------------------------------
 
@@ -443,7 +330,9 @@ class Guard:
         if lane.policy.rest(statistics.step) and lane.incident is not None:
             self._recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
-            self._snapshot(lane, scene, batch)
+            failure = keep(lane, lane.steps - 1, statistics, batch, self._team)
+            if failure is not None:
+                self._recorder.warn("snapshots", failure)
             self._update(lane, scene)
         lane.accept(statistics, float("inf"))
 
@@ -484,7 +373,7 @@ class Guard:
         # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
         # run that lost one batch must go on exactly as if it had never seen it.
         again = lane.policy.strikes > 1 or verdict.form == "cold-start"
-        self._arm(lane, backward=again and self.mode == "guard")
+        self._investigation.arm(lane, self.module, backward=again and self.mode == "guard")
         self._recorder.record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"
@@ -508,41 +397,6 @@ class Guard:
             scene.running.accept()
         return tuple(outcomes)
 
-    def _snapshot(self, lane: Lane, scene: Scene, batch: Any) -> None:
-        """Copy the state that made this step's healthy gradients, if it is time and nothing is suspicious."""
-        step = lane.steps - 1
-        if batch is not None and step < FEW:
-            lane.batches.remember(batch)
-        if "rollback" not in lane.remedies and "reinitialize" not in lane.remedies:
-            return
-        first = lane.snapshots.latest is None
-        if not lane.snapshots.due(step) or (lane.incident is not None and not first):
-            return
-        if not first and not lane.baseline.learned:
-            return  # What is there has lost nothing to this, and cannot have been damaged on the way.
-        statistics, baseline = scene.statistics, lane.baseline
-        loud = baseline.count > FEW and statistics.norm > 3.0 * baseline.typical
-        untrained, loss = baseline.untrained_loss, statistics.loss
-        worse = loss is not None and loss > 1.5 * untrained > 0
-        # A run that went back and has not come back to itself must not overwrite what it could go back to again.
-        lost = baseline.setback is not None and loss is not None and loss > 3.0 * baseline.best_loss
-        if loud or worse or lost or baseline.loss_elevated(loss):
-            return
-        if batch is not None:
-            lane.batches.remember(batch)
-        failure: str | None = None
-        try:
-            lane.snapshots.take(step, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
-        except (MemoryError, RuntimeError) as error:
-            failure = str(error)
-        # Where one process has no snapshot to go back to, the others must not go back either.
-        if self.mean([float(failure is not None)]) > [0.0]:
-            lane.snapshots.switch_off()
-            told = failure or "on another process"
-            self._recorder.warn(
-                "snapshots", f"no memory for a snapshot ({told}); rollback is switched off, training goes on"
-            )
-
     # -- when all else fails -------------------------------------------------------------------------------------------
 
     def _exhausted(self, lane: Lane, report: StepReport) -> None:
@@ -565,7 +419,7 @@ class Guard:
         lane.after_update()
         if isinstance(error, TrainingDiverged):
             raise error
-        self._probe.disarm()
+        self._investigation.disarm()
         if self.on_error == "raise":
             raise error
         self._recorder.warn("error", f"the guard itself failed and let the step pass: {error!r}")
@@ -592,8 +446,7 @@ class Guard:
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        self._rearm = self._rearm or self._probe.armed
-        self._probe.disarm()
+        self._investigation.rest()
         for lane in self._lanes.values():
             lane.close()
         self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
@@ -609,8 +462,7 @@ class Guard:
             "version": 1,
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._recorder.incidents],
-            "armed": self._probe.armed or self._rearm,
-            "awaiting": sorted(self._awaiting),
+            **self._investigation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -620,11 +472,6 @@ class Guard:
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
-        self._rearm = str(state["armed"])
-        self._awaiting = {int(index) for index in state["awaiting"]}
+        self._investigation.load_state_dict(state)
         if self._lanes:
-            self._arm_again()
-
-
-def _rank(suspect: Blame) -> tuple[float, str]:
-    return -suspect.score, suspect.layer
+            self._investigation.arm_again(self.module)

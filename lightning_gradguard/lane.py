@@ -56,6 +56,7 @@ class Lane:
         self.optimizer = optimizer
         self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
+        self._learning: tuple[list[Detector], list[Detector]] = ([], [])
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
         # Most remedies act once and need not be asked at every step.
         # Made once a part, since several are entered at every step; parts live as long as the lane.
@@ -160,10 +161,13 @@ class Lane:
     def judge(self, statistics: GradientStatistics) -> list[Verdict]:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
-        for detector in list(self.detectors):
-            verdict = None
-            with self.isolating(detector):
+        for detector in self.detectors:
+            # Not a with block: seven are asked at every step, and a try costs nothing until it fails.
+            try:
                 verdict = detector.judge(statistics, self.baseline)
+            except Exception as error:
+                self._failed(detector, error)
+                continue
             if verdict is not None:
                 verdicts.append(verdict)
                 if verdict.alarm and not verdict.examine:
@@ -173,10 +177,21 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
-        for detector in list(self.detectors):
-            if _overrides(detector, Detector, "accept"):
-                with self.isolating(detector):
-                    detector.accept(statistics, self.baseline)
+        for detector in self._learners():
+            try:
+                detector.accept(statistics, self.baseline)
+            except Exception as error:
+                self._failed(detector, error)
+
+    def _learners(self) -> list[Detector]:
+        """Return the detectors that learn from accepted steps; found once, until detectors are changed."""
+        if self._learning[0] is not self.detectors:
+            self._learning = self.detectors, [d for d in self.detectors if _overrides(d, Detector, "accept")]
+        return self._learning[1]
+
+    def _failed(self, detector: Detector, error: Exception) -> None:
+        with self.isolating(detector):
+            raise error
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell the detectors that a step was held; its loss must not count in the mean over processes."""

@@ -27,9 +27,9 @@ class RunningStatistics:
         # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
         self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
 
-    @torch.no_grad()
     def accept(self) -> None:
         """Remember the values of now."""
+        # Without no_grad, which costs as much as the copy: no buffer asks for a gradient, and this runs at every step.
         for kind, buffers in self._live.items():
             torch.cat(buffers, out=self._saved[kind])
 

@@ -35,11 +35,14 @@ class Snapshot:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def _host(value: Any) -> Any:
+def _host(value: Any, used: Any = None) -> Any:
+    """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
     if isinstance(value, Tensor):
-        value = value.to_local() if hasattr(value, "to_local") else value
+        value = (value.to_local() if hasattr(value, "to_local") else value).detach()
+        if isinstance(used, Tensor) and used.shape == value.shape and used.dtype == value.dtype:
+            return used.copy_(value)
         # On a CPU .to("cpu") would alias the live tensor.
-        return value.detach().clone() if value.is_cpu else value.detach().to("cpu")
+        return value.clone() if value.is_cpu else value.to("cpu")
     # LBFGS keeps lists of tensors, which it changes in place.
     return tree_map_only(Tensor, _host, value)
 
@@ -65,11 +68,18 @@ class SnapshotStore:
         self.keep = checks.whole("keep", keep)
         self._kept: list[Snapshot] = []
         self._due = 0
+        # Steps of those that a checkpoint holds too.
+        self._lent: set[int] = set()
 
     @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot, or None."""
         return self._kept[-1] if self._kept else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to go back to."""
+        return not self._kept
 
     def due(self, step: int) -> bool:
         """Tell whether it is time for the next snapshot."""
@@ -86,16 +96,27 @@ class SnapshotStore:
     ) -> None:
         """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``."""
         self._due = step + min(max(step, EARLY), self.every)
-        # The oldest goes first, so that the bound holds while the new one is being made as well.
-        del self._kept[: max(len(self._kept) + 1 - self.keep, 0)]
-        state = {
-            name: {key: _host(value) for key, value in held.items()}
-            for name, p in parameters.items()
-            if (held := optimizer.state.get(p)) is not None
-        }
-        values = {name: _host(p) for name, p in parameters.items()}
-        kept = {name: _host(b) for name, b in buffers.items()}
+        old = self._make_room()
+        state: dict[str, dict[str, Any]] = {}
+        for name, p in parameters.items():
+            if (held := optimizer.state.get(p)) is not None:
+                used = old.optimizer_state.get(name, {})
+                state[name] = {key: _host(value, used.get(key)) for key, value in held.items()}
+        values = {name: _host(p, old.parameters.get(name)) for name, p in parameters.items()}
+        kept = {name: _host(b, old.buffers.get(name)) for name, b in buffers.items()}
         self._kept.append(Snapshot(step, values, kept, state, extra or {}))
+
+    def _make_room(self) -> Snapshot:
+        """Drop what the next snapshot leaves no room for, and return it, so that its memory may be used again.
+
+        The oldest goes before the new one is made, so that the bound on memory holds meanwhile as well. What a checkpoint was
+        given is never written over: it may be on its way to the disk in another thread.
+        """
+        excess = max(len(self._kept) + 1 - self.keep, 0)
+        dropped, self._kept = self._kept[:excess], self._kept[excess:]
+        free = [s for s in dropped if s.step not in self._lent]
+        self._lent &= {s.step for s in self._kept}
+        return free[-1] if free else Snapshot(0, {}, {}, {})
 
     def discard_latest(self) -> None:
         """Drop the newest snapshot, because going back to it did not help; the last one stays."""
@@ -123,12 +144,14 @@ class SnapshotStore:
             }
             for s in self._kept
         ]
+        self._lent = {s.step for s in self._kept}
         return {"due": self._due, "kept": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self._due = int(state["due"])
         self._kept = [Snapshot(**kept) for kept in state["kept"]]
+        self._lent = {s.step for s in self._kept}
 
 
 @torch.no_grad()

@@ -80,7 +80,8 @@ def host_norms(grads: list[Tensor], *, sharded: bool = False) -> FloatArray:
     if grads and not sharded and grads[0].is_cpu:
         try:
             # Nothing to wait for, and a thousand numbers are read faster than they are stacked.
-            return np.array([norm.item() for norm in torch._foreach_norm(grads, 2, torch.float32)], dtype=np.float64)
+            norms = torch._foreach_norm(grads, 2, torch.float32)
+            return np.fromiter(map(Tensor.item, norms), dtype=np.float64, count=len(norms))
         except (RuntimeError, TypeError, NotImplementedError):
             pass
     return gradient_norms(grads, sharded=sharded).cpu().numpy().astype(np.float64)

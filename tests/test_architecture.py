@@ -23,6 +23,8 @@ RANKS = {
     **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter"), 2),
     **dict.fromkeys(("first_look", "lane"), 3),
     "recorder": 3.5,
+    "measuring": 3.5,
+    **dict.fromkeys(("investigation", "keeping"), 3.75),
     "guard": 4,
     "callback": 5,
 }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
 from lightning_gradguard.diagnostics import read_journal
+from lightning_gradguard.measuring import Team
 from lightning_gradguard.remedies import Reinitialize, Skip
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
@@ -98,7 +99,7 @@ def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) 
 
 def test_the_callback_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(GradGuard()), pickle.loads(pickle.dumps(GradGuard()))):
-        assert other.incidents == () and other.guard.mean([2.0]) == [2.0] and other.guard.gather(3) == [3]
+        assert other.incidents == () and other.guard._team == Team()
 
 
 def test_the_callback_can_be_pickled_after_a_run_too(tmp_path: Path) -> None:

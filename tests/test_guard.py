@@ -421,4 +421,4 @@ def test_a_validation_between_two_steps_is_not_measured() -> None:
     with torch.no_grad():
         for x, _ in regression(20):
             loop.network(x * 1e6)
-    assert loop.guard._probe.readings() == ()
+    assert loop.guard._investigation._probe.readings() == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,27 @@ def test_the_comparison_can_fail(tmp_path: Path) -> None:
     assert not same(plain, other)
 
 
-def test_a_healthy_plain_loop_is_bit_identical_with_the_guard() -> None:
+# Every way in which torch carries out an update.
+PATHS: dict[str, Any] = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
+OPTIMIZERS: dict[str, Any] = {
+    "adamw": partial(torch.optim.AdamW, lr=1e-2),
+    "sgd": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=1e-3),
+}
+
+
+def single() -> nn.Module:
+    """One parameter tensor is all there is."""
+    torch.manual_seed(5)
+    return nn.Linear(8, 1, bias=False)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("family", OPTIMIZERS)
+@pytest.mark.parametrize("make", [partial(mlp, norm=True), single], ids=["many tensors", "single tensor"])
+def test_a_healthy_plain_loop_is_bit_identical_with_the_guard(make: Any, family: str, path: str) -> None:
     def loop(*, guarded: bool) -> Any:
-        network = mlp(norm=True)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        network = make()
+        optimizer = OPTIMIZERS[family](network.parameters(), **PATHS[path])
         guard = Guard(network)
         for x, y in regression(STEPS):
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.snapshots import restore
@@ -123,3 +124,39 @@ def test_switched_off_it_takes_no_more() -> None:
     take(store, 0, module, torch.optim.SGD(module.parameters(), lr=0.1))
     store.switch_off()
     assert store.latest is None and not store.due(10**9)
+
+
+def _bytes(state: Any) -> int:
+    """Bytes of all the different tensors in a nested state."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tree_leaves(state)}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_snapshots_hold_no_more_than_keep_times_parameters_and_optimizer_state(keep: int) -> None:
+    module, store = mlp(), SnapshotStore(keep=keep)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.05)
+    for number, batch in enumerate(regression(8)):
+        step(module, optimizer, batch)
+        if store.due(10 * number):
+            take(store, 10 * number, module, optimizer)
+    live = _bytes([list(module.parameters()), [list(s.values()) for s in optimizer.state.values()]])
+    held = _bytes([[s["parameters"], s["buffers"], s["optimizer_state"]] for s in store.state_dict()["kept"]])
+    assert held == keep * live
+
+
+def test_memory_is_used_again_but_never_that_of_a_checkpoint() -> None:
+    module, store = nn.Linear(2, 2), SnapshotStore(keep=1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+
+    def next_snapshot(number: int) -> torch.Tensor:
+        nn.init.constant_(module.weight, number)
+        take(store, number, module, optimizer)
+        assert store.latest is not None and bool((store.latest.parameters["weight"] == number).all())
+        return store.latest.parameters["weight"]
+
+    first = next_snapshot(0)
+    assert next_snapshot(10) is first
+    checkpoint = store.state_dict()
+    assert next_snapshot(20) is not first
+    assert bool((checkpoint["kept"][0]["parameters"]["weight"] == 10).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Blame, Outcome
-from lightning_gradguard.remedies.mending import Patient, mend, norm
 from lightning_gradguard.remedies.remedy import Remedy, Scene
 from lightning_gradguard.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from lightning_gradguard.remedies.mending import Patient
 
 Method = Literal["auto", "rescale", "restore", "redraw"]
 
@@ -109,6 +111,8 @@ class Reinitialize(Remedy):
         return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
 
     def _admit(self, scene: Scene, layer: nn.Module, suspect: Blame) -> Patient:
+        from lightning_gradguard.remedies.mending import Patient  # only now: most runs never repair a layer
+
         own = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(p)}
         seed = zlib.crc32(f"{self.seed}/{scene.statistics.step}/{suspect.layer}".encode())
         generator = torch.Generator().manual_seed(seed)
@@ -123,6 +127,8 @@ class Reinitialize(Remedy):
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
     """Change one layer in place; return whether it was changed, and how in words."""
+    from lightning_gradguard.remedies.mending import mend
+
     own = patient.parameters
     if not own:
         return False, "its parameters are frozen"
@@ -156,6 +162,8 @@ def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
 
 def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     """Whether the layer left the snapshot's values behind, by its norm; a NaN counts as damage."""
+    from lightning_gradguard.remedies.mending import norm
+
     if not before:
         return False
     moved = math.hypot(*(norm(p.cpu().double() - before[name].cpu().double()) for name, p in own.items()))

@@ -1,0 +1,114 @@
+"""From a step's gradients, weights and loss to its statistics on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradguard.first_look import NORMALISED, first_look
+from lightning_gradguard.lane import Lane
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.statistics import examine, global_norm, host_norms
+
+FEW = 5
+"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
+LOSS_EVERY = 8
+"""With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
+YOUNG = 32
+"""Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
+
+
+def _alone(value: Any) -> list[Any]:
+    # A function of the module, since strategies that spawn processes pickle the callback.
+    return [value]
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes that train together; by default there is one.
+
+    Args:
+        size: Number of processes.
+        mean: Averages each number over the processes.
+        gather: Returns one object of each process, in the order of their ranks.
+    """
+
+    size: int = 1
+    mean: Callable[[list[float]], list[float]] = list
+    gather: Callable[[Any], list[Any]] = _alone
+
+
+def scale_of(lane: Lane, scaler: Any) -> float:
+    """Return what the gradients at hand are still multiplied by: a fused optimizer unscales them inside its kernel."""
+    fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
+    return float(scaler.get_scale()) if fused and scaler is not None and scaler.is_enabled() else 1.0
+
+
+def measure(
+    lane: Lane, module: nn.Module, team: Team, loss: Tensor | float | None, *, step: int, scaled: bool, scale: float
+) -> GradientStatistics:
+    """Reduce the gradients of a step to numbers on the host, waiting for the device where there is one.
+
+    Args:
+        lane: The optimizer's lane.
+        module: The root module.
+        team: The processes that must come to the same verdict.
+        loss: The loss of this process.
+        step: Number of the step.
+        scaled: True if a GradScaler owns the step.
+        scale: What the gradients are still multiplied by.
+    """
+    names, grads = lane.gradients()
+    norms = host_norms(grads, sharded=lane.sharded)
+    if scale != 1.0:
+        norms = norms / scale
+    norm = global_norm(norms)
+    statistics = GradientStatistics(step, names, norms, norm, joint_loss(lane, team, loss, norm), scaled=scaled)
+    if not statistics.finite:
+        statistics = _exactly(lane, statistics, grads, scale)
+    if lane.baseline.count < FEW:
+        statistics = _with_first_look(lane, module, statistics, scale)
+    return statistics
+
+
+def _exactly(lane: Lane, statistics: GradientStatistics, grads: list[Tensor], scale: float) -> GradientStatistics:
+    norms, counts = examine(grads, sharded=lane.sharded)
+    norms = norms / scale
+    bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
+    return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
+
+
+def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatistics, scale: float) -> GradientStatistics:
+    ratio, weight_norm, excess = first_look(module, lane.parameters, lane.optimizer, scale)
+    # A rate that was backed off already makes a smaller update.
+    ratio = ratio * lane.lr_factor if ratio is not None else None
+    lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
+    return dataclasses.replace(
+        statistics,
+        update_ratio=ratio,
+        weight_norm=weight_norm,
+        weight_excess=excess,
+        normalised=type(lane.optimizer).__name__ in NORMALISED,
+    )
+
+
+def joint_loss(lane: Lane, team: Team, loss: Tensor | float | None, norm: float) -> float | None:
+    """Return the loss as all processes must see it, or None while it can wait for the next turn to average."""
+    if loss is None:
+        return None
+    value = float(loss.item() if isinstance(loss, Tensor) else loss)
+    if team.size == 1:
+        return value
+    # Each process has a loss of its own, and all must come to the same verdict.
+    lane.losses.append(value)
+    calm = lane.incident is None and lane.baseline.count >= YOUNG and norm <= lane.limit()
+    if calm and lane.steps % LOSS_EVERY:
+        return None
+    *earlier, now = team.mean(lane.losses)
+    lane.losses.clear()
+    lane.baseline.recall(earlier)
+    return now
