@@ -268,6 +268,15 @@ class Guard:
             self._probe.arm(self.module, backward=self._rearm == "full")
             self._rearm = ""
 
+    def augment(self, batch: Any) -> Any:
+        """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
+
+        Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        """
+        # A second one, of another optimizer, would put back what the first has made.
+        any(lane.before_forward(batch) for lane in self._lanes.values())
+        return batch
+
     def before_step(
         self,
         optimizer: torch.optim.Optimizer,
@@ -513,7 +522,7 @@ class Guard:
         step = lane.steps - 1
         if batch is not None and step < FEW:
             lane.batches.remember(batch)
-        if "rollback" not in lane.remedies and "reinitialize" not in lane.remedies:
+        if not any(remedy.uses_snapshots for remedy in lane.remedies.values()):
             return
         first = lane.snapshots.latest is None
         if not lane.snapshots.due(step) or (lane.incident is not None and not first):
