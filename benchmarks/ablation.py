@@ -44,12 +44,18 @@ SIX: dict[str, Callable[[], Remedy]] = {
     "learning_rate": LearningRateBackoff,
     "activation": SwapActivation,
 }
+OPTIONAL = {name: SIX[name] for name in ("regularisation", "augmentation", "activation")}
 MORE: dict[str, Callable[[], Remedy]] = {**SIX, "sign_step": partial(Clip, algorithm="sign")}
 
 
 def only(*makers: Callable[[], Remedy]) -> list[Remedy]:
     """Make these remedies."""
     return [make() for make in makers]
+
+
+def with_default(*makers: Callable[[], Remedy]) -> list[Remedy]:
+    """Make these remedies besides those of the default ladder."""
+    return [*default_remedies(), *only(*makers)]
 
 
 SETUPS: dict[str, Callable[[], list[Remedy]]] = {
@@ -59,7 +65,8 @@ SETUPS: dict[str, Callable[[], list[Remedy]]] = {
     **{f"{name}_and_holding": partial(only, make, Skip) for name, make in MORE.items()},
     "all_six_and_holding": partial(only, *SIX.values(), Skip),
     "default": default_remedies,
-    "default_and_optional": lambda: [*default_remedies(), Regularize(), Augment(), SwapActivation()],
+    **{f"default_and_{name}": partial(with_default, make) for name, make in OPTIONAL.items()},
+    "default_and_optional": partial(with_default, *OPTIONAL.values()),
 }
 """The remedies of each run, by the name under which the zoo finds it: ``benchmarks.ablation:NAME``."""
 
