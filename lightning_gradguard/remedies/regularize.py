@@ -21,7 +21,7 @@ class Regularize(Remedy):
     they lose four tenths over 100 steps; biases and gains are left alone.
 
     Like AdamW's decay the pull is decoupled (Loshchilov and Hutter, 2019): it is no part of the loss, so the gradient's
-    statistics do not see it, and no adaptive optimizer divides it by anything. The penalty ||w - w_good||² is L2-SP's
+    statistics do not see it, and no adaptive optimizer divides it by anything. The penalty ``||w - w_good||²`` is L2-SP's
     (Li, Grandvalet and Davoine, 2018).
 
     Off by default; in a list of remedies it accompanies back-off, rollback and repair. While it acts, a snapshot is copied to

@@ -29,9 +29,9 @@ class SwapActivation(Remedy):
     worst first. An activation that is called as a function, ``torch.relu(x)``, is not part of the module tree and cannot be
     swapped, which the outcome says.
 
-    ``"Softsign"``, x / (1 + |x|), is bounded by 1 and saturates slowly: at x = 100 its slope is 1e-4, where those of tanh and ReLU6
-    are 0 in float32 and nothing upstream would learn again (Glorot and Bengio, 2010, section 3, saw it be the more robust to a
-    bad start). ``"ReLU6"`` changes the least, since below 6 it is a ReLU. ``"SELU"`` is not bounded, but normalises itself after
+    ``"Softsign"``, ``x / (1 + |x|)``, is bounded by 1 and saturates slowly: at x = 100 its slope is 1e-4, where those of tanh and ReLU6
+    are 0 in float32 and nothing upstream would learn again; Glorot and Bengio (2010) found it more robust to the initialisation than
+    tanh. ``"ReLU6"`` changes the least, since below 6 it is a ReLU. ``"SELU"`` is not bounded, but normalises itself after
     layers with LeCun initialisation and without a normalisation (Klambauer et al., 2017).
 
     The swap is for good, since the weights learn to live with it. It changes the model, so it is off by default; in a list of
