@@ -117,6 +117,9 @@ def plot(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     setups, causes, found = grid(rows)
+    for setup in setups:
+        found[setup, "all"] = [value for cause in causes for value in found.get((setup, cause), [])]
+    causes = ["all", *causes]
     values = [[fmean(found.get((s, c)) or [float("nan")]) for c in causes] for s in setups]
     figure, axes = plt.subplots(figsize=(0.95 * len(causes) + 4, 0.36 * len(setups) + 2), layout="constrained")
     image = axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
@@ -124,7 +127,12 @@ def plot(rows: list[Row], path: Path) -> None:
         for x, cause in enumerate(causes):
             inside = found.get((setup, cause), [])
             told = f"{sum(v >= RESCUED for v in inside)}/{len(inside)}"
-            axes.text(x, y, told, ha="center", va="center", fontsize=8)
+            pale = 0.2 < values[y][x] < 0.8
+            axes.text(x, y, told, ha="center", va="center", fontsize=8, color="black" if pale else "white")
+    axes.axvline(0.5, color="white", linewidth=4)
+    for first in ("clipping", "holding", "default"):  # alone, with held steps, with the whole ladder
+        if first in setups:
+            axes.axhline(setups.index(first) - 0.5, color="white", linewidth=4)
     axes.set_xticks(range(len(causes)), causes, rotation=35, ha="right")
     axes.set_yticks(range(len(setups)), setups)
     axes.tick_params(length=0)

@@ -53,7 +53,11 @@ class Scene:
 
 
 class Remedy(ABC):
-    """Do one thing about a gradient explosion."""
+    """Do one thing about a gradient explosion.
+
+    One that the ladder does not know by name (your own, too) accompanies back-off, rollback and repair, or stands in for
+    them where they are switched off.
+    """
 
     name: ClassVar[str]
     """What decisions and records call it."""
