@@ -121,19 +121,19 @@ def plot(rows: list[Row], path: Path) -> None:
         found[setup, "all"] = [value for cause in causes for value in found.get((setup, cause), [])]
     causes = ["all", *causes]
     values = [[fmean(found.get((s, c)) or [float("nan")]) for c in causes] for s in setups]
-    figure, axes = plt.subplots(figsize=(0.95 * len(causes) + 4, 0.36 * len(setups) + 2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(0.55 * len(causes) + 3.5, 0.32 * len(setups) + 2), layout="constrained")
     image = axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
     for y, setup in enumerate(setups):
         for x, cause in enumerate(causes):
             inside = found.get((setup, cause), [])
             told = f"{sum(v >= RESCUED for v in inside)}/{len(inside)}"
             pale = 0.2 < values[y][x] < 0.8
-            axes.text(x, y, told, ha="center", va="center", fontsize=8, color="black" if pale else "white")
+            axes.text(x, y, told, ha="center", va="center", fontsize=7, color="black" if pale else "white")
     axes.axvline(0.5, color="white", linewidth=4)
     for first in ("clipping", "holding", "default"):  # alone, with held steps, with the whole ladder
         if first in setups:
             axes.axhline(setups.index(first) - 0.5, color="white", linewidth=4)
-    axes.set_xticks(range(len(causes)), causes, rotation=35, ha="right")
+    axes.set_xticks(range(len(causes)), causes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(setups)), setups)
     axes.tick_params(length=0)
     figure.colorbar(image, label="mean rescue (1 = the healthy twin's score)")
