@@ -22,7 +22,7 @@ from lightning_gradguard.guard import Guard, StepReport
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
-from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.remedies import Remedy, restore_activations
 from lightning_gradguard.snapshots import SnapshotStore
 
 log = logging.getLogger("lightning_gradguard")
@@ -188,8 +188,8 @@ class GradGuard(Callback):
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch at hand, as a suspect."""
-        self._batch, self._batch_index = batch, batch_idx
+        """Keep the batch at hand, as a suspect; augment it if that was decided."""
+        self._batch, self._batch_index = self.guard.augment(batch), batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step; Lightning has divided it by their number."""
@@ -245,6 +245,10 @@ class GradGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned."""
         return self.guard.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Swap activations as they were when the checkpoint was written, for validation and prediction too."""
+        restore_activations(pl_module, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""

@@ -224,6 +224,15 @@ class Guard:
                 self._investigation.arm(lane, self.module, backward=False)
         return lane
 
+    def augment(self, batch: Any) -> Any:
+        """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
+
+        Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        """
+        # A second one, of another optimizer, would put back what the first has made.
+        any(lane.before_forward(batch) for lane in self._lanes.values())
+        return batch
+
     def before_step(
         self,
         optimizer: torch.optim.Optimizer,

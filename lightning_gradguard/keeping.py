@@ -11,7 +11,7 @@ from lightning_gradguard.records import GradientStatistics
 
 def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool:
     """Tell whether the state before ``step`` should be copied: it is time, and nothing is suspicious."""
-    if "rollback" not in lane.remedies and "reinitialize" not in lane.remedies:
+    if not any(remedy.uses_snapshots for remedy in lane.remedies.values()):
         return False
     first = lane.snapshots.empty
     if not lane.snapshots.due(step) or (lane.incident is not None and not first):

@@ -62,6 +62,7 @@ class Lane:
         # Made once a part, since several are entered at every step; parts live as long as the lane.
         self._blocks: dict[int, named] = {}
         self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
+        self.preparing = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_forward")]
         self.policy = copy.deepcopy(policy)
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()
@@ -117,6 +118,7 @@ class Lane:
             self._prototypes = [d for d in self._prototypes if d.name != part.name]
         elif self.remedies.pop(part.name, None) is not None:
             self.lasting = [r for r in self.lasting if r is not part]
+            self.preparing = [r for r in self.preparing if r is not part]
             with suppress(Exception):
                 part.after_update()
         self._isolate(error)
@@ -201,6 +203,14 @@ class Lane:
             with self.isolating(detector):
                 detector.reject(statistics)
 
+    def before_forward(self, batch: Any) -> bool:
+        """Let the remedies that prepare batches change one in place; return whether one did."""
+        for remedy in list(self.preparing):
+            with self.isolating(remedy):
+                if remedy.before_forward(batch):
+                    return True
+        return False
+
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
         for remedy in self.lasting:
@@ -248,6 +258,7 @@ class Lane:
         for name, remedy in self.remedies.items():
             if name in state["remedies"]:
                 remedy.load_state_dict(state["remedies"][name])
+                remedy.resume(self.module)
         self.policy.load_state_dict(state["policy"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.batches.load_state_dict(state["batches"])

@@ -31,6 +31,10 @@ LEAST_FACTOR = 0.01
 """Smallest factor of one back-off in a young run; further ones can follow."""
 SLOW = frozenset({"backoff", "rollback"})
 """Remedies that count against the budget of the run."""
+LADDER = frozenset({"clip", "skip", "reinitialize"}) | SLOW
+"""Remedies that the ladder chooses among; any other that is switched on accompanies the slow ones and the repairs."""
+MENDING = frozenset({"reinitialize", "swap-activation"})
+"""Remedies that do something about one layer: where none is switched on, knowing the layer changes nothing."""
 YOUNG = 32
 """Accepted steps below which there is little to lose by going back."""
 
@@ -125,7 +129,7 @@ class Policy:
             self._slow += 1
             self.slow_used += 1
             self._last_slow = step
-        if "reinitialize" in remedies:
+        if "reinitialize" in decision.remedies:
             self._repairs += 1
             self._last_slow = step
         self._held = self._held + 1 if "skip" in remedies else 0
@@ -151,7 +155,7 @@ class Policy:
     ) -> Decision:
         if batch:
             return Decision(("skip",), "the batch itself is corrupt")
-        damaged = [b.layer for b in blame if b.layer != "batch"] if "reinitialize" in can else []
+        damaged = [b.layer for b in blame if b.layer != "batch"] if MENDING & set(can) else []
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
         start = verdict.form == "cold-start" or baseline.count == 0
@@ -262,10 +266,16 @@ _STATE = (
 
 
 def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]:
-    """Drop what is switched off; a step that was to be held or clipped falls back to the other of the two."""
+    """Drop what is switched off; a step that was to be held or clipped falls back to the other of the two.
+
+    Remedies that the ladder does not know come last, where a slow remedy or a repair is called for, or would be if
+    it were switched on: first aid to a single batch stays without consequences.
+    """
     chosen = [r for r in remedies if r in can]
     if "skip" in remedies and "skip" not in can and "clip" in can:
         chosen.append("clip")
     if "clip" in remedies and "clip" not in can and "skip" in can:
         chosen.append("skip")
+    if not {"clip", "skip"}.issuperset(remedies):
+        chosen += sorted(set(can) - LADDER)  # in one order on all processes
     return tuple(chosen)

@@ -99,7 +99,20 @@ PUBLIC = {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
     },
     detectors: {"ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Stagnation", "Vanishing"},
-    remedies: {"Clip", "LearningRateBackoff", "Reinitialize", "Remedy", "Rollback", "Scene", "Skip"},
+    remedies: {
+        *(
+            "Augment",
+            "Clip",
+            "LearningRateBackoff",
+            "Regularize",
+            "Reinitialize",
+            "Remedy",
+            "Rollback",
+            "Scene",
+            "Skip",
+        ),
+        *("SwapActivation", "restore_activations"),
+    },
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {
         *("Console", "Event", "Journal", "JournalContents", "MetricsSink", "Notice", "Problem", "Sink"),

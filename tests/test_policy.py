@@ -44,6 +44,36 @@ def test_trouble_that_stays_is_answered_harder() -> None:
     assert {"skip", "rollback", "backoff"} <= said[2]
 
 
+OPTIONAL = ("augment", "mine", "regularize")
+
+
+def test_what_the_ladder_does_not_know_accompanies_slow_remedies_and_repairs_only() -> None:
+    policy = Policy(patience=3, cooldown=1)
+    said = [decide(policy, step, excess=1e6, can=ALL | set(OPTIONAL)).remedies for step in range(3)]
+    assert said == [("skip",), ("skip",), ("skip", "rollback", "backoff", *OPTIONAL)]
+    can = ALL | set(OPTIONAL)
+    repair = decide(Policy(), form="cold-start", blame=[LAYER], baseline=Baseline(), can=can).remedies
+    assert repair == ("skip", "reinitialize", *OPTIONAL)
+    assert decide(Policy(), excess=1e6, blame=[BATCH], can=can).remedies == ("skip",)
+    assert decide(Policy(max_slow=0, patience=1), excess=1e6, can=can).remedies == ("skip",)
+
+
+def test_it_stands_in_for_them_where_they_are_switched_off() -> None:
+    policy = Policy(patience=1)
+    assert decide(policy, excess=1e6, can={"skip", "mine"}).remedies == ("skip", "mine")
+    assert decide(policy, excess=1e6, can={"mine"}).remedies == ("mine",)
+    assert decide(policy, excess=1e6, can=ALL).remedies == decide(Policy(patience=1), excess=1e6).remedies
+
+
+def test_an_activation_is_swapped_where_a_layer_is_at_fault_and_nothing_else_can_mend_it() -> None:
+    policy = Policy(max_repairs=2)
+    can = {"skip", "backoff", "swap-activation"}
+    cold: dict[str, Any] = dict(form="cold-start", blame=[LAYER], baseline=Baseline(), can=can)
+    said = [decide(policy, step, **cold, seen={"update_ratio": 50.0}).remedies for step in range(3)]
+    assert said[:2] == [("skip", "swap-activation")] * 2
+    assert said[2] == ("skip", "backoff", "swap-activation"), "its budget is that of repairs"
+
+
 def test_a_row_of_nans_is_given_more_time_since_data_make_them_by_chance() -> None:
     said = [set(decide(policy, s, form="non-finite").remedies) for policy in [Policy(patience=3)] for s in range(8)]
     assert said[:7] == [{"skip"}] * 7 and "rollback" in said[7]

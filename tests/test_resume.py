@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Policy, SnapshotStore
-from lightning_gradguard.guard import Guard
+from lightning_gradguard.guard import Guard, default_remedies
+from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, through_a_file, trainer
 
 EPOCH = 20
@@ -42,13 +43,27 @@ class Sick(Net):
         self.network(batch[0] * 100.0)
 
 
-def guard() -> GradGuard:
+def guard(optional: bool = False) -> GradGuard:
     policy = Policy(patience=2, cooldown=2, calm=30)
-    return GradGuard(journal=False, policy=policy, snapshots=SnapshotStore(every=10))
+    more = [Regularize(steps=15), Augment(steps=15), SwapActivation()] if optional else []
+    return GradGuard(
+        journal=False,
+        policy=policy,
+        snapshots=SnapshotStore(every=10),
+        remedies=[*default_remedies(), *more],
+    )
 
 
-def fit(sick: dict[int, float], root: Path, *, epochs: int, ckpt: Any = None, validate: bool = False) -> Any:
-    module, watcher = Sick(mlp(norm=True), sick), guard()
+def fit(
+    sick: dict[int, float],
+    root: Path,
+    *,
+    epochs: int,
+    ckpt: Any = None,
+    validate: bool = False,
+    optional: bool = False,
+) -> Any:
+    module, watcher = Sick(mlp(norm=True), sick), guard(optional)
     run = trainer(root, callbacks=[watcher, Keep()], max_epochs=epochs, num_sanity_val_steps=0)
     run.fit(module, loader(regression(EPOCH)), loader(regression(3)) if validate else None, ckpt_path=ckpt)
     return frozen_copy(run), watcher
@@ -89,6 +104,21 @@ def test_the_incidents_above_try_the_remedies(tmp_path: Path) -> None:
         _, watcher = fit(sick, tmp_path / name, epochs=4)
         tried |= {remedy for incident in watcher.incidents for remedy in incident.remedies}
     assert {"skip", "backoff", "rollback"} <= tried
+
+
+@pytest.mark.parametrize("name", ["in the middle of a back-off", "over two epoch ends", "calm"])
+def test_what_lasts_for_a_while_lasts_over_a_checkpoint(name: str, tmp_path: Path) -> None:
+    sick = INCIDENTS[name]
+    whole, first = fit(sick, tmp_path / "whole", epochs=4, optional=True)
+    plain, _ = fit(sick, tmp_path / "plain", epochs=4)
+    tried = {remedy for incident in first.incidents for remedy in incident.remedies}
+    assert ({"regularize", "augment"} <= tried) is bool(sick)
+    assert same(whole, plain) is not bool(sick), "they change a sick run, and a calm one not at all"
+    for epoch in (0, 1):
+        checkpoint = tmp_path / "whole" / f"{epoch}.ckpt"
+        resumed, second = fit(sick, tmp_path / "resumed", epochs=4, ckpt=checkpoint, optional=True)
+        assert same(whole, resumed)
+        assert same(second.state_dict(), first.state_dict())
 
 
 def test_a_run_that_ended_in_mid_incident_can_be_prolonged(tmp_path: Path) -> None:

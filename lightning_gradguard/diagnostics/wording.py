@@ -14,6 +14,9 @@ _DONE = {
     "backoff": "lowered the learning rate",
     "rollback": "rolled back to a good snapshot",
     "reinitialize": "re-initialised the layer",
+    "regularize": "pulled the weights towards good ones",
+    "augment": "augmented the batches",
+    "swap-activation": "swapped an activation",
 }
 
 

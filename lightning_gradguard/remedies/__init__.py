@@ -1,10 +1,25 @@
 """Remedies: each does one thing about an explosion, and says what it did."""
 
+from lightning_gradguard.remedies.augment import Augment
 from lightning_gradguard.remedies.backoff import LearningRateBackoff
 from lightning_gradguard.remedies.clip import Clip
+from lightning_gradguard.remedies.regularize import Regularize
 from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Remedy, Scene
 from lightning_gradguard.remedies.rollback import Rollback
 from lightning_gradguard.remedies.skip import Skip
+from lightning_gradguard.remedies.swap_activation import SwapActivation, restore_activations
 
-__all__ = ["Clip", "LearningRateBackoff", "Reinitialize", "Remedy", "Rollback", "Scene", "Skip"]
+__all__ = [
+    "Augment",
+    "Clip",
+    "LearningRateBackoff",
+    "Regularize",
+    "Reinitialize",
+    "Remedy",
+    "Rollback",
+    "Scene",
+    "Skip",
+    "SwapActivation",
+    "restore_activations",
+]

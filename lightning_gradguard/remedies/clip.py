@@ -1,7 +1,8 @@
-"""Gradient clipping: by global norm to the detector's limit, by value, or adaptively per unit."""
+"""Gradient clipping: by global norm to the detector's limit, by value, adaptively per unit, or to a step along the sign."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.statistics import local
+from lightning_gradguard.statistics import global_norm, host_norms, local
 
 
 def unit_norm(tensor: Tensor) -> Tensor:
@@ -23,15 +24,38 @@ def unit_norm(tensor: Tensor) -> Tensor:
     return norm
 
 
+def step_along_the_sign(parameters: Iterable[torch.nn.Parameter], target: float, grad_scale: float = 1.0) -> float:
+    """Replace gradients by ``size * sign(gradient)`` in place, so that their global norm is ``target``; return ``size``.
+
+    Of n elements that are not zero the signs have a norm of √n, so the size is ``target / √n``. Elements that are zero
+    stay zero; of a complex one the phase is kept.
+    """
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                # An element's sign is that of the sum of its duplicates.
+                parameter.grad = parameter.grad.coalesce()
+            local(parameter.grad).sign_() if not parameter.grad.is_complex() else parameter.grad.sgn_()
+            grads.append(parameter.grad)
+    length = global_norm(host_norms(grads, sharded=any(hasattr(g, "to_local") for g in grads)))
+    size = target / length if length > 0.0 else 0.0
+    if grads:
+        torch._foreach_mul_(grads, size * grad_scale)
+    return size
+
+
 class Clip(Remedy):
     """Scale an oversized gradient down for one step.
 
     ``norm`` multiplies all gradients by ``target / norm``; the direction stays. ``value`` limits every element to
     ``clip_value``. ``adaptive`` limits each unit's gradient to ``clip_factor`` times its weight's norm (AGC).
+    ``sign`` replaces every element by its sign, times the one size that makes the norm ``target``: which elements the
+    explosion has made large is forgotten, which way each points is kept (signSGD; Bernstein et al., 2018).
     Applied to a step that a detector has called a spike; healthy steps are never touched.
 
     Args:
-        algorithm: Which of the three.
+        algorithm: Which of the four.
         clip_value: Largest absolute element, for ``value``.
         clip_factor: Largest ``||gradient|| / ||weight||`` of a unit, for ``adaptive``.
     """
@@ -41,11 +65,11 @@ class Clip(Remedy):
     def __init__(
         self,
         *,
-        algorithm: Literal["norm", "value", "adaptive"] = "norm",
+        algorithm: Literal["norm", "value", "adaptive", "sign"] = "norm",
         clip_value: float = 1.0,
         clip_factor: float = 0.01,
     ) -> None:
-        self.algorithm = checks.choice("algorithm", algorithm, ("norm", "value", "adaptive"))
+        self.algorithm = checks.choice("algorithm", algorithm, ("norm", "value", "adaptive", "sign"))
         self.clip_value = checks.number("clip_value", clip_value, above=0.0)
         self.clip_factor = checks.number("clip_factor", clip_factor, above=0.0)
 
@@ -55,8 +79,12 @@ class Clip(Remedy):
         norm = scene.statistics.norm
         if not scene.statistics.finite:
             return Outcome(self.name, applied=False, detail="a gradient that is not finite cannot be clipped")
-        if self.algorithm == "norm":
+        if self.algorithm in ("norm", "sign"):
             coefficient = min(1.0, scene.target / norm) if norm > 0.0 else 1.0
+            if self.algorithm == "sign" and coefficient < 1.0:
+                size = step_along_the_sign(scene.parameters.values(), scene.target, scene.grad_scale)
+                detail = f"norm {norm:.3g} replaced by steps of {size:.3g} along the sign, norm {scene.target:.3g}"
+                return Outcome(self.name, True, detail, (), coefficient)
             grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, coefficient)

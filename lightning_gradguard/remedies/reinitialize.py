@@ -54,6 +54,7 @@ class Reinitialize(Remedy):
     """
 
     name: ClassVar[str] = "reinitialize"
+    uses_snapshots: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -53,10 +53,16 @@ class Scene:
 
 
 class Remedy(ABC):
-    """Do one thing about a gradient explosion."""
+    """Do one thing about a gradient explosion.
+
+    One that the ladder does not know by name (your own, too) accompanies back-off, rollback and repair, or stands in for
+    them where they are switched off.
+    """
 
     name: ClassVar[str]
     """What decisions and records call it."""
+    uses_snapshots: ClassVar[bool] = False
+    """Whether it reads ``scene.snapshots``; none are taken where no remedy does."""
 
     def check(self, module: nn.Module) -> None:
         """Raise ValueError if the configuration does not fit the module; called before training starts."""
@@ -68,6 +74,10 @@ class Remedy(ABC):
     def before_update(self, scene: Scene) -> None:
         """Act before every update (a remedy that lasts, such as a learning-rate back-off)."""
 
+    def before_forward(self, batch: Any) -> bool:
+        """Change a batch in place before the forward pass, and say whether it was; :meth:`after_update` puts it back."""
+        return False
+
     def after_update(self) -> None:
         """Undo what :meth:`before_update` changed; called after every update and after an exception."""
 
@@ -77,3 +87,6 @@ class Remedy(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
+
+    def resume(self, module: nn.Module) -> None:
+        """Change the module's structure as the state just loaded says; called after :meth:`load_state_dict`."""

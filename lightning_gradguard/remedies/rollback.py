@@ -22,6 +22,7 @@ class Rollback(Remedy):
     """
 
     name: ClassVar[str] = "rollback"
+    uses_snapshots: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 10) -> None:
         self.patience = checks.whole("patience", patience)

@@ -15,7 +15,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Policy
+from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.records import to_json
+from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from tests.builders import Net, frozen_copy, loader, mlp, regression, spoil, trainer
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
@@ -124,6 +126,11 @@ def bad_layer(rank: int, root: Path) -> dict[str, Any]:
     return run(Net(deep(1e6), ADAM), data(rank, 60), root, GradGuard())
 
 
+def bad_layer_with_all_remedies(rank: int, root: Path) -> dict[str, Any]:
+    remedies = [*default_remedies(), Regularize(), Augment(), SwapActivation()]
+    return run(Net(deep(1e6), ADAM), data(rank, 60), root, GradGuard(remedies=remedies))
+
+
 def diverging(rank: int, root: Path) -> dict[str, Any]:
     # The loss of rank 1 alone says that something is wrong, and rank 0 must act on it as well. The mean gradient
     # becomes five times larger: no spike, but enough to bear the loss out.
@@ -211,6 +218,7 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "corrupt on rank 1": partial(corrupt_on, 1),
     "NaN in the first steps": nan_in_the_first_steps,
     "bad layer": bad_layer,
+    "bad layer, all remedies": bad_layer_with_all_remedies,
     "diverging": diverging,
     "leaping": leaping,
     "backing off": backing_off,

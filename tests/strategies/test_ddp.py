@@ -71,6 +71,12 @@ def test_a_bad_start_on_one_rank_is_held_on_both(ranks: Ranks) -> None:
         assert [remedies for _, _, remedies in actions(rank["NaN in the first steps"])] == [["skip"]] * 2
 
 
+def test_the_optional_remedies_act_on_both(ranks: Ranks) -> None:
+    for rank in ranks:
+        done = {name for _, _, names in actions(rank["bad layer, all remedies"]) for name in names}
+        assert {"reinitialize", "regularize", "augment", "swap-activation"} <= done
+
+
 def test_a_bad_layer_is_repaired_on_both(ranks: Ranks) -> None:
     for rank in ranks:
         done = actions(rank["bad layer"])

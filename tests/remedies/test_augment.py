@@ -1,0 +1,142 @@
+"""Augmentation for a while: mixup in place, put back afterwards, with random numbers of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard import Guard
+from lightning_gradguard.remedies import Augment
+from tests.builders import mlp, same, scene_for, through_a_file
+
+
+def begun(**options: Any) -> Augment:
+    remedy = Augment(**options)
+    assert remedy.apply(scene_for(mlp())).applied
+    return remedy
+
+
+def batch(size: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 3), torch.randn(size, 1)
+
+
+def test_every_sample_becomes_a_mixture_of_which_it_is_the_greater_part() -> None:
+    x, y = torch.eye(6), torch.arange(6.0)[:, None]
+    begun(seed=3).before_forward((x, y))
+    share = x.diagonal()
+    assert bool((share >= 0.5).all()) and bool((share < 1.0).any())
+    torch.testing.assert_close(x.sum(1), torch.ones(6))
+    torch.testing.assert_close(y, x @ torch.arange(6.0)[:, None], msg="targets are mixed like inputs")
+
+
+def test_the_batch_is_put_back_since_its_memory_may_be_the_data_sets() -> None:
+    x, y = batch()
+    kept = [x.clone(), y.clone()]
+    remedy = begun()
+    assert remedy.before_forward({"image": x, "target": y})
+    assert not torch.equal(x, kept[0])
+    remedy.after_update()
+    assert same(kept, [x, y])
+    remedy.before_forward([x, y])
+    remedy.before_forward(batch())
+    assert same(kept, [x, y]), "a batch whose update never came is put back too"
+
+
+def test_class_indices_and_tokens_stay() -> None:
+    x, y = torch.randn(6, 3), torch.arange(6)
+    begun().before_forward((x, y))
+    assert torch.equal(y, torch.arange(6))
+    tokens = torch.arange(12).view(4, 3)
+    begun().before_forward(tokens)
+    assert torch.equal(tokens, torch.arange(12).view(4, 3))
+
+
+def test_tensors_that_do_not_hold_the_samples_stay() -> None:
+    x, weights, number = torch.randn(6, 3), torch.randn(4), torch.tensor(2.0)
+    kept = weights.clone()
+    begun().before_forward((x, weights, number, "a name", None))
+    assert torch.equal(weights, kept) and float(number) == 2.0
+
+
+def test_it_lasts_for_some_updates_and_leaves_calm_batches_alone() -> None:
+    scene = scene_for(mlp())
+    remedy = Augment(steps=2)
+    assert not remedy.before_forward(batch())
+    remedy.apply(scene)
+    told = []
+    for _ in range(4):
+        told.append(remedy.before_forward(batch()))
+        remedy.before_update(scene)
+        remedy.after_update()
+    assert told == [True, True, False, False]
+
+
+@pytest.mark.parametrize("transform", [None, lambda both: (both[0] + torch.randn_like(both[0]), both[1])])
+def test_the_global_generator_is_left_alone(transform: Any) -> None:
+    remedy = begun(transform=transform)
+    before = torch.get_rng_state()
+    mixed = batch()
+    torch.set_rng_state(before)
+    remedy.before_forward(mixed)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("transform", [None, lambda both: (both[0] * torch.rand(()), both[1])])
+def test_it_draws_on_after_a_checkpoint_where_it_was(transform: Any) -> None:
+    x, y = batch()
+    first, second = begun(transform=transform), Augment(transform=transform)
+    first.before_forward((x.clone(), y.clone()))
+    second.load_state_dict(through_a_file(first.state_dict()))
+    one, two = (x.clone(), y.clone()), (x.clone(), y.clone())
+    first.before_forward(one)
+    second.before_forward(two)
+    assert same(one, two) and not same(one, (x, y))
+
+
+def test_a_torchvision_transform_can_be_given() -> None:
+    from torchvision.transforms import v2
+
+    flip = v2.RandomHorizontalFlip(p=1.0)
+    images, labels = torch.rand(2, 3, 4, 4), torch.arange(2)
+    expected = images.flip(-1)
+    begun(transform=lambda both: (flip(both[0]), both[1])).before_forward((images, labels))
+    assert torch.equal(images, expected)
+
+
+def test_a_transform_that_changes_the_shape_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^transform must keep the batch's shapes"):
+        begun(transform=lambda both: both[0][:2]).before_forward(batch())
+    with pytest.raises(ValueError, match=r"^transform must be None or a function of a batch, got 3"):
+        Augment(transform=3)  # type: ignore[arg-type]
+
+
+def test_in_a_plain_loop_the_guard_augments_and_puts_back() -> None:
+    network = mlp()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    guard = Guard(network, remedies=[Augment()])
+    lane = guard.attach(optimizer)
+    x, y = torch.randn(4, 8), torch.randn(4, 1)
+    kept = x.clone()
+    assert guard.augment((x, y))[0] is x and torch.equal(x, kept)
+    lane.remedies["augment"].apply(scene_for(network, optimizer))
+    loss = nn.functional.mse_loss(network(guard.augment((x, y))[0]), y)
+    assert not torch.equal(x, kept)
+    loss.backward()
+    guard.before_step(optimizer, loss=loss, batch=(x, y))
+    assert torch.equal(x, kept)
+
+
+def test_two_optimizers_do_not_put_back_each_others_batches() -> None:
+    parts = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+    guard = Guard(parts, remedies=[Augment()])
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.01) for part in parts]
+    for optimizer in optimizers:
+        guard.attach(optimizer).remedies["augment"].apply(scene_for(parts, optimizer))
+    x, y = batch()
+    kept = x.clone()
+    guard.augment((x, y))
+    guard.after_step()
+    assert torch.equal(x, kept)
