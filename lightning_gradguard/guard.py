@@ -29,7 +29,7 @@ from lightning_gradguard.detectors import (
 )
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.first_look import NORMALISED, first_look
+from lightning_gradguard.first_look import NORMALISED, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.policy import Policy
@@ -349,6 +349,8 @@ class Guard:
                 weight_excess=excess,
                 normalised=type(lane.optimizer).__name__ in NORMALISED,
             )
+        if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
+            statistics = dataclasses.replace(statistics, moved=most_moved(self.module, lane.snapshots.latest))
         assert self._running is not None
         return Scene(
             module=self.module,
@@ -498,6 +500,9 @@ class Guard:
                 outcome = lane.remedies[name].apply(scene)
             outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
+        if "reinitialize" in done and lane.baseline.count == 0:
+            # What the first update would have been was the layer's doing, and says nothing of the rate.
+            lane.baseline.update_ratio = 0.0
         setbacks = lane.baseline.setbacks
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)

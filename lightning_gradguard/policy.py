@@ -79,6 +79,7 @@ class Policy:
         self._slow = 0
         self._repairs = 0
         self._innocent = True
+        self._untested = 0
         self._last_slow = -(10**9)
 
     def form(self, verdict: Verdict, step: int) -> Form:
@@ -129,6 +130,8 @@ class Policy:
             self._repairs += 1
             self._last_slow = step
         self._held = self._held + 1 if "skip" in remedies else 0
+        # Weights that were gone back to, and that no update has touched since.
+        self._untested = 0 if "skip" not in remedies else self._untested + ("rollback" in remedies)
         return dataclasses.replace(decision, remedies=remedies)
 
     def _spent(self, verdict: Verdict, wanted: Collection[str]) -> Decision | None:
@@ -205,9 +208,18 @@ class Policy:
             patience = 3 * patience - 1 if patience > 1 else 1
         if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
+        if self._untested:
+            return self._innocent_rate()
         if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
         return self._go_back(verdict.form, "fresh batches explode too, so the weights are damaged", step, baseline)
+
+    def _innocent_rate(self) -> Decision:
+        """Answer weights that were good, that no update has touched since they came back, and that explode all the same."""
+        if self._untested > 1:
+            return Decision(("skip",), "weights of two healthy times explode as well: the data or the loss is at fault")
+        reason = "weights that were good explode as well: not the rate's fault, but they may have been damaged already"
+        return Decision(("skip", "rollback", "backoff"), reason)
 
     def _go_back(self, form: Form, reason: str, step: int, baseline: Baseline) -> Decision:
         # A run that has learned nothing yet is as good as new.
@@ -225,7 +237,7 @@ class Policy:
 
     def rest(self, step: int) -> bool:
         """Note a step without alarm; return True when that ends the episode."""
-        self._held = 0
+        self._held = self._untested = 0
         self._quiet += 1
         if self.strikes == 0 or self._quiet < self.calm:
             return False
@@ -257,6 +269,7 @@ _STATE = (
     "_slow",
     "_repairs",
     "_innocent",
+    "_untested",
     "_last_slow",
 )
 

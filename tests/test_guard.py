@@ -182,6 +182,18 @@ def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
 
 
+def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() -> None:
+    """The ratio was the layer's doing: kept, it would convict the rate of an honest plateau later."""
+    loop = Loop()
+    with torch.no_grad():
+        loop.network[0].weight.mul_(1e4)
+    loop.guard = Guard(loop.network)
+    reports = loop.run(regression(8))
+    assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
+    (lane,) = loop.guard._lanes.values()
+    assert reports[0].statistics.update_ratio > 1.0 > lane.baseline.update_ratio > 0.0
+
+
 def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError("no memory")

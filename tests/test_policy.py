@@ -71,8 +71,21 @@ def test_slow_remedies_keep_their_cool_down() -> None:
 
 def test_each_slow_remedy_of_an_episode_is_at_least_as_strong_as_the_last() -> None:
     policy = Policy(patience=1, cooldown=0)
-    factors = [decide(policy, s, form="sudden", excess=1e6).factor for s in range(6)]
+    factors = []
+    for step in range(0, 12, 2):
+        factors.append(decide(policy, step, form="sudden", excess=1e6).factor)
+        policy.rest(step + 1)
     assert factors == sorted(factors, reverse=True) and factors[-1] < factors[0] <= 0.5
+
+
+def test_good_weights_that_explode_as_well_clear_the_rate_and_then_only_wait() -> None:
+    policy = Policy(patience=1, cooldown=0)
+    said = [decide(policy, step, excess=1e6) for step in range(5)]
+    assert {"rollback", "backoff"} <= set(said[0].remedies) and said[0].factor < 1.0
+    assert {"rollback", "backoff"} <= set(said[1].remedies) and said[1].factor == 1.0
+    assert [d.remedies for d in said[2:]] == [("skip",)] * 3
+    policy.rest(5)  # an update was let through, and what comes now may be its doing
+    assert "rollback" in decide(policy, 6, excess=1e6).remedies
 
 
 def test_a_corrupt_batch_costs_its_step_and_nothing_else() -> None:
@@ -130,7 +143,10 @@ def test_corrupt_batches_do_not_make_a_spike_recurrent() -> None:
 
 def test_the_budget_of_slow_remedies_is_kept_over_the_run() -> None:
     policy = Policy(patience=1, cooldown=0, max_slow=3)
-    said = [decide(policy, s, form="non-finite") for s in range(6)]
+    said = []
+    for step in range(0, 12, 2):
+        said.append(decide(policy, step, form="non-finite"))
+        policy.rest(step + 1)
     assert [bool(SLOW & set(d.remedies)) for d in said] == [True] * 3 + [False] * 3
     assert [d.exhausted for d in said] == [False] * 3 + [True] * 3
     assert "budget of 3" in said[-1].reason

@@ -6,6 +6,8 @@ from typing import Any
 
 Row = dict[str, Any]
 RESCUED = 0.95
+LEARNED = 0.2
+"""How far above chance a healthy twin must come; less is too little to measure a rescue by."""
 
 
 def tables(rows: list[Row]) -> str:
@@ -23,6 +25,11 @@ def is_healthy(row: Row) -> bool:
     return row["finite"] and not row["error"] and None not in row["losses"] and row["score"] > row["score_before"]
 
 
+def learned(twin: Row) -> bool:
+    """Whether a rescue can be measured by this healthy twin."""
+    return is_healthy(twin) and twin["score"] - twin["chance"] >= LEARNED
+
+
 def healthy_part(runs: dict[str, dict[str, Row]]) -> str:
     """Which healthy runs were touched, and which runs are left out because they were not healthy."""
     good = {k: v for k, v in runs.items() if is_healthy(v["none"])}
@@ -35,7 +42,7 @@ def healthy_part(runs: dict[str, dict[str, Row]]) -> str:
         for k, v in good.items() if not untouched(v)
     ])]  # fmt: skip
     left_out = [
-        f"{k} (score {v['none']['score_before']:.2f} → {v['none']['score']:.2f}{' ' + v['none']['error'][:40] if v['none']['error'] else ''})"
+        f"{k} (score {v['none']['score_before']:.2f} → {v['none']['score']:.2f})"
         for k, v in runs.items()
         if k not in good
     ]
@@ -50,7 +57,7 @@ def untouched(run: dict[str, Row]) -> bool:
 
 def sick_part(runs: dict[str, dict[str, Row]]) -> str:
     """Rescue of every sick run."""
-    ill = {k: v for k, v in runs.items() if rescue(v, "none") < RESCUED and is_healthy(v["twin"])}
+    ill = {k: v for k, v in runs.items() if rescue(v, "none") < RESCUED and learned(v["twin"])}
     lines = ["## Sick runs", ""]
     for title, part in _parts(ill):
         saved = sum(rescue(v, "gradguard") >= RESCUED for v in part.values())

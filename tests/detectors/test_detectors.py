@@ -52,6 +52,20 @@ def test_a_thousandfold_spike_is_seen_and_calm_is_not(spread: float, seed: int, 
     assert Spike().judge(statistics(baseline.typical), baseline) is None
 
 
+def test_a_loss_that_leaps_while_the_weights_stand_still_is_the_datas_doing() -> None:
+    """Of a sparse reward the first batches may see nothing: loss and norm leap, and no update was to blame."""
+    baseline = taught([0.3], [0.04])
+    leap = {"loss": 6.5, "step": 1}
+    assert Spike().judge(statistics(2.1, **leap), baseline) is not None
+    assert Spike().judge(statistics(2.1, **leap, moved=1.0), baseline) is not None
+    assert Spike().judge(statistics(2.1, **leap, moved=0.01), baseline) is None
+    assert Spike().judge(statistics(1e4, **leap, moved=0.01), baseline) is not None
+    divergence = Divergence()
+    for _ in range(10):
+        divergence.accept(statistics(2.1, **leap, moved=0.01), baseline)
+    assert divergence.state_dict() == Divergence().state_dict()
+
+
 @given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))
 def test_the_limit_scales_with_the_gradients(scale: float, seed: int) -> None:
     norms = calm(50, seed=seed)
