@@ -19,6 +19,8 @@ YOUNG = 32
 """Accepted steps below which the history of norms and losses is thin."""
 LEAP = 3.0
 """Times the untrained loss that a young run's loss does not reach in health, unless its first batches were no sample."""
+RISE = 3.0
+"""Times the largest rate so far above which an update is measured before it is made."""
 MEMORY = 5000.0
 """Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
 FLOOR = 1e-38
@@ -66,6 +68,7 @@ class Baseline:
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
+        rate: Largest learning rate of an accepted step.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
     """
@@ -81,6 +84,7 @@ class Baseline:
         self.setback: int | None = None
         self.setbacks = 0
         self.update_ratio = 0.0
+        self.rate = 0.0
         self.best_loss = math.inf
         # Detectors ask for the same few levels again and again between two accepted steps.
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
@@ -180,6 +184,10 @@ class Baseline:
             self._levels[last, skip] = _level([self._losses[i] for i in (chosen[-last:] if last else chosen)])
         return self._levels[last, skip]
 
+    def rate_leapt(self, rate: float | None) -> bool:
+        """Tell whether a rate lies so far above those lived with that its update should be looked at."""
+        return rate is not None and 0.0 < RISE * self.rate < rate
+
     def leapt(self, loss: float) -> bool:
         """Tell whether the loss of a young run lies far above what it was before training."""
         return 0 < self.count < YOUNG and loss > LEAP * self.untrained_loss > 0.0
@@ -202,6 +210,7 @@ class Baseline:
             "first_losses": list(self.first_losses),
             "best_loss": self.best_loss,
             "update_ratio": self.update_ratio,
+            "rate": self.rate,
             "setbacks": self.setbacks,
             "setback": -1 if self.setback is None else self.setback,
         }
@@ -216,6 +225,7 @@ class Baseline:
         self.first_losses = [float(v) for v in state["first_losses"]]
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
+        self.rate = float(state["rate"])
         self.setbacks = int(state["setbacks"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
 

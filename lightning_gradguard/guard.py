@@ -23,6 +23,7 @@ from lightning_gradguard.detectors import (
     Divergence,
     Drift,
     NonFinite,
+    RateLeap,
     Spike,
     Stagnation,
     Vanishing,
@@ -89,7 +90,7 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), Divergence(), Stagnation(), Drift(), Vanishing()]
+    return [ColdStart(), NonFinite(), Spike(), RateLeap(), Divergence(), Stagnation(), Drift(), Vanishing()]
 
 
 def default_remedies() -> list[Remedy]:
@@ -333,15 +334,18 @@ class Guard:
             norms=norms,
             norm=norm,
             loss=self._loss(lane, loss, norm),
+            rate=lane.rate(),
             scaled=scaled,
         )
         if not statistics.finite:
             statistics = self._examine(lane, statistics, grads, grad_scale)
-        if lane.baseline.count < FEW:
+        young = lane.baseline.count < FEW
+        if young or lane.baseline.rate_leapt(statistics.rate):
             ratio, weight_norm, excess = first_look(self.module, lane.parameters, lane.optimizer, grad_scale)
             # A rate that was backed off already makes a smaller update.
             ratio = ratio * lane.lr_factor if ratio is not None else None
-            lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
+            if young:
+                lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
             statistics = dataclasses.replace(
                 statistics,
                 update_ratio=ratio,

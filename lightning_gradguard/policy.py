@@ -154,6 +154,10 @@ class Policy:
     ) -> Decision:
         if batch:
             return Decision(("skip",), "the batch itself is corrupt")
+        if verdict.form == "rate":
+            return Decision(
+                ("backoff",), "held to the largest rate that it has lived with", factor=1.0 / verdict.excess
+            )
         damaged = [b.layer for b in blame if b.layer != "batch"] if "reinitialize" in can else []
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.

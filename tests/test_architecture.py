@@ -96,7 +96,17 @@ PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
     },
-    detectors: {"ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Stagnation", "Vanishing"},
+    detectors: {
+        "ColdStart",
+        "Detector",
+        "Divergence",
+        "Drift",
+        "NonFinite",
+        "RateLeap",
+        "Spike",
+        "Stagnation",
+        "Vanishing",
+    },
     remedies: {"Clip", "LearningRateBackoff", "Reinitialize", "Remedy", "Rollback", "Scene", "Skip"},
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {

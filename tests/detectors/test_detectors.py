@@ -17,6 +17,7 @@ from lightning_gradguard.detectors import (
     Divergence,
     Drift,
     NonFinite,
+    RateLeap,
     Spike,
     Stagnation,
     Vanishing,
@@ -64,6 +65,27 @@ def test_a_loss_that_leaps_while_the_weights_stand_still_is_the_datas_doing() ->
     for _ in range(10):
         divergence.accept(statistics(2.1, **leap, moved=0.01), baseline)
     assert divergence.state_dict() == Divergence().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("lived", "rate", "ratio", "seen"),
+    [
+        (0.1, 10.0, 3.0, True),
+        (0.1, 10.0, 0.01, False),  # fine-tuning in stages: from almost nothing to something small
+        (0.1, 0.5, 3.0, False),  # a warm-up's next step
+        (0.0, 10.0, 3.0, False),  # a warm-up that begins at zero
+        (0.1, None, 3.0, False),
+        (0.1, 10.0, None, False),
+    ],
+)
+def test_a_rate_that_leaps_is_seen_before_its_update(
+    lived: float, rate: float | None, ratio: float | None, seen: bool
+) -> None:
+    baseline = taught(calm(60))
+    baseline.rate = lived
+    verdict = RateLeap().judge(statistics(1.0, rate=rate, update_ratio=ratio), baseline)
+    assert (verdict is not None) == seen
+    assert verdict is None or (verdict.form, verdict.value, verdict.limit) == ("rate", rate, lived)
 
 
 @given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))

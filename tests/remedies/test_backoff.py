@@ -68,6 +68,24 @@ def test_weights_get_back_the_rate_they_had_lived_with_unless_that_was_a_warm_up
         assert backoff.factor == pytest.approx(expected)
 
 
+def test_a_leap_becomes_a_warm_up_and_is_forgotten_when_the_schedule_comes_back() -> None:
+    module, optimizer = linear(rate=10.0)
+    there = scene(optimizer, module, factor=0.01)
+    there.verdict = Verdict("rate", "rate-leap", 10.0, 0.1, "for a test")
+    backoff = LearningRateBackoff(hold=3, recover=1)
+    backoff.apply(there)
+    rates = []
+    for _ in range(6):
+        backoff.before_update(there)
+        rates.append(optimizer.param_groups[0]["lr"])
+        backoff.after_update()
+        assert optimizer.param_groups[0]["lr"] == 10.0
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.2, 0.4]) and backoff.factor == 1.0
+    optimizer.param_groups[0]["lr"] = 0.1
+    backoff.before_update(there)
+    assert optimizer.param_groups[0]["lr"] == 0.1 and backoff.share(10.0) == 1.0
+
+
 def test_an_update_that_never_happened_does_not_add_up() -> None:
     module, optimizer = linear()
     backoff = LearningRateBackoff()
