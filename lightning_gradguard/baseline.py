@@ -118,6 +118,11 @@ class Baseline:
         sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
         self.high_water = max(log_norm, sunk)
 
+    @property
+    def log_norms(self) -> tuple[float, ...]:
+        """The remembered log norms, oldest first."""
+        return tuple(self._norms.values)
+
     def quantile(self, q: float) -> float:
         """Return the ``q``-quantile of the remembered log norms; NaN while there are none."""
         return self._norms.quantile(q)

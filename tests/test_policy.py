@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,24 @@ def test_good_weights_that_explode_as_well_clear_the_rate_and_then_only_wait() -
     assert [d.remedies for d in said[2:]] == [("skip",)] * 3
     policy.rest(5)  # an update was let through, and what comes now may be its doing
     assert "rollback" in decide(policy, 6, excess=1e6).remedies
+
+
+def test_rows_of_nans_are_judged_by_how_often_the_data_make_one() -> None:
+    """Two batches in five are NaN: in a thousand steps a row of eight is common, and no sign of broken weights."""
+    policy, chance, slow = Policy(), np.random.default_rng(3), 0
+    for step in range(1000):
+        if chance.random() < 0.4:
+            slow += "rollback" in decide(policy, step, form="non-finite").remedies
+        else:
+            policy.rest(step)
+    assert slow == 0
+    said = [decide(policy, 1000 + s, form="non-finite").remedies for s in range(20)]
+    assert "rollback" in {remedy for remedies in said for remedy in remedies}
+
+
+def test_a_memorable_first_batch_is_undone() -> None:
+    said = decide(Policy(), form="cold-start", baseline=taught([1e5, 1.0, 1.0, 1.0]), blame=(LAYER,))
+    assert said.remedies == ("rollback",)
 
 
 def test_a_corrupt_batch_costs_its_step_and_nothing_else() -> None:

@@ -88,6 +88,16 @@ def test_a_rate_that_leaps_is_seen_before_its_update(
     assert verdict is None or (verdict.form, verdict.value, verdict.limit) == ("rate", rate, lived)
 
 
+def test_a_first_gradient_that_adam_would_long_remember_is_seen_in_hindsight() -> None:
+    norms = [1e5, 0.3, 0.4, 0.3]
+    seen = [ColdStart().judge(statistics(0.3, normalised=True), taught(norms[:n])) for n in (1, 2, 3, 4)]
+    assert seen[:3] == [None] * 3
+    assert seen[3] is not None and (seen[3].form, seen[3].value) == ("cold-start", pytest.approx(1e5))
+    assert ColdStart().judge(statistics(0.3), taught(norms)) is None  # SGD has no memory of it
+    assert ColdStart().judge(statistics(0.3, normalised=True), taught([20.0, 0.3, 0.4, 0.3])) is None
+    assert ColdStart().judge(statistics(0.3, normalised=True), taught([*norms, 0.3])) is None
+
+
 @given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))
 def test_the_limit_scales_with_the_gradients(scale: float, seed: int) -> None:
     norms = calm(50, seed=seed)
