@@ -17,7 +17,7 @@ def tables(rows: list[Row]) -> str:
         by_name.setdefault(row["name"], {})[row["what"]] = row
     healthy = {k: v for k, v in by_name.items() if v["none"]["kind"] == "healthy"}
     sick = {k: v for k, v in by_name.items() if v["none"]["kind"] == "sick"}
-    return "\n\n".join([healthy_part(healthy), sick_part(sick)])
+    return "\n\n".join([*([healthy_part(healthy)] if healthy else []), *([sick_part(sick)] if sick else [])])
 
 
 def is_healthy(row: Row) -> bool:

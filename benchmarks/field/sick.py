@@ -298,7 +298,7 @@ def sick_runs() -> tuple[Run, ...]:
             "NaN batch at 80, layer x1e4 at 200",
             spoil=batches(between(80, 81), nan),
             at=struck("3", 1e4, 200).at,
-            culprit=("3",),
+            culprit=("batch",),
         ),
     )
     add(
