@@ -31,7 +31,7 @@ def test_the_trial_is_large_enough() -> None:
 @pytest.mark.parametrize("recipe", [*all_recipes(), *ADVERSARIAL], ids=lambda r: r.name)
 def test_every_recipe_trains_and_scores(recipe: object) -> None:
     row = train(Run("test", recipe, "sgd", steps=2), guarded=False)  # type: ignore[arg-type]
-    assert row["error"] == "" and row["finite"] and row["steps"] == 2
+    assert row["error"] == "" and row["finite"] and row["steps"] >= 2
     assert -1.0 <= row["score"] <= 1.0
 
 
