@@ -79,6 +79,8 @@ class Baseline:
         self._norms = Sample()
         # How far each norm lay above those just before it.
         self._surprises = Sample()
+        # Asked for several times between two accepted steps.
+        self._recent: float | None = None
         self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
         self.first_losses: list[float] = []
         self.setback: int | None = None
@@ -115,6 +117,7 @@ class Baseline:
         if self._norms.values:
             self._surprises.push(log_norm - self.recent)
         self._norms.push(log_norm)
+        self._recent = None
         sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
         self.high_water = max(log_norm, sunk)
 
@@ -135,7 +138,9 @@ class Baseline:
     @property
     def recent(self) -> float:
         """Median log norm over the last few accepted steps; NaN while there are none."""
-        return self.earlier(0)
+        if self._recent is None:
+            self._recent = self.earlier(0)
+        return self._recent
 
     def earlier(self, skip: int) -> float:
         """Return the median log norm of a few steps, ``skip`` accepted steps ago; NaN where there are none."""
@@ -227,6 +232,7 @@ class Baseline:
         self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self._levels.clear()
+        self._recent = None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])

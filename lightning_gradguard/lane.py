@@ -173,7 +173,9 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
-        self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
+        if statistics.rate is not None and statistics.rate > self.baseline.rate:
+            # Asked again, since a remedy may have lowered it for this very update.
+            self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
         for detector in list(self.detectors):
             if _overrides(detector, Detector, "accept"):
                 with self.isolating(detector):
