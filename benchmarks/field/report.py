@@ -33,7 +33,7 @@ def learned(twin: Row) -> bool:
 def healthy_part(runs: dict[str, dict[str, Row]]) -> str:
     """Which healthy runs were touched, and which runs are left out because they were not healthy."""
     good = {k: v for k, v in runs.items() if is_healthy(v["none"])}
-    lines = ["## Healthy runs", ""]
+    lines = ["### Healthy runs", ""]
     for title, part in _parts(good):
         same = sum(untouched(v) for v in part.values())
         lines.append(f"- {title}: {same} of {len(part)} end bit-identical and without an intervention.")
@@ -58,7 +58,7 @@ def untouched(run: dict[str, Row]) -> bool:
 def sick_part(runs: dict[str, dict[str, Row]]) -> str:
     """Rescue of every sick run."""
     ill = {k: v for k, v in runs.items() if rescue(v, "none") < RESCUED and learned(v["twin"])}
-    lines = ["## Sick runs", ""]
+    lines = ["### Sick runs", ""]
     for title, part in _parts(ill):
         saved = sum(rescue(v, "gradguard") >= RESCUED for v in part.values())
         blamed = [right(v["gradguard"]) for v in part.values() if v["gradguard"]["expected"]]
@@ -73,10 +73,14 @@ def sick_part(runs: dict[str, dict[str, Row]]) -> str:
          str(v["gradguard"]["large_updates"] + v["gradguard"]["nonfinite_updates"]), story(v["gradguard"])]
         for k, v in sorted(ill.items(), key=lambda item: rescue(item[1], "gradguard"))
     ])]  # fmt: skip
-    left_out = [f"{k} ({rescue(v, 'none'):.2f} unguarded)" for k, v in runs.items() if k not in ill]
+    left_out = [
+        f"{k} ({rescue(v, 'none'):.2f})" if learned(v["twin"]) else f"{k} (twin {v['twin']['score']:.2f})"
+        for k, v in runs.items()
+        if k not in ill
+    ]
     lines += [
         "",
-        f"Left out, because the unguarded run does well enough or its twin does not: {'; '.join(left_out) or 'none'}.",
+        f"Left out, where the unguarded run does well (its rescue) or the twin does not (its score): {'; '.join(left_out) or 'none'}.",
     ]
     return "\n".join(lines)
 
