@@ -15,9 +15,48 @@ NORM_WINDOW = 128
 """Accepted steps remembered: long enough for a quantile, short enough to follow a decaying norm."""
 RECENT = 9
 """Accepted steps that make up *now*; a median of nine shrugs off four outliers."""
+YOUNG = 32
+"""Accepted steps below which the history of norms and losses is thin."""
+LEAP = 3.0
+"""Times the untrained loss that a young run's loss does not reach in health, unless its first batches were no sample."""
+RISE = 3.0
+"""Times the largest rate so far above which an update is measured before it is made."""
 MEMORY = 5000.0
 """Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
 FLOOR = 1e-38
+ENOUGH = 16
+"""Surprises from which their spread is worth something."""
+
+
+class Sample:
+    """The last few values of something, in their order and sorted."""
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self.values: deque[float] = deque((float(v) for v in values), maxlen=NORM_WINDOW)
+        self._sorted = sorted(self.values)
+
+    def push(self, value: float) -> None:
+        """Add one, and forget the oldest where there are too many."""
+        if len(self.values) == NORM_WINDOW:
+            del self._sorted[bisect_left(self._sorted, self.values[0])]
+        self.values.append(value)
+        insort(self._sorted, value)
+
+    def quantile(self, q: float) -> float:
+        """Return the ``q``-quantile; NaN of nothing."""
+        return self._sorted[round(q * (len(self._sorted) - 1))] if self._sorted else math.nan
+
+    @property
+    def spread(self) -> float:
+        """Robust standard deviation, 0.0 of fewer than two.
+
+        The larger of the interquartile range and the upper decile, each scaled to a normal distribution
+        (1.349 and 1.2816 sigma), so that a long right tail widens it.
+        """
+        if len(self._sorted) < 2:
+            return 0.0
+        box = (self.quantile(0.75) - self.quantile(0.25)) / 1.349
+        return max(box, (self.quantile(0.9) - self.quantile(0.5)) / 1.2816)
 
 
 class Baseline:
@@ -29,6 +68,7 @@ class Baseline:
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
+        rate: Largest learning rate of an accepted step.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
     """
@@ -36,13 +76,17 @@ class Baseline:
     def __init__(self) -> None:
         self.count = 0
         self.high_water = -math.inf
-        self._norms: deque[float] = deque(maxlen=NORM_WINDOW)
-        self._sorted: list[float] = []
+        self._norms = Sample()
+        # How far each norm lay above those just before it.
+        self._surprises = Sample()
+        # Asked for several times between two accepted steps.
+        self._recent: float | None = None
         self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
         self.first_losses: list[float] = []
         self.setback: int | None = None
         self.setbacks = 0
         self.update_ratio = 0.0
+        self.rate = 0.0
         self.best_loss = math.inf
         # Detectors ask for the same few levels again and again between two accepted steps.
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
@@ -70,18 +114,21 @@ class Baseline:
                 self.best_loss = min(self.best_loss, self.loss_level(RECENT)[0])
 
     def _push(self, log_norm: float) -> None:
-        if len(self._norms) == NORM_WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._norms[0])]
-        self._norms.append(log_norm)
-        insort(self._sorted, log_norm)
+        if self._norms.values:
+            self._surprises.push(log_norm - self.recent)
+        self._norms.push(log_norm)
+        self._recent = None
         sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
         self.high_water = max(log_norm, sunk)
 
+    @property
+    def log_norms(self) -> tuple[float, ...]:
+        """The remembered log norms, oldest first."""
+        return tuple(self._norms.values)
+
     def quantile(self, q: float) -> float:
         """Return the ``q``-quantile of the remembered log norms; NaN while there are none."""
-        if not self._sorted:
-            return math.nan
-        return self._sorted[round(q * (len(self._sorted) - 1))]
+        return self._norms.quantile(q)
 
     @property
     def center(self) -> float:
@@ -91,29 +138,31 @@ class Baseline:
     @property
     def recent(self) -> float:
         """Median log norm over the last few accepted steps; NaN while there are none."""
-        return self.earlier(0)
+        if self._recent is None:
+            self._recent = self.earlier(0)
+        return self._recent
 
     def earlier(self, skip: int) -> float:
         """Return the median log norm of a few steps, ``skip`` accepted steps ago; NaN where there are none."""
-        end = len(self._norms) - skip
-        few = sorted(self._norms[i] for i in range(max(end - RECENT, 0), end))
+        values = self._norms.values
+        end = len(values) - skip
+        few = sorted(values[i] for i in range(max(end - RECENT, 0), end))
         return few[len(few) // 2] if few else math.nan
 
     @property
     def spread(self) -> float:
-        """Robust standard deviation of the log norm.
+        """Robust standard deviation of the log norm about its recent level.
 
-        The larger of the interquartile range and the upper decile, each scaled to a normal distribution
-        (1.349 and 1.2816 sigma), so that a long right tail widens it.
+        That of the window counts a trend as noise (a norm that grew eightfold while the run left a plateau would excuse a
+        spike of two orders of magnitude), so from a few surprises on the smaller of the two is taken.
         """
-        if len(self._sorted) < 2:
-            return 0.0
-        return max((self.quantile(0.75) - self.quantile(0.25)) / 1.349, (self.quantile(0.9) - self.center) / 1.2816)
+        wide = self._norms.spread
+        return min(wide, self._surprises.spread) if len(self._surprises.values) >= ENOUGH else wide
 
     @property
     def typical(self) -> float:
         """The norm that a healthy step has now: the larger of the window's and the last steps' median; NaN at first."""
-        return math.exp(max(self.center, self.recent)) if self._norms else math.nan
+        return math.exp(max(self.center, self.recent)) if self._norms.values else math.nan
 
     @property
     def untrained_loss(self) -> float:
@@ -145,6 +194,14 @@ class Baseline:
             self._levels[last, skip] = _level([self._losses[i] for i in (chosen[-last:] if last else chosen)])
         return self._levels[last, skip]
 
+    def rate_leapt(self, rate: float | None) -> bool:
+        """Tell whether a rate lies so far above those lived with that its update should be looked at."""
+        return rate is not None and 0.0 < RISE * self.rate < rate
+
+    def leapt(self, loss: float) -> bool:
+        """Tell whether the loss of a young run lies far above what it was before training."""
+        return 0 < self.count < YOUNG and loss > LEAP * self.untrained_loss > 0.0
+
     def loss_elevated(self, loss: float | None) -> bool | None:
         """Tell whether ``loss`` lies far above its history; None where that cannot be said."""
         level, spread = self.loss_level()
@@ -157,11 +214,13 @@ class Baseline:
         return {
             "count": self.count,
             "high_water": self.high_water,
-            "norms": list(self._norms),
+            "norms": list(self._norms.values),
+            "surprises": list(self._surprises.values),
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
             "best_loss": self.best_loss,
             "update_ratio": self.update_ratio,
+            "rate": self.rate,
             "setbacks": self.setbacks,
             "setback": -1 if self.setback is None else self.setback,
         }
@@ -170,13 +229,14 @@ class Baseline:
         """Take back what :meth:`state_dict` returned."""
         self.count = int(state["count"])
         self.high_water = float(state["high_water"])
-        self._norms = deque((float(v) for v in state["norms"]), maxlen=NORM_WINDOW)
-        self._sorted = sorted(self._norms)
+        self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
         self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
         self._levels.clear()
+        self._recent = None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
+        self.rate = float(state["rate"])
         self.setbacks = int(state["setbacks"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_gradguard.attribution.weights import examine
 from lightning_gradguard.fans import expected_rms
 from lightning_gradguard.layers import layer_of, layers
+from lightning_gradguard.snapshots import Snapshot
 from lightning_gradguard.statistics import gradient_norms
 
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
@@ -55,6 +57,13 @@ def first_look(
         ratio = max(ratio, rates[id(p)] * update / max(norm, expected * size))
     known = family in PROPORTIONAL | NORMALISED
     return ratio if known else None, math.sqrt(total), excess
+
+
+def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
+    """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one."""
+    if snapshot is None or any(hasattr(p, "to_local") for p in module.parameters()):
+        return None  # Of a sharded weight each process would see its own part.
+    return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
 
 
 def _norms(tensors: list[Tensor]) -> list[float]:

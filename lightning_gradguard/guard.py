@@ -22,6 +22,7 @@ from lightning_gradguard.detectors import (
     Divergence,
     Drift,
     NonFinite,
+    RateLeap,
     Spike,
     Stagnation,
     Vanishing,
@@ -78,7 +79,7 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), Divergence(), Stagnation(), Drift(), Vanishing()]
+    return [ColdStart(), NonFinite(), Spike(), RateLeap(), Divergence(), Stagnation(), Drift(), Vanishing()]
 
 
 def default_remedies() -> list[Remedy]:
@@ -396,6 +397,9 @@ class Guard:
                 outcome = lane.remedies[name].apply(scene)
             outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
+        if "reinitialize" in done and lane.baseline.count == 0:
+            # What the first update would have been was the layer's doing, and says nothing of the rate.
+            lane.baseline.update_ratio = 0.0
         setbacks = lane.baseline.setbacks
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)

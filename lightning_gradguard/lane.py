@@ -20,7 +20,7 @@ from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
-from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.remedies import LearningRateBackoff, Remedy
 from lightning_gradguard.snapshots import SnapshotStore
 
 
@@ -179,6 +179,9 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
+        if statistics.rate is not None and statistics.rate > self.baseline.rate:
+            # Asked again, since a remedy may have lowered it for this very update.
+            self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
         for detector in self._learners():
             try:
                 detector.accept(statistics, self.baseline)
@@ -220,6 +223,14 @@ class Lane:
     def lr_factor(self) -> float:
         """Factor on the learning rate now."""
         return float(getattr(self.remedies.get("backoff"), "factor", 1.0))
+
+    def rate(self) -> float | None:
+        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        if isinstance(rate, Tensor) and not rate.is_cpu:
+            return None
+        backoff = self.remedies.get("backoff")
+        return float(rate) * (backoff.share(float(rate)) if isinstance(backoff, LearningRateBackoff) else 1.0)
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""

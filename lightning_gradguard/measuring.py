@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_gradguard.first_look import NORMALISED, first_look
+from lightning_gradguard.first_look import NORMALISED, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics import examine, global_norm, host_norms
@@ -67,11 +67,15 @@ def measure(
     if scale != 1.0:
         norms = norms / scale
     norm = global_norm(norms)
-    statistics = GradientStatistics(step, names, norms, norm, joint_loss(lane, team, loss, norm), scaled=scaled)
+    statistics = GradientStatistics(
+        step, names, norms, norm, joint_loss(lane, team, loss, norm), rate=lane.rate(), scaled=scaled
+    )
     if not statistics.finite:
         statistics = _exactly(lane, statistics, grads, scale)
-    if lane.baseline.count < FEW:
+    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate):
         statistics = _with_first_look(lane, module, statistics, scale)
+    if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
+        statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
     return statistics
 
 
@@ -86,7 +90,8 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     ratio, weight_norm, excess = first_look(module, lane.parameters, lane.optimizer, scale)
     # A rate that was backed off already makes a smaller update.
     ratio = ratio * lane.lr_factor if ratio is not None else None
-    lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
+    if lane.baseline.count < FEW:
+        lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
     return dataclasses.replace(
         statistics,
         update_ratio=ratio,

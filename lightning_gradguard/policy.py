@@ -8,6 +8,7 @@ off, else the run goes back to a good snapshot with a lower rate, lower each tim
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ CURED = 2
 """Calm steps after which an alarm counts as cured: the next one is of another batch's making."""
 FEW_LAYERS = 2
 """Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
+BY_CHANCE = 5e-5
+"""Probability of a row of NaN that is taken for no chance: one in twenty runs of a thousand steps sees such a one."""
 INSANE_UPDATE = 0.2
 """Update-to-weight ratio of a first step that, together with a blow-up, says the rate was wrong from the start."""
 LEAST_FACTOR = 0.01
@@ -74,6 +77,8 @@ class Policy:
         self._past: list[int] = []
         self._treated: list[int] = []
         self._held = 0
+        self._nans = 0
+        self._calm = 0
         self._open_episode()
 
     def _open_episode(self) -> None:
@@ -83,6 +88,7 @@ class Policy:
         self._slow = 0
         self._repairs = 0
         self._innocent = True
+        self._untested = 0
         self._last_slow = -(10**9)
 
     def form(self, verdict: Verdict, step: int) -> Form:
@@ -117,8 +123,11 @@ class Policy:
         """
         step = statistics.step
         self.strikes += 1
-        self._row = self._row + 1 if self._quiet < CURED or self._row == 0 else 1
+        # Weights whose gradients are finite once are not broken; large gradients may pause for a step.
+        cured = 1 if verdict.form == "non-finite" else CURED
+        self._row = self._row + 1 if self._quiet < cured or self._row == 0 else 1
         self._quiet = 0
+        self._nans += verdict.form == "non-finite"
         batch = any(b.layer == "batch" for b in blame)
         self._innocent = self._innocent and batch
         decision = self._answer(verdict, statistics, blame, batch, baseline, can)
@@ -133,6 +142,8 @@ class Policy:
             self._repairs += 1
             self._last_slow = step
         self._held = self._held + 1 if "skip" in remedies else 0
+        # Weights that were gone back to, and that no update has touched since.
+        self._untested = 0 if "skip" not in remedies else self._untested + ("rollback" in remedies)
         return dataclasses.replace(decision, remedies=remedies)
 
     def _spent(self, verdict: Verdict, wanted: Collection[str]) -> Decision | None:
@@ -155,6 +166,12 @@ class Policy:
     ) -> Decision:
         if batch:
             return Decision(("skip",), "the batch itself is corrupt")
+        if verdict.form == "rate":
+            return Decision(
+                ("backoff",), "held to the largest rate that it has lived with", factor=1.0 / verdict.excess
+            )
+        if verdict.form == "cold-start" and baseline.count:
+            return Decision(("rollback",), "as if the first batch had never been: the optimizer would long remember it")
         damaged = [b.layer for b in blame if b.layer != "batch"] if MENDING & set(can) else []
         cooled = statistics.step - self._last_slow >= self.cooldown
         # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
@@ -206,12 +223,27 @@ class Policy:
         if verdict.form == "non-finite":
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
-            patience = 3 * patience - 1 if patience > 1 else 1
+            patience = max(3 * patience - 1, self._longest_row_by_chance()) if patience > 1 else 1
         if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
+        if self._untested:
+            return self._innocent_rate()
         if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
         return self._go_back(verdict.form, "fresh batches explode too, so the weights are damaged", step, baseline)
+
+    def _longest_row_by_chance(self) -> int:
+        """Return how many NaN in a row the data alone may make, by the share of NaN before this row."""
+        before = self._nans - self._row
+        share = before / (before + self._calm) if before > 0 else 0.0
+        return math.ceil(math.log(BY_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0
+
+    def _innocent_rate(self) -> Decision:
+        """Answer weights that were good, that no update has touched since they came back, and that explode all the same."""
+        if self._untested > 1:
+            return Decision(("skip",), "weights of two healthy times explode as well: the data or the loss is at fault")
+        reason = "weights that were good explode as well: not the rate's fault, but they may have been damaged already"
+        return Decision(("skip", "rollback", "backoff"), reason)
 
     def _go_back(self, form: Form, reason: str, step: int, baseline: Baseline) -> Decision:
         # A run that has learned nothing yet is as good as new.
@@ -229,8 +261,9 @@ class Policy:
 
     def rest(self, step: int) -> bool:
         """Note a step without alarm; return True when that ends the episode."""
-        self._held = 0
+        self._held = self._untested = 0
         self._quiet += 1
+        self._calm += 1
         if self.strikes == 0 or self._quiet < self.calm:
             return False
         if not self._innocent:
@@ -257,10 +290,13 @@ _STATE = (
     "_past",
     "_treated",
     "_held",
+    "_nans",
+    "_calm",
     "_quiet",
     "_slow",
     "_repairs",
     "_innocent",
+    "_untested",
     "_last_slow",
 )
 

@@ -21,9 +21,14 @@ Form = Literal[
     "overflow",
     "cold-start",
     "divergence",
+    "rate",
     "vanishing",
 ]
-"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss."""
+"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``rate`` in the
+learning rate."""
+
+HARDLY = 0.1
+"""Change of a weight, relative to its size, that no loss leaps for: the upper end of what is healthy for one update."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -38,10 +43,13 @@ class GradientStatistics:
         norms: L2 norm of each gradient, shape ``(len(names),)``, already unscaled; may hold NaN and inf.
         norm: Global L2 norm, the root of the sum of the squared ``norms``.
         loss: The loss of this step (mean over its micro-batches), or None where it is not known.
-        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps only.
+        rate: The learning rate of the leading parameter group, after any back-off; None where asking would cost.
+        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
+            the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
+        moved: Largest ``||change|| / ||weight||`` of a layer since the last snapshot; measured only where a young run's loss leaps.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
         scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.
     """
@@ -51,10 +59,12 @@ class GradientStatistics:
     norms: FloatArray
     norm: float
     loss: float | None = None
+    rate: float | None = None
     update_ratio: float | None = None
     normalised: bool = False
     weight_norm: float | None = None
     weight_excess: float | None = None
+    moved: float | None = None
     nonfinite: tuple[tuple[str, int], ...] = ()
     scaled: bool = False
 
@@ -62,6 +72,11 @@ class GradientStatistics:
     def finite(self) -> bool:
         """Whether the global norm is a finite number."""
         return math.isfinite(self.norm)
+
+    @property
+    def still(self) -> bool:
+        """Whether the weights are known to have hardly moved, so that no update can have made the loss leap."""
+        return self.moved is not None and self.moved <= HARDLY
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,17 @@ PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
     },
-    detectors: {"ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "Spike", "Stagnation", "Vanishing"},
+    detectors: {
+        "ColdStart",
+        "Detector",
+        "Divergence",
+        "Drift",
+        "NonFinite",
+        "RateLeap",
+        "Spike",
+        "Stagnation",
+        "Vanishing",
+    },
     remedies: {
         *(
             "Augment",

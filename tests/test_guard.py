@@ -182,6 +182,33 @@ def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
 
 
+def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() -> None:
+    """The ratio was the layer's doing: kept, it would convict the rate of an honest plateau later."""
+    loop = Loop()
+    with torch.no_grad():
+        loop.network[0].weight.mul_(1e4)
+    loop.guard = Guard(loop.network)
+    reports = loop.run(regression(8))
+    assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
+    (lane,) = loop.guard._lanes.values()
+    assert reports[0].statistics.update_ratio > 1.0 > lane.baseline.update_ratio > 0.0
+
+
+def test_a_rate_that_leaps_never_reaches_an_update() -> None:
+    loop = Loop()
+    loop.run(regression(40))
+    before = [p.detach().clone() for p in loop.network.parameters()]
+    loop.optimizer.param_groups[0]["lr"] = 100.0
+    (report,) = loop.run(regression(1))
+    assert report.verdict is not None and report.verdict.form == "rate" and not report.held
+    changes = [
+        float((p.detach() - b).norm() / b.norm()) for p, b in zip(loop.network.parameters(), before, strict=True)
+    ]
+    assert 0.0 < max(changes) < 0.5
+    assert loop.optimizer.param_groups[0]["lr"] == 100.0
+    assert all(r.verdict is None for r in loop.run(regression(10)))
+
+
 def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError("no memory")

@@ -10,6 +10,11 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
+AFTER = 4
+"""Accepted steps after which the first one is looked at again."""
+MEMORABLE = 1000.0
+"""Times the norms that follow: Adam's second moment forgets e-fold in a thousand steps, so such a first batch all but stops the run."""
+
 
 class ColdStart(Detector):
     """Find a bad start by scale-free tests only.
@@ -18,6 +23,9 @@ class ColdStart(Detector):
     a step again and again, whatever the gradient, so for them 1 is too much; with SGD the next gradient may be
     small, so there a ratio of ``max_update_ratio`` is. A weight that is far larger than its fan calls for is an alarm if the
     gradients are large as well, and at a hundred times ``max_weight_excess`` in any case.
+
+    Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for thousands of
+    steps; so their first norm is compared with the few that follow.
 
     Args:
         max_update_ratio: Largest ``||update|| / ||weight||`` of a first step with SGD.
@@ -31,9 +39,9 @@ class ColdStart(Detector):
         self.max_weight_excess = checks.number("max_weight_excess", max_weight_excess, above=1.0)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Judge until a first step has been accepted; what happens to the weights after that is not the start's fault."""
+        """Judge until a first step has been accepted, and that one once more when a few have followed."""
         if baseline.count:
-            return None
+            return self._look_back(statistics, baseline)
         if not statistics.finite:
             if statistics.scaled:
                 return None
@@ -49,6 +57,16 @@ class ColdStart(Detector):
             reason = f"gradient norm {statistics.norm:.3g}, and a weight {excess:.3g} x what its fan calls for"
             return self._verdict(statistics, self.max_weight_excess, reason, excess)
         return None
+
+    def _look_back(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        if baseline.count != AFTER or not statistics.normalised or len(baseline.log_norms) != AFTER:
+            return None
+        first, *others = baseline.log_norms
+        limit = MEMORABLE * max(statistics.norm, *map(math.exp, others))
+        if not 0.0 < limit < math.exp(first):
+            return None
+        reason = f"the first gradient norm was {math.exp(first):.3g}, those after it {limit / MEMORABLE:.3g} at most"
+        return self._verdict(statistics, limit, reason, math.exp(first))
 
     def _verdict(self, statistics: GradientStatistics, limit: float, reason: str, value: float) -> Verdict:
         layers = tuple(name for name, _ in statistics.nonfinite)

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import RECENT, Baseline
+from lightning_gradguard.baseline import RECENT, YOUNG, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -14,10 +14,6 @@ CAP = math.log(28.0)
 """Logarithm of the largest ratio that counts: less than the threshold, so that one absurd loss is no divergence."""
 LOUD = 4.0
 """Times the lower quartile of the norms: a loss that climbs without its gradients is no explosion."""
-YOUNG = 32
-"""Accepted steps after which the recent level counts as well as the untrained loss."""
-
-
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood when the loss leapt."""
 
@@ -47,9 +43,10 @@ class Divergence(Detector):
         self.threshold = checks.number("threshold", threshold, above=0.0)
         self._sum = 0.0
 
-    def _next_sum(self, loss: float | None, baseline: Baseline) -> float:
+    def _next_sum(self, statistics: GradientStatistics, baseline: Baseline) -> float:
+        loss = statistics.loss
         reference = self._reference(baseline)
-        if loss is None or not reference > 0 or not loss > 0:
+        if loss is None or not reference > 0 or not loss > 0 or statistics.still:
             return self._sum
         evidence = min(math.log(loss / reference), CAP) - math.log(self.factor)
         # A ceiling, so that a run which has recovered is believed within a few steps.
@@ -68,7 +65,7 @@ class Divergence(Detector):
             return None
         limit = self.factor * self._reference(baseline)
         loud = statistics.norm > LOUD * math.exp(baseline.quantile(0.25))
-        if loud and loss > limit and self._next_sum(loss, baseline) > self.threshold:
+        if loud and loss > limit and self._next_sum(statistics, baseline) > self.threshold:
             reason = f"loss {loss:.3g}, far worse than before training ({baseline.untrained_loss:.3g}) and than of late"
             return Verdict("divergence", self.name, loss, limit, reason)
         level, spread = baseline.loss_level(BEFORE, skip=RECENT)
@@ -81,7 +78,7 @@ class Divergence(Detector):
 
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
         """Add the step's evidence."""
-        self._sum = self._next_sum(statistics.loss, baseline)
+        self._sum = self._next_sum(statistics, baseline)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cumulated evidence."""

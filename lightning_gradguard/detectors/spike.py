@@ -6,16 +6,12 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.baseline import LEAP, YOUNG, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
-
-
-YOUNG = 32
-"""Accepted steps below which the norm's history is thin."""
 
 
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
@@ -66,11 +62,11 @@ class Spike(Detector):
         if not statistics.finite:
             return None
         if 0 < baseline.count < YOUNG and statistics.loss is not None:
-            # With few steps to go by, the loss is the better witness, for and against.
-            if statistics.loss > 10.0 * baseline.untrained_loss > 0.0:
-                limit = min(limit, 3.0 * baseline.typical)
-            elif statistics.loss > 3.0 * baseline.untrained_loss > 0.0:
-                limit = min(limit, self.factor * baseline.typical)
+            # With few steps to go by, the loss is the better witness, for and against. One that leaps while the weights
+            # have hardly moved is the data's doing (a sparse reward's first batches are all but zero), and says nothing.
+            if baseline.leapt(statistics.loss) and not statistics.still:
+                steep = statistics.loss > 10.0 * baseline.untrained_loss
+                limit = min(limit, (LEAP if steep else self.factor) * baseline.typical)
             elif baseline.loss_elevated(statistics.loss) is False:
                 limit = 30.0 * limit  # Honest growth at the start: the norm leaps while the loss does not.
         if statistics.norm <= limit:

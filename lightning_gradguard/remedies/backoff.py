@@ -13,7 +13,9 @@ from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
 
 LEAST_SHARE = 0.05
-"""Share of the present rate below which the rate of a snapshot is not heeded: a warm-up's first rate may be zero."""
+"""Share of the present rate below which the rate of a young snapshot is not heeded: a warm-up's first rate may be zero."""
+YOUNG = 32
+"""Steps below which a snapshot is young."""
 
 
 class LearningRateBackoff(Remedy):
@@ -30,7 +32,8 @@ class LearningRateBackoff(Remedy):
 
     A schedule that ramps up would undo a mere factor, so the rate itself is capped as well, at what it was when the
     factor was set, and the cap is lifted as the factor recovers. Weights that were rolled back also get back no more than
-    the rate they had lived with.
+    the rate they had lived with. A rate that leaps in mid-run is held to the largest that the run has lived with, which then
+    doubles in ``recover`` steps: a leap becomes a warm-up.
 
     Args:
         hold: Steps for which the factor is held.
@@ -47,20 +50,32 @@ class LearningRateBackoff(Remedy):
         self.factor = 1.0
         self.ceiling = 1.0
         self.cap = math.inf
+        self.lived = math.inf
         self._held = 0
         self._used = 0
+        # What the last back-offs changed, as long as no update has come after them.
+        self._unused: list[float] | None = None
         self._applied: list[tuple[dict[str, Any], Any]] = []
 
     def apply(self, scene: Scene) -> Outcome:
-        """Lower the factor by what was decided."""
+        """Lower the factor by what was decided; a factor of 1 takes back what no update has used yet."""
         decision = scene.decision
+        if scene.verdict is not None and scene.verdict.form == "rate":
+            self.lived, self._held = scene.verdict.limit, self.hold
+            return Outcome(self.name, True, f"learning rate held at {self.lived:.3g}")
+        if decision is not None and decision.factor >= 1.0:
+            return self._take_back()
+        if self._unused is None:
+            self._unused = [self.factor, self.ceiling, self.cap, float(self._used)]
         asked = min(decision.factor, 1.0) if decision is not None else 0.5
         rate = float(scene.optimizer.param_groups[0]["lr"])
         before = min(self.factor, self.cap / rate) if rate > 0 else self.factor
         start = before
         if decision is not None and "rollback" in decision.remedies and scene.snapshots.latest is not None and rate > 0:
-            lived_with = float(scene.snapshots.latest.extra.get("rate", math.inf)) / rate
-            start = min(before, max(lived_with, LEAST_SHARE * before))
+            snapshot = scene.snapshots.latest
+            lived_with = float(snapshot.extra.get("rate", math.inf)) / rate
+            least = LEAST_SHARE * before if snapshot.step < YOUNG else 0.0
+            start = min(before, max(lived_with, least))
         self.factor = max(start * asked, self.min_factor)
         self.cap = rate * self.factor if rate > 0 else math.inf
         if decision is not None and decision.permanent:
@@ -71,13 +86,21 @@ class LearningRateBackoff(Remedy):
         self._held = self.hold
         return Outcome(self.name, True, f"learning rate x {self.factor:.3g} (was x {before:.3g})")
 
+    def _take_back(self) -> Outcome:
+        if self._unused is None:
+            return Outcome(self.name, False, "there is nothing to take back")
+        self.factor, self.ceiling, self.cap, used = self._unused
+        self._used, self._held, self._unused = int(used), 0, None
+        return Outcome(self.name, True, f"learning rate back at x {self.factor:.3g}: it was not at fault")
+
     def before_update(self, scene: Scene) -> None:
         """Put the factor on the rates of this update, then let it recover a little."""
         self.after_update()
-        if self.factor >= 1.0:
+        self._unused = None
+        if self.factor >= 1.0 and self.lived == math.inf:
             return
         leading = float(scene.optimizer.param_groups[0]["lr"])
-        factor = min(self.factor, self.cap / leading) if leading > 0 else self.factor
+        factor = self.share(leading)
         for group in scene.optimizer.param_groups:
             rate = group["lr"]
             if isinstance(rate, Tensor):
@@ -89,15 +112,25 @@ class LearningRateBackoff(Remedy):
             else:
                 self._applied.append((group, rate))
                 group["lr"] = rate * factor
-        self._recover()
+        self._recover(leading)
 
-    def _recover(self) -> None:
+    def share(self, rate: float) -> float:
+        """Return the factor that a rate of the schedule's would get."""
+        if rate <= 0.0:
+            return self.factor
+        cap = self.cap if self.factor < 1.0 else math.inf
+        return min(self.factor, cap / rate, self.lived / rate)
+
+    def _recover(self, leading: float) -> None:
+        if self.lived >= leading:
+            self.lived = math.inf  # The schedule has come back to its senses.
         if self._held > 0:
             self._held -= 1
             return
         growth = 2.0 ** (1.0 / self.recover)
         self.factor = min(self.factor * growth, self.ceiling)
         self.cap = math.inf if self.factor >= 1.0 else self.cap * growth
+        self.lived *= growth
 
     @torch.no_grad()
     def after_update(self) -> None:
@@ -111,10 +144,19 @@ class LearningRateBackoff(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return factor, ceiling and how long they hold."""
-        return {"factor": self.factor, "ceiling": self.ceiling, "cap": self.cap, "held": self._held, "used": self._used}
+        return {
+            "factor": self.factor,
+            "ceiling": self.ceiling,
+            "cap": self.cap,
+            "lived": self.lived,
+            "held": self._held,
+            "used": self._used,
+            "unused": list(self._unused or ()),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.factor, self.ceiling = float(state["factor"]), float(state["ceiling"])
-        self.cap = float(state["cap"])
+        self.cap, self.lived = float(state["cap"]), float(state["lived"])
         self._held, self._used = int(state["held"]), int(state["used"])
+        self._unused = [float(v) for v in state["unused"]] or None

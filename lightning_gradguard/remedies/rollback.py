@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
+
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
@@ -27,6 +29,7 @@ class Rollback(Remedy):
     def __init__(self, *, patience: int = 10) -> None:
         self.patience = checks.whole("patience", patience)
         self._last_step: int | None = None
+        self._again: Scene | None = None
 
     def apply(self, scene: Scene) -> Outcome:
         """Restore the snapshot in place."""
@@ -38,7 +41,14 @@ class Rollback(Remedy):
         if snapshot is None:
             return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
         restore(snapshot, scene.parameters, scene.buffers, scene.optimizer)
+        self._again = scene if isinstance(scene.optimizer, torch.optim.LBFGS) else None
         return Outcome(self.name, True, f"went back to step {snapshot.step}")
+
+    def after_update(self) -> None:
+        """Restore once more what LBFGS, in whose step this happens, has written back from its local variables."""
+        scene, self._again = self._again, None
+        if scene is not None and scene.snapshots.latest is not None:
+            restore(scene.snapshots.latest, scene.parameters, scene.buffers, scene.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last rollback, -1 for none."""

@@ -17,6 +17,7 @@ from lightning_gradguard.detectors import (
     Divergence,
     Drift,
     NonFinite,
+    RateLeap,
     Spike,
     Stagnation,
     Vanishing,
@@ -50,6 +51,51 @@ def test_a_thousandfold_spike_is_seen_and_calm_is_not(spread: float, seed: int, 
     assert verdict is not None and verdict.form == "sudden" and verdict.alarm
     assert verdict.value == level * 1e3 > verdict.limit >= level
     assert Spike().judge(statistics(baseline.typical), baseline) is None
+
+
+def test_a_loss_that_leaps_while_the_weights_stand_still_is_the_datas_doing() -> None:
+    """Of a sparse reward the first batches may see nothing: loss and norm leap, and no update was to blame."""
+    baseline = taught([0.3], [0.04])
+    leap = {"loss": 6.5, "step": 1}
+    assert Spike().judge(statistics(2.1, **leap), baseline) is not None
+    assert Spike().judge(statistics(2.1, **leap, moved=1.0), baseline) is not None
+    assert Spike().judge(statistics(2.1, **leap, moved=0.01), baseline) is None
+    assert Spike().judge(statistics(1e4, **leap, moved=0.01), baseline) is not None
+    divergence = Divergence()
+    for _ in range(10):
+        divergence.accept(statistics(2.1, **leap, moved=0.01), baseline)
+    assert divergence.state_dict() == Divergence().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("lived", "rate", "ratio", "seen"),
+    [
+        (0.1, 10.0, 3.0, True),
+        (0.1, 10.0, 0.01, False),  # fine-tuning in stages: from almost nothing to something small
+        (0.1, 0.5, 3.0, False),  # a warm-up's next step
+        (0.0, 10.0, 3.0, False),  # a warm-up that begins at zero
+        (0.1, None, 3.0, False),
+        (0.1, 10.0, None, False),
+    ],
+)
+def test_a_rate_that_leaps_is_seen_before_its_update(
+    lived: float, rate: float | None, ratio: float | None, seen: bool
+) -> None:
+    baseline = taught(calm(60))
+    baseline.rate = lived
+    verdict = RateLeap().judge(statistics(1.0, rate=rate, update_ratio=ratio), baseline)
+    assert (verdict is not None) == seen
+    assert verdict is None or (verdict.form, verdict.value, verdict.limit) == ("rate", rate, lived)
+
+
+def test_a_first_gradient_that_adam_would_long_remember_is_seen_in_hindsight() -> None:
+    norms = [1e5, 0.3, 0.4, 0.3]
+    seen = [ColdStart().judge(statistics(0.3, normalised=True), taught(norms[:n])) for n in (1, 2, 3, 4)]
+    assert seen[:3] == [None] * 3
+    assert seen[3] is not None and (seen[3].form, seen[3].value) == ("cold-start", pytest.approx(1e5))
+    assert ColdStart().judge(statistics(0.3), taught(norms)) is None  # SGD has no memory of it
+    assert ColdStart().judge(statistics(0.3, normalised=True), taught([20.0, 0.3, 0.4, 0.3])) is None
+    assert ColdStart().judge(statistics(0.3, normalised=True), taught([*norms, 0.3])) is None
 
 
 @given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))

@@ -43,6 +43,49 @@ def test_the_factor_is_on_the_rates_during_the_update_only() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
 
 
+def test_a_factor_of_one_takes_back_what_no_update_has_used() -> None:
+    module, optimizer = linear()
+    backoff, fresh = LearningRateBackoff(), LearningRateBackoff()
+    backoff.apply(scene(optimizer, module))
+    backoff.apply(scene(optimizer, module))
+    through = through_a_file(backoff.state_dict())
+    backoff.load_state_dict(through)
+    assert backoff.apply(scene(optimizer, module, factor=1.0)).applied
+    assert same(backoff.state_dict(), fresh.state_dict())
+    backoff.apply(scene(optimizer, module))
+    backoff.before_update(scene(optimizer, module))
+    backoff.after_update()
+    assert not backoff.apply(scene(optimizer, module, factor=1.0)).applied and backoff.factor == 0.5
+
+
+def test_weights_get_back_the_rate_they_had_lived_with_unless_that_was_a_warm_ups() -> None:
+    for step, expected in ((10, 0.05 * 0.5), (80, 0.001 * 0.5)):
+        module, optimizer = linear()
+        there = scene_for(module, optimizer, decision=Decision(("rollback", "backoff"), "for a test", factor=0.5))
+        there.snapshots.take(step, {}, {}, optimizer, {"rate": 0.1 * 0.001})
+        backoff = LearningRateBackoff()
+        backoff.apply(there)
+        assert backoff.factor == pytest.approx(expected)
+
+
+def test_a_leap_becomes_a_warm_up_and_is_forgotten_when_the_schedule_comes_back() -> None:
+    module, optimizer = linear(rate=10.0)
+    there = scene(optimizer, module, factor=0.01)
+    there.verdict = Verdict("rate", "rate-leap", 10.0, 0.1, "for a test")
+    backoff = LearningRateBackoff(hold=3, recover=1)
+    backoff.apply(there)
+    rates = []
+    for _ in range(6):
+        backoff.before_update(there)
+        rates.append(optimizer.param_groups[0]["lr"])
+        backoff.after_update()
+        assert optimizer.param_groups[0]["lr"] == 10.0
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.2, 0.4]) and backoff.factor == 1.0
+    optimizer.param_groups[0]["lr"] = 0.1
+    backoff.before_update(there)
+    assert optimizer.param_groups[0]["lr"] == 0.1 and backoff.share(10.0) == 1.0
+
+
 def test_an_update_that_never_happened_does_not_add_up() -> None:
     module, optimizer = linear()
     backoff = LearningRateBackoff()

@@ -69,3 +69,31 @@ def test_without_a_snapshot_it_says_so() -> None:
     outcome = Rollback().apply(scene_for(module))
     assert not outcome.applied and "no snapshot" in outcome.detail
     assert same(before, [*module.state_dict().values()])
+
+
+def test_lbfgs_does_not_write_back_what_was_undone_within_its_step() -> None:
+    """It keeps direction and step length in local variables, and stores them when the step ends."""
+    module = mlp()
+    optimizer = torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=4)
+    rollback, calls, batch = Rollback(), [], torch.randn(4, 8)
+    scene = scene_for(module, optimizer)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = module(batch).square().mean()
+        loss.backward()
+        calls.append(len(calls))
+        if len(calls) == 10:
+            rollback.apply(scene)
+            optimizer.zero_grad()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    scene.snapshots.take(2, scene.parameters, {}, optimizer)
+    before = [p.detach().clone() for p in module.parameters()], str(optimizer.state_dict()["state"])
+    optimizer.step(closure)
+    assert str(optimizer.state_dict()["state"]) != before[1]
+    rollback.after_update()
+    assert same([p.detach() for p in module.parameters()], before[0])
+    assert str(optimizer.state_dict()["state"]) == before[1]
