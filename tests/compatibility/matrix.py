@@ -77,7 +77,7 @@ class Matrix:
 
     def table(self, versions: str) -> str:
         """Return the table as Markdown."""
-        counts = {mark: 0 for mark in (TICK, CROSS, NOT_RUN)}
+        counts = dict.fromkeys((TICK, CROSS, NOT_RUN), 0)
         lines = []
         for axis in AXES:
             lines += ["", f"## {axis}", "", "| | healthy | sick | |", "|---|---|---|---|"]

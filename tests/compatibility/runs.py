@@ -88,7 +88,7 @@ def finite(state: Any) -> bool:
         return all(map(finite, state.values()))
     if isinstance(state, (list, tuple)):
         return all(map(finite, state))
-    return bool(state.isfinite().all()) if isinstance(state, Tensor) else True
+    return bool(state.to_dense().isfinite().all()) if isinstance(state, Tensor) else True
 
 
 def shape_of(state: Any) -> Any:
