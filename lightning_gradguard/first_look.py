@@ -61,9 +61,7 @@ def first_look(
 def _measurable(parameter: nn.Parameter) -> bool:
     # A lazy one has no values before the first batch; one of integers is a quantised weight.
     return (
-        not is_lazy(parameter)
-        and parameter.numel() > 0
-        and (parameter.is_floating_point() or parameter.is_complex())
+        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
     )
 
 

@@ -381,9 +381,20 @@ class Guard:
         if calm and lane.steps % LOSS_EVERY:
             return None
         *earlier, now = self.mean(lane.losses)
+        lane.baseline.recall(lane.shared + earlier)
         lane.losses.clear()
-        lane.baseline.recall(earlier)
+        lane.shared.clear()
         return now
+
+    def settle(self) -> None:
+        """Average the losses that are still each process's own, so that one process's state is that of all.
+
+        Every process must call it at the same point; what is learned from the losses, and when, does not change.
+        """
+        for lane in self._lanes.values():
+            if lane.losses:
+                lane.shared += self.mean(lane.losses)
+                lane.losses.clear()
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
