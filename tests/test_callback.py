@@ -262,6 +262,7 @@ class TwoOptimizers(LightningModule):
         return [ADAM(self.first.parameters()), SGD(self.second.parameters())]
 
 
+@pytest.mark.cell("Optimization", "manual, several optimizers of which one explodes", "healthy", "sick")
 def test_with_two_optimizers_the_healthy_one_goes_on(tmp_path: Path) -> None:
     def run(sick: tuple[int, ...], callbacks: list[Callback]) -> Any:
         module = TwoOptimizers(sick)
@@ -292,6 +293,7 @@ class Unfreezes(Callback):
             trainer.optimizers[0].add_param_group({"params": list(pl_module.network[0].parameters())})
 
 
+@pytest.mark.cell("Optimization", "parameter groups added in mid-epoch", "sick")
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_groups_added_in_mid_run_are_guarded_and_are_no_explosion(scale: float, tmp_path: Path) -> None:
     network = mlp()
@@ -326,6 +328,7 @@ def half(root: Path, callbacks: list[Callback], scale: float = 2.0**10) -> Train
     return trainer(root, callbacks=callbacks, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "healthy", note="fused optimizers and others")
 @pytest.mark.parametrize("fused", [False, True])
 def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Path) -> None:
     optimizer, guard = partial(torch.optim.AdamW, lr=0.01, fused=fused), GradGuard(journal=False)
@@ -338,6 +341,7 @@ def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Pa
     assert same(*ends) and guard.incidents == ()
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("fused", [False, True])
 def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: float, tmp_path: Path) -> None:
@@ -353,6 +357,7 @@ def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: floa
     assert same(frozen_copy(never_saw), frozen_copy(saw))
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "healthy", note="fused optimizers and others")
 @pytest.mark.parametrize("fused", [False, True])
 def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
     norms = []
@@ -373,6 +378,7 @@ def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 def test_a_nan_batch_under_a_scaler_does_not_stay_in_running_statistics(tmp_path: Path) -> None:
     fit = half(tmp_path, [GradGuard(journal=False)])
     module = Net(mlp(norm=True), ADAM)
@@ -380,6 +386,7 @@ def test_a_nan_batch_under_a_scaler_does_not_stay_in_running_statistics(tmp_path
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 def test_a_scale_that_keeps_falling_is_an_incident(tmp_path: Path) -> None:
     guard = GradGuard(journal=False)
     fit = half(tmp_path, [guard])
