@@ -133,21 +133,6 @@ def test_validating_and_testing_leave_the_guard_alone(tmp_path: Path) -> None:
 # -- what is refused
 
 
-def fake_strategy(*names: str) -> Any:
-    kind: type = object
-    for name in names:
-        kind = type(name, (kind,), {})
-    return kind()
-
-
-@pytest.mark.parametrize("names", [["DeepSpeedStrategy"], ["FSDPStrategy"], ["DeepSpeedStrategy", "TunedStrategy"]])
-def test_strategies_that_hide_gradients_are_refused_at_setup(names: list[str]) -> None:
-    fit: Any = type("FakeTrainer", (), {"strategy": fake_strategy(*names), "callbacks": []})()
-    with pytest.raises(MisconfigurationException, match=names[-1]):
-        GradGuard().setup(fit, Net(mlp(), ADAM), "fit")
-    GradGuard().setup(fit, Net(mlp(), ADAM), "test")
-
-
 def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), GradGuard(journal=False, mode="watch")])
     with pytest.raises(MisconfigurationException, match="GradGuard"):

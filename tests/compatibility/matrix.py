@@ -93,7 +93,7 @@ class Matrix:
 def _row(name: str, cell: Cell) -> str:
     notes = list(cell.notes)
     if "refused" in cell.outcomes:
-        notes.insert(0, f"{cell.mark('refused')} refused at setup" + (":" if notes else ""))
+        notes.insert(0, f"{cell.mark('refused')} refused" + (":" if notes else ""))
     said = " ".join(notes).replace("|", "\\|")
     return f"| {name} | {cell.mark('healthy')} | {cell.mark('sick')} | {said} |"
 

@@ -33,4 +33,4 @@ def test_a_cell_without_a_row_is_seen() -> None:
     }
     written = matrix.table("nothing")
     assert list(tabled(written)) == [("Modules", "a"), ("Trainer", "b")]
-    assert "| b |  |  | ✓ refused at setup: why |" in written
+    assert "| b |  |  | ✓ refused: why |" in written
