@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch import callbacks as ready_made
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
@@ -148,30 +143,29 @@ def test_validation(tmp_path: Path) -> None:
 # -- averages
 
 
-class Averages(WeightAveraging):
-    """An exponential moving average of the weights, of every step."""
-
-    def __init__(self) -> None:
-        super().__init__(avg_fn=get_ema_avg_fn(0.9))
-
-
-AVERAGES: dict[str, Any] = {
-    "`WeightAveraging`": Averages,
-    "`EMAWeightAveraging`": partial(EMAWeightAveraging, decay=0.9),
-    "`StochasticWeightAveraging`": partial(
-        StochasticWeightAveraging, swa_lrs=0.005, swa_epoch_start=2, annealing_epochs=1
+AVERAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "`WeightAveraging`": ("WeightAveraging", {"avg_fn": get_ema_avg_fn(0.9)}),
+    "`EMAWeightAveraging`": ("EMAWeightAveraging", {"decay": 0.9}),
+    "`StochasticWeightAveraging`": (
+        "StochasticWeightAveraging",
+        {"swa_lrs": 0.005, "swa_epoch_start": 2, "annealing_epochs": 1},
     ),
 }
 
 
 @pytest.mark.parametrize(
-    "make",
+    "spec",
     cells(
         *("Trainer", AVERAGES, "healthy", "sick"),
         notes=dict.fromkeys(AVERAGES, "a held step's unchanged weights count once more in the average"),
     ),
 )
-def test_averages(make: Any, tmp_path: Path) -> None:
+def test_averages(spec: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    name, options = spec
+    if not hasattr(ready_made, name):
+        pytest.skip(f"this lightning has no {name}")
+    make = partial(getattr(ready_made, name), **options)
+
     def run(batches: Any, *guards: GradGuard) -> Any:
         return frozen_copy(fit(Net(mlp(), SGD), batches, tmp_path, [*guards, make()], max_epochs=4))
 

@@ -38,12 +38,12 @@ class Louder(Net):
 
 
 class Saves(Callback):
-    """Save a checkpoint after some steps."""
+    """Save a checkpoint after some steps; once the next batch is there, since older Lightnings count a batch late."""
 
     def __init__(self, file: Path, step: int = 51) -> None:
         self.file, self.step = file, step
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.file)
 

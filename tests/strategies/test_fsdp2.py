@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 
 from lightning_gradguard import GradGuard
 from lightning_gradguard.records import to_json
