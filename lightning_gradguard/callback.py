@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, restore_activations
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.statistics import can_sum_over_shards
 
 log = logging.getLogger("lightning_gradguard")
 
@@ -54,7 +56,8 @@ class GradGuard(Callback):
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
-        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen.
+        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen, beside another GradGuard,
+            or in a Trainer of the twin package ``pytorch_lightning``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -86,6 +89,8 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._journal = journal
+        # One that the environment asked for gives way to one that the user has passed.
+        self._standby = False
         self._loss: Tensor | None = None
         self._batch: Any = None
         self._batch_index: int | None = None
@@ -99,22 +104,32 @@ class GradGuard(Callback):
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
-        return self._generate_state_key(mode=self.guard.mode)
+        # On standby there may be another one in the same Trainer, which refuses two of one key.
+        return self._generate_state_key(mode=self.guard.mode, **{"standby": True} if self._standby else {})
 
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be guarded, before training starts."""
+        if self._gives_way(trainer):
+            return
+        _refuse(trainer, stage)
         if stage != "fit":
             return
-        kind = type(trainer.strategy)
-        for name in (base.__name__ for base in kind.__mro__ if base.__name__ in REFUSED):
-            raise MisconfigurationException(f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
-        others = [c for c in trainer.callbacks if isinstance(c, GradGuard)]  # type: ignore[attr-defined]
-        if len(others) > 1 and others[0] is not self:
-            raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
         if not is_overridden("configure_model", pl_module):
             self.guard.bind(pl_module)
+
+    def _gives_way(self, trainer: Trainer) -> bool:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if isinstance(c, GradGuard) and c is not self]
+        if self._standby and others:
+            # A new list: Lightning is going through the old one.
+            trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
+            return True
+        self._standby = False
+        if any(not c._standby for c in others):
+            raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
+        return False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the sinks and meet the optimizers, before the first batch."""
@@ -242,6 +257,13 @@ class GradGuard(Callback):
 
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the losses of every process into the one state that is saved."""
+        # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
+        if self.guard.processes > 1 and not trainer.interrupted:
+            self.guard.settle()
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned."""
         return self.guard.state_dict()
@@ -253,6 +275,37 @@ class GradGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.guard.load_state_dict(state_dict)
+
+
+def from_environment() -> list[Callback]:
+    """Return a guard for a Trainer whose callbacks do not name one, if the variable ``LIGHTNING_GRADGUARD`` asks for it.
+
+    Lightning calls this for every Trainer, through the entry point ``lightning.pytorch.callbacks_factory``.
+    """
+    if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
+        return []
+    guard = GradGuard()
+    guard._standby = True
+    return [guard]
+
+
+def _refuse(trainer: Trainer, stage: str) -> None:
+    """Raise MisconfigurationException for what cannot be guarded."""
+    if any(base.__module__.startswith("pytorch_lightning.") for base in type(trainer).__mro__):
+        raise MisconfigurationException(
+            "GradGuard is a callback of lightning.pytorch, and this Trainer is pytorch_lightning's: import Trainer and "
+            "LightningModule from lightning.pytorch, which is the same code under its present name."
+        )
+    kind = type(trainer.strategy)
+    names = [base.__name__ for base in kind.__mro__]
+    for name in names if stage == "fit" else ():
+        if name in REFUSED:
+            raise MisconfigurationException(f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
+    if stage == "fit" and "ModelParallelStrategy" in names and not can_sum_over_shards():
+        raise MisconfigurationException(
+            f"GradGuard cannot guard a run under {kind.__name__} with torch {torch.__version__}: DTensor, over whose "
+            "shards norms are summed, became public with torch 2.5."
+        )
 
 
 def _mean(strategy: Strategy, values: list[float]) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_gradguard.attribution.weights import examine
 from lightning_gradguard.fans import expected_rms
@@ -34,7 +35,7 @@ def first_look(
         norm of the weights, each counted with no more than its fan calls for, and the largest RMS of a weight over that.
     """
     rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    weights = {n: p for n, p in parameters.items() if p.numel() and (p.dim() > 1 or n.endswith("weight"))}
+    weights = {n: p for n, p in parameters.items() if _measurable(p) and (p.dim() > 1 or n.endswith("weight"))}
     if not weights:
         return None, math.inf, 0.0
     norms = _norms([p.detach() for p in weights.values()])
@@ -64,6 +65,13 @@ def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
     if snapshot is None or any(hasattr(p, "to_local") for p in module.parameters()):
         return None  # Of a sharded weight each process would see its own part.
     return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
+
+
+def _measurable(parameter: nn.Parameter) -> bool:
+    # A lazy one has no values before the first batch; one of integers is a quantised weight.
+    return (
+        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
+    )
 
 
 def _norms(tensors: list[Tensor]) -> list[float]:

@@ -164,6 +164,11 @@ class Guard:
         self._team = team or Team()
 
     @property
+    def processes(self) -> int:
+        """Number of processes that train together."""
+        return self._team.size
+
+    @property
     def module(self) -> nn.Module:
         """The module that is guarded."""
         if self._module is None:
@@ -301,6 +306,16 @@ class Guard:
             scaler=scaler if scaled else None,
             grad_scale=scale,
         )
+
+    def settle(self) -> None:
+        """Average the losses that are still each process's own, so that one process's state is that of all.
+
+        Every process must call it at the same point; what is learned from the losses, and when, does not change.
+        """
+        for lane in self._lanes.values():
+            if lane.losses:
+                lane.shared += self._team.mean(lane.losses)
+                lane.losses.clear()
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 

@@ -71,7 +71,9 @@ class Lane:
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
+        # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
+        self.shared: list[float] = []
         self.noticed: dict[str, int] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._names: tuple[str, ...] = ()
@@ -260,6 +262,7 @@ class Lane:
             "incident": to_json(self.incident),
             "steps": self.steps,
             "losses": list(self.losses),
+            "shared": list(self.shared),
             "noticed": dict(self.noticed),
         }
 
@@ -277,6 +280,7 @@ class Lane:
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
         self.steps = int(state["steps"])
         self.losses = [float(v) for v in state["losses"]]
+        self.shared = [float(v) for v in state["shared"]]
         self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
 
     def close(self) -> None:

@@ -114,6 +114,7 @@ def joint_loss(lane: Lane, team: Team, loss: Tensor | float | None, norm: float)
     if calm and lane.steps % LOSS_EVERY:
         return None
     *earlier, now = team.mean(lane.losses)
+    lane.baseline.recall(lane.shared + earlier)
     lane.losses.clear()
-    lane.baseline.recall(earlier)
+    lane.shared.clear()
     return now

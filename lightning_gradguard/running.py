@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 
 class RunningStatistics:
@@ -18,29 +19,49 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._lazy: list[_NormBase] = []
+        self._look()
+
+    def _look(self) -> None:
         self._live: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for layer in module.modules():
+        for layer in self._module.modules():
             if isinstance(layer, _NormBase) and layer.track_running_stats:
+                if any(is_lazy(buffer) for buffer in layer.buffers(recurse=False)):
+                    self._lazy.append(layer)
+                    continue
                 for buffer in layer.buffers(recurse=False):
                     # A view: a scalar (the count of batches) cannot be concatenated.
                     self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.view(-1))
         # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
         self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
 
+    def _awaken(self, *, reset: bool = False) -> None:
+        """Look again once lazy layers have been given their buffers by the first batch; that may have been a bad one."""
+        if not self._lazy or any(is_lazy(buffer) for layer in self._lazy for buffer in layer.buffers(recurse=False)):
+            return
+        for layer in self._lazy if reset else ():
+            layer.reset_running_stats()
+        self._lazy = []
+        self._look()
+
     def accept(self) -> None:
         """Remember the values of now."""
         # Without no_grad, which costs as much as the copy: no buffer asks for a gradient, and this runs at every step.
+        self._awaken()
         for kind, buffers in self._live.items():
             torch.cat(buffers, out=self._saved[kind])
 
     @torch.no_grad()
     def mend(self) -> None:
         """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""
+        self._awaken(reset=True)
         if not all(bool(buffer.isfinite().all()) for buffers in self._live.values() for buffer in buffers):
             self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
+        self._awaken(reset=True)
         for kind, buffers in self._live.items():
             torch._foreach_copy_(buffers, torch.split(self._saved[kind], [b.numel() for b in buffers]))

@@ -28,6 +28,15 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def can_sum_over_shards() -> bool:
+    """Tell whether this torch has a public DTensor."""
+    try:
+        from torch.distributed.tensor import DTensor  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _over_shards(tensors: list[Tensor], values: Tensor) -> Tensor:
     """Sum one value for each tensor over the processes that hold its shards: one small reduction a mesh."""
     from torch.distributed.tensor import DTensor, Partial, Replicate

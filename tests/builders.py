@@ -53,6 +53,8 @@ def through_a_file(state: Any) -> Any:
 def same(a: Any, b: Any) -> bool:
     """Compare nested states bit by bit; a NaN equals itself."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_sparse and b.is_sparse:
+            a, b = a.to_dense(), b.to_dense()
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.dtype != b.dtype or a.shape != b.shape:
             return False
         return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())

@@ -134,21 +134,6 @@ def test_validating_and_testing_leave_the_guard_alone(tmp_path: Path) -> None:
 # -- what is refused
 
 
-def fake_strategy(*names: str) -> Any:
-    kind: type = object
-    for name in names:
-        kind = type(name, (kind,), {})
-    return kind()
-
-
-@pytest.mark.parametrize("names", [["DeepSpeedStrategy"], ["FSDPStrategy"], ["DeepSpeedStrategy", "TunedStrategy"]])
-def test_strategies_that_hide_gradients_are_refused_at_setup(names: list[str]) -> None:
-    fit: Any = type("FakeTrainer", (), {"strategy": fake_strategy(*names), "callbacks": []})()
-    with pytest.raises(MisconfigurationException, match=names[-1]):
-        GradGuard().setup(fit, Net(mlp(), ADAM), "fit")
-    GradGuard().setup(fit, Net(mlp(), ADAM), "test")
-
-
 def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), GradGuard(journal=False, mode="watch")])
     with pytest.raises(MisconfigurationException, match="GradGuard"):
@@ -263,6 +248,7 @@ class TwoOptimizers(LightningModule):
         return [ADAM(self.first.parameters()), SGD(self.second.parameters())]
 
 
+@pytest.mark.cell("Optimization", "manual, several optimizers of which one explodes", "healthy", "sick")
 def test_with_two_optimizers_the_healthy_one_goes_on(tmp_path: Path) -> None:
     def run(sick: tuple[int, ...], callbacks: list[Callback]) -> Any:
         module = TwoOptimizers(sick)
@@ -293,6 +279,7 @@ class Unfreezes(Callback):
             trainer.optimizers[0].add_param_group({"params": list(pl_module.network[0].parameters())})
 
 
+@pytest.mark.cell("Optimization", "parameter groups added in mid-epoch", "sick")
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_groups_added_in_mid_run_are_guarded_and_are_no_explosion(scale: float, tmp_path: Path) -> None:
     network = mlp()
@@ -327,6 +314,7 @@ def half(root: Path, callbacks: list[Callback], scale: float = 2.0**10) -> Train
     return trainer(root, callbacks=callbacks, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "healthy", note="fused optimizers and others")
 @pytest.mark.parametrize("fused", [False, True])
 def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Path) -> None:
     optimizer, guard = partial(torch.optim.AdamW, lr=0.01, fused=fused), GradGuard(journal=False)
@@ -339,6 +327,7 @@ def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Pa
     assert same(*ends) and guard.incidents == ()
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("fused", [False, True])
 def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: float, tmp_path: Path) -> None:
@@ -354,6 +343,7 @@ def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: floa
     assert same(frozen_copy(never_saw), frozen_copy(saw))
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "healthy", note="fused optimizers and others")
 @pytest.mark.parametrize("fused", [False, True])
 def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
     norms = []
@@ -374,6 +364,7 @@ def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 def test_a_nan_batch_under_a_scaler_does_not_stay_in_running_statistics(tmp_path: Path) -> None:
     fit = half(tmp_path, [GradGuard(journal=False)])
     module = Net(mlp(norm=True), ADAM)
@@ -381,6 +372,7 @@ def test_a_nan_batch_under_a_scaler_does_not_stay_in_running_statistics(tmp_path
     assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
+@pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 def test_a_scale_that_keeps_falling_is_an_incident(tmp_path: Path) -> None:
     guard = GradGuard(journal=False)
     fit = half(tmp_path, [guard])

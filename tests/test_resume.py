@@ -85,6 +85,7 @@ INCIDENTS = {
 }
 
 
+@pytest.mark.cell("Trainer", "checkpoint and resume at every point of an incident", "healthy", "sick")
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("name", INCIDENTS)
 def test_a_resumed_run_ends_like_the_uninterrupted_one(name: str, validate: bool, tmp_path: Path) -> None:

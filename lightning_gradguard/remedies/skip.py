@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
@@ -12,10 +15,14 @@ class Skip(Remedy):
     """Hold one step: the optimizer finds no gradient and touches nothing.
 
     Gradients are set to None, since with zeros (or a rate of zero) momentum, weight decay and Adam's moments would
-    still move. Running statistics of normalisation layers are put back to what they were before the batch.
+    still move. Running statistics of normalisation layers are put back to what they were before the batch, and so is
+    what an optimizer counts in its ``param_groups``.
     """
 
     name: ClassVar[str] = "skip"
+
+    def __init__(self) -> None:
+        self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def apply(self, scene: Scene) -> Outcome:
         """Take the gradients away and put the running statistics back."""
@@ -26,4 +33,23 @@ class Skip(Remedy):
         for parameter in scene.parameters.values():
             parameter.grad = None
         scene.running.restore()
+        self._groups = [(group, _counts(group)) for group in scene.optimizer.param_groups]
         return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Put back the counts of an optimizer that keeps them by group: it has counted a step that was none."""
+        for group, counts in self._groups:
+            for key, value in counts.items():
+                live = group.get(key)
+                # A rate in a tensor must stay that very tensor.
+                if isinstance(live, Tensor) and isinstance(value, Tensor):
+                    live.copy_(value)
+                else:
+                    group[key] = value
+        self._groups.clear()
+
+
+def _counts(group: dict[str, Any]) -> dict[str, Any]:
+    entries = {key: value for key, value in group.items() if key != "params"}
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}

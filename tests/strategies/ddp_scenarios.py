@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -22,6 +23,7 @@ from tests.builders import Net, frozen_copy, loader, mlp, regression, spoil, tra
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
+SIZE = int(os.environ.get("WORLD_SIZE", "2"))
 Batch = tuple[Tensor, Tensor]
 
 
@@ -38,13 +40,13 @@ class Louder(Net):
 
 
 class Saves(Callback):
-    """Save a checkpoint after 51 steps."""
+    """Save a checkpoint after some steps; once the next batch is there, since older Lightnings count a batch late."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, step: int = 51) -> None:
+        self.file, self.step = file, step
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == 51:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
             trainer.save_checkpoint(self.file)
 
 
@@ -62,7 +64,7 @@ class Shifted(Net):
 
 def data(rank: int, count: int = 40) -> list[Batch]:
     """Return batches that differ between the ranks, of one task."""
-    return regression(2 * count)[rank::2]
+    return regression(SIZE * count)[rank::SIZE]
 
 
 def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
@@ -70,17 +72,19 @@ def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
 
 
 def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
-    """Train on two processes; return how this one ended."""
+    """Train on all processes; return how this one ended."""
     save, load = options.pop("save", None), options.pop("load", None)
+    more = {name: options.pop(name) for name in ("accumulate_grad_batches",) if name in options}
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
     callbacks: list[Callback] = [guard] if guard else []
-    callbacks += [Saves(save)] if save else []
-    fit = trainer(root, strategy=strategy, callbacks=callbacks, devices=2, use_distributed_sampler=False)
+    callbacks += [save] if save else []
+    fit = trainer(root, strategy=strategy, callbacks=callbacks, devices=SIZE, use_distributed_sampler=False, **more)
     fit.fit(module, loader(batches), ckpt_path=load)
     ended: dict[str, Any] = {"end": frozen_copy(fit), "steps": fit.global_step, "incidents": []}
     if guard is not None:
         ended["incidents"] = [to_json(i) for i in guard.incidents]
         ended["rates"] = module.rates
+        ended["learned"] = guard.state_dict()
     return ended
 
 
@@ -167,12 +171,38 @@ def resumed(rank: int, root: Path) -> dict[str, Any]:
     """Stop in the middle of an incident, and go on from the checkpoint."""
     batches, file = data(rank, 80), root / "resumed.ckpt"
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
-    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), save=file)
+    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), save=Saves(file))
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
     # A resumed epoch goes on counting, but its loader begins anew.
     rest = batches[51:] + batches[:51]
     more = run(module, rest, root, GradGuard(policy=Policy(patience=2, cooldown=1)), load=file)
     return more | {"before": ended}
+
+
+def late(rank: int, root: Path, *, save: Any = None, load: Any = None) -> dict[str, Any]:
+    """Calm until after the checkpoint at step 54, between two exchanges of losses; then one rank diverges."""
+    module = Shifted(mlp(), partial(torch.optim.SGD, lr=1e-3), rank=1, since=90, by=200.0, times=9.0)
+    # A resumed epoch goes on counting, but its loader begins anew.
+    batches = data(rank, 160)
+    batches = batches[54:] + batches[:54] if load else batches
+    return run(module, batches, root, GradGuard(policy=quick()), save=save, load=load)
+
+
+def resumed_in_calm(rank: int, root: Path) -> dict[str, Any]:
+    file = root / "calm.ckpt"
+    late(rank, root, save=Saves(file, 54))
+    return late(rank, root, load=file)
+
+
+def accumulating(guarded: bool, bad: bool, rank: int, root: Path) -> dict[str, Any]:
+    """Two batches a step; the first goes backward under ``no_sync``. A bad batch costs its step, of both batches."""
+    batches = data(rank, 80)
+    if not bad:
+        batches = batches[:20] + batches[22:]
+    elif rank == 1:
+        batches = spoil(batches, 20)
+    guard = GradGuard() if guarded else None
+    return run(Net(mlp(), SGD), batches, root, guard, accumulate_grad_batches=2)
 
 
 def _fails(*_: Any) -> None:
@@ -184,6 +214,11 @@ def only_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
     module = Sometimes(mlp(), SGD, rank=1 - sick)
     batches = data(rank)
     return run(module, spoil(batches, 20) if rank == sick else batches, root, GradGuard(), find_unused_parameters=True)
+
+
+def healthy_unused(guarded: bool, rank: int, root: Path) -> dict[str, Any]:
+    module = Sometimes(mlp(), SGD, rank=1)
+    return run(module, data(rank), root, GradGuard() if guarded else None, find_unused_parameters=True)
 
 
 class Sometimes(Net):
@@ -226,4 +261,11 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "no memory on rank 1": no_memory,
     "resumed": resumed,
     "unused parameters": partial(only_on, 0),
+    "plain unused parameters": partial(healthy_unused, False),
+    "guarded unused parameters": partial(healthy_unused, True),
+    "plain accumulating": partial(accumulating, False, False),
+    "guarded accumulating": partial(accumulating, True, False),
+    "NaN accumulating": partial(accumulating, True, True),
+    "late": late,
+    "resumed in calm": resumed_in_calm,
 }

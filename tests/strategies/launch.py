@@ -1,6 +1,6 @@
-"""Two real processes over gloo: each runs every scenario of a module, and leaves what it ended with in a file.
+"""Real processes over gloo: each runs every scenario of a module, and leaves what it ended with in a file.
 
-One pair of processes serves a whole test module: importing torch twice costs more than all scenarios together. Run as
+One group of processes serves a whole test module: importing torch twice costs more than all scenarios together. Run as
 ``python -m tests.strategies.launch MODULE DIRECTORY`` with the environment of ``torchrun``.
 """
 
@@ -22,17 +22,17 @@ ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 
 
-def pair(module: str, directory: Path, *, timeout: float = 200.0) -> list[dict[str, Result]]:
-    """Run all of ``SCENARIOS`` in ``tests.strategies.<module>`` on two processes; return what each rank ended with."""
+def group(module: str, directory: Path, *, size: int = 2, timeout: float = 200.0) -> list[dict[str, Result]]:
+    """Run all of ``SCENARIOS`` in ``tests.strategies.<module>`` on some processes; return what each rank ended with."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     shared |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(size)}
     command = [sys.executable, "-m", "tests.strategies.launch", module, str(directory)]
     started = []
-    for rank in range(2):
+    for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         log = open(directory / f"{rank}.log", "w")  # noqa: SIM115, it belongs to the process
         started.append(subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT))
@@ -42,13 +42,13 @@ def pair(module: str, directory: Path, *, timeout: float = 200.0) -> list[dict[s
         for process in started:
             process.kill()
             process.wait()
-    logs = "\n".join((directory / f"{rank}.log").read_text()[-4000:] for rank in range(2))
+    logs = "\n".join((directory / f"{rank}.log").read_text()[-4000:] for rank in range(size))
     assert all(process.returncode == 0 for process in started), logs
-    return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def _wait(started: list[subprocess.Popen[bytes]], timeout: float) -> None:
-    """Wait for both, but not for one whose partner has died: it may be waiting for that one for ever."""
+    """Wait for all, but not for one whose partner has died: it may be waiting for that one for ever."""
     end = time.monotonic() + timeout
     while time.monotonic() < end and any(p.poll() is None for p in started):
         if any(p.poll() for p in started):
@@ -58,7 +58,7 @@ def _wait(started: list[subprocess.Popen[bytes]], timeout: float) -> None:
 
 
 def main(module: str, directory: Path) -> None:
-    """Run the scenarios one after another, in this one of the two processes."""
+    """Run the scenarios one after another, in this one of the processes."""
     torch.set_num_threads(1)
     rank, found = int(os.environ["RANK"]), {}
     for name, scenario in importlib.import_module(f"tests.strategies.{module}").SCENARIOS.items():

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.builders import same
+from tests.compatibility.matrix import cells
 from tests.strategies.ddp_scenarios import SCENARIOS
-from tests.strategies.launch import pair
+from tests.strategies.launch import group
 
 Ranks = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return pair("ddp_scenarios", tmp_path_factory.mktemp("ddp"))
+    return group("ddp_scenarios", tmp_path_factory.mktemp("ddp"))
 
 
 def actions(result: dict[str, Any]) -> list[tuple[int, str, list[str]]]:
@@ -27,7 +29,12 @@ def actions(result: dict[str, Any]) -> list[tuple[int, str, list[str]]]:
     ]
 
 
+cell = partial(pytest.mark.cell, "Strategies")
+TWO = "DDP, two processes"
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
+@cell(TWO, "sick", note="after every remedy parameters and optimizer state are bit-identical across ranks")
 def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     weights, others = (r["end"]["weights"] for r in (first, second))
@@ -39,7 +46,16 @@ def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
     assert first["incidents"] == second["incidents"]
 
 
-@pytest.mark.parametrize("kind", ["", " with BatchNorm", " static graph"])
+KINDS = {
+    TWO: "",
+    "DDP, BatchNorm": " with BatchNorm",
+    "DDP, `static_graph`": " static graph",
+    "DDP, `find_unused_parameters`": " unused parameters",
+    "DDP, accumulating under `no_sync`": " accumulating",
+}
+
+
+@pytest.mark.parametrize("kind", cells("Strategies", KINDS, "healthy"))
 def test_a_healthy_run_is_bit_identical_to_the_unguarded_one(ranks: Ranks, kind: str) -> None:
     for rank in ranks:
         assert same(rank["plain" + kind]["end"], rank["guarded" + kind]["end"])
@@ -54,9 +70,23 @@ def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sic
         assert same(rank[f"NaN on rank {sick}"]["end"], rank["never seen"]["end"])
 
 
+@cell("DDP, BatchNorm", "sick")
 def test_a_nan_leaves_no_trace_in_batch_norm(ranks: Ranks) -> None:
     for rank in ranks:
         assert same(rank["NaN with BatchNorm"]["end"], rank["never seen with BatchNorm"]["end"])
+
+
+@cell("DDP, accumulating under `no_sync`", "sick")
+def test_a_nan_under_no_sync_costs_that_step_and_leaves_no_trace(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert actions(rank["NaN accumulating"]) == [(10, "non-finite", ["skip"])]
+        assert same(rank["NaN accumulating"]["end"], rank["plain accumulating"]["end"])
+
+
+@cell("DDP, `find_unused_parameters`", "sick")
+def test_a_nan_beside_a_parameter_that_one_rank_alone_uses(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert actions(rank["unused parameters"]) == [(20, "non-finite", ["skip"])]
 
 
 @pytest.mark.parametrize("sick", [0, 1])
@@ -105,6 +135,18 @@ def test_a_run_resumed_in_mid_incident_ends_as_the_uninterrupted_one(ranks: Rank
     for rank in ranks:
         assert same(rank["resumed"]["end"], rank["backing off"]["end"])
         assert rank["resumed"]["incidents"] == rank["backing off"]["incidents"]
+
+
+@cell("DDP, resumed", "healthy", "sick", note="in calm and in mid-incident, on every rank")
+def test_a_run_resumed_in_calm_knows_what_every_rank_knew(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert actions(rank["late"])
+        assert same(rank["late"]["end"], rank["resumed in calm"]["end"])
+        assert same(rank["late"]["incidents"], rank["resumed in calm"]["incidents"])
+        for learned in (rank["late"]["learned"], rank["resumed in calm"]["learned"]):
+            # Of the batches themselves each rank remembers its own, and a checkpoint holds those of the first.
+            del learned["lanes"]["0"]["batches"]
+        assert same(rank["late"]["learned"], rank["resumed in calm"]["learned"])
 
 
 def test_a_spent_budget_ends_both_at_the_same_step(ranks: Ranks) -> None:

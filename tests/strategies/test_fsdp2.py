@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 
 from lightning_gradguard import GradGuard
 from lightning_gradguard.records import to_json
 from tests.builders import Net, loader, mlp, same, spoil, trainer
 from tests.strategies.ddp_scenarios import SGD, data
 from tests.strategies.fsdp_scenarios import SCENARIOS
-from tests.strategies.launch import pair
+from tests.strategies.launch import group
 from tests.strategies.test_ddp import actions
 
-if not hasattr(torch.distributed.fsdp, "fully_shard"):
-    pytest.skip("fully_shard became public with torch 2.6", allow_module_level=True)
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.distributed.fsdp, "fully_shard"), reason="fully_shard became public with torch 2.6"
+)
+TWO = "FSDP2 (`ModelParallelStrategy`), two processes"
+cell = partial(pytest.mark.cell, "Strategies", TWO)
 
 Ranks = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return pair("fsdp_scenarios", tmp_path_factory.mktemp("fsdp"))
+    return group("fsdp_scenarios", tmp_path_factory.mktemp("fsdp"))
 
 
 def alone(root: Path, sick: int | None = None) -> tuple[dict[str, Any], list[Any]]:
@@ -37,6 +42,10 @@ def alone(root: Path, sick: int | None = None) -> tuple[dict[str, Any], list[Any
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+@cell(
+    "sick",
+    note="layers are blamed but not re-initialised; a resumed run can go back again after its first healthy step",
+)
 def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     assert same(first, second)
@@ -44,6 +53,7 @@ def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@cell("healthy")
 def test_a_healthy_run_is_bit_identical_to_the_unguarded_one(ranks: Ranks, kind: str) -> None:
     plain, guarded = (ranks[0][f"{way} {kind}"] for way in ("plain", "guarded"))
     assert same(plain, guarded) and guarded["incidents"] == []
@@ -57,6 +67,7 @@ def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sic
 
 
 @pytest.mark.parametrize("sick", [0, 1])
+@cell("sick")
 def test_what_is_measured_and_done_equals_a_single_process(ranks: Ranks, sick: int, tmp_path: Path) -> None:
     weights, incidents = alone(tmp_path, sick)
     found = ranks[0][f"NaN on rank {sick}"]
@@ -76,6 +87,7 @@ def test_a_spike_is_clipped(ranks: Ranks) -> None:
     assert actions(ranks[0]["clipped"]) == [(50, "sudden", ["clip"])]
 
 
+@cell("sick")
 def test_shards_are_rolled_back_and_rates_lowered_alike(ranks: Ranks) -> None:
     assert {"rollback", "backoff"} <= {remedy for _, _, done in actions(ranks[0]["backing off"]) for remedy in done}
 

@@ -1,0 +1,36 @@
+"""The table in the documentation is that of the tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.compatibility.matrix import TABLE, Cell, Matrix, declared, tabled
+
+
+def test_the_written_table_has_the_cells_that_the_tests_declare() -> None:
+    assert sorted(tabled(TABLE.read_text(encoding="utf-8"))) == sorted(set(declared())), (
+        "run python -m tests.compatibility"
+    )
+
+
+def test_the_written_table_has_no_failure() -> None:
+    assert " 0 failures," in TABLE.read_text(encoding="utf-8").splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "mark"),
+    [({"passed"}, "✓"), ({"passed", "failed"}, "✗"), ({"passed", "skipped"}, "not run"), (None, "")],
+)
+def test_a_tick_needs_every_test_behind_it_to_pass(outcomes: set[str] | None, mark: str) -> None:
+    assert Cell({} if outcomes is None else {"sick": outcomes}).mark("sick") == mark
+
+
+def test_a_cell_without_a_row_is_seen() -> None:
+    matrix = Matrix()
+    matrix.cells = {
+        ("Modules", "a"): Cell({"sick": {"passed"}}),
+        ("Trainer", "b"): Cell({"refused": {"passed"}}, {"why": None}),
+    }
+    written = matrix.table("nothing")
+    assert list(tabled(written)) == [("Modules", "a"), ("Trainer", "b")]
+    assert "| b |  |  | ✓ refused: why |" in written
