@@ -30,7 +30,7 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import NORMALISED, first_look
-from lightning_gradguard.lane import Lane
+from lightning_gradguard.lane import Lane, expected
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
@@ -45,6 +45,7 @@ from lightning_gradguard.records import (
     incident_from_json,
     to_json,
 )
+from lightning_gradguard.rehearsal import VERSION, rehearse
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
@@ -201,7 +202,12 @@ class Guard:
             ValueError: A remedy names layers that the module does not have.
         """
         for remedy in self._remedies:
-            remedy.check(module)
+            try:
+                remedy.check(module)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
         if self._module is not None and self._module is not module:
             self._waiting, self._recorder.incidents, self._rearm, self._awaiting = {}, [], "", set()
         self._module = module
@@ -495,7 +501,7 @@ class Guard:
         for name in decision.remedies:
             outcome = Outcome(name, applied=False, detail="it failed itself")
             with lane.isolating(lane.remedies[name]):
-                outcome = lane.remedies[name].apply(scene)
+                outcome = expected(lane.remedies[name].apply(scene), Outcome)
             outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
         setbacks = lane.baseline.setbacks
@@ -606,7 +612,7 @@ class Guard:
         # Optimizers that have not been met yet keep what was loaded for them.
         lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {
-            "version": 1,
+            "version": VERSION,
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._recorder.incidents],
             "armed": self._probe.armed or self._rearm,
@@ -614,7 +620,20 @@ class Guard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached."""
+        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
+
+        Raises:
+            GuardError: The state does not fit, or a part cannot load what it saved; nothing has been changed then.
+        """
+        rehearse(
+            state,
+            self._module,
+            detectors=self._detectors,
+            remedies=self._remedies,
+            policy=self._policy,
+            snapshots=self._snapshots,
+            isolate=self.on_error == "warn",
+        )
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._waiting = dict(state["lanes"])
         for lane in self._lanes.values():

@@ -22,7 +22,7 @@ RANKS = {
     "initialisation": 1.5,
     **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter"), 2),
     **dict.fromkeys(("first_look", "lane"), 3),
-    "recorder": 3.5,
+    **dict.fromkeys(("recorder", "rehearsal"), 3.5),
     "guard": 4,
     "callback": 5,
 }
