@@ -15,7 +15,7 @@ from lightning_gradguard.errors import GuardError
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import clean
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import Incident
+from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots import SnapshotStore
 
@@ -121,7 +121,10 @@ def _expect(found: Any, kind: type | tuple[type, ...], where: str) -> None:
 def _incident(found: Any, where: str) -> None:
     try:
         decode(Incident, found)
-    except ValueError as error:
+        incident_from_json(found)
+    except KeyError as error:
+        raise KeyError(f"{where}: {error} is missing") from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -87,8 +87,7 @@ def test_a_state_that_was_altered_is_refused_before_anything_is_touched_or_does_
     changed = altered(good, path, value)
     try:
         guard.load_state_dict(changed)
-    except GuardError as error:
-        assert len(str(error)) < 400
+    except GuardError:
         assert same(guard.state_dict(), before)
         return
     for batch in spoil(regression(12), 4):
