@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class GuardError(RuntimeError):
-    """A detector or remedy failed; the message names it."""
+    """A detector or remedy failed, or a saved state does not fit; the message names it."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -32,7 +32,7 @@ from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import first_look
 from lightning_gradguard.investigation import Investigation, suspects
 from lightning_gradguard.keeping import keep
-from lightning_gradguard.lane import Lane
+from lightning_gradguard.lane import Lane, expected
 from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
@@ -47,6 +47,7 @@ from lightning_gradguard.records import (
     incident_from_json,
     to_json,
 )
+from lightning_gradguard.rehearsal import VERSION, rehearse
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
@@ -182,7 +183,12 @@ class Guard:
             ValueError: A remedy names layers that the module does not have.
         """
         for remedy in self._remedies:
-            remedy.check(module)
+            try:
+                remedy.check(module)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
         if self._module is not None and self._module is not module:
             self._waiting, self._recorder.incidents = {}, []
             self._investigation.forget()
@@ -225,6 +231,7 @@ class Guard:
                 self._recorder.tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
+                lane.resume()
             elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
                 # Measured at once, a bad start is mended one batch earlier.
                 self._investigation.arm(lane, self.module, backward=False)
@@ -409,7 +416,7 @@ class Guard:
         for name in decision.remedies:
             outcome = Outcome(name, applied=False, detail="it failed itself")
             with lane.isolating(lane.remedies[name]):
-                outcome = lane.remedies[name].apply(scene)
+                outcome = expected(lane.remedies[name].apply(scene), Outcome)
             outcomes.append(outcome)
         done = {o.remedy for o in outcomes if o.applied}
         if "reinitialize" in done and lane.baseline.count == 0:
@@ -487,19 +494,33 @@ class Guard:
         # Optimizers that have not been met yet keep what was loaded for them.
         lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {
-            "version": 1,
+            "version": VERSION,
             "lanes": lanes,
             "incidents": [to_json(i) for i in self._recorder.incidents],
             **self._investigation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached."""
+        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
+
+        Raises:
+            GuardError: The state does not fit, or a part cannot load what it saved; nothing has been changed then.
+        """
+        rehearse(
+            state,
+            self._module,
+            detectors=self._detectors,
+            remedies=self._remedies,
+            policy=self._policy,
+            snapshots=self._snapshots,
+            isolate=self.on_error == "warn",
+        )
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._waiting = dict(state["lanes"])
         for lane in self._lanes.values():
             if str(lane.index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(lane.index)))
+                lane.resume()
         self._investigation.load_state_dict(state)
         if self._lanes:
             self._investigation.arm_again(self.module)

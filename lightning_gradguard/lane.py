@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
 from lightning_gradguard.remedies import LearningRateBackoff, Remedy
 from lightning_gradguard.snapshots import SnapshotStore
+
+T = TypeVar("T")
 
 
 class Lane:
@@ -153,7 +155,9 @@ class Lane:
         limits = [float("inf")]
         for detector in list(self.detectors):
             with self.isolating(detector):
-                limits.append(detector.limit(self.baseline))
+                limit = expected(detector.limit(self.baseline), (int, float))
+                # A comparison with NaN is never true, and would let everything pass.
+                limits.append(limit if limit == limit else 0.0)
         return min(limits)
 
     def target(self, limit: float) -> float:
@@ -165,10 +169,12 @@ class Lane:
     def judge(self, statistics: GradientStatistics) -> list[Verdict]:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
-        for detector in self.detectors:
+        for detector in list(self.detectors):
             # Not a with block: seven are asked at every step, and a try costs nothing until it fails.
             try:
                 verdict = detector.judge(statistics, self.baseline)
+                if verdict is not None:
+                    expected(verdict, Verdict)
             except Exception as error:
                 self._failed(detector, error)
                 continue
@@ -218,8 +224,17 @@ class Lane:
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
-        for remedy in self.lasting:
-            remedy.after_update()
+        failed: tuple[Remedy, Exception] | None = None
+        for remedy in list(self.lasting):
+            try:
+                remedy.after_update()
+            except Exception as error:
+                # The others must still undo what they changed; and who failed once is not asked again.
+                self.lasting.remove(remedy)
+                failed = failed or (remedy, error)
+        if failed is not None:
+            with self.isolating(failed[0]):
+                raise failed[1]
 
     @property
     def lr_factor(self) -> float:
@@ -238,22 +253,30 @@ class Lane:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
         return {
             "baseline": self.baseline.state_dict(),
-            "detectors": {d.name: d.state_dict() for d in self.detectors},
+            "detectors": self._states(self.detectors),
             "rate": float(self.optimizer.param_groups[0]["lr"]) * self.lr_factor,
         }
+
+    def _states(self, parts: Sequence[Detector | Remedy]) -> dict[str, Any]:
+        states = {}
+        for part in list(parts):
+            with self.isolating(part):
+                states[part.name] = expected(part.state_dict(), dict)
+        return states
 
     def load_memory(self, memory: dict[str, Any]) -> None:
         """Take back what :meth:`memory` returned; detectors that are new since then start afresh."""
         self.baseline.load_state_dict(memory["baseline"])
-        for detector in self.detectors:
+        for detector in list(self.detectors):
             if detector.name in memory["detectors"]:
-                detector.load_state_dict(memory["detectors"][detector.name])
+                with self.isolating(detector):
+                    detector.load_state_dict(memory["detectors"][detector.name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned, for a checkpoint."""
         return {
             "memory": self.memory(),
-            "remedies": {name: remedy.state_dict() for name, remedy in self.remedies.items()},
+            "remedies": self._states(list(self.remedies.values())),
             "policy": self.policy.state_dict(),
             # A checkpoint holds one process's state, and its shards are of no use to the others.
             "snapshots": self.snapshots.state_dict() if not self.sharded else {"due": 0, "kept": []},
@@ -269,10 +292,10 @@ class Lane:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned; remedies that are new since then start afresh."""
         self.load_memory(state["memory"])
-        for name, remedy in self.remedies.items():
+        for name, remedy in list(self.remedies.items()):
             if name in state["remedies"]:
-                remedy.load_state_dict(state["remedies"][name])
-                remedy.resume(self.module)
+                with self.isolating(remedy):
+                    remedy.load_state_dict(state["remedies"][name])
         self.policy.load_state_dict(state["policy"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.batches.load_state_dict(state["batches"])
@@ -283,10 +306,24 @@ class Lane:
         self.shared = [float(v) for v in state["shared"]]
         self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
 
+    def resume(self) -> None:
+        """Let remedies that had changed the module itself do so again, once their state is loaded."""
+        for remedy in list(self.remedies.values()):
+            with self.isolating(remedy):
+                remedy.resume(self.module)
+
     def close(self) -> None:
         """Put the rates back and take the hook off the optimizer."""
         self.after_update()
         self._hook.remove()
+
+
+def expected(value: T, kind: type | tuple[type, ...]) -> T:
+    """Return what a part gave back, if it is of the kind that its contract names; raise TypeError otherwise."""
+    if not isinstance(value, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"it returned {value!r}, which is no {wanted}")
+    return value
 
 
 def _overrides(part: object, base: type, *methods: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from lightning_gradguard.diagnostics.sink import Event, Sink
@@ -100,6 +101,8 @@ class Recorder:
                 getattr(sink, what)(*args)
             except Exception as error:  # A full disk or a closed writer must never cost the run.
                 self.sinks.remove(sink)
+                with suppress(Exception):  # it lets go of its files as well as it can
+                    sink.close()
                 self.warn(type(sink).__name__, f"{type(sink).__name__} failed and is switched off: {error!r}")
 
     def report(self) -> str:

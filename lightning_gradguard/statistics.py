@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lightning_gradguard.records import FloatArray
 
+PIECE = 2**20
+"""Elements that are examined at a time."""
+
 
 def local(tensor: Tensor) -> Tensor:
     """Return the dense, real values behind a gradient or parameter: its shard, its stored values, its real view."""
@@ -101,6 +104,17 @@ def global_norm(norms: FloatArray) -> float:
     return math.sqrt(float(np.dot(norms, norms)))
 
 
+def _exact(grad: Tensor) -> tuple[float, int]:
+    """Return the float64 norm and the count of non-finite elements, with little memory: there may be none to spare."""
+    # A norm in float64 first makes a copy of what it reads, of a float32 gradient one twice its size. Numbers, not tensors,
+    # are kept: small tensors between the copies would keep their memory from being used again.
+    norms, count = [], 0
+    for piece in torch.split(grad.reshape(-1), PIECE):
+        norms.append(float(torch.linalg.vector_norm(piece, dtype=torch.float64)))
+        count += int((~torch.isfinite(piece)).sum())
+    return global_norm(np.array(norms)), count
+
+
 def examine(grads: list[Tensor], *, sharded: bool = False) -> tuple[FloatArray, list[int]]:
     """Measure gradients slowly and exactly, for use on suspicion.
 
@@ -108,9 +122,9 @@ def examine(grads: list[Tensor], *, sharded: bool = False) -> tuple[FloatArray, 
         The float64 L2 norm of each gradient, and the count of its NaN and inf elements. A norm is NaN or inf only
         if an element is. For DTensors both are gathered over the mesh.
     """
-    mine = [local(grad) for grad in grads]
-    norms = torch.tensor([float(torch.linalg.vector_norm(g, dtype=torch.float64)) for g in mine], dtype=torch.float64)
-    counts = torch.tensor([float((~torch.isfinite(g)).sum()) for g in mine], dtype=torch.float64)
+    found = [_exact(local(grad)) for grad in grads]
+    norms = torch.tensor([norm for norm, _ in found], dtype=torch.float64)
+    counts = torch.tensor([count for _, count in found], dtype=torch.float64)
     if sharded:
         norms, counts = _norm_over_shards(grads, norms), _over_shards(grads, counts)
     values: FloatArray = norms.numpy()

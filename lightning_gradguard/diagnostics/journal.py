@@ -8,6 +8,7 @@ the end of its last line; :func:`~lightning_gradguard.diagnostics.journal_reader
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import time
@@ -45,7 +46,7 @@ class Journal(Sink):
             leaves no file.
 
     Raises:
-        OSError: On writing, if the disk is full or the directory cannot be written.
+        OSError: On writing, if the disk is full, the directory cannot be written, or the file was removed in mid-run.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, every: int = 1, lazy: bool = False) -> None:
@@ -88,12 +89,13 @@ class Journal(Sink):
     def close(self) -> None:
         """Write what is pending and close the file; a later call opens it again."""
         pending, self._pending = self._pending, {}
-        for window, _ in pending.values():
-            self._write_window(window)
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            self._layers = {}
+        try:
+            for window, _ in pending.values():
+                self._write_window(window)
+        finally:
+            file, self._file, self._layers = self._file, None, {}
+            if file is not None:
+                file.close()
 
     def _interval(self, tick: int) -> int:
         """Return how many windows go into a line: twice as many each time the run has doubled."""
@@ -113,6 +115,9 @@ class Journal(Sink):
     def _write(self, entry: dict[str, Any]) -> None:
         if self._file is None:
             self._file = self._open()
+        elif not self.path.exists():
+            # The system would take every further line without a word, and drop them with the file.
+            raise FileNotFoundError(errno.ENOENT, "the journal was removed in mid-run", str(self.path))
         self._file.write(dumps(entry) + "\n")
         self._file.flush()
 

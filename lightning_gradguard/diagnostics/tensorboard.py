@@ -89,10 +89,22 @@ class TensorBoardSink(Sink):
                 self.draw_heatmap(optimizer)
 
     def close(self) -> None:
-        """Draw the heatmaps a last time and flush the writer."""
-        for optimizer in self._timelines:
-            self.draw_heatmap(optimizer)
-        self._writer.flush()
+        """Draw the heatmaps a last time and flush the writer; let go of its file if that cannot be written."""
+        try:
+            for optimizer in self._timelines:
+                self.draw_heatmap(optimizer)
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._writer.flush()
+        except OSError:
+            # A writer whose thread has died raises again when its owner closes it, and a run that has been trained to
+            # its end would fail then. Without a file it closes in peace, and opens a new one for whoever writes again.
+            if hasattr(self._writer, "file_writer"):
+                self._writer.file_writer = self._writer.all_writers = None
+            raise
 
     def draw_heatmap(self, optimizer: int = 0) -> None:
         """Write the layer x time heatmap as an image, unless nothing was added since the last one."""

@@ -73,7 +73,8 @@ def test_a_resumed_run_does_not_look_like_the_past(tmp_path):
     for _ in range(2):
         with SummaryWriter(tmp_path) as writer:
             TensorBoardSink(writer).incident(incident(), "opened")
-    first, second = read(tmp_path).Tensors("gradguard/incidents")
+    # Files of one second are read in the order of their names, of which the tenth comes before the ninth.
+    first, second = sorted(read(tmp_path).Tensors("gradguard/incidents"), key=lambda event: event.wall_time)
     assert first.step < second.step
 
 
