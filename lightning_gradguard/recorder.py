@@ -14,6 +14,8 @@ from lightning_gradguard.records import Action, Blame, GradientStatistics, Incid
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
+EARLY = 10
+"""A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
 
 
 class Recorder:
@@ -71,7 +73,8 @@ class Recorder:
         """Take in a step; send a window when it is full, sooner where something was done."""
         lane.last = statistics
         lane.meter.add(statistics, coefficient)
-        if lane.meter.steps >= self.log_every or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
+        full = min(self.log_every, 1 + lane.steps // EARLY)
+        if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
             self.log(lane, statistics, coefficient)
 
     def log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -18,10 +19,17 @@ from lightning_gradguard.diagnostics.picture import draw, encode_png
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.timeline import Timeline
+from lightning_gradguard.diagnostics.widening import Widening
 from lightning_gradguard.records import Incident, Window
 
 HISTORY = 20
 COLUMNS = 240
+POINTS = 150
+"""A point covers at most this part of the run so far: 900 for a million steps, since TensorBoard shows 1,000 drawn at random."""
+PARTS = 1000
+"""The same for the tab: a window is never wider than a pixel."""
+SPARE = 2000
+"""Windows that stay as they are around incidents."""
 
 _laid_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -49,6 +57,8 @@ class TensorBoardSink(Sink):
         self._heatmap = heatmap
         self._timelines: dict[int, Timeline] = {}
         self._drawn: dict[int, int] = {}
+        self._points: dict[int, Widening] = {}
+        self._windows: dict[int, Widening] = {}
         self._layer_tags: dict[int, tuple[tuple[str, ...], str]] = {}
         self._announced: set[str] = set()
         self._closed_incidents: deque[Incident] = deque(maxlen=HISTORY)
@@ -56,17 +66,18 @@ class TensorBoardSink(Sink):
         self._rest_until = 0.0
 
     def window(self, window: Window) -> None:
-        """Write the scalars at the window's step and the layers' statistics at its tick."""
+        """Write the scalars at the window's step and the layers' statistics at its tick; of a long run, several as one."""
         self._lay_out()
-        optimizer = self._index(window.optimizer)
-        values = scalars(window, optimizer)
-        self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
-        self._add(self._layer_values(window, optimizer), window.tick)
+        self._write_points(self._points.setdefault(window.optimizer, Widening(POINTS)).add(window))
+        self._write_windows(self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE)).add(window))
         if self._heatmap:
             self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write an incident for the tab, and as text when it opens and closes."""
+        if event == "opened" and incident.optimizer in self._windows:
+            self._write_points(self._points[incident.optimizer].trouble())
+            self._write_windows(self._windows[incident.optimizer].trouble())
         if is_milestone(incident, event):
             self._add_entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
         if event == "acted":
@@ -90,6 +101,9 @@ class TensorBoardSink(Sink):
 
     def close(self) -> None:
         """Draw the heatmaps a last time and flush the writer."""
+        for optimizer, points in self._points.items():
+            self._write_points(points.flush())
+            self._write_windows(self._windows[optimizer].flush())
         for optimizer in self._timelines:
             self.draw_heatmap(optimizer)
         self._writer.flush()
@@ -112,6 +126,15 @@ class TensorBoardSink(Sink):
 
     def _index(self, optimizer: int) -> int | None:
         return optimizer if self._optimizers > 1 or optimizer > 0 else None
+
+    def _write_points(self, windows: Iterable[Window]) -> None:
+        for window in windows:
+            values = scalars(window, self._index(window.optimizer))
+            self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
+
+    def _write_windows(self, windows: Iterable[Window]) -> None:
+        for window in windows:
+            self._add(self._layer_values(window, self._index(window.optimizer)), window.tick)
 
     def _layer_values(self, window: Window, optimizer: int | None) -> list[Any]:
         tag = tags.tag(tags.WINDOWS, optimizer)

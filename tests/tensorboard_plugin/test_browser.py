@@ -34,6 +34,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write_run(folder / "healthy", names[:20], seed=3)
     synthetic.write_run(folder / "unguarded", names, diverge=True)
     synthetic.write_hostile(folder / "hostile")
+    synthetic.write_run(folder / "mixed", names[:20], amp=True)
     return folder
 
 
@@ -214,6 +215,27 @@ def test_two_runs_side_by_side(tab: Tab) -> None:
     assert lines.nth(0).is_visible() and lines.nth(1).is_visible(), "one cursor for both"
     tab.page.mouse.move(5, 5)
     tab.picture("side-by-side")
+
+
+def test_the_overflow_that_a_scaler_expects_raises_no_alarm(tab: Tab) -> None:
+    frame = tab.open(run="mixed")
+    assert "GradScaler skipped 15 steps by itself" in frame.locator(".verdict.good").inner_text()
+    assert frame.locator("svg.norm path.overflow").count() == 6
+    assert frame.locator("svg.norm path.nonfinite").count() == 0 and frame.locator(".mark.held").count() == 0
+    assert NONFINITE not in colours(frame)
+    frame.locator("svg.norm").hover(position={"x": 177, "y": 60})
+    assert "10 steps skipped by the GradScaler" in frame.locator(".tooltip").inner_text()
+
+
+def test_each_mark_has_a_shape_and_a_colour_of_its_own(tab: Tab) -> None:
+    """What was skipped, what was clipped and what was not finite must not be mistaken for each other."""
+    frame = tab.open(run="guarded")
+    look = "one => { const s = getComputedStyle(one); return one.tagName + one.getAttribute('height') + s.fill; }"
+    marks = [frame.locator(f"svg {name}").first for name in (".mark.held", ".mark.clipped", "path.nonfinite")]
+    looks = [mark.evaluate(look) for mark in marks]
+    assert len(set(looks)) == 3 and len({one.partition("rgb")[2] for one in looks}) == 3
+    legend = frame.locator(".legend").first.inner_text()
+    assert all(word in legend for word in ("non-finite", "scaler overflow", "clipped", "skipped"))
 
 
 def test_by_keyboard(tab: Tab) -> None:
