@@ -325,6 +325,7 @@ class Guard:
         fused = getattr(lane.optimizer, "_step_supports_amp_scaling", False)
         grad_scale = float(scaler.get_scale()) if scaled and fused else 1.0
         names, grads = lane.gradients()
+        self._recorder.show(lane, lane.steps if step is None else step, names, grads, grad_scale)
         norms = host_norms(grads, sharded=lane.sharded) / grad_scale
         norm = global_norm(norms)
         statistics = GradientStatistics(

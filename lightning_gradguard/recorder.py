@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.lane import Lane
@@ -76,6 +78,11 @@ class Recorder:
         full = min(self.log_every, 1 + lane.steps // EARLY)
         if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
             self.log(lane, statistics, coefficient)
+
+    def show(self, lane: Lane, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float) -> None:
+        """Let the sinks look at the gradients themselves, now and then."""
+        if lane.steps % self.log_every == 0:
+            self.tell("gradients", step, lane.index, names, grads, grad_scale)
 
     def log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
         """Send the window that ends with this step."""

@@ -6,13 +6,15 @@ import contextlib
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from torch import Tensor
 
 from lightning_gradguard import checks
 from lightning_gradguard.diagnostics import tags, wire
+from lightning_gradguard.diagnostics.histograms import by_layer, count, fields
 from lightning_gradguard.diagnostics.markdown import incident_markdown
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.picture import draw, encode_png
@@ -44,17 +46,27 @@ class TensorBoardSink(Sink):
         optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
         layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
         heatmap: Whether to draw the heatmap when an incident closes and at the end.
+        histograms: Whether to write a histogram of log10 |gradient| for each layer, once in ``log_every`` steps.
 
     Raises:
         RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
     """
 
-    def __init__(self, writer: Any, *, optimizers: int = 1, layout: bool = True, heatmap: bool = True) -> None:
+    def __init__(
+        self,
+        writer: Any,
+        *,
+        optimizers: int = 1,
+        layout: bool = True,
+        heatmap: bool = True,
+        histograms: bool = False,
+    ) -> None:
         optimizers = checks.whole("optimizers", optimizers, least=1)
         self._writer = writer
         self._optimizers = optimizers
         self._layout = layout
         self._heatmap = heatmap
+        self._histograms = histograms
         self._timelines: dict[int, Timeline] = {}
         self._drawn: dict[int, int] = {}
         self._points: dict[int, Widening] = {}
@@ -72,6 +84,19 @@ class TensorBoardSink(Sink):
         self._write_windows(self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE)).add(window))
         if self._heatmap:
             self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
+
+    def gradients(
+        self, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+    ) -> None:
+        """Write one histogram for each layer; elements that are zero or not finite are left out."""
+        if not self._histograms:
+            return
+        values = []
+        for layer, counts in by_layer(names, count(grads, grad_scale)).items():
+            if (found := fields(counts)) is not None:
+                tag = tags.tag(layer, self._index(optimizer), group=tags.HISTOGRAM_GROUP)
+                values.append(Summary.Value(tag=tag, histo=HistogramProto(**found)))
+        self._add(values, step)
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write an incident for the tab, and as text when it opens and closes."""
