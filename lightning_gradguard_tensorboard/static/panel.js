@@ -172,7 +172,6 @@ export class Panel {
     const logs = [];
     const take = (value) => value > 0 && Number.isFinite(value) && logs.push(Math.log10(value));
     if (this.view) for (const name of ["peak", "typical", "limit"]) this.view.windows[name].forEach(take);
-    this.shownIncidents().forEach((one) => take(Number(one.actions?.[0]?.verdict?.value)));
     return logs.length ? [logs.reduce((a, b) => Math.min(a, b)), logs.reduce((a, b) => Math.max(a, b))] : null;
   }
 
@@ -245,8 +244,10 @@ export class Panel {
   }
 
   dot(incident, top) {
-    const value = Number(incident.actions?.[0]?.verdict?.value);
-    const at = [this.x(incident.place + 0.5), value > 0 && Number.isFinite(value) ? this.y(value) : top];
+    // Not at the verdict's value: that may be a loss, or an update over its weights.
+    const { peak, nonfinite } = this.view.windows;
+    const c = this.column(this.view.windows, incident.place);
+    const at = [this.x(incident.place + 0.5), c >= 0 && peak[c] > 0 && !nonfinite[c] ? this.y(peak[c]) : top];
     const chosen = this.isChosen(incident);
     const level = incident.helped === true ? "good" : incident.helped === false || incident.closed == null ? "bad" : "warning";
     const choose = () => this.say.choose(this, incident);
