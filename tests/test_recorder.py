@@ -35,7 +35,7 @@ def run(steps: int, *, scaler: torch.amp.GradScaler | None = None, log_every: in
             guard.before_step(optimizer, loss=loss)
             optimizer.step()
             continue
-        scaler.scale(loss).backward()
+        scaler.scale(8 * loss).backward()
         scaler.unscale_(optimizer)
         guard.before_step(optimizer, loss=loss, scaler=scaler)
         scaler.step(optimizer)
@@ -57,8 +57,8 @@ def test_sinks_see_the_gradients_once_in_log_every_steps() -> None:
 
 
 def test_the_overflow_that_a_grad_scaler_expects_is_counted_as_such() -> None:
-    # A scale of 1e38 overflows until it has been halved a few times.
-    sink = run(30, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1000))
+    # A scale of 1e38 overflows until it has been halved a few times; the scaler skips these steps itself.
+    sink = run(30, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000))
     last = sink.windows[-1]
     assert 1 <= last.overflows <= 15 and last.skipped == 0 and last.incidents == 0
     assert sink.windows[0].norm_peak == 0.0, "a window of nothing but an overflow has no norm"
