@@ -47,7 +47,7 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident.
-        histograms: Whether TensorBoard also gets a histogram of log10 |gradient| for each layer, once in ``log_every`` steps.
+        histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.

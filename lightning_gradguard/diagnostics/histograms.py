@@ -1,4 +1,4 @@
-"""Histograms of log10 |gradient| by layer, counted where the gradients are: only the counts come to the host."""
+"""Histograms of log10 of the absolute gradients by layer, counted where the gradients are: only the counts come to the host."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class TensorBoardSink(Sink):
         optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
         layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
         heatmap: Whether to draw the heatmap when an incident closes and at the end.
-        histograms: Whether to write a histogram of log10 |gradient| for each layer, once in ``log_every`` steps.
+        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
 
     Raises:
         RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
