@@ -91,8 +91,8 @@ def guarded(model: nn.Module, *, snapshots: bool = True) -> Iterator[tuple[Conte
             guard.before_step(optimizer, loss=next(losses))
 
         first = [_seconds(step) for _ in range(5)]
-        # Past the doubling gaps of the first steps: from here on a round is like the next.
-        for _ in range(1, 160 if snapshots else 20):
+        # Past the doubling gaps and the short windows of the first steps: from here on a round is like the next.
+        for _ in range(1, 560 if snapshots else 20):
             step()
         kind()
         yield Contender(GUARD, step, kind=kind), first

@@ -50,6 +50,7 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident.
+        histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
@@ -75,6 +76,7 @@ class GradGuard(Callback):
         snapshots: SnapshotStore | None = None,
         log_every: int = 50,
         journal: bool = True,
+        histograms: bool = False,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -91,6 +93,7 @@ class GradGuard(Callback):
         self._journal = journal
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
+        self._histograms = histograms
         self._loss: Tensor | None = None
         self._batch: Any = None
         self._batch_index: int | None = None
@@ -169,7 +172,9 @@ class GradGuard(Callback):
             if isinstance(logger, TensorBoardLogger):
                 from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
 
-                sinks.append(TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers)))
+                sinks.append(
+                    TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers), histograms=self._histograms)
+                )
             else:
                 sinks.append(MetricsSink(logger.log_metrics, optimizers=len(trainer.optimizers)))
         return sinks

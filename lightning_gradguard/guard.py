@@ -301,7 +301,9 @@ class Guard:
     def _scene(self, lane: Lane, loss: Tensor | float | None, step: int | None, scaler: Any) -> Scene:
         scaled = scaler is not None and scaler.is_enabled()
         scale, number = scale_of(lane, scaler), lane.steps if step is None else step
-        statistics = measure(lane, self.module, self._team, loss, step=number, scaled=scaled, scale=scale)
+        names, grads = lane.gradients()
+        self._recorder.show(lane, number, names, grads, scale)
+        statistics = measure(lane, self.module, self._team, loss, names, grads, step=number, scaled=scaled, scale=scale)
         assert self._running is not None
         return Scene(
             module=self.module,

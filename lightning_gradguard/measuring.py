@@ -49,7 +49,16 @@ def scale_of(lane: Lane, scaler: Any) -> float:
 
 
 def measure(
-    lane: Lane, module: nn.Module, team: Team, loss: Tensor | float | None, *, step: int, scaled: bool, scale: float
+    lane: Lane,
+    module: nn.Module,
+    team: Team,
+    loss: Tensor | float | None,
+    names: tuple[str, ...],
+    grads: list[Tensor],
+    *,
+    step: int,
+    scaled: bool,
+    scale: float,
 ) -> GradientStatistics:
     """Reduce the gradients of a step to numbers on the host, waiting for the device where there is one.
 
@@ -58,11 +67,12 @@ def measure(
         module: The root module.
         team: The processes that must come to the same verdict.
         loss: The loss of this process.
+        names: Names of the parameters that have a gradient.
+        grads: Their gradients.
         step: Number of the step.
         scaled: True if a GradScaler owns the step.
         scale: What the gradients are still multiplied by.
     """
-    names, grads = lane.gradients()
     norms = host_norms(grads, sharded=lane.sharded)
     if scale != 1.0:
         norms = norms / scale

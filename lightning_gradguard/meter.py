@@ -23,6 +23,7 @@ class Meter:
     def __init__(self) -> None:
         self.clipped = 0
         self.skipped = 0
+        self.overflows = 0
         self.tick = 0
         self._names: tuple[str, ...] = ()
         self._clear()
@@ -41,6 +42,9 @@ class Meter:
         if self.steps == 0:
             self._first = statistics.step
         self.steps += 1
+        if _expected(statistics, coefficient):
+            self.overflows += 1
+            return
         if statistics.finite:
             np.maximum(self._peaks, norms, out=self._peaks)
         else:
@@ -82,6 +86,7 @@ class Meter:
         incidents: int,
     ) -> Window:
         """Return the window that ends with this step, and begin the next."""
+        norm = 0.0 if _expected(statistics, coefficient) else statistics.norm
         layers, groups = _layers(self._names)
         squares = np.zeros(len(layers))
         np.add.at(squares, groups, self._peaks**2)
@@ -93,8 +98,8 @@ class Meter:
             optimizer=optimizer,
             tick=self.tick,
             norm_peak=self._peak,
-            norm_before=statistics.norm,
-            norm_after=0.0 if coefficient == 0.0 else statistics.norm * coefficient,
+            norm_before=norm,
+            norm_after=0.0 if coefficient == 0.0 else norm * coefficient,
             typical=baseline.typical,
             limit=limit if math.isfinite(limit) else math.nan,
             coefficient=self._coefficient,
@@ -106,6 +111,7 @@ class Meter:
             layers=layers,
             layer_peaks=np.sqrt(squares),
             layer_nonfinite=bad,
+            overflows=self.overflows,
         )
         self.tick += 1
         self._clear()
@@ -116,6 +122,7 @@ class Meter:
         return {
             "clipped": self.clipped,
             "skipped": self.skipped,
+            "overflows": self.overflows,
             "tick": self.tick,
             "steps": self.steps,
             "first": self._first,
@@ -129,11 +136,17 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.clipped, self.skipped, self.tick = int(state["clipped"]), int(state["skipped"]), int(state["tick"])
+        self.overflows = int(state.get("overflows", 0))
         self._names = tuple(state["names"])
         self.steps, self._first = int(state["steps"]), int(state["first"])
         self._peak, self._coefficient = float(state["peak"]), float(state["coefficient"])
         self._peaks = np.array(state["peaks"], dtype=np.float64)
         self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
+
+
+def _expected(statistics: GradientStatistics, coefficient: float) -> bool:
+    """Tell the overflow that a GradScaler answers by itself: no alarm, so nothing was done about it here."""
+    return statistics.scaled and not statistics.finite and coefficient == 1.0
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
+
+from torch import Tensor
 
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.lane import Lane
@@ -15,6 +17,8 @@ from lightning_gradguard.records import Action, Blame, GradientStatistics, Incid
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
+EARLY = 10
+"""A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
 
 
 class Recorder:
@@ -72,8 +76,14 @@ class Recorder:
         """Take in a step; send a window when it is full, sooner where something was done."""
         lane.last = statistics
         lane.meter.add(statistics, coefficient)
-        if lane.meter.steps >= self.log_every or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
+        full = min(self.log_every, 1 + lane.steps // EARLY)
+        if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
             self.log(lane, statistics, coefficient)
+
+    def show(self, lane: Lane, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float) -> None:
+        """Let the sinks look at the gradients themselves, now and then."""
+        if lane.steps % self.log_every == 0:
+            self.tell("gradients", step, lane.index, names, grads, grad_scale)
 
     def log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
         """Send the window that ends with this step."""

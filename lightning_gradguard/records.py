@@ -229,8 +229,9 @@ class Window:
         first_step: The first.
         optimizer: Index of the optimizer.
         tick: Count of windows so far; never goes back, not even on a rollback.
-        norm_peak: Largest global norm before any remedy; inf or NaN if one was seen.
-        norm_before: Global norm of the last step, before any remedy.
+        norm_peak: Largest global norm before any remedy; inf or NaN if one was seen. The overflows that a GradScaler expects do
+            not count: 0.0 if there was nothing else.
+        norm_before: Global norm of the last step, before any remedy; 0.0 for such an overflow.
         norm_after: The same after clipping; 0.0 for a held step.
         typical: Centre of the healthy band, NaN while there is no history.
         limit: Limit of the detector, NaN while there is no history.
@@ -242,7 +243,8 @@ class Window:
         loss: Last loss, or None.
         layers: Layer names, in forward order where that is known.
         layer_peaks: Largest finite gradient norm of each layer in the window, shape ``(len(layers),)``.
-        layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``.
+        layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``; expected overflows do not count.
+        overflows: Steps so far that a GradScaler skipped by itself, as it is expected to now and then.
     """
 
     step: int
@@ -263,6 +265,7 @@ class Window:
     layers: tuple[str, ...]
     layer_peaks: FloatArray = field(repr=False)
     layer_nonfinite: FloatArray = field(repr=False)
+    overflows: int = 0
 
 
 def to_json(value: Any) -> Any:

@@ -128,11 +128,12 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         records = story.incidents(events, {i: one.axis for i, one in loaded.items()})
         ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in loaded.values() if len(one.table)]
         restless = [since for one in loaded.values() if (since := one.restless_since) is not None]
+        counts = {name: sum(one.total(name) for one in loaded.values()) for name in series.COUNTS}
         return _respond_json(
             request,
             {
                 "run": run,
-                "verdict": story.verdict(records, max(ends, default=None), min(restless, default=None)),
+                "verdict": story.verdict(records, max(ends, default=None), min(restless, default=None), counts),
                 "incidents": records,
                 "notices": story.notices(events),
                 "optimizers": [self._extent(request, run, i) for i in optimizers],
@@ -189,14 +190,14 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         events: list[story.Event] = []
         for at, tag, _ in self._list(request, run):
             if at == run and tag.kind == "incidents":
-                for datum in self._read(request, wire.INCIDENTS_PLUGIN, run, _tag(tag), 10**6):
+                for datum in self._read(request, wire.INCIDENTS_PLUGIN, run, tag.name, 10**6):
                     event = story.parse_event(datum.step, datum.wall_time, tag.optimizer, datum.numpy.item())
                     events += [event] if event else []
         return sorted(events, key=lambda event: event.tick)
 
-    def _tags(self, request: wrappers.Request, run: str, optimizer: int) -> dict[str, Any]:
+    def _tags(self, request: wrappers.Request, run: str, optimizer: int) -> dict[wire.Tag, Any]:
         mine = [(tag, one) for at, tag, one in self._list(request, run) if at == run]
-        listed = {tag.kind: one for tag, one in mine if tag.optimizer == optimizer}
+        listed = {tag: one for tag, one in sorted(mine, key=lambda pair: pair[0].part) if tag.optimizer == optimizer}
         if not listed:
             raise errors.NotFoundError(f"no optimizer {optimizer} in this run")
         return listed
@@ -205,13 +206,13 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Decode the windows: small, and all that the verdict needs, so it does not wait for the layers."""
 
         def decode() -> series.Timeline:
-            tag = _tag(wire.Tag(optimizer, "windows"))
+            tag = wire.Tag(optimizer, "windows").name
             read = self._read(request, wire.LAYERS_PLUGIN, run, tag, WINDOWS_KEPT)
-            read = [w for w in read if w.numpy.shape == (len(wire.COLUMNS),) and np.isfinite(w.numpy[:2]).all()]
+            rows = [(w, row) for w in read if (row := wire.parse_window(w.numpy)) is not None]
             return series.lay_out(
-                np.array([w.step for w in read], np.int64),
-                np.array([w.wall_time for w in read], np.float64),
-                np.array([w.numpy for w in read], np.float64).reshape(-1, len(wire.COLUMNS)),
+                np.array([w.step for w, _ in rows], np.int64),
+                np.array([w.wall_time for w, _ in rows], np.float64),
+                np.array([row for _, row in rows], np.float64).reshape(-1, len(wire.COLUMNS)),
             )
 
         timeline: series.Timeline = self._cached(request, run, optimizer, "windows", decode)
@@ -247,21 +248,29 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         windows: series.Timeline,
         most: int,
     ) -> series.Series:
-        tag = _tag(wire.Tag(optimizer, "layers"))
-        read = self._read(request, wire.LAYERS_PLUGIN, run, tag, most)
-        read = [one for one in read if one.numpy.shape == (2, len(names))]
-        return series.assemble(
-            names,
-            windows,
-            np.array([one.step for one in read], np.int64),
-            np.array([one.wall_time for one in read], np.float64),
-            np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(names)),
-        )
+        parts = []
+        for tag, mine in self._lists(request, run, optimizer).items():
+            read = self._read(request, wire.LAYERS_PLUGIN, run, tag.name, most)
+            read = [one for one in read if one.numpy.shape == (2, len(mine))]
+            parts.append(
+                (
+                    np.array([one.step for one in read], np.int64),
+                    np.array([one.wall_time for one in read], np.float64),
+                    series.spread(
+                        np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(mine)), mine, names
+                    ),
+                )
+            )
+        if not parts:
+            nothing = np.zeros((0, 2, len(names)), np.float16)
+            return series.assemble(names, windows, np.zeros(0, np.int64), np.zeros(0), nothing)
+        ticks, times, halves = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return series.assemble(names, windows, ticks, times, halves)
 
     def _cached(self, request: wrappers.Request, run: str, optimizer: int, kind: str, decode: Callable[[], Any]) -> Any:
         """Return what ``decode`` made, unless something was written since it last did."""
         listed = self._tags(request, run, optimizer)
-        stamp = tuple(sorted((name, one.max_step, one.max_wall_time) for name, one in listed.items()))
+        stamp = tuple(sorted((tag.name, one.max_step, one.max_wall_time) for tag, one in listed.items()))
         key = (plugin_util.experiment_id(request.environ), run, optimizer, kind)
         # One request decodes while the others of a page just opened wait for it, instead of all doing the same.
         with self._lock:
@@ -273,9 +282,14 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 self._cache.popitem(last=False)
             return known[1]
 
+    def _lists(self, request: wrappers.Request, run: str, optimizer: int) -> dict[wire.Tag, tuple[str, ...]]:
+        """Return the lists of layers that the run has had, one a tag."""
+        listed = self._tags(request, run, optimizer).items()
+        return {tag: wire.parse_layers(one.plugin_content)[0] for tag, one in listed if tag.kind == "layers"}
+
     def _names(self, request: wrappers.Request, run: str, optimizer: int) -> tuple[str, ...]:
-        layers = self._tags(request, run, optimizer).get("layers")
-        return wire.parse_layers(layers.plugin_content)[0] if layers else ()
+        lists = self._lists(request, run, optimizer).values()
+        return tuple(dict.fromkeys(name for names in lists for name in names))
 
     def _extent(self, request: wrappers.Request, run: str, optimizer: int) -> dict[str, Any]:
         axis = self._windows(request, run, optimizer).axis
@@ -321,10 +335,6 @@ def pack(view: series.View, start: float, end: float, *, sampled: bool = False) 
 def _affordable(names: Sequence[str], size: int) -> int:
     """Count of layer events, of four bytes a layer, that fit in ``size`` bytes; at least a hundred."""
     return max(100, size // (4 * max(len(names), 1)))
-
-
-def _tag(tag: wire.Tag) -> str:
-    return f"gradguard/optimizer_{tag.optimizer}/{tag.kind}" if tag.optimizer else f"gradguard/{tag.kind}"
 
 
 def _argument(request: wrappers.Request, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,13 @@ from .wire import COLUMNS, ZERO
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int16]
+Halves = npt.NDArray[np.float16]
 Counts = npt.NDArray[np.uint8]
 
 CODES = 128
 """Codes per doubling. A half float between 8 and 16 has steps of 1/128."""
+COUNTS = ("clipped", "skipped", "overflows")
+"""Columns that count steps since the run began."""
 MISSING = -32768
 """The code of "nothing measured"."""
 ZERO_CODE = int(ZERO * CODES)
@@ -113,11 +117,22 @@ class Timeline:
 
     Args:
         axis: Their places.
-        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 9)``.
+        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 12)``.
     """
 
     axis: Axis
     table: Floats
+
+    def done(self, name: str) -> Floats:
+        """Return how often in each window something counted (one of :data:`COUNTS`) was done; NaN in an old log."""
+        since = self.table[:, COLUMNS.index(name)]
+        steps = np.diff(since, prepend=0.0)
+        # Where the count falls, a run was begun anew in the same folder.
+        return np.where(steps < 0, since, steps)
+
+    def total(self, name: str) -> int:
+        """Return the same for the whole run."""
+        return int(np.nansum(self.done(name)))
 
     @property
     def calm(self) -> npt.NDArray[np.bool_]:
@@ -200,7 +215,7 @@ def _median(codes: Codes) -> Codes:
 
 
 def lay_out(ticks: Integers, wall_times: Floats, table: Floats) -> Timeline:
-    """Put window events together: ticks and wall times of shape ``(n,)``, payloads of shape ``(n, 9)``."""
+    """Put window events together: ticks and wall times of shape ``(n,)``, numbers of shape ``(n, 12)``."""
     order = _settle(ticks)
     return Timeline(unroll(ticks[order], table[order], wall_times[order]), table[order])
 
@@ -234,6 +249,17 @@ def assemble(
     codes, nonfinite = _CODE_OF[bits[order, 0]], _COUNT_OF[bits[order, 1]]
     ends, baseline = running_median(codes, calm)
     return Series(tuple(names), windows, layer_axis, codes, nonfinite, ends, baseline)
+
+
+def spread(halves: Halves, mine: Sequence[str], names: Sequence[str]) -> Halves:
+    """Put payloads of one list of layers, shape ``(m, 2, len(mine))``, in the places of another; NaN where it has none."""
+    if tuple(mine) == tuple(names):
+        return halves
+    place = {name: i for i, name in enumerate(names)}
+    wide = np.zeros((len(halves), 2, len(names)), np.float16)
+    wide[:, 0] = np.nan
+    wide[:, :, [place[name] for name in mine]] = halves
+    return wide
 
 
 def _settle(ticks: Integers) -> Integers:
@@ -300,8 +326,12 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> dic
     def least(values: Floats) -> Floats:
         return np.fmin.reduceat(values, starts) if len(starts) else values[:0]
 
-    def total(values: npt.NDArray[np.bool_]) -> Floats:
-        return np.add.reduceat(values.astype(np.float64), starts) if len(starts) else np.zeros(0)
+    def total(values: npt.NDArray[Any]) -> Floats:
+        """The sum of each column; NaN where nothing is known."""
+        if not len(starts):
+            return np.zeros(0)
+        summed = np.add.reduceat(np.nan_to_num(values.astype(np.float64)), starts)
+        return np.where(np.add.reduceat(~np.isnan(values), starts), summed, np.nan)
 
     return {
         "first": axis.first[part][starts],
@@ -314,6 +344,7 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> dic
         "limit": column["limit"][ends],
         "coefficient": least(column["coefficient"]),
         "lr_factor": column["lr_factor"][ends],
+        **{name: total(series.windows.done(name)[part]) for name in COUNTS},
     }
 
 

@@ -79,7 +79,10 @@ def notices(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 def verdict(
-    records: list[dict[str, Any]], end: tuple[float, int] | None, restless_since: int | None = None
+    records: list[dict[str, Any]],
+    end: tuple[float, int] | None,
+    restless_since: int | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Say in one sentence whether the run is healthy, when it broke, which layer was first, and what was done.
 
@@ -87,6 +90,7 @@ def verdict(
         records: The incidents, newest first.
         end: Place and step that the run has reached, or None where no window has been.
         restless_since: First step of a stretch outside the band that has not ended, told of by an incident or not.
+        counts: Steps ``clipped``, ``skipped`` and left to a GradScaler (``overflows``), as the windows count them.
 
     Returns:
         ``level`` (green, amber or red), ``headline`` (one or two words) and ``words``.
@@ -94,11 +98,14 @@ def verdict(
     >>> verdict([], (12400.0, 12399))["words"]
     [{'text': 'No incident in 12,400 steps.'}]
     """
+    counts = counts or {}
     steps = f"{end[1] + 1:,} steps" if end else "this run"
     restless = f"the norm has been non-finite or over its limit since step {restless_since or 0:,}"
     if not records:
         if restless_since is None:
-            return _verdict("good", "Healthy", [{"text": f"No incident in {steps}."}])
+            routine = counts.get("overflows", 0)
+            aside = f" The GradScaler skipped {_count(routine, 'step')} by itself, as it should." if routine else ""
+            return _verdict("good", "Healthy", [{"text": f"No incident in {steps}.{aside}"}])
         return _verdict("bad", "Out of its band", [{"text": f"No incident was recorded in {steps}, but {restless}."}])
 
     newest = records[0]
@@ -109,8 +116,11 @@ def verdict(
     culprit = _culprit(newest)
     if culprit:
         words += [{"text": ", first in "}, {"layer": culprit}]
-    held = _held(records)
-    words.append({"text": f"; {_count(held, 'step')} skipped" if held else f"; {_done(newest)}"})
+    # The newest window may not have been written yet, and an old log does not count at all.
+    held, clipped = max(counts.get("skipped", 0), _held(records)), counts.get("clipped", 0)
+    done = [f"{_count(held, 'step')} skipped"] if held else []
+    done += [f"{_count(clipped, 'step')} clipped"] if clipped else []
+    words.append({"text": f"; {', '.join(done) or _done(newest)}"})
 
     if newest.get("helped") is False or any(_exhausted(record) for record in records):
         told = "; the remedies did not help." if _outcomes(newest) else "; the run went on."

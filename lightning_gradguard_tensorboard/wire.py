@@ -2,13 +2,14 @@
 
 A tag of optimizer 0 is ``gradguard/<kind>``, of a further one ``gradguard/optimizer_<i>/<kind>``. The event's step is a
 counter ("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would lose
-the incident that caused it. The optimizer step travels in the payload.
+the incident that caused it. The optimizer step travels in the payload. Where the list of layers changes in the middle of a
+run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` and so on.
 
 ========== =================== ================================================================================
 kind       plugin name         tensor
 ========== =================== ================================================================================
 layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
-windows    gradguard_layers    double, (9,): :data:`COLUMNS`
+windows    gradguard_layers    double, (12,): :data:`COLUMNS`; an older version wrote the first nine of them
 incidents  gradguard_incidents string: JSON of an event and its incident
 ========== =================== ================================================================================
 """
@@ -18,6 +19,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 LAYERS_PLUGIN = "gradguard_layers"
 INCIDENTS_PLUGIN = "gradguard_incidents"
@@ -35,10 +39,16 @@ COLUMNS = (
     "limit",
     "coefficient",
     "lr_factor",
+    "clipped",
+    "skipped",
+    "overflows",
 )
-"""What a window holds; raw linear units, may be inf or NaN."""
+"""What a window holds; raw linear units, may be inf or NaN. The last three are counts since the run began."""
 
-_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)$")
+FIRST_COLUMNS = 9
+"""Count of columns in the first version; later ones append."""
+
+_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)(?:_(\d+))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +57,38 @@ class Tag:
 
     optimizer: int
     kind: str
+    part: int = 1
+
+    @property
+    def name(self) -> str:
+        """The tag, put together again."""
+        middle = f"optimizer_{self.optimizer}/" if self.optimizer else ""
+        return f"gradguard/{middle}{self.kind}" + (f"_{self.part}" if self.part > 1 else "")
 
 
 def parse_tag(tag: str) -> Tag | None:
     """Take a tag apart, or return None if it is not one of ours.
 
     >>> parse_tag("gradguard/optimizer_1/layers")
-    Tag(optimizer=1, kind='layers')
+    Tag(optimizer=1, kind='layers', part=1)
     >>> parse_tag("loss") is None
     True
     """
     match = _TAG.match(tag)
-    return Tag(int(match[1] or 0), match[2]) if match else None
+    return Tag(int(match[1] or 0), match[2], int(match[3] or 1)) if match else None
+
+
+def parse_window(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """Return a window's numbers, shape ``(len(COLUMNS),)``, NaN where an older version wrote none; None if it is no window.
+
+    >>> parse_window(np.arange(9.0)).tolist()[7:10]
+    [7.0, 8.0, nan]
+    """
+    if numbers.ndim != 1 or len(numbers) < FIRST_COLUMNS or not np.isfinite(numbers[:2]).all():
+        return None
+    row = np.full(len(COLUMNS), np.nan)
+    row[: len(numbers)] = numbers[: len(COLUMNS)]
+    return row
 
 
 def parse_layers(content: bytes) -> tuple[tuple[str, ...], int]:

@@ -220,7 +220,10 @@ def test_without_a_logger_only_an_incident_leaves_a_journal(
 def test_with_a_logger_the_journal_tells_of_healthy_runs_too(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path))
     trainer(tmp_path, logger=logger, callbacks=[GradGuard(log_every=5)]).fit(Net(mlp(), ADAM), loader(regression(30)))
-    assert len(read_journal(Path(logger.log_dir) / "gradguard.jsonl").windows) == 6
+    windows = read_journal(Path(logger.log_dir) / "gradguard.jsonl").windows
+    assert [w.first_step for w in windows[1:]] == [w.step + 1 for w in windows[:-1]]
+    assert (windows[0].first_step, windows[-1].step) == (0, 29)
+    assert [w.step - w.first_step + 1 for w in windows[:9]] == [1] * 9, "the first steps are shown one by one"
 
 
 # -- loops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -85,3 +86,19 @@ def test_state_round_trips_in_the_middle_of_a_window(steps: list[list[float]], c
     for step, norms in enumerate(steps[cut:], cut):
         second.add(seen(step, norms))
     assert same(whole.state_dict(), second.state_dict())
+
+
+def test_the_overflow_that_a_scaler_expects_is_counted_and_leaves_no_trace() -> None:
+    meter = Meter()
+    overflow = dataclasses.replace(seen(1, [math.inf, 1.0, 1.0, 1.0]), scaled=True)
+    meter.add(seen(0, [1.0] * 4))
+    meter.add(overflow)
+    window = close(meter, overflow)
+    assert window.overflows == 1 and window.norm_peak == pytest.approx(2.0) and not window.layer_nonfinite.any()
+    assert (window.norm_before, window.norm_after, window.skipped) == (0.0, 0.0, 0)
+    meter.add(overflow)
+    assert close(meter, overflow).norm_peak == 0.0
+    # One that keeps coming raises the alarm; what was held then is trouble, and counts as such.
+    meter.add(overflow, 0.0)
+    assert (alarmed := close(meter, overflow)).overflows == 2
+    assert alarmed.skipped == 1 and math.isinf(alarmed.norm_peak)

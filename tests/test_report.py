@@ -44,6 +44,7 @@ class Balance(HTMLParser):
     ("level", "words", "incidents", "changes"),
     [
         ("healthy", "no incident in 250 steps", (), {}),
+        ("healthy", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
         ("mended", "healthy since step 52", (incident(closed=52, helped=True),), {}),
         ("sick", "not over when the journal ends", (incident(),), {}),
         ("sick", "did not help", (incident(closed=52, helped=False),), {}),

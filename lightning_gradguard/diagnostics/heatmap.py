@@ -14,7 +14,8 @@ import numpy.typing as npt
 from lightning_gradguard.records import FloatArray
 
 HALF_WIDTH = 15
-NONFINITE = (168, 36, 214, 255)
+NONFINITE = (195, 0, 126, 255)
+"""The tab's own colour for it, so that one legend is learned once."""
 UNKNOWN = (128, 128, 128, 40)
 
 # log10 of the ratio -> red, green, blue, alpha. Alpha is zero at 1 x, so that the page's own background, light or dark, is "normal".

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import math
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from lightning_gradguard import checks
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
-from lightning_gradguard.diagnostics.timeline import merge
+from lightning_gradguard.diagnostics.widening import LEAD, Widening
 from lightning_gradguard.records import FloatArray, Incident, Window, to_json
 
 FILE_NAME = "gradguard.jsonl"
 VERSION = 1
-DENSE_LINES = 512
-LEAD = 20
+PARTS = 512
+SPARE = 1024
 
 _WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.startswith("layer"))
 
@@ -36,12 +35,11 @@ _WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.
 class Journal(Sink):
     """Append to ``gradguard.jsonl`` in a directory, which is created when the first line is written.
 
-    Windows are merged as the run grows, so that a run of any length has some hundred lines for each doubling of its length;
-    merging keeps every peak.
+    Windows are merged as the run grows (:class:`~lightning_gradguard.diagnostics.widening.Widening`), so that a run of any length
+    has some hundred lines for each doubling of its length; merging keeps every peak.
 
     Args:
         directory: Where the file goes.
-        every: Windows in one line at the start of a run, at least 1.
         lazy: Whether to wait for the first incident, whose last windows before it are then written too; a healthy run
             leaves no file.
 
@@ -49,30 +47,26 @@ class Journal(Sink):
         OSError: On writing, if the disk is full, the directory cannot be written, or the file was removed in mid-run.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, every: int = 1, lazy: bool = False) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, lazy: bool = False) -> None:
         self.path = Path(directory) / FILE_NAME
         self._asleep = lazy
         self._before: deque[Window] = deque(maxlen=LEAD)
-        self._every = checks.whole("every", every, least=1)
         self._file: TextIO | None = None
         self._layers: dict[int, tuple[str, ...]] = {}
-        self._pending: dict[int, tuple[Window, int]] = {}
+        self._widening: dict[int, Widening] = {}
 
     def window(self, window: Window) -> None:
         """Take in one window; write a line for every few."""
         if self._asleep:
             self._before.append(window)
             return
-        merged, count = self._pending.pop(window.optimizer, (None, 0))
-        merged = merge(merged, window) if merged else window
-        if count + 1 < self._interval(window.tick):
-            self._pending[window.optimizer] = (merged, count + 1)
-            return
-        self._write_window(merged)
+        self._write_windows(self._widening_of(window.optimizer).add(window))
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write the incident as it stands."""
         self._wake()
+        if event == "opened":
+            self._write_windows(self._widening_of(incident.optimizer).trouble())
         if is_milestone(incident, event):
             self._write({"event": event, "incident": to_json(incident)})
 
@@ -83,24 +77,26 @@ class Journal(Sink):
 
     def _wake(self) -> None:
         self._asleep = False
-        while self._before:
-            self.window(self._before.popleft())
+        # Those before the first incident are few: they are written as they are.
+        self._write_windows(self._before)
+        self._before.clear()
 
     def close(self) -> None:
         """Write what is pending and close the file; a later call opens it again."""
-        pending, self._pending = self._pending, {}
         try:
-            for window, _ in pending.values():
-                self._write_window(window)
+            for widening in self._widening.values():
+                self._write_windows(widening.flush())
         finally:
             file, self._file, self._layers = self._file, None, {}
             if file is not None:
                 file.close()
 
-    def _interval(self, tick: int) -> int:
-        """Return how many windows go into a line: twice as many each time the run has doubled."""
-        dense = DENSE_LINES * self._every
-        return self._every * (2 ** int(math.log2(tick / dense)) if tick > dense else 1)
+    def _widening_of(self, optimizer: int) -> Widening:
+        return self._widening.setdefault(optimizer, Widening(PARTS, spare=SPARE))
+
+    def _write_windows(self, windows: Iterable[Window]) -> None:
+        for window in windows:
+            self._write_window(window)
 
     def _write_window(self, window: Window) -> None:
         if self._layers.get(window.optimizer) != window.layers:

@@ -31,8 +31,8 @@ def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
     """Return the scalars of one window by tag.
 
     The limit and the band are absent while there is no history, and so is the norm after clipping when the step was held
-    (it would be zero, and drag a smoothed line to the floor). The band is written only as a whole: TensorBoard's margin
-    chart refuses series whose steps differ.
+    (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm, none is
+    written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
 
     Args:
         window: What to show.
@@ -47,13 +47,16 @@ def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
         tags.CLIPPED: float(window.clipped),
         tags.SKIPPED: float(window.skipped),
     }
-    held = window.norm_after == 0.0 and window.norm_before != 0.0
-    if not held:
+    if window.norm_after != 0.0 or window.norm_before == 0.0:
         values[tags.NORM_AFTER] = log10_norm(window.norm_after)
+    if window.overflows and window.norm_before == 0.0:
+        del values[tags.NORM_BEFORE], values[tags.NORM_AFTER]
+    if window.overflows and window.norm_peak == 0.0:
+        del values[tags.NORM_PEAK]
     if math.isfinite(window.limit):
         values[tags.LIMIT] = log10_norm(window.limit)
     result = {tags.tag(name, optimizer): value for name, value in values.items()}
-    if math.isfinite(window.limit) and math.isfinite(window.typical):
+    if math.isfinite(window.limit) and math.isfinite(window.typical) and tags.NORM_PEAK in values:
         norms = (window.norm_peak, window.typical, window.limit)
         result.update({name: log10_norm(norm) for name, norm in zip(tags.band(optimizer), norms, strict=True)})
     return result

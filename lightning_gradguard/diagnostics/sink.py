@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Literal
+
+from torch import Tensor
 
 from lightning_gradguard.records import Incident, Window
 
@@ -18,6 +21,19 @@ class Sink(ABC):
 
     def window(self, window: Window) -> None:
         """Write the statistics of the last steps; called every ``log_every`` steps."""
+
+    def gradients(
+        self, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+    ) -> None:
+        """Look at the gradients themselves, before any remedy; called once in ``log_every`` steps.
+
+        Args:
+            step: The step.
+            optimizer: Index of the optimizer.
+            names: Parameter names.
+            grads: Their gradients, not to be changed.
+            grad_scale: What a GradScaler has multiplied them by and not yet divided out.
+        """
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write an incident: when it opens, at each further alarm, and when it closes."""

@@ -33,6 +33,7 @@ HEATMAP = "heatmap"
 
 GROUP = "gradguard"
 BAND_GROUP = "gradguard_band"
+HISTOGRAM_GROUP = "gradguard_log10_gradient"
 INCIDENT_EVENTS = f"{GROUP}/incidents"
 INCIDENT_TEXT = f"{GROUP}/incident_log"
 

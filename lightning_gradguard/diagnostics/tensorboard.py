@@ -6,22 +6,32 @@ import contextlib
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from torch import Tensor
 
 from lightning_gradguard import checks
 from lightning_gradguard.diagnostics import tags, wire
+from lightning_gradguard.diagnostics.histograms import by_layer, count, fields
 from lightning_gradguard.diagnostics.markdown import incident_markdown
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.picture import draw, encode_png
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.timeline import Timeline
+from lightning_gradguard.diagnostics.widening import Widening
 from lightning_gradguard.records import Incident, Window
 
 HISTORY = 20
 COLUMNS = 240
+POINTS = 150
+"""A point covers at most this part of the run so far: 900 for a million steps, since TensorBoard shows 1,000 drawn at random."""
+PARTS = 1000
+"""The same for the tab: a window is never wider than a pixel."""
+SPARE = 2000
+"""Windows that stay as they are around incidents."""
 
 _laid_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -36,19 +46,31 @@ class TensorBoardSink(Sink):
         optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
         layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
         heatmap: Whether to draw the heatmap when an incident closes and at the end.
+        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
 
     Raises:
         RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
     """
 
-    def __init__(self, writer: Any, *, optimizers: int = 1, layout: bool = True, heatmap: bool = True) -> None:
+    def __init__(
+        self,
+        writer: Any,
+        *,
+        optimizers: int = 1,
+        layout: bool = True,
+        heatmap: bool = True,
+        histograms: bool = False,
+    ) -> None:
         optimizers = checks.whole("optimizers", optimizers, least=1)
         self._writer = writer
         self._optimizers = optimizers
         self._layout = layout
         self._heatmap = heatmap
+        self._histograms = histograms
         self._timelines: dict[int, Timeline] = {}
         self._drawn: dict[int, int] = {}
+        self._points: dict[int, Widening] = {}
+        self._windows: dict[int, Widening] = {}
         self._layer_tags: dict[int, tuple[tuple[str, ...], str]] = {}
         self._announced: set[str] = set()
         self._closed_incidents: deque[Incident] = deque(maxlen=HISTORY)
@@ -56,17 +78,31 @@ class TensorBoardSink(Sink):
         self._rest_until = 0.0
 
     def window(self, window: Window) -> None:
-        """Write the scalars at the window's step and the layers' statistics at its tick."""
+        """Write the scalars at the window's step and the layers' statistics at its tick; of a long run, several as one."""
         self._lay_out()
-        optimizer = self._index(window.optimizer)
-        values = scalars(window, optimizer)
-        self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
-        self._add(self._layer_values(window, optimizer), window.tick)
+        self._write_points(self._points.setdefault(window.optimizer, Widening(POINTS)).add(window))
+        self._write_windows(self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE)).add(window))
         if self._heatmap:
             self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
 
+    def gradients(
+        self, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+    ) -> None:
+        """Write one histogram for each layer; elements that are zero or not finite are left out."""
+        if not self._histograms:
+            return
+        values = []
+        for layer, counts in by_layer(names, count(grads, grad_scale)).items():
+            if (found := fields(counts)) is not None:
+                tag = tags.tag(layer, self._index(optimizer), group=tags.HISTOGRAM_GROUP)
+                values.append(Summary.Value(tag=tag, histo=HistogramProto(**found)))
+        self._add(values, step)
+
     def incident(self, incident: Incident, event: Event) -> None:
         """Write an incident for the tab, and as text when it opens and closes."""
+        if event == "opened" and incident.optimizer in self._windows:
+            self._write_points(self._points[incident.optimizer].trouble())
+            self._write_windows(self._windows[incident.optimizer].trouble())
         if is_milestone(incident, event):
             self._add_entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
         if event == "acted":
@@ -91,6 +127,9 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         """Draw the heatmaps a last time and flush the writer; let go of its file if that cannot be written."""
         try:
+            for optimizer, points in self._points.items():
+                self._write_points(points.flush())
+                self._write_windows(self._windows[optimizer].flush())
             for optimizer in self._timelines:
                 self.draw_heatmap(optimizer)
         finally:
@@ -124,6 +163,15 @@ class TensorBoardSink(Sink):
 
     def _index(self, optimizer: int) -> int | None:
         return optimizer if self._optimizers > 1 or optimizer > 0 else None
+
+    def _write_points(self, windows: Iterable[Window]) -> None:
+        for window in windows:
+            values = scalars(window, self._index(window.optimizer))
+            self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
+
+    def _write_windows(self, windows: Iterable[Window]) -> None:
+        for window in windows:
+            self._add(self._layer_values(window, self._index(window.optimizer)), window.tick)
 
     def _layer_values(self, window: Window, optimizer: int | None) -> list[Any]:
         tag = tags.tag(tags.WINDOWS, optimizer)

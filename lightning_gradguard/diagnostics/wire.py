@@ -9,7 +9,8 @@ metadata travels on the first event of a tag only.
     at 65504.) Metadata content, UTF-8 JSON: ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
 
 ``gradguard/windows``, plugin ``gradguard_layers``
-    ``DT_DOUBLE``, shape ``(9,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN.
+    ``DT_DOUBLE``, shape ``(12,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields are only
+    ever appended, so that a shorter row (the first version had nine) is one of an older version.
     Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
 
 ``gradguard/incidents``, plugin ``gradguard_incidents``
@@ -52,6 +53,9 @@ WINDOW_FIELDS = (
     "limit",
     "coefficient",
     "lr_factor",
+    "clipped",
+    "skipped",
+    "overflows",
 )
 
 
@@ -66,7 +70,7 @@ def encode_layers(window: Window) -> TensorProto:
 
 
 def encode_window(window: Window) -> TensorProto:
-    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(9,)``."""
+    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(12,)``."""
     return _tensor(DT_DOUBLE, np.array([getattr(window, field) for field in WINDOW_FIELDS], dtype="<f8"))
 
 

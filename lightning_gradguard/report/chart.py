@@ -71,7 +71,7 @@ def _norm(columns: Sequence[Window]) -> str:
     limits = _range(columns)
     parts = [_band(columns, limits)]
     parts.append(f'<path class="limit" d="{_line([c.limit for c in columns], columns, limits)}"/>')
-    parts.append(f'<path class="peak" d="{_line([c.norm_peak for c in columns], columns, limits)}"/>')
+    parts.append(f'<path class="peak" d="{_line([_drawn_peak(c) for c in columns], columns, limits)}"/>')
     for index, column in enumerate(columns):
         x, peak = _x(columns, index + 0.5), column.norm_peak
         if not math.isfinite(peak):
@@ -81,6 +81,11 @@ def _norm(columns: Sequence[Window]) -> str:
             title = f"<title>step {column.first_step:,} to {column.step:,}: {wording.number(peak)}</title>"
             parts.append(f'<circle class="point" cx="{x:.1f}" cy="{_y(peak, limits):.1f}" r="2">{title}</circle>')
     return "".join(parts)
+
+
+def _drawn_peak(column: Window) -> float:
+    """Return the peak, NaN where a GradScaler's own overflows left none."""
+    return math.nan if column.norm_peak == 0.0 and column.overflows else column.norm_peak
 
 
 def _line(values: Sequence[float], columns: Sequence[Window], limits: tuple[int, int]) -> str:

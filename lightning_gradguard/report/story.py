@@ -84,7 +84,9 @@ def headline(contents: JournalContents) -> Headline:
     if not incidents:
         if bad_end:
             return Headline("sick", f"The last gradients were not finite, after {wording.count(steps, 'step')}.")
-        return Headline("healthy", f"Healthy: no incident in {wording.count(steps, 'step')}.")
+        routine = sum(w.overflows for w in last)
+        aside = f" The GradScaler skipped {wording.count(routine, 'step')} by itself, as it should." if routine else ""
+        return Headline("healthy", f"Healthy: no incident in {wording.count(steps, 'step')}.{aside}")
     newest = incidents[-1]
     where = wording.suspect(newest)
     sentence = f"{wording.count(len(incidents), 'incident')}; last: {newest.form} at step {newest.step:,}"

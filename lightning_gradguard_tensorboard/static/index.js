@@ -81,7 +81,8 @@ const say = {
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
     Object.assign(state, { incident: { panel, number: incident.number, optimizer: incident.optimizer }, layer: blamed ?? null, step: incident.place });
     const { start, end, windows } = panel.extent;
-    const reach = Math.max((end - start) / 40, (30 * (end - start)) / Math.max(windows, 1));
+    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it.
+    const reach = Math.max((end - start) / 40, Math.min((30 * (end - start)) / Math.max(windows, 1), (end - start) / 6));
     drawSide();
     await say.zoom(Math.max(start, incident.place - reach), Math.min(end, incident.place + reach));
     if (state.layer) panel.reveal(state.layer);

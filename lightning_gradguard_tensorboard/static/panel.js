@@ -172,12 +172,11 @@ export class Panel {
     const logs = [];
     const take = (value) => value > 0 && Number.isFinite(value) && logs.push(Math.log10(value));
     if (this.view) for (const name of ["peak", "typical", "limit"]) this.view.windows[name].forEach(take);
-    this.shownIncidents().forEach((one) => take(Number(one.actions?.[0]?.verdict?.value)));
     return logs.length ? [logs.reduce((a, b) => Math.min(a, b)), logs.reduce((a, b) => Math.max(a, b))] : null;
   }
 
   drawNorm() {
-    const { first, last, peak, nonfinite, typical, limit } = this.view.windows;
+    const { first, last, peak, nonfinite, typical, limit, overflows } = this.view.windows;
     const bottom = NORM_HEIGHT;
     const count = first.length;
     const incidents = this.shownIncidents();
@@ -218,7 +217,8 @@ export class Panel {
       parts.push(run.length > 1 ? s("polyline", { class: "peak", points: points.join(" ") }) : s("circle", { class: "peak-dot", r: 1.5, cx: middle(run[0]), cy: y(peak[run[0]]) }));
     }
     for (let c = 0; c < count; c++) {
-      if (nonfinite[c]) parts.push(s("rect", { class: "nonfinite", x: middle(c) - 1.5, y: top - 10, width: 3, height: 12, rx: 1 }));
+      if (nonfinite[c]) parts.push(s("path", { class: "nonfinite", d: diamond(middle(c), top - 6) }));
+      else if (overflows[c] > 0) parts.push(s("path", { class: "overflow", d: diamond(middle(c), top - 6) }));
     }
     parts.push(...this.axis(bottom));
     parts.push(...this.rollbacks(0, NORM_HEIGHT));
@@ -244,8 +244,10 @@ export class Panel {
   }
 
   dot(incident, top) {
-    const value = Number(incident.actions?.[0]?.verdict?.value);
-    const at = [this.x(incident.place + 0.5), value > 0 && Number.isFinite(value) ? this.y(value) : top];
+    // Not at the verdict's value: that may be a loss, or an update over its weights.
+    const { peak, nonfinite } = this.view.windows;
+    const c = this.column(this.view.windows, incident.place);
+    const at = [this.x(incident.place + 0.5), c >= 0 && peak[c] > 0 && !nonfinite[c] ? this.y(peak[c]) : top];
     const chosen = this.isChosen(incident);
     const level = incident.helped === true ? "good" : incident.helped === false || incident.closed == null ? "bad" : "warning";
     const choose = () => this.say.choose(this, incident);
@@ -274,14 +276,14 @@ export class Panel {
   // ---- what was done ------------------------------------------------------------------------------------------------------
 
   drawMarks() {
-    const { first, last, coefficient, lr_factor: factor } = this.view.windows;
+    const { first, last, coefficient, skipped, lr_factor: factor } = this.view.windows;
     const parts = [
       s("text", { class: "tick name", x: this.gutter - 10, y: MARKS_HEIGHT - 7, "text-anchor": "end" }, "actions"),
       s("line", { class: "grid", x1: this.gutter, x2: this.gutter + this.plotWidth, y1: MARKS_HEIGHT - 0.5, y2: MARKS_HEIGHT - 0.5 }),
     ];
     for (let c = 0; c < first.length; c++) {
       const x = this.x((first[c] + last[c]) / 2);
-      if (coefficient[c] === 0) parts.push(s("rect", { class: "mark held", x: x - 2, y: 3, width: 4, height: MARKS_HEIGHT - 5, rx: 1 }));
+      if (skipped[c] > 0 || coefficient[c] === 0) parts.push(s("rect", { class: "mark held", x: x - 2, y: 3, width: 4, height: MARKS_HEIGHT - 5, rx: 1 }));
       else if (coefficient[c] < 1) parts.push(s("rect", { class: "mark clipped", x: x - 1, y: MARKS_HEIGHT - 11, width: 2, height: 9, rx: 1 }));
       if (c && factor[c] < factor[c - 1]) parts.push(s("path", { class: "mark backoff", d: `M${x - 5} 4h10l-5 8z` }));
     }
@@ -582,10 +584,15 @@ export class Panel {
     const w = this.view.windows;
     const c = this.column(w, place);
     if (c < 0) return [["", "nothing was measured here"]];
-    const lines = [["step", this.steps(w, c)], ["norm", `${formatNumber(w.peak[c])}${w.nonfinite[c] ? ", and non-finite" : ""}`]];
+    const lines = [["step", this.steps(w, c)], ["norm", w.nonfinite[c] ? (w.peak[c] > 0 ? `${formatNumber(w.peak[c])}, and non-finite` : "non-finite") : w.overflows[c] > 0 && !w.peak[c] ? "none: the scaler's overflow" : formatNumber(w.peak[c])]];
     if (Number.isFinite(w.limit[c])) lines.push(["typical", formatNumber(w.typical[c])], ["limit", formatNumber(w.limit[c])]);
-    if (w.coefficient[c] === 0) lines.push(["held", "the update was skipped"]);
-    else if (w.coefficient[c] < 1) lines.push(["clipped", `× ${formatNumber(w.coefficient[c])}`]);
+    const times = (count) => `${formatStep(count)} step${count === 1 ? "" : "s"}`;
+    // Logs of older versions do not count: there the smallest coefficient is all that is known.
+    if (w.skipped[c] > 0) lines.push(["skipped", times(w.skipped[c])]);
+    else if (w.coefficient[c] === 0) lines.push(["skipped", "the update was held"]);
+    if (w.clipped[c] > 0) lines.push(["clipped", `${times(w.clipped[c])}${w.coefficient[c] > 0 ? `, down to × ${formatNumber(w.coefficient[c])}` : ""}`]);
+    else if (w.coefficient[c] > 0 && w.coefficient[c] < 1) lines.push(["clipped", `× ${formatNumber(w.coefficient[c])}`]);
+    if (w.overflows[c] > 0) lines.push(["scaler", `${times(w.overflows[c])} skipped by the GradScaler, as expected`]);
     if (w.lr_factor[c] !== 1) lines.push(["LR factor", formatNumber(w.lr_factor[c])]);
     return lines;
   }
@@ -658,10 +665,15 @@ export class Panel {
   }
 }
 
+const diamond = (x, y) => `M${x} ${y - 5}l4 5l-4 5l-4 -5z`;
+const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: name, d: diamond(0, 0) }));
+
 const NORM_LEGEND = () => [
   h("span", { class: "key" }, h("i", { class: "swatch band-key" }), "healthy band"),
   h("span", { class: "key" }, h("i", { class: "swatch limit-key" }), "limit"),
   h("span", { class: "key" }, h("i", { class: "dot-key" }), "incident"),
+  h("span", { class: "key" }, drawn("nonfinite"), "non-finite"),
+  h("span", { class: "key" }, drawn("overflow"), "scaler overflow"),
   h("span", { class: "key" }, h("i", { class: "swatch clip-key" }), "clipped"),
   h("span", { class: "key" }, h("i", { class: "swatch held-key" }), "skipped"),
   h("span", { class: "key" }, h("i", { class: "text-key" }, "▾"), "LR lowered"),

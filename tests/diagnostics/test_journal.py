@@ -136,8 +136,3 @@ def test_lines_are_on_disk_at_once(tmp_path):
     journal = Journal(os.fspath(tmp_path))
     journal.incident(incident(), "opened")
     assert len(read_journal(journal.path).incidents) == 1
-
-
-def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="every must be a whole number >= 1, got 0"):
-        Journal(tmp_path, every=0)

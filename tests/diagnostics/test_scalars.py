@@ -39,3 +39,11 @@ def test_the_link_pins_scalars():
     assert link.startswith("http://127.0.0.1:6006/?pinnedCards=") and link.endswith("&smoothing=0#timeseries")
     cards = json.loads(unquote(link.split("pinnedCards=")[1].split("&")[0]))
     assert len(cards) == 12 and cards[-1] == {"plugin": "scalars", "tag": "gradguard/optimizer_1/6_lr_factor"}
+
+
+def test_a_scalers_overflow_draws_no_point_instead_of_a_false_one():
+    names = set(scalars(window(overflows=1, norm_before=0.0, norm_after=0.0)))
+    assert "gradguard/1_log10_norm_peak" in names and "gradguard/2_log10_norm_before_clip" not in names
+    assert "gradguard/3_log10_norm_after_clip" not in names
+    empty = set(scalars(window(overflows=1, norm_before=0.0, norm_after=0.0, norm_peak=0.0)))
+    assert not any("norm" in name for name in empty) and "gradguard/6_lr_factor" in empty

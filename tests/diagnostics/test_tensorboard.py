@@ -12,6 +12,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradguard.diagnostics import TensorBoardSink
+from lightning_gradguard.diagnostics.heatmap import NONFINITE
 from tests.diagnostics.examples import HOSTILE, incident, window
 
 
@@ -118,7 +119,7 @@ def test_the_heatmap_shows_the_bad_step(tmp_path, writer):
     (image,) = read(tmp_path).Images("gradguard/heatmap")
     pixels = np.array(Image.open(io.BytesIO(image.encoded_image_string)))
     assert pixels.shape == (image.height, image.width, 3)
-    assert (pixels == (168, 36, 214)).all(axis=2).any(axis=1).sum() >= 10
+    assert (pixels == NONFINITE[:3]).all(axis=2).any(axis=1).sum() >= 10
 
 
 def test_hostile_names_stay_text(tmp_path, writer):
@@ -157,3 +158,23 @@ def test_the_size_on_disk_is_bounded(tmp_path):
         for tick in range(40):
             sink.window(window(tick, layers=layers, layer_peaks=np.random.default_rng(tick).lognormal(size=200)))
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 150_000
+
+
+def test_a_million_steps_stay_small_and_keep_their_peak(tmp_path):
+    """The bound that the documentation states: the log grows with the logarithm of the run's length."""
+    layers = tuple(f"l{i}" for i in range(20))
+    with SummaryWriter(tmp_path) as writer:
+        sink = TensorBoardSink(writer, heatmap=False)
+        for tick in range(20_000):
+            sink.window(window(tick, layers=layers, every=50, norm_peak=1e9 if tick == 15_000 else 1.0))
+            if tick % 1000 == 0:
+                sink.incident(incident(tick // 1000 + 1, step=tick * 50), "opened")
+        sink.close()
+    events = read(tmp_path)
+    points = events.Scalars("gradguard/1_log10_norm_peak")
+    assert len(points) <= 1000 and max(point.value for point in points) == 9.0
+    assert points[-1].step == 999_999
+    kept = events.Tensors("gradguard/layers")
+    assert 1000 * (1 + math.log(20)) * 0.8 < len(kept) <= 1000 * (1 + math.log(20)) + 2000
+    assert [e.step for e in kept] == [e.step for e in events.Tensors("gradguard/windows")]
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 3_500_000

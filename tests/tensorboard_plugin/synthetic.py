@@ -57,12 +57,13 @@ class Writer:
         norms: npt.NDArray[np.float64],
         nonfinite: npt.NDArray[np.float64],
         prefix: str = "gradguard/",
+        part: str = "",
     ) -> None:
         log2 = np.full(len(norms), -60.0)
         np.log2(norms, out=log2, where=norms > 0)
         content = json.dumps({"version": 1, "layers": list(names), "optimizer": 0}).encode()
         half = np.stack([log2, nonfinite]).astype("<f2")
-        self._add(f"{prefix}layers", tick, _tensor(half, types_pb2.DT_HALF), "gradguard_layers", content)
+        self._add(f"{prefix}layers{part}", tick, _tensor(half, types_pb2.DT_HALF), "gradguard_layers", content)
 
     def window(self, tick: int, numbers: Sequence[float], prefix: str = "gradguard/") -> None:
         tensor = _tensor(np.asarray(numbers, "<f8"), types_pb2.DT_DOUBLE)
@@ -168,6 +169,7 @@ def write_run(
     sick: bool = False,
     diverge: bool = False,
     first: int = 0,
+    amp: bool = False,
 ) -> None:
     """Write a run of ``windows`` windows.
 
@@ -180,6 +182,7 @@ def write_run(
         sick: Put four incidents in, one of them with a rollback.
         diverge: Let the norm run away from the middle on, with nobody there to guard.
         first: First step, as in a resumed run.
+        amp: Let a GradScaler skip the first steps and one now and then, as it should.
     """
     rng = np.random.default_rng(seed)
     writer = Writer(folder)
@@ -194,6 +197,7 @@ def write_run(
             for f, form in ((0.3, "sudden"), (0.47, "non-finite"), (0.62, "drift"), (0.8, "sudden"))
         }
     number, factor = 0, 1.0
+    clipped = skipped = overflows = 0
     for tick in range(windows):
         progress = tick / windows
         base = (
@@ -227,6 +231,7 @@ def write_run(
             alarm = step + width // 2
             remedies = {"sudden": ["clip"], "non-finite": ["skip"], "drift": ["rollback", "backoff"]}[form]
             after_factor = 0.0 if "skip" in remedies else min(1.0, limit / peak)
+            skipped, clipped = skipped + (after_factor == 0.0), clipped + (0.0 < after_factor < 1.0)
             shown = "nan" if peak != peak else peak
             record = incident(number, alarm, form, bad, value=shown, limit=limit, remedies=remedies)
             writer.incident("opened", alarm, record)
@@ -236,7 +241,12 @@ def write_run(
                 factor = 0.5
         elif tick > max(trouble_tick(trouble, "drift"), default=10**9) + windows // 10:
             factor = min(1.0, factor * 1.05)
+        if amp and (tick < 2 or tick % 100 == 50):
+            overflows += width if tick == 0 else 1
+            # A window of nothing but overflows has no norm.
+            peak, base = (0.0, np.zeros(n)) if tick == 0 else (peak, base)
         row = [step + width - 1, step, peak, calm, calm * after_factor, typical, limit, after_factor, factor]
+        row += [clipped, skipped, overflows]
         writer.window(tick, row)
         writer.layers(tick, names, base, nonfinite)
         writer.now += width * 0.1

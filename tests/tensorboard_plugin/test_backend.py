@@ -168,6 +168,20 @@ def test_further_optimizers(tmp_path: Path) -> None:
     assert local.get("/view", run="gan", optimizer=2).status_code == 404
 
 
+def test_layers_that_join_in_the_middle_of_a_run_are_shown(tmp_path: Path) -> None:
+    writer = synthetic.Writer(tmp_path / "unfrozen")
+    for tick in range(10):
+        names = ["head"] if tick < 5 else ["body", "head"]
+        part = "" if tick < 5 else "_2"
+        writer.window(tick, [tick, tick, 1, 1, 1, 1, 2, 1, 1])
+        writer.layers(tick, names, np.ones(len(names)), np.zeros(len(names)), part=part)
+    writer.close()
+    local = Local(tmp_path)
+    assert local.json("/story", run="unfrozen")["optimizers"][0]["layers"] == ["head", "body"]
+    codes = local.view(run="unfrozen")["codes"]
+    assert codes.tolist() == [[0] * 10, [-32768] * 5 + [0] * 5]
+
+
 def test_new_windows_are_seen(tmp_path: Path) -> None:
     """The cache must not outlive what it was made from."""
     synthetic.write_run(tmp_path / "run", ["a", "b", "c"], windows=20)

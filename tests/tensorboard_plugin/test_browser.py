@@ -1,9 +1,8 @@
-"""The tab as a person sees it: a real TensorBoard, a headless Chromium, pictures for the documentation."""
+"""The tab as a person sees it, on synthetic logs: a real TensorBoard and a headless Chromium."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +10,9 @@ from typing import Any
 
 import pytest
 import synthetic
+from browsing import NONFINITE, Tab, colours, extent, loaded
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
-
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
-NONFINITE = (195, 0, 126)
-# TensorBoard says the first on every page, and these tests' own look at the pixels causes the second.
-KNOWN = ("Multiple instances of Three.js", "Canvas2D: Multiple readback operations")
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +23,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write_run(folder / "healthy", names[:20], seed=3)
     synthetic.write_run(folder / "unguarded", names, diverge=True)
     synthetic.write_hostile(folder / "hostile")
+    synthetic.write_run(folder / "mixed", names[:20], amp=True)
     return folder
 
 
@@ -43,75 +33,12 @@ def address(logs: Path, serve: Any) -> Iterator[str]:
         yield at
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """The page, and what it must not do."""
-
-    def __init__(self, chromium: Any, address: str) -> None:
-        self.address = address
-        self.context = chromium.new_context(viewport={"width": 1400, "height": 900})
-        self.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda said: self.complain(said.text, said.type in ("error", "warning")))
-        self.page.on("pageerror", lambda error: self.complain(str(error)))
-        inside = (address, "data:", "blob:")
-        self.page.on("request", lambda asked: self.complain(asked.url, not asked.url.startswith(inside)))
-
-    def complain(self, text: str, bad: bool = True) -> None:
-        if bad and not any(known in text for known in KNOWN):
-            self.complaints.append(text)
-
-    def open(self, query: str = "", **state: str) -> Any:
-        self.page.goto("about:blank")
-        link = "".join(f"&p.gradguard.{name}={value}" for name, value in state.items())
-        self.page.goto(f"{self.address}/{query}#gradguard{link}")
-        frame = self.page.frame_locator("iframe")
-        frame.locator("[data-loaded], .empty").first.wait_for(timeout=20_000)
-        return frame
-
-    def picture(self, name: str) -> None:
-        IMAGES.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=IMAGES / f"tab-{name}.png")
-
-
 @pytest.fixture
 def tab(chromium: Any, address: str) -> Iterator[Tab]:
     opened = Tab(chromium, address)
     yield opened
     opened.context.close()
     assert opened.complaints == []
-
-
-def colours(frame: Any) -> dict[tuple[int, int, int], int]:
-    """Count the pixels of the heatmap by colour."""
-    counted = frame.locator("canvas.heat").first.evaluate(
-        """canvas => {
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            const counts = {};
-            for (let i = 0; i < data.length; i += 4) {
-                const key = [data[i], data[i + 1], data[i + 2]].join();
-                counts[key] = (counts[key] ?? 0) + 1;
-            }
-            return counts;
-        }"""
-    )
-    return {tuple(map(int, key.split(","))): count for key, count in counted.items()}  # type: ignore[misc]
-
-
-def extent(frame: Any) -> list[int]:
-    return [int(place) for place in frame.locator(".panel").first.get_attribute("data-loaded").split("-")]
-
-
-def loaded(frame: Any, extent: str) -> None:
-    frame.locator(f".panel[data-loaded='{extent}']").first.wait_for(timeout=10_000)
 
 
 def test_a_bad_night_in_ten_seconds(tab: Tab) -> None:
@@ -142,7 +69,6 @@ def test_a_bad_night_in_ten_seconds(tab: Tab) -> None:
     hot = sum(count for (r, g, b), count in counted.items() if r > b + 60 and (r, g, b) != NONFINITE)
     calm = sum(count for (r, g, b), count in counted.items() if abs(r - b) < 40)
     assert hot > 100 and calm > 0.9 * sum(counted.values())
-    tab.picture("recovered")
 
 
 def test_tooltip_tells_layer_step_value_and_ratio(tab: Tab) -> None:
@@ -166,7 +92,6 @@ def test_a_click_on_an_incident_zooms_and_outlines(tab: Tab) -> None:
     assert frame.locator(".incident[data-number='3']").get_attribute("aria-pressed") == "true"
     assert frame.locator(".pin").inner_text() == "step 2,485"
     assert colours(frame)[(28, 36, 48)] > 500, "the outline"
-    tab.picture("incident")
     frame.get_by_role("button", name="Show all steps").click()
     loaded(frame, f"{before[0]}-{before[1]}")
 
@@ -192,7 +117,6 @@ def test_selectors(tab: Tab) -> None:
     frame.locator(".panel[data-run='healthy'][data-loaded]").wait_for()
     assert "No incident in 4,000 steps" in frame.locator(".verdict.good").inner_text()
     assert NONFINITE not in colours(frame)
-    tab.picture("healthy")
     before = colours(frame)
     frame.get_by_label("Colours").select_option("viridis")
     assert colours(frame) != before
@@ -212,8 +136,27 @@ def test_two_runs_side_by_side(tab: Tab) -> None:
     frame.locator("canvas.heat").first.hover(position={"x": 200, "y": 100})
     lines = frame.locator(".crosshair")
     assert lines.nth(0).is_visible() and lines.nth(1).is_visible(), "one cursor for both"
-    tab.page.mouse.move(5, 5)
-    tab.picture("side-by-side")
+
+
+def test_the_overflow_that_a_scaler_expects_raises_no_alarm(tab: Tab) -> None:
+    frame = tab.open(run="mixed")
+    assert "GradScaler skipped 15 steps by itself" in frame.locator(".verdict.good").inner_text()
+    assert frame.locator("svg.norm path.overflow").count() == 6
+    assert frame.locator("svg.norm path.nonfinite").count() == 0 and frame.locator(".mark.held").count() == 0
+    assert NONFINITE not in colours(frame)
+    frame.locator("svg.norm").hover(position={"x": 177, "y": 60})
+    assert "10 steps skipped by the GradScaler" in frame.locator(".tooltip").inner_text()
+
+
+def test_each_mark_has_a_shape_and_a_colour_of_its_own(tab: Tab) -> None:
+    """What was skipped, what was clipped and what was not finite must not be mistaken for each other."""
+    frame = tab.open(run="guarded")
+    look = "one => { const s = getComputedStyle(one); return one.tagName + one.getAttribute('height') + s.fill; }"
+    marks = [frame.locator(f"svg {name}").first for name in (".mark.held", ".mark.clipped", "path.nonfinite")]
+    looks = [mark.evaluate(look) for mark in marks]
+    assert len(set(looks)) == 3 and len({one.partition("rgb")[2] for one in looks}) == 3
+    legend = frame.locator(".legend").first.inner_text()
+    assert all(word in legend for word in ("non-finite", "scaler overflow", "clipped", "skipped"))
 
 
 def test_by_keyboard(tab: Tab) -> None:
@@ -257,7 +200,6 @@ def test_dark(tab: Tab) -> None:
     ground = frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
     assert ground == "rgb(29, 31, 35)"
     assert (255, 77, 184) in colours(frame), "non-finite has its own dark-mode colour"
-    tab.picture("dark")
     tab.page.evaluate("document.body.classList.remove('dark-mode')")
     assert frame.locator("html[data-theme=light]").count() == 1
 
@@ -282,7 +224,6 @@ def test_empty(chromium: Any, serve: Any, tmp_path: Path) -> None:
         tab = Tab(chromium, address)
         frame = tab.open()
         assert "GradGuard()" in frame.locator(".empty pre").inner_text()
-        tab.picture("empty")
         synthetic.write_run(tmp_path / "first", ["a", "b"], windows=20)
         # The page fills when TensorBoard's own reload button is pressed.
         for _ in range(40):

@@ -37,7 +37,7 @@ def test_a_rollback_goes_on_to_the_right() -> None:
 
 
 def test_of_a_tick_written_twice_the_later_counts() -> None:
-    table = np.ones((3, 9))
+    table = np.ones((3, len(wire.COLUMNS)))
     table[:, 0] = [5, 15, 25]
     table[:, 1] = [0, 10, 20]
     laid = series.lay_out(np.array([0, 1, 1]), np.zeros(3), table)
@@ -104,7 +104,7 @@ def test_a_loader_that_kept_other_ticks_of_each_tag() -> None:
 
 
 def test_layers_without_windows_lie_on_their_ticks() -> None:
-    nothing = series.lay_out(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 9)))
+    nothing = series.lay_out(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, len(wire.COLUMNS))))
     made = series.assemble(["a"], nothing, np.arange(3), np.zeros(3), halves(3, 1))
     assert made.layer_axis.last.tolist() == [1, 2, 3]
     assert series.view(made, 0, 3, 10).windows["peak"].shape == (0,)
@@ -130,3 +130,29 @@ def test_packed_arrays_lie_where_their_types_may() -> None:
         assert offset % size == 0
         offset += size * int(np.prod(array["shape"]))
     assert offset == len(packed)
+
+
+def test_counts_since_the_run_began_become_counts_of_each_window() -> None:
+    made = timeline([9, 19, 29, 39])
+    made.table[:, wire.COLUMNS.index("skipped")] = [1, 1, 4, 4]
+    assert made.done("skipped").tolist() == [1, 0, 3, 0] and made.total("skipped") == 4
+    # A run begun anew in the same folder counts from zero.
+    made.table[:, wire.COLUMNS.index("skipped")] = [3, 5, 0, 2]
+    assert made.total("skipped") == 7
+    shown = series.view(series.assemble([], made, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 40, 2)
+    assert shown.windows["skipped"].tolist() == [5, 2]
+
+
+def test_a_log_of_the_first_version_counts_nothing() -> None:
+    rows = [wire.parse_window(np.arange(9.0) + i) for i in range(3)]
+    laid = series.lay_out(np.arange(3), np.zeros(3), np.array(rows))
+    assert laid.total("skipped") == 0
+    shown = series.view(series.assemble([], laid, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 9, 1)
+    assert np.isnan(shown.windows["skipped"]).all() and shown.windows["coefficient"].tolist() == [7]
+    assert wire.parse_window(np.arange(8.0)) is None and wire.parse_window(np.full(9, np.nan)) is None
+    assert wire.parse_window(np.arange(20.0)).tolist() == list(range(12))
+
+
+def test_lists_of_layers_are_put_side_by_side() -> None:
+    wide = series.spread(halves(2, 1, 3.0), ["b"], ["a", "b"])
+    assert np.isnan(wide[:, 0, 0]).all() and wide[:, 0, 1].tolist() == [3, 3] and not wide[:, 1].any()

@@ -56,6 +56,18 @@ def test_red(changes: dict[str, Any], restless: int | None, headline: str) -> No
     assert (verdict["level"], verdict["headline"]) == ("bad", headline)
 
 
+def test_the_windows_count_what_the_kept_actions_do_not() -> None:
+    verdict = story.verdict([record(closed=1940, helped=True)], END, None, {"skipped": 7, "clipped": 2, "overflows": 9})
+    assert "; 7 steps skipped, 2 steps clipped; healthy" in said(verdict)
+    # An old log, or a window that has not been written yet.
+    assert "; 1 step skipped; healthy" in said(story.verdict([record(closed=1940, helped=True)], END, None, {}))
+
+
+def test_what_a_scaler_skips_by_itself_is_no_trouble() -> None:
+    verdict = story.verdict([], END, None, {"overflows": 3})
+    assert verdict["level"] == "good" and "GradScaler skipped 3 steps by itself" in said(verdict)
+
+
 def test_no_incident_but_out_of_its_band_is_red() -> None:
     verdict = story.verdict([], END, 2100)
     assert verdict["level"] == "bad" and "since step 2,100" in said(verdict)

@@ -1,0 +1,65 @@
+"""When windows are sent, and what they say of a GradScaler's overflow."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_gradguard import Guard
+from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.records import Window
+from tests.builders import mlp, regression
+
+
+class Kept(Sink):
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.seen: list[int] = []
+
+    def window(self, window: Window) -> None:
+        self.windows.append(window)
+
+    def gradients(self, step, optimizer, names, grads, grad_scale) -> None:  # type: ignore[no-untyped-def]
+        assert len(names) == len(grads) and all(isinstance(g, torch.Tensor) for g in grads)
+        self.seen.append(step)
+
+
+def run(steps: int, *, scaler: torch.amp.GradScaler | None = None, log_every: int = 20) -> Kept:
+    sink, model = Kept(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, sinks=[sink], log_every=log_every)
+    for x, y in regression(steps):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        if scaler is None:
+            loss.backward()
+            guard.before_step(optimizer, loss=loss)
+            optimizer.step()
+            continue
+        scaler.scale(8 * loss).backward()
+        scaler.unscale_(optimizer)
+        guard.before_step(optimizer, loss=loss, scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+    guard.flush()
+    guard.close()
+    return sink
+
+
+def test_the_first_steps_have_windows_of_their_own() -> None:
+    windows = run(400).windows
+    widths = [w.step - w.first_step + 1 for w in windows]
+    assert widths[:9] == [1] * 9 and widths[-2] == 20 and widths == sorted(widths[:-1]) + widths[-1:]
+    assert sum(widths) == 400
+
+
+def test_sinks_see_the_gradients_once_in_log_every_steps() -> None:
+    assert run(100, log_every=20).seen == [0, 20, 40, 60, 80]
+
+
+def test_the_overflow_that_a_grad_scaler_expects_is_counted_as_such() -> None:
+    # A scale of 1e38 overflows until it has been halved a few times; the scaler skips these steps itself.
+    sink = run(30, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000))
+    last = sink.windows[-1]
+    assert 1 <= last.overflows <= 15 and last.skipped == 0 and last.incidents == 0
+    assert sink.windows[0].norm_peak == 0.0, "a window of nothing but an overflow has no norm"
+    assert all(w.norm_peak < 1e30 and not w.layer_nonfinite.any() for w in sink.windows)
