@@ -14,6 +14,8 @@ AFTER = 4
 """Accepted steps after which the first one is looked at again."""
 MEMORABLE = 1000.0
 """Times the norms that follow: Adam's second moment forgets e-fold in a thousand steps, so such a first batch all but stops the run."""
+LARGEST = math.sqrt(3.4028e38)
+"""Norm whose square is about to overflow float32: Adam's second moment would be inf, and its weights never move again."""
 
 
 class ColdStart(Detector):
@@ -38,6 +40,10 @@ class ColdStart(Detector):
         self.max_update_ratio = checks.number("max_update_ratio", max_update_ratio, above=0.0)
         self.max_weight_excess = checks.number("max_weight_excess", max_weight_excess, above=1.0)
 
+    def limit(self, baseline: Baseline) -> float:
+        """Return what a first step may have; later ones have a history."""
+        return math.inf if baseline.count else LARGEST
+
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge until a first step has been accepted, and that one once more when a few have followed."""
         if baseline.count:
@@ -52,6 +58,9 @@ class ColdStart(Detector):
         if ratio > most:
             reason = f"the first update would be {ratio:.3g} x the weights it is added to"
             return self._verdict(statistics, most, reason, ratio)
+        if statistics.norm > LARGEST:
+            reason = f"the first gradients have a norm of {statistics.norm:.3g}, whose square no optimizer can hold"
+            return self._verdict(statistics, LARGEST, reason, statistics.norm)
         loud = ratio > 1.0 or statistics.norm > (statistics.weight_norm or math.inf)
         if excess > self.max_weight_excess * (1.0 if loud else 100.0):
             reason = f"gradient norm {statistics.norm:.3g}, and a weight {excess:.3g} x what its fan calls for"

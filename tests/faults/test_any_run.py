@@ -1,0 +1,77 @@
+"""Whatever gradients, losses and batches a run is fed: the guard never raises, no poison passes, and it resumes at any step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_gradguard.guard import Guard
+from tests.builders import mlp, regression, same, through_a_file
+
+BATCHES = regression(8)
+VALUES = st.sampled_from(
+    [0.0, 1e-45, 1e-38, 1e-10, 1.0, 1.0, 1.0, 1.0, 10.0, 1e4, 1e19, 1e30, 3e38, math.inf, -math.inf, math.nan]
+)
+LOSSES = st.one_of(st.none(), st.just(1.0), VALUES)
+STEPS = st.lists(st.tuples(VALUES, VALUES, LOSSES, st.integers(1, 6)), max_size=25)
+
+
+class Loop:
+    """A plain loop whose gradients, losses and batches are multiplied by what was drawn."""
+
+    def __init__(self) -> None:
+        self.network = mlp(norm=True)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.01)
+        self.guard = Guard(self.network, on_exhausted="continue")
+        self.guard.attach(self.optimizer)
+        self.count = 0
+
+    def step(self, by: float, inputs: float, loss: float | None) -> tuple[Any, ...]:
+        x, y = BATCHES[self.count % len(BATCHES)]
+        self.count += 1
+        self.optimizer.zero_grad()
+        found = nn.functional.mse_loss(self.network(x * inputs), y)
+        found.backward()
+        with torch.no_grad():
+            for p in self.network.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(by)
+        witness: Tensor | None = None if loss is None else found.detach() * loss
+        report = self.guard.before_step(self.optimizer, loss=witness, batch=(x * inputs, y))
+        poisoned = not all(p.grad is None or bool(p.grad.isfinite().all()) for p in self.network.parameters())
+        assert not poisoned
+        self.optimizer.step()
+        for state in self.optimizer.state.values():
+            assert all(bool(value.isfinite().all()) for value in state.values())
+        return repr(report.verdict), repr(report.decision), repr(report.outcomes), report.held
+
+    def state(self) -> Any:
+        return through_a_file([self.network.state_dict(), self.optimizer.state_dict(), self.guard.state_dict()])
+
+    def load(self, state: Any) -> None:
+        for part, saved in zip((self.network, self.optimizer, self.guard), state, strict=True):
+            part.load_state_dict(saved)
+
+
+@given(steps=STEPS, cut=st.integers(0, 60))
+def test_any_run_is_guarded_and_resumes_at_any_step(steps: list[Any], cut: int) -> None:
+    fed = [(by, inputs, loss) for by, inputs, loss, times in steps for _ in range(times)]
+    whole = Loop()
+    saved, told = None, []
+    for number, what in enumerate(fed):
+        if number == cut:
+            saved = whole.state()
+        told.append(whole.step(*what))
+        assert all(bool(p.isfinite().all()) for p in whole.network.parameters())
+    if saved is None:
+        return
+    resumed = Loop()
+    resumed.load(saved)
+    resumed.count = cut
+    assert [resumed.step(*what) for what in fed[cut:]] == told[cut:]
+    assert same(resumed.state(), whole.state())
