@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.zoo import sequences
 from benchmarks.zoo.case import Case, cases
 from benchmarks.zoo.contenders import CONTENDERS
-from benchmarks.zoo.report import regressions, tables
+from benchmarks.zoo.report import regressions, tables, write
 from benchmarks.zoo.runner import plan, run, silence
 
 QUICK_CONTENDERS = "none,skip+clip,gradguard"
@@ -38,7 +39,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results.jsonl"))
     parser.add_argument("--guarded-twins", action="store_true", help="run the contenders on the healthy twins too")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
-    parser.add_argument("--report", type=Path, help="also write the tables (Markdown) and plots into this folder")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="also write tables (Markdown) and plots into this folder, those of benchmarks.zoo.sequences and, in a full "
+        "run, of benchmarks.ablation included; docs/benchmark for a run of everything",
+    )
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 if GradGuard loses a case or touches a control"
     )
@@ -63,10 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     seeds = [int(s) for s in (options.seeds or ("0" if options.quick else "0,1,2")).split(",")]
     rows = run(plan(chosen, names, seeds, options.guarded_twins), options.out, options.jobs)
     print(tables(rows))
-    if options.report:
-        from benchmarks.zoo.report import write
+    everything = chosen == cases() and set(CONTENDERS) <= set(names)
+    folder = options.report or (Path("docs/benchmark") if everything else None)
+    if folder:
+        write(rows, folder)
+        (folder / "sequences.md").write_text(sequences.tables() if everything else sequences.tables(2000, 5))
+    if folder and everything:
+        from benchmarks import ablation  # it imports this module
 
-        write(rows, options.report)
+        ablation.main(["--jobs", str(options.jobs), "--report", str(folder)])
     broken = regressions(rows) if options.check else []
     print(*broken, sep="\n")
     return 1 if broken else 0
