@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -78,10 +79,8 @@ class Replaces(Callback):
         self.guard, self.name = guard, name
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        if self.name == "gather":
-            self.guard.guard.share(2, self.guard.guard.mean, die)
-        else:
-            self.guard.guard.share(2, die, self.guard.guard.gather)
+        team = self.guard.guard._team
+        self.guard.guard.share(dataclasses.replace(team, **{self.name: die}))
 
 
 @pytest.mark.fault("one of two DDP ranks killed")
