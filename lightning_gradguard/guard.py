@@ -455,7 +455,10 @@ class Guard:
 
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
-        self._running.accept()
+        if self._running.accept():
+            self._recorder.warn(
+                "running", "a batch made running statistics of a normalisation NaN or inf; they were put back"
+            )
         for remedy in lane.lasting:
             with lane.isolating(remedy):
                 remedy.before_update(scene)
@@ -642,6 +645,8 @@ class Guard:
         self._rearm = str(state["armed"])
         self._awaiting = {int(index) for index in state["awaiting"]}
         if self._lanes:
+            # The module's own state has been loaded too, and what is held next must not undo that.
+            self._running = RunningStatistics(self.module)
             self._arm_again()
 
 
