@@ -34,6 +34,8 @@ REFUSED = {
     "FSDPStrategy": "FSDP1 flattens parameters into shards, which hides the layers; use ModelParallelStrategy (FSDP2)",
 }
 
+CLIPPING = "configure_gradient_clipping"
+
 
 class GradGuard(Callback):
     """Detect gradient explosions, remedy them, and log what happened.
@@ -97,7 +99,7 @@ class GradGuard(Callback):
         self._loss: Tensor | None = None
         self._batch: Any = None
         self._batch_index: int | None = None
-        self._clip_val: float | None = None
+        self._clipping: tuple[LightningModule, Any] | None = None
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -199,7 +201,7 @@ class GradGuard(Callback):
             self._put_back(trainer)
 
     def _put_back(self, trainer: Trainer) -> None:
-        self._after_update(trainer)
+        self._after_update()
         self.guard.close()
         # The strategy's collectives end with the run, and cannot be pickled.
         self.guard.share()
@@ -217,7 +219,7 @@ class GradGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand the gradients to the guard, inside ``optimizer.step``, right before clipping and update."""
-        self._restore_clipping(trainer)
+        self._resume_clipping()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         report = self.guard.before_step(
             optimizer,
@@ -227,9 +229,8 @@ class GradGuard(Callback):
             step=trainer.global_step,
             scaler=scaler,
         )
-        if report.held and trainer.gradient_clip_val is not None:
-            # Clipping by value raises when there is no gradient left to clip.
-            self._clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        if report.held:
+            self._suspend_clipping(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
             self._stop(trainer, report)
 
@@ -250,15 +251,25 @@ class GradGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Put back what was changed for the update."""
-        self._after_update(trainer)
+        self._after_update()
 
-    def _after_update(self, trainer: Trainer) -> None:
+    def _after_update(self) -> None:
         self.guard.after_step()
-        self._restore_clipping(trainer)
+        self._resume_clipping()
 
-    def _restore_clipping(self, trainer: Trainer) -> None:
-        if self._clip_val is not None:
-            trainer.gradient_clip_val, self._clip_val = self._clip_val, None
+    def _suspend_clipping(self, pl_module: LightningModule) -> None:
+        # The hook comes next, and may be the module's own: by value, torch raises where there is no gradient to clip.
+        own = vars(pl_module)
+        self._clipping = pl_module, own.get(CLIPPING)
+        own[CLIPPING] = _clip_nothing
+
+    def _resume_clipping(self) -> None:
+        if self._clipping is None:
+            return
+        (pl_module, before), self._clipping = self._clipping, None
+        del vars(pl_module)[CLIPPING]
+        if before is not None:
+            vars(pl_module)[CLIPPING] = before
 
     # -- checkpoint ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +322,10 @@ def _refuse(trainer: Trainer, stage: str) -> None:
             f"GradGuard cannot guard a run under {kind.__name__} with torch {torch.__version__}: DTensor, over whose "
             "shards norms are summed, became public with torch 2.5."
         )
+
+
+def _clip_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for the clipping hook on a held step, whose gradients have been taken away."""
 
 
 def _mean(strategy: Strategy, values: list[float]) -> list[float]:

@@ -372,7 +372,10 @@ class Guard:
 
     def _update(self, lane: Lane, scene: Scene) -> None:
         assert self._running is not None
-        self._running.accept()
+        if self._running.accept():
+            self._recorder.warn(
+                "running", "a batch made running statistics of a normalisation NaN or inf; they were put back"
+            )
         for remedy in lane.lasting:
             with lane.isolating(remedy):
                 remedy.before_update(scene)
@@ -525,4 +528,6 @@ class Guard:
                 lane.resume()
         self._investigation.load_state_dict(state)
         if self._lanes:
+            # The module's own state has been loaded too, and what is held next must not undo that.
+            self._running = RunningStatistics(self.module)
             self._investigation.arm_again(self.module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -35,6 +37,7 @@ class RunningStatistics:
                     self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.view(-1))
         # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
         self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
+        self._spare = {kind: torch.empty_like(saved) for kind, saved in self._saved.items()}
 
     def _awaken(self, *, reset: bool = False) -> None:
         """Look again once lazy layers have been given their buffers by the first batch; that may have been a bad one."""
@@ -45,12 +48,29 @@ class RunningStatistics:
         self._lazy = []
         self._look()
 
-    def accept(self) -> None:
-        """Remember the values of now."""
-        # Without no_grad, which costs as much as the copy: no buffer asks for a gradient, and this runs at every step.
+    @torch.no_grad()
+    def accept(self) -> bool:
+        """Remember the values of now; put the old ones back instead if one is not finite.
+
+        A normalisation hides a huge input from the gradient: it divides by a variance that has overflowed, and all looks
+        calm. In the running variance that inf would stay for ever.
+
+        Returns:
+            Whether they were put back; always False where only the device knows.
+        """
         self._awaken()
-        for kind, buffers in self._live.items():
-            torch.cat(buffers, out=self._saved[kind])
+        fresh = {kind: torch.cat(buffers, out=self._spare[kind]) for kind, buffers in self._live.items()}
+        # A sum is finite only if every element is, and the other way round but for sums that overflow themselves.
+        if not all(math.isfinite(float(v.sum())) for v in fresh.values() if v.is_cpu and v.is_floating_point()):
+            self.restore()
+            return True
+        for kind, values in fresh.items():
+            if not values.is_cpu and values.is_floating_point():
+                # Copying back without need is cheaper than waiting for the device to say that there is none.
+                torch.where(values.isfinite().all(), values, self._saved[kind], out=values)
+                self._write(kind, values)
+            self._saved[kind], self._spare[kind] = values, self._saved[kind]
+        return False
 
     @torch.no_grad()
     def mend(self) -> None:
@@ -63,5 +83,9 @@ class RunningStatistics:
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
         self._awaken(reset=True)
-        for kind, buffers in self._live.items():
-            torch._foreach_copy_(buffers, torch.split(self._saved[kind], [b.numel() for b in buffers]))
+        for kind, saved in self._saved.items():
+            self._write(kind, saved)
+
+    def _write(self, kind: tuple[torch.device, torch.dtype], values: Tensor) -> None:
+        buffers = self._live[kind]
+        torch._foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))

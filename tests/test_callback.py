@@ -92,8 +92,12 @@ def test_rates_and_hooks_are_put_back_after_an_exception_in_mid_step(tmp_path: P
 
 def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), Fails(25)], gradient_clip_val=0.5)
+    module = Net(mlp(), SGD)
+    # A hook of the instance's own must come back too.
+    own = vars(module)["configure_gradient_clipping"] = module.configure_gradient_clipping
     with pytest.raises(KeyError):
-        fit.fit(Net(mlp(), SGD), loader(spoil(regression(40), 25)))
+        fit.fit(module, loader(spoil(regression(40), 25)))
+    assert vars(module)["configure_gradient_clipping"] is own
     assert fit.gradient_clip_val == 0.5
 
 

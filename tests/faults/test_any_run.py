@@ -67,7 +67,7 @@ def test_any_run_is_guarded_and_resumes_at_any_step(steps: list[Any], cut: int) 
         if number == cut:
             saved = whole.state()
         told.append(whole.step(*what))
-        assert all(bool(p.isfinite().all()) for p in whole.network.parameters())
+        assert all(bool(value.isfinite().all()) for value in whole.network.state_dict().values())
     if saved is None:
         return
     resumed = Loop()
@@ -75,3 +75,18 @@ def test_any_run_is_guarded_and_resumes_at_any_step(steps: list[Any], cut: int) 
     resumed.count = cut
     assert [resumed.step(*what) for what in fed[cut:]] == told[cut:]
     assert same(resumed.state(), whole.state())
+
+
+def test_a_first_gradient_whose_square_overflows_does_not_end_up_in_adams_second_moment() -> None:
+    loop = Loop()
+    assert [loop.step(1e21 if number < 2 else 1.0, 1.0, 1.0)[-1] for number in range(5)] == [True] + 4 * [False]
+
+
+def test_a_guard_that_met_its_optimizer_before_the_state_was_loaded_keeps_the_loaded_statistics() -> None:
+    whole = Loop()
+    for _ in range(10):
+        whole.step(1.0, 1.0, 1.0)
+    resumed = Loop()
+    resumed.load(whole.state())
+    assert resumed.step(1.0, math.nan, 1.0)[-1]
+    assert same(dict(resumed.network.state_dict()), dict(whole.network.state_dict()))
