@@ -10,7 +10,7 @@ author = "the lightning_gradguard authors"
 release = version = configuration["metadata"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "benchmark"]  # tables that a page includes
+exclude_patterns = ["_build", "benchmark", "compatibility"]  # tables that a page includes
 html_theme = "furo"
 
 autodoc_typehints = "description"
