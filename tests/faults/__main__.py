@@ -15,6 +15,9 @@ import pytest
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility" / "faults.md"
 HEAD = """<!-- Written by `python -m tests.faults`. -->
 
+Each run was broken on purpose, for real: a signal, a full device, a limit on memory. It is lost if it did not end as the
+test of that fault demands, which is for a killed run: bit-identical to the undisturbed one after a resume.
+
 | fault | runs tried | runs lost |
 |---|---:|---:|
 """
