@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -87,11 +88,13 @@ class Recorder:
 
     def log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
         """Send the window that ends with this step."""
+        # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
+        limit = lane.limit() if lane.baseline.count else math.inf
         window = lane.meter.window(
             statistics,
             lane.baseline,
             optimizer=lane.index,
-            limit=lane.limit(),
+            limit=limit,
             coefficient=coefficient,
             lr_factor=lane.lr_factor,
             incidents=len(self.incidents),
