@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,15 @@ ENOUGH = 3
 
 
 def _floats(batch: Any) -> list[Tensor]:
-    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor))
-    # Sparse and jagged tensors have no maximum.
-    return [t for t in tensors if t.is_floating_point() and t.layout == torch.strided and t.numel()]
+    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel())
+    # Sparse and jagged tensors have no maximum, and numbers of one byte no comparison.
+    return [t for t in tensors if t.layout == torch.strided and t.element_size() > 1]
+
+
+@torch.no_grad()
+def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
+    """Return the largest absolute element of each float tensor in a batch (that is on ``device``), there; NaN if one is."""
+    return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
 
 
 class BatchWitness:
@@ -36,7 +43,7 @@ class BatchWitness:
     @torch.no_grad()
     def remember(self, batch: Any) -> None:
         """Note the largest absolute element of each float tensor in a healthy batch."""
-        peaks = [float(t.abs().amax()) for t in _floats(batch)]
+        peaks = [float(peak) for peak in largest(batch)]
         if not peaks or not all(map(math.isfinite, peaks)):
             return
         if len(peaks) != len(self._peaks):
@@ -52,10 +59,15 @@ class BatchWitness:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
                 return Blame("batch", math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
-        if self._seen < ENOUGH or len(tensors) != len(self._peaks):
+        return self.accuse_peaks([float(peak) for peak in largest(batch)])
+
+    def accuse_peaks(self, peaks: Sequence[float]) -> Blame | None:
+        """Return the evidence against a batch of which only the largest absolute elements are left, or None."""
+        if not all(map(math.isfinite, peaks)):
+            return Blame("batch", math.inf, "the batch holds NaN or inf")
+        if self._seen < ENOUGH or len(peaks) != len(self._peaks):
             return None
-        for tensor, known in zip(tensors, self._peaks, strict=True):
-            peak = float(tensor.abs().amax())
+        for peak, known in zip(peaks, self._peaks, strict=True):
             if known > 0 and peak > LOUD * known:
                 reason = (
                     f"the batch's largest element is {peak:.3g}, {peak / known:.3g} x the largest of healthy batches"

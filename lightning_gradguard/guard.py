@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard import checks
+from lightning_gradguard import checks, late
+from lightning_gradguard.attribution.probe import LayerReading
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -62,7 +63,7 @@ class StepReport:
     """What the guard did with one step.
 
     Args:
-        statistics: The gradients as they arrived.
+        statistics: The gradients as they arrived; on a GPU, where nothing is amiss, those of the step before.
         verdict: What was wrong, or None.
         decision: What was decided, or None.
         outcomes: What the remedies did.
@@ -273,12 +274,84 @@ class Guard:
         lane = self.attach(optimizer)
         # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
         lane.after_update()
-        lane.refresh()
         try:
-            return self._flow(lane, self._scene(lane, loss, step, scaler), batch, batch_index)
+            self._catch_up(lane)
+            lane.refresh()
+            return self._leave_to_device(lane, loss, batch, batch_index, step, scaler) or self._flow(
+                lane, self._scene(lane, loss, step, scaler), batch, batch_index
+            )
         except Exception as error:
             self._never_worse(lane, error)
         return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
+
+    # -- on an accelerator: judged there, and learned of one step later ------------------------------------------------
+
+    def _leave_to_device(
+        self,
+        lane: Lane,
+        loss: Tensor | float | None,
+        batch: Any,
+        batch_index: int | None,
+        step: int | None,
+        scaler: Any,
+    ) -> StepReport | None:
+        """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
+        act = self.mode == "guard"
+        # Processes must meet in the same step to average their losses.
+        found = (
+            late.ready(lane, act=act, scaler=scaler, awaited=self._investigation.awaits(lane))
+            if self._team.size == 1
+            else None
+        )
+        if found is None or lane.last is None:
+            return None
+        names, grads = found
+        number = lane.steps if step is None else step
+        self._recorder.show(lane, number, names, grads, 1.0)
+        passed = late.launch(lane, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index)
+        if act:
+            self._update(lane, self._scene_of(lane, lane.last), passed)
+        return StepReport(lane.last)
+
+    def _catch_up(self, lane: Lane) -> None:
+        """Learn what the device found and did at the last step, if it was left to it."""
+        found = late.collect(lane)
+        if found is None:
+            return
+        statistics, alarm = found.statistics, None
+        lane.steps += 1
+        for verdict in lane.judge(statistics):
+            if not verdict.alarm:
+                self._recorder.notice(lane, statistics.step, verdict)
+            elif verdict.form in ("sudden", "non-finite"):
+                alarm = verdict
+            else:
+                # What asks for more than first aid is asked again, of a step that the host has in hand.
+                lane.watchful = lane.steps + late.CLOSE
+        if alarm is not None:
+            self._first_aid(lane, found, alarm)
+        elif statistics.finite:
+            lane.policy.rest(statistics.step)
+            lane.accept(statistics, math.inf)
+        self._recorder.meter(lane, statistics, found.coefficient)
+
+    def _first_aid(self, lane: Lane, found: late.Late, verdict: Verdict) -> None:
+        """Record what the device has done about a bad step; from here on the host judges each at once."""
+        statistics, limit = found.statistics, lane.limit()
+        named = suspects(lane, self.module, self._team, statistics, (), found.accused)
+        # A damaged layer is mended by the host, at the step that it has in hand.
+        batch = [s for s in named if s.layer == "batch"]
+        decision = lane.policy.decide(verdict, statistics, blame=batch, baseline=lane.baseline, can=set(lane.remedies))
+        outcomes = (found.outcome,) if self.mode == "guard" and found.coefficient < 1.0 else ()
+        if outcomes:
+            decision = dataclasses.replace(decision, remedies=(found.outcome.remedy,))
+        if outcomes and found.coefficient == 0.0:
+            lane.reject(statistics)
+        elif statistics.finite:
+            lane.accept(statistics, limit)
+        self._record(lane, Action(statistics.step, verdict, decision, outcomes), named, found.batch_index)
+
+    # -- the flow ------------------------------------------------------------------------------------------------------
 
     def _flow(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
         statistics = scene.statistics
@@ -304,6 +377,9 @@ class Guard:
         names, grads = lane.gradients()
         self._recorder.show(lane, number, names, grads, scale)
         statistics = measure(lane, self.module, self._team, loss, names, grads, step=number, scaled=scaled, scale=scale)
+        return self._scene_of(lane, statistics, scaler if scaled else None, scale)
+
+    def _scene_of(self, lane: Lane, statistics: GradientStatistics, scaler: Any = None, scale: float = 1.0) -> Scene:
         assert self._running is not None
         return Scene(
             module=self.module,
@@ -312,7 +388,7 @@ class Guard:
             snapshots=lane.snapshots,
             running=self._running,
             statistics=statistics,
-            scaler=scaler if scaled else None,
+            scaler=scaler,
             grad_scale=scale,
         )
 
@@ -337,13 +413,19 @@ class Guard:
             if not verdict.alarm:
                 self._recorder.notice(lane, statistics.step, verdict)
             elif not verdict.examine:
-                return verdict, suspects(lane, self.module, self._team, statistics, readings, batch)
+                return verdict, self._suspects(lane, statistics, readings, batch)
             elif self._time_to_examine(statistics.step):
-                found = suspects(lane, self.module, self._team, statistics, readings, batch)
+                found = self._suspects(lane, statistics, readings, batch)
                 if any(s.layer != "batch" for s in found):
                     return verdict, found
                 self._recorder.notice(lane, statistics.step, verdict)
         return None, ()
+
+    def _suspects(
+        self, lane: Lane, statistics: GradientStatistics, readings: tuple[LayerReading, ...], batch: Any
+    ) -> tuple[Blame, ...]:
+        accused = lane.batches.accuse(batch) if batch is not None else None
+        return suspects(lane, self.module, self._team, statistics, readings, accused)
 
     def _time_to_examine(self, step: int) -> bool:
         # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
@@ -370,9 +452,8 @@ class Guard:
             self._update(lane, scene)
         lane.accept(statistics, float("inf"))
 
-    def _update(self, lane: Lane, scene: Scene) -> None:
-        assert self._running is not None
-        if self._running.accept():
+    def _update(self, lane: Lane, scene: Scene, passed: Tensor | None = None) -> None:
+        if scene.running.accept(passed):
             self._recorder.warn(
                 "running", "a batch made running statistics of a normalisation NaN or inf; they were put back"
             )
@@ -407,14 +488,17 @@ class Guard:
             lane.accept(statistics, limit)
         else:
             self._tell_of_poison(scene)
-        # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
-        # run that lost one batch must go on exactly as if it had never seen it.
-        again = lane.policy.strikes > 1 or verdict.form == "cold-start"
-        self._investigation.arm(lane, self.module, backward=again and self.mode == "guard")
-        self._recorder.record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
+        self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"
         return StepReport(statistics, verdict, decision, outcomes, held, stop)
+
+    def _record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
+        # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
+        # run that lost one batch must go on exactly as if it had never seen it.
+        again = lane.policy.strikes > 1 or action.verdict.form == "cold-start"
+        self._investigation.arm(lane, self.module, backward=again and self.mode == "guard")
+        self._recorder.record(lane, action, suspects, batch_index)
 
     def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []
@@ -457,6 +541,7 @@ class Guard:
     def _never_worse(self, lane: Lane, error: Exception) -> None:
         """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""
         lane.after_update()
+        lane.gate.drop()
         if isinstance(error, TrainingDiverged):
             raise error
         self._investigation.disarm()
@@ -481,11 +566,14 @@ class Guard:
     def flush(self) -> None:
         """Send the window under way to the sinks."""
         for lane in self._lanes.values():
+            self._catch_up(lane)
             if lane.meter.steps and lane.last is not None:
                 self._recorder.log(lane, lane.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
+        for lane in self._lanes.values():
+            self._catch_up(lane)
         self._investigation.rest()
         for lane in self._lanes.values():
             lane.close()
@@ -496,6 +584,8 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
+        for lane in self._lanes.values():
+            self._catch_up(lane)
         # Optimizers that have not been met yet keep what was loaded for them.
         lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {

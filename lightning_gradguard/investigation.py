@@ -81,7 +81,7 @@ def suspects(
     team: Team,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    batch: Any,
+    accused: Blame | None,
 ) -> tuple[Blame, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes."""
     from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
@@ -91,7 +91,6 @@ def suspects(
     layers: tuple[Blame, ...] = ()
     if readings or snapshot is not None:
         layers = blame(module, readings=readings, snapshot=snapshot, statistics=statistics)
-    accused = lane.batches.accuse(batch) if batch is not None else None
     mine = ([accused] if accused else []) + list(layers)
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Blame] = {}

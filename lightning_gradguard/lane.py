@@ -6,9 +6,11 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +18,35 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError, named
+from lightning_gradguard.gate import Gate
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
 from lightning_gradguard.remedies import LearningRateBackoff, Remedy
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What the host knew of a step that it left to the device.
+
+    Args:
+        step: Its number.
+        names: Names of the parameters that had a gradient.
+        loss: Its loss, where that was on the host.
+        rate: Its learning rate.
+        batch_index: The number of its batch.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    loss: float | None
+    rate: float | None
+    batch_index: int | None
 
 
 class Lane:
@@ -73,6 +96,10 @@ class Lane:
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
+        self.gate = Gate()
+        self.flight: Flight | None = None
+        # Steps before which the host judges each by itself.
+        self.watchful = 0
         # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
         self.shared: list[float] = []
@@ -224,6 +251,7 @@ class Lane:
 
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
+        self.gate.after_update()
         failed: tuple[Remedy, Exception] | None = None
         for remedy in list(self.lasting):
             try:
@@ -284,6 +312,8 @@ class Lane:
             "meter": self.meter.state_dict(),
             "incident": to_json(self.incident),
             "steps": self.steps,
+            "watchful": self.watchful,
+            "last": _plain(self.last),
             "losses": list(self.losses),
             "shared": list(self.shared),
             "noticed": dict(self.noticed),
@@ -301,7 +331,9 @@ class Lane:
         self.batches.load_state_dict(state["batches"])
         self.meter.load_state_dict(state["meter"])
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
-        self.steps = int(state["steps"])
+        self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
+        self.last = _statistics(state["last"])
+        self.gate.drop()
         self.losses = [float(v) for v in state["losses"]]
         self.shared = [float(v) for v in state["shared"]]
         self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
@@ -316,6 +348,26 @@ class Lane:
         """Put the rates back and take the hook off the optimizer."""
         self.after_update()
         self._hook.remove()
+
+
+def _plain(statistics: GradientStatistics | None) -> dict[str, Any]:
+    """Return what the next step is compared with, in the same form where there is nothing yet."""
+    seen = [] if statistics is None else [statistics]
+    return {
+        "step": [s.step for s in seen],
+        "names": [name for s in seen for name in s.names],
+        "norms": [norm for s in seen for norm in s.norms.tolist()],
+        "loss": [s.loss for s in seen if s.loss is not None],
+        "rate": [s.rate for s in seen if s.rate is not None],
+    }
+
+
+def _statistics(plain: dict[str, Any]) -> GradientStatistics | None:
+    if not plain["step"]:
+        return None
+    norms, names = np.array(plain["norms"], dtype=np.float64), tuple(map(str, plain["names"]))
+    loss, rate = (next(map(float, plain[key]), None) for key in ("loss", "rate"))
+    return GradientStatistics(int(plain["step"][0]), names, norms, global_norm(norms), loss=loss, rate=rate)
 
 
 def expected(value: T, kind: type | tuple[type, ...]) -> T:

@@ -49,11 +49,14 @@ class RunningStatistics:
         self._look()
 
     @torch.no_grad()
-    def accept(self) -> bool:
-        """Remember the values of now; put the old ones back instead if one is not finite.
+    def accept(self, passed: Tensor | None = None) -> bool:
+        """Remember the values of now; put the old ones back instead if one is not finite, or if the step did not pass.
 
         A normalisation hides a huge input from the gradient: it divides by a variance that has overflowed, and all looks
         calm. In the running variance that inf would stay for ever.
+
+        Args:
+            passed: Whether the step's update is made, where only the device knows; a bool tensor of no dimension.
 
         Returns:
             Whether they were put back; always False where only the device knows.
@@ -61,13 +64,17 @@ class RunningStatistics:
         self._awaken()
         fresh = {kind: torch.cat(buffers, out=self._spare[kind]) for kind, buffers in self._live.items()}
         # A sum is finite only if every element is, and the other way round but for sums that overflow themselves.
-        if not all(math.isfinite(float(v.sum())) for v in fresh.values() if v.is_cpu and v.is_floating_point()):
+        here = [v for v in fresh.values() if v.is_cpu and v.is_floating_point() and passed is None]
+        if not all(math.isfinite(float(v.sum())) for v in here):
             self.restore()
             return True
         for kind, values in fresh.items():
-            if not values.is_cpu and values.is_floating_point():
+            if passed is not None or (values.is_floating_point() and not values.is_cpu):
                 # Copying back without need is cheaper than waiting for the device to say that there is none.
-                torch.where(values.isfinite().all(), values, self._saved[kind], out=values)
+                good = values.isfinite().all()
+                if passed is not None:
+                    good = good & passed.to(good.device, non_blocking=True)
+                torch.where(good, values, self._saved[kind], out=values)
                 self._write(kind, values)
             self._saved[kind], self._spare[kind] = values, self._saved[kind]
         return False

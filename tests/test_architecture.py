@@ -20,10 +20,11 @@ RANKS = {
     **dict.fromkeys(("errors", "checks", "records", "layers"), 0),
     **dict.fromkeys(("statistics", "baseline", "running", "batches", "snapshots", "fans"), 1),
     "initialisation": 1.5,
-    **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter"), 2),
+    **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter", "gate"), 2),
     **dict.fromkeys(("first_look", "lane"), 3),
     **dict.fromkeys(("recorder", "rehearsal", "measuring"), 3.5),
     **dict.fromkeys(("investigation", "keeping"), 3.75),
+    "late": 3.9,
     "guard": 4,
     "callback": 5,
 }

@@ -35,6 +35,7 @@ class ColdStart(Detector):
     """
 
     name: ClassVar[str] = "cold-start"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, max_update_ratio: float = 10.0, max_weight_excess: float = 4.0) -> None:
         self.max_update_ratio = checks.number("max_update_ratio", max_update_ratio, above=0.0)

@@ -37,6 +37,7 @@ class Divergence(Detector):
     """
 
     name: ClassVar[str] = "divergence"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 4.0, threshold: float = 2.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

@@ -38,6 +38,7 @@ class Drift(Detector):
     """
 
     name: ClassVar[str] = "drift"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, slack: float = 0.5, threshold: float = 8.0, growth: float = 30.0) -> None:
         self.slack = checks.number("slack", slack, least=0.0)

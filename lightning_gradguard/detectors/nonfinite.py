@@ -22,6 +22,7 @@ class NonFinite(Detector):
     """
 
     name: ClassVar[str] = "non-finite"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 16) -> None:
         self.patience = checks.whole("patience", patience, least=1)
@@ -35,7 +36,9 @@ class NonFinite(Detector):
             return None
         layers = tuple(name for name, _ in statistics.nonfinite)
         elements = sum(count for _, count in statistics.nonfinite)
-        where = f"{elements} elements of {len(layers)} of {len(statistics.names)} gradients"
+        # Of a step that was judged on its device only the norms are left.
+        where = f"{elements} elements of " if elements else ""
+        where += f"{len(layers)} of {len(statistics.names)} gradients"
         return Verdict(
             form="overflow" if statistics.scaled else "non-finite",
             detector=self.name,

@@ -23,6 +23,7 @@ class RateLeap(Detector):
     """
 
     name: ClassVar[str] = "rate-leap"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 10.0, max_update_ratio: float = 0.2) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

@@ -30,6 +30,7 @@ class Stagnation(Detector):
     """
 
     name: ClassVar[str] = "stagnation"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)

@@ -42,6 +42,7 @@ class Augment(Remedy):
     """
 
     name: ClassVar[str] = "augment"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, steps: int = 100, transform: Callable[[Any], Any] | None = None, seed: int = 0) -> None:
         self.steps = checks.whole("steps", steps, least=1)

@@ -42,6 +42,7 @@ class LearningRateBackoff(Remedy):
     """
 
     name: ClassVar[str] = "backoff"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, hold: int = 100, recover: int = 500, min_factor: float = 1e-5) -> None:
         self.hold = checks.whole("hold", hold)

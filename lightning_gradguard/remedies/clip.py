@@ -61,6 +61,7 @@ class Clip(Remedy):
     """
 
     name: ClassVar[str] = "clip"
+    late: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class Regularize(Remedy):
     """
 
     name: ClassVar[str] = "regularize"
+    late: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(self, *, steps: int = 100, pull: float = 0.1, decay: float = 0.01) -> None:

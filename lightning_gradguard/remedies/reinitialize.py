@@ -54,6 +54,7 @@ class Reinitialize(Remedy):
     """
 
     name: ClassVar[str] = "reinitialize"
+    late: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(

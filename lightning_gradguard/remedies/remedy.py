@@ -63,6 +63,9 @@ class Remedy(ABC):
     """What decisions and records call it."""
     uses_snapshots: ClassVar[bool] = False
     """Whether it reads ``scene.snapshots``; none are taken where no remedy does."""
+    late: ClassVar[bool] = False
+    """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are known one
+    step later, so that nobody waits for the device. False costs one wait a step."""
 
     def check(self, module: nn.Module) -> None:
         """Raise ValueError if the configuration does not fit the module; called before training starts."""

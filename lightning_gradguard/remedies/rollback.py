@@ -24,6 +24,7 @@ class Rollback(Remedy):
     """
 
     name: ClassVar[str] = "rollback"
+    late: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 10) -> None:

@@ -20,6 +20,7 @@ class Skip(Remedy):
     """
 
     name: ClassVar[str] = "skip"
+    late: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []

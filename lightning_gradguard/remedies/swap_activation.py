@@ -49,6 +49,7 @@ class SwapActivation(Remedy):
     """
 
     name: ClassVar[str] = "swap-activation"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, to: Choice = "Softsign") -> None:
         self.to = checks.choice("to", to, get_args(Choice))

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -137,6 +138,8 @@ def train(root: Path, marks: Any = None) -> None:
 def interrupted(root: Path, marks: Any) -> None:
     """Train until a signal ends it; leave what it left in ``interrupted.pt``."""
     quiet()
+    # A shell without a terminal starts what runs in the background deaf to Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     guard, module = watcher(), Sick()
     logger = TensorBoardLogger(root, name="", version="")
     keep = OnExceptionCheckpoint(root / "checkpoints", "epoch=99")
