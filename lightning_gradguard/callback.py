@@ -187,6 +187,7 @@ class GradGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what has not been written yet."""
+        self.guard.settle()
         self.guard.flush()
         self._announce(trainer)
 

@@ -297,12 +297,7 @@ class Guard:
     ) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
         act = self.mode == "guard"
-        # Processes must meet in the same step to average their losses.
-        found = (
-            late.ready(lane, act=act, scaler=scaler, awaited=self._investigation.awaits(lane))
-            if self._team.size == 1
-            else None
-        )
+        found = late.ready(lane, act=act, scaler=scaler, awaited=self._investigation.awaits(lane))
         if found is None or lane.last is None:
             return None
         names, grads = found
@@ -315,7 +310,7 @@ class Guard:
 
     def _catch_up(self, lane: Lane) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
-        found = late.collect(lane)
+        found = late.collect(lane, self._team)
         if found is None:
             return
         statistics, alarm = found.statistics, None
@@ -334,6 +329,12 @@ class Guard:
             lane.policy.rest(statistics.step)
             lane.accept(statistics, math.inf)
         self._recorder.meter(lane, statistics, found.coefficient)
+
+    def _catch_up_alone(self) -> None:
+        """Do so for all optimizers, where no other process need take part; with several, :meth:`settle` does."""
+        if self._team.size == 1:
+            for lane in self._lanes.values():
+                self._catch_up(lane)
 
     def _first_aid(self, lane: Lane, found: late.Late, verdict: Verdict) -> None:
         """Record what the device has done about a bad step; from here on the host judges each at once."""
@@ -393,11 +394,12 @@ class Guard:
         )
 
     def settle(self) -> None:
-        """Average the losses that are still each process's own, so that one process's state is that of all.
+        """Learn of the last step, and average the losses that are still each process's own: one process's state is that of all.
 
         Every process must call it at the same point; what is learned from the losses, and when, does not change.
         """
         for lane in self._lanes.values():
+            self._catch_up(lane)
             if lane.losses:
                 lane.shared += self._team.mean(lane.losses)
                 lane.losses.clear()
@@ -565,15 +567,14 @@ class Guard:
 
     def flush(self) -> None:
         """Send the window under way to the sinks."""
+        self._catch_up_alone()
         for lane in self._lanes.values():
-            self._catch_up(lane)
             if lane.meter.steps and lane.last is not None:
                 self._recorder.log(lane, lane.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        for lane in self._lanes.values():
-            self._catch_up(lane)
+        self._catch_up_alone()
         self._investigation.rest()
         for lane in self._lanes.values():
             lane.close()
@@ -584,8 +585,7 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        for lane in self._lanes.values():
-            self._catch_up(lane)
+        self._catch_up_alone()
         # Optimizers that have not been met yet keep what was loaded for them.
         lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {

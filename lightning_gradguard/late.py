@@ -19,6 +19,7 @@ from lightning_gradguard.batches import largest
 from lightning_gradguard.gate import Gate
 from lightning_gradguard.keeping import worth_keeping
 from lightning_gradguard.lane import Flight, Lane
+from lightning_gradguard.measuring import Team, joint_loss
 from lightning_gradguard.policy import GENTLE
 from lightning_gradguard.records import Blame, GradientStatistics, Outcome
 from lightning_gradguard.remedies import Clip
@@ -128,14 +129,14 @@ def _peaks(batch: Any, device: torch.device) -> Sequence[Tensor]:
     return largest(batch, device) if batch is not None else ()
 
 
-def collect(lane: Lane) -> Late | None:
+def collect(lane: Lane, team: Team) -> Late | None:
     """Return what the device found at the last step, if it was left to it."""
     reading, flight = lane.gate.collect(), lane.flight
     if reading is None or flight is None:
         return None
     lane.flight = None
     norm = global_norm(reading.norms)
-    loss = flight.loss if reading.loss is None else reading.loss
+    loss = joint_loss(lane, team, flight.loss if reading.loss is None else reading.loss, norm)
     # Elements can no longer be counted: the gradients are gone.
     bad = (
         () if math.isfinite(norm) else tuple((flight.names[i], 0) for i in np.flatnonzero(~np.isfinite(reading.norms)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_gradguard import checks
 
+PINNED = 2**30
+"""Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
 EARLY = 10
 """Steps between the first snapshots; the gap then doubles with the age of the run."""
 
@@ -39,12 +42,23 @@ def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
     if isinstance(value, Tensor):
         value = (value.to_local() if hasattr(value, "to_local") else value).detach()
-        if isinstance(used, Tensor) and used.shape == value.shape and used.dtype == value.dtype:
-            return used.copy_(value)
-        # On a CPU .to("cpu") would alias the live tensor.
-        return value.clone() if value.is_cpu else value.to("cpu")
+        fits = isinstance(used, Tensor) and used.shape == value.shape and used.dtype == value.dtype
+        if value.is_cpu:
+            # .to("cpu") would alias the live tensor.
+            return used.copy_(value) if fits else value.clone()
+        target = used if fits else _room(value)
+        # Into pinned memory the device copies by itself, before the update that comes after.
+        return target.copy_(value, non_blocking=value.is_cuda and target.is_pinned())
     # LBFGS keeps lists of tensors, which it changes in place.
     return tree_map_only(Tensor, _host, value)
+
+
+def _room(value: Tensor) -> Tensor:
+    """Return host memory for a copy, pinned where that is to be had and not too much."""
+    if value.is_cuda and value.nbytes <= PINNED:
+        with suppress(RuntimeError):
+            return torch.empty_like(value, device="cpu", pin_memory=True)
+    return torch.empty_like(value, device="cpu")
 
 
 def _write(target: Tensor, source: Tensor) -> None:
@@ -70,10 +84,13 @@ class SnapshotStore:
         self._due = 0
         # Steps of those that a checkpoint holds too.
         self._lent: set[int] = set()
+        # Set where the newest may still be on its way from the device.
+        self._coming: list[torch.cuda.Event] = []
 
     @property
     def latest(self) -> Snapshot | None:
-        """The newest snapshot, or None."""
+        """The newest snapshot, or None; waits for it to arrive."""
+        self._arrive()
         return self._kept[-1] if self._kept else None
 
     @property
@@ -105,6 +122,13 @@ class SnapshotStore:
         values = {name: _host(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: _host(b, old.buffers.get(name)) for name, b in buffers.items()}
         self._kept.append(Snapshot(step, values, kept, state, extra or {}))
+        for device in {p.device for p in parameters.values() if p.is_cuda}:
+            with torch.cuda.device(device):
+                self._coming.append(torch.cuda.current_stream().record_event())
+
+    def _arrive(self) -> None:
+        while self._coming:
+            self._coming.pop().synchronize()
 
     def _make_room(self) -> Snapshot:
         """Drop what the next snapshot leaves no room for, and return it, so that its memory may be used again.
@@ -134,6 +158,7 @@ class SnapshotStore:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the snapshots themselves: a resumed run must be able to go back to where this one would."""
+        self._arrive()
         kept = [
             {
                 "step": s.step,

@@ -160,3 +160,19 @@ def test_memory_is_used_again_but_never_that_of_a_checkpoint() -> None:
     checkpoint = store.state_dict()
     assert next_snapshot(20) is not first
     assert bool((checkpoint["kept"][0]["parameters"]["weight"] == 10).all())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_snapshot_from_a_gpu_is_whole_once_it_is_asked_for() -> None:
+    network = mlp().cuda()
+    optimizer = torch.optim.AdamW(network.parameters())
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    store, parameters = SnapshotStore(), dict(network.named_parameters())
+    wanted = {name: p.detach().cpu() for name, p in parameters.items()}
+    store.take(0, parameters, {}, optimizer)
+    optimizer.step()  # the update comes after the copy, in the device's own order
+    snapshot = store.latest
+    assert snapshot is not None and same(snapshot.parameters, wanted)
+    assert all(p.is_pinned() for p in snapshot.parameters.values())
