@@ -38,10 +38,12 @@ class Snapshot:
 def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
     if isinstance(value, Tensor):
-        value = (value.to_local() if hasattr(value, "to_local") else value).detach()
-        if isinstance(used, Tensor) and used.shape == value.shape and used.dtype == value.dtype:
+        value = value.to_local() if hasattr(value, "to_local") else value
+        # Asked of every tensor of the state, so by what costs least.
+        if isinstance(used, Tensor) and used.dtype is value.dtype and used.is_same_size(value):
             return used.copy_(value)
         # On a CPU .to("cpu") would alias the live tensor.
+        value = value.detach()
         return value.clone() if value.is_cpu else value.to("cpu")
     # LBFGS keeps lists of tensors, which it changes in place.
     return tree_map_only(Tensor, _host, value)
