@@ -6,8 +6,8 @@ Only finite values of accepted steps enter. Medians and quantiles make it indiff
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,16 +29,20 @@ ENOUGH = 16
 
 
 class Sample:
-    """The last few values of something, in their order and sorted."""
+    """The last few values of something, in their order and sorted.
+
+    In arrays, since after a pass over the gradients each number of a list would be fetched from memory on its own.
+    """
 
     def __init__(self, values: Iterable[float] = ()) -> None:
-        self.values: deque[float] = deque((float(v) for v in values), maxlen=NORM_WINDOW)
-        self._sorted = sorted(self.values)
+        self.values = array("d", values)[-NORM_WINDOW:]
+        self._sorted = array("d", sorted(self.values))
 
     def push(self, value: float) -> None:
         """Add one, and forget the oldest where there are too many."""
         if len(self.values) == NORM_WINDOW:
             del self._sorted[bisect_left(self._sorted, self.values[0])]
+            del self.values[0]
         self.values.append(value)
         insort(self._sorted, value)
 
@@ -81,7 +85,7 @@ class Baseline:
         self._surprises = Sample()
         # Asked for several times between two accepted steps.
         self._recent: float | None = None
-        self._losses: deque[float] = deque(maxlen=NORM_WINDOW)
+        self._losses = array("d")
         self.first_losses: list[float] = []
         self.setback: int | None = None
         self.setbacks = 0
@@ -107,6 +111,8 @@ class Baseline:
     def _push_loss(self, loss: float) -> None:
         if math.isfinite(loss):
             self._losses.append(loss)
+            if len(self._losses) > NORM_WINDOW:
+                del self._losses[0]
             self._levels.clear()
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
@@ -144,9 +150,8 @@ class Baseline:
 
     def earlier(self, skip: int) -> float:
         """Return the median log norm of a few steps, ``skip`` accepted steps ago; NaN where there are none."""
-        values = self._norms.values
-        end = len(values) - skip
-        few = sorted(values[i] for i in range(max(end - RECENT, 0), end))
+        end = max(len(self._norms.values) - skip, 0)
+        few = sorted(self._norms.values[max(end - RECENT, 0) : end])
         return few[len(few) // 2] if few else math.nan
 
     @property
@@ -189,9 +194,8 @@ class Baseline:
             skip: How many of the newest to leave out first.
         """
         if (last, skip) not in self._levels:
-            # Only what is asked for is touched: after a pass over the gradients nothing is left in the caches.
-            chosen = range(len(self._losses))[: len(self._losses) - skip]
-            self._levels[last, skip] = _level([self._losses[i] for i in (chosen[-last:] if last else chosen)])
+            end = max(len(self._losses) - skip, 0)
+            self._levels[last, skip] = _level(self._losses[max(end - last, 0) if last else 0 : end])
         return self._levels[last, skip]
 
     def rate_leapt(self, rate: float | None) -> bool:
@@ -230,7 +234,7 @@ class Baseline:
         self.count = int(state["count"])
         self.high_water = float(state["high_water"])
         self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
-        self._losses = deque((float(v) for v in state["losses"]), maxlen=NORM_WINDOW)
+        self._losses = array("d", state["losses"])[-NORM_WINDOW:]
         self._levels.clear()
         self._recent = None
         self.first_losses = [float(v) for v in state["first_losses"]]
@@ -241,7 +245,7 @@ class Baseline:
         self.setback = None if state["setback"] < 0 else int(state["setback"])
 
 
-def _level(losses: list[float]) -> tuple[float, float]:
+def _level(losses: array[float]) -> tuple[float, float]:
     """Return median and robust spread; NaN of nothing."""
     if not losses:
         return math.nan, math.nan

@@ -11,10 +11,11 @@ from lightning_gradguard.records import GradientStatistics
 
 def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool:
     """Tell whether the state before ``step`` should be copied: it is time, and nothing is suspicious."""
-    if not any(remedy.uses_snapshots for remedy in lane.remedies.values()):
+    # The one question of nearly every step; the others can wait until the answer is yes.
+    if not lane.snapshots.due(step) or not any(remedy.uses_snapshots for remedy in lane.remedies.values()):
         return False
     first = lane.snapshots.empty
-    if not lane.snapshots.due(step) or (lane.incident is not None and not first):
+    if lane.incident is not None and not first:
         return False
     if not first and not lane.baseline.learned:
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.

@@ -33,11 +33,14 @@ class RunningStatistics:
                     self._lazy.append(layer)
                     continue
                 for buffer in layer.buffers(recurse=False):
-                    # A view: a scalar (the count of batches) cannot be concatenated.
-                    self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.view(-1))
+                    # A view: a scalar (the count of batches) cannot be concatenated. Detached: entering no_grad costs.
+                    self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.detach().view(-1))
         # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
         self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
         self._spare = {kind: torch.empty_like(saved) for kind, saved in self._saved.items()}
+        floating = [kind for kind in self._live if kind[1].is_floating_point]
+        self._seen = [kind for kind in floating if kind[0].type == "cpu"]
+        self._unseen = [kind for kind in floating if kind[0].type != "cpu"]
 
     def _awaken(self, *, reset: bool = False) -> None:
         """Look again once lazy layers have been given their buffers by the first batch; that may have been a bad one."""
@@ -48,7 +51,6 @@ class RunningStatistics:
         self._lazy = []
         self._look()
 
-    @torch.no_grad()
     def accept(self, passed: Tensor | None = None) -> bool:
         """Remember the values of now; put the old ones back instead if one is not finite, or if the step did not pass.
 
@@ -61,22 +63,25 @@ class RunningStatistics:
         Returns:
             Whether they were put back; always False where only the device knows.
         """
-        self._awaken()
-        fresh = {kind: torch.cat(buffers, out=self._spare[kind]) for kind, buffers in self._live.items()}
+        if self._lazy:
+            self._awaken()
+        fresh = self._spare
+        for kind, buffers in self._live.items():
+            torch.cat(buffers, out=fresh[kind])
         # A sum is finite only if every element is, and the other way round but for sums that overflow themselves.
-        here = [v for v in fresh.values() if v.is_cpu and v.is_floating_point() and passed is None]
-        if not all(math.isfinite(float(v.sum())) for v in here):
-            self.restore()
-            return True
-        for kind, values in fresh.items():
-            if passed is not None or (values.is_floating_point() and not values.is_cpu):
-                # Copying back without need is cheaper than waiting for the device to say that there is none.
-                good = values.isfinite().all()
-                if passed is not None:
-                    good = good & passed.to(good.device, non_blocking=True)
-                torch.where(good, values, self._saved[kind], out=values)
-                self._write(kind, values)
-            self._saved[kind], self._spare[kind] = values, self._saved[kind]
+        for kind in self._seen if passed is None else ():
+            if not math.isfinite(fresh[kind].sum().item()):
+                self.restore()
+                return True
+        for kind in self._unseen if passed is None else fresh:
+            # Copying back without need is cheaper than waiting for the device to say that there is none.
+            values = fresh[kind]
+            good = values.isfinite().all()
+            if passed is not None:
+                good = good & passed.to(good.device, non_blocking=True)
+            torch.where(good, values, self._saved[kind], out=values)
+            self._write(kind, values)
+        self._saved, self._spare = fresh, self._saved
         return False
 
     @torch.no_grad()

@@ -41,11 +41,12 @@ class Snapshot:
 def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
     if isinstance(value, Tensor):
-        value = (value.to_local() if hasattr(value, "to_local") else value).detach()
-        fits = isinstance(used, Tensor) and used.shape == value.shape and used.dtype == value.dtype
+        value = value.to_local() if hasattr(value, "to_local") else value
+        # Asked of every tensor of the state, so by what costs least.
+        fits = isinstance(used, Tensor) and used.dtype is value.dtype and used.is_same_size(value)
         if value.is_cpu:
             # .to("cpu") would alias the live tensor.
-            return used.copy_(value) if fits else value.clone()
+            return used.copy_(value) if fits else value.detach().clone()
         target = used if fits else _room(value)
         # Into pinned memory the device copies by itself, before the update that comes after.
         return target.copy_(value, non_blocking=value.is_cuda and target.is_pinned())

@@ -101,7 +101,7 @@ def host_norms(grads: list[Tensor], *, sharded: bool = False) -> FloatArray:
 
 def global_norm(norms: FloatArray) -> float:
     """Return the root of the sum of squares of float64 ``norms``; NaN if any is NaN, else inf if any is inf."""
-    return math.sqrt(float(np.dot(norms, norms)))
+    return math.sqrt(norms.dot(norms))
 
 
 def _exact(grad: Tensor) -> tuple[float, int]:

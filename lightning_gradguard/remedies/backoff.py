@@ -133,14 +133,16 @@ class LearningRateBackoff(Remedy):
         self.cap = math.inf if self.factor >= 1.0 else self.cap * growth
         self.lived *= growth
 
-    @torch.no_grad()
     def after_update(self) -> None:
         """Put the rates back as the scheduler left them."""
-        for group, rate in self._applied:
-            if isinstance(group["lr"], Tensor) and isinstance(rate, Tensor):
-                group["lr"].copy_(rate)
-            else:
-                group["lr"] = rate
+        if not self._applied:
+            return  # As after nearly every step, where entering no_grad would cost more than all else here.
+        with torch.no_grad():
+            for group, rate in self._applied:
+                if isinstance(group["lr"], Tensor) and isinstance(rate, Tensor):
+                    group["lr"].copy_(rate)
+                else:
+                    group["lr"] = rate
         self._applied.clear()
 
     def state_dict(self) -> dict[str, Any]:
