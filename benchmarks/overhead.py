@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from benchmarks import overhead_gpu
 from benchmarks.overhead_models import GPT, many_tensors, resnet18, with_gradients
 from benchmarks.overhead_report import CLIP, GUARD, LOWER, ONE_SYNC, machine, table, write_report
 from lightning_gradguard import Guard, SnapshotStore
@@ -231,6 +232,20 @@ def import_time(processes: int) -> float:
     return statistics.median(float(run.stdout.split()[-1]) for run in runs)
 
 
+def on_a_gpu(*, quick: bool, rounds: int) -> dict[str, Any]:
+    """Return what training steps cost on the GPU, with the card's name."""
+    chosen = list(itertools.product(overhead_gpu.MODELS.items(), (False, True)))
+    return {
+        "card": torch.cuda.get_device_name(),
+        "models": {
+            name + (", fused" if fused else ""): overhead_gpu.measure(
+                build, fused=fused, rounds=rounds, steps=10 if quick else overhead_gpu.STEPS
+            )
+            for (name, build), fused in chosen
+        },
+    }
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -266,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found["tensors"] = [_step(bar, f"{n:,} tensors", scale, many_tensors(n), 30) for n in counts]
         found["elements"] = [_step(bar, f"{n} M elements", scale, many_tensors(64, n * 2**14), 11) for n in sizes]
         found["import_ms"] = _step(bar, "import", import_time, processes)
+    found["gpu"] = on_a_gpu(quick=quick, rounds=rounds) if torch.cuda.is_available() else None
     found["largest"] = max(point["elements"] for point in found["elements"])
     print(table(found))
     write_report(found, chosen.output or Path("overhead-quick" if quick else "docs"), quick=quick)

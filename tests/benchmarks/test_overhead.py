@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import overhead
+from benchmarks import overhead, overhead_gpu
 from benchmarks.overhead_models import GPT, with_gradients
 from benchmarks.overhead_report import CLIP, GUARD, LOWER
 
@@ -60,3 +61,24 @@ def test_the_gpt_is_the_one_that_was_promised() -> None:
     parameters = list(GPT().parameters())
     assert len(parameters) == 148
     assert 16.5e6 < sum(p.numel() for p in parameters) < 17.5e6
+
+
+def test_the_language_model_is_the_one_that_was_promised() -> None:
+    with torch.device("meta"):
+        model = overhead_gpu.Language()
+    assert 123e6 < sum(p.numel() for p in model.parameters()) < 126e6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_runs_on_a_gpu_runs_on_a_cpu_too(fused: bool) -> None:
+    def tiny(device: str) -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+        tokens = torch.randint(32, (2, 9), device=device)
+        return overhead_gpu.Language(16, 1, 2, 32, 8).to(device), (tokens[:, :-1], tokens[:, 1:].flatten())
+
+    rounds: list[int] = []
+    found = overhead_gpu.measure(tiny, device="cpu", fused=fused, rounds=2, steps=20, told=lambda: rounds.append(1))
+    assert len(rounds) == 2
+    assert set(found["ratio"]) == set(found["milliseconds"])
+    assert found["ratio"][overhead_gpu.PLAIN] == 1.0
+    page = overhead_gpu.table({"models": {"tiny": found}})
+    assert f"{found['ratio'][overhead_gpu.GUARDED]:.3f}" in page
