@@ -23,6 +23,12 @@ RISE = 3.0
 """Times the largest rate so far above which an update is measured before it is made."""
 MEMORY = 5000.0
 """Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
+INSANE = 0.2
+"""Update-to-weight ratio of the first steps above which the rate is suspect from the start; 1e-4 to 1e-1 is healthy."""
+LOST = 3.0
+"""Times the best level reached at which a run has lost what it had learned; below a quarter of the untrained loss it never has."""
+FADED = 0.25
+"""Share of the typical norm at which gradients have faded; in 91,000 healthy steps they never did while the loss was lost."""
 FLOOR = 1e-38
 ENOUGH = 16
 """Surprises from which their spread is worth something."""
@@ -71,7 +77,7 @@ class Baseline:
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
-        update_ratio: Largest ``||update|| / ||weight||`` predicted for one of the first steps.
+        update_ratio: Largest ``||update|| / ||weight||`` predicted from one of the first steps, momentum filled.
         rate: Largest learning rate of an accepted step.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
@@ -174,10 +180,12 @@ class Baseline:
         """The loss before training: the very first, or the lower quartile of the first few if that is larger; NaN at first.
 
         The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
-        diverges at once.
+        diverges at once. Where the first updates were insane, all but the very first are spoilt.
         """
         if not self.first_losses:
             return math.nan
+        if self.update_ratio > INSANE:
+            return self.first_losses[0]
         return max(self.first_losses[0], sorted(self.first_losses)[(len(self.first_losses) - 1) // 4])
 
     @property
@@ -185,6 +193,21 @@ class Baseline:
         """Whether the loss is clearly below what it was before training; True where that cannot be said."""
         level, _ = self.loss_level(RECENT)
         return not (self.untrained_loss > 0 and level > 0.9 * self.untrained_loss)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loss lies far above the best level reached, on the scale of the untrained loss too."""
+        level, _ = self.loss_level(RECENT)
+        return level > max(LOST * self.best_loss, 0.25 * self.untrained_loss)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether what was learned is lost while the gradients have faded: units have died.
+
+        New data, or a new task, raise the loss and the gradients alike.
+        """
+        learned = self.best_loss < 0.5 * self.untrained_loss
+        return learned and self.lost and self.recent < self.center + math.log(FADED)
 
     def loss_level(self, last: int | None = None, *, skip: int = 0) -> tuple[float, float]:
         """Return median and robust spread of the remembered losses; NaN where there are none.

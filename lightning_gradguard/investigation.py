@@ -90,7 +90,11 @@ def suspects(
     snapshot = lane.snapshots.latest
     layers: tuple[Blame, ...] = ()
     if readings or snapshot is not None:
-        layers = blame(module, readings=readings, snapshot=snapshot, statistics=statistics)
+        updates = 0 if snapshot is None else max(lane.baseline.count - snapshot.updates, 0)
+        older = lane.snapshots.older
+        layers = blame(
+            module, readings=readings, snapshot=snapshot, statistics=statistics, older=older, updates=updates
+        )
     mine = ([accused] if accused else []) + list(layers)
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Blame] = {}

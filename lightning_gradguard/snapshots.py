@@ -37,6 +37,11 @@ class Snapshot:
     optimizer_state: dict[str, dict[str, Any]] = field(repr=False)
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def updates(self) -> int:
+        """Accepted updates that lie behind it."""
+        return int(self.extra.get("baseline", {}).get("count", self.step))
+
 
 def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
@@ -95,6 +100,11 @@ class SnapshotStore:
         return self._kept[-1] if self._kept else None
 
     @property
+    def older(self) -> Snapshot | None:
+        """The snapshot before the newest, or None."""
+        return self._kept[-2] if len(self._kept) > 1 else None
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to go back to."""
         return not self._kept
@@ -102,6 +112,10 @@ class SnapshotStore:
     def due(self, step: int) -> bool:
         """Tell whether it is time for the next snapshot."""
         return self.keep > 0 and step >= self._due
+
+    def overdue(self, step: int) -> bool:
+        """Tell whether the next snapshot has been due for a whole interval."""
+        return step >= self._due + self.every
 
     @torch.no_grad()
     def take(

@@ -119,12 +119,34 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     if stock and terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
     if len(numbers) == 4:
-        # A weight that grows from near zero (a zero-initialised branch) moves by many times its size in health.
-        grown = size > 2.0 * numbers[3]
-        share = 0.5 if grown else 0.1
-        least = 0.1 if parameter.ndim <= 1 else share * expected if expected is not None else 0.01
         traits._moved += parameter.numel() * _square(numbers[2])
-        traits._size += parameter.numel() * _square(max(numbers[3], least))
+        traits._size += parameter.numel() * _square(_counted(parameter, numbers[3], size, expected))
+
+
+def _counted(parameter: Tensor, before: float, now: float, expected: float | None) -> float:
+    """Return the RMS that a change is measured against: the earlier one, but no less than a weight of its kind has."""
+    # A weight that grows from near zero (a zero-initialised branch) moves by many times its size in health.
+    share = 0.5 if now > 2.0 * before else 0.1
+    return max(before, 0.1 if parameter.ndim <= 1 else share * expected if expected is not None else 0.01)
+
+
+@torch.no_grad()
+def travelled(module: nn.Module, older: Snapshot, newer: Snapshot) -> dict[str, float]:
+    """Return each layer's displacement from one snapshot to the next, measured as :func:`examine` does."""
+    found: dict[str, float] = {}
+    for layer, owner in layers(module).items():
+        moved = size = 0.0
+        for name in parameters_of(owner):
+            full = f"{layer}.{name}" if layer else name
+            before, now = older.parameters.get(full), newer.parameters.get(full)
+            if before is None or now is None or before.shape != now.shape or not now.numel():
+                continue
+            change, was, is_now = to_host([rms(now - before), rms(before), rms(now)])
+            moved += now.numel() * _square(change)
+            size += now.numel() * _square(_counted(now, was, is_now, expected_rms(owner, name)))
+        if size > 0.0:
+            found[layer] = math.sqrt(moved / size)
+    return found
 
 
 def _square(value: float) -> float:

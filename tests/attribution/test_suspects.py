@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.attribution import Probe, blame
+from lightning_gradguard.attribution.weights import travelled
 from lightning_gradguard.records import Blame, GradientStatistics
 from lightning_gradguard.snapshots import Snapshot
 
@@ -235,3 +236,31 @@ def test_odd_modules_are_survived():
         }
     )
     assert blame(model, snapshot=Snapshot(5, {"normed.weight": torch.ones(2)}, {}, {})) == ()
+
+
+def moved(model: nn.Sequential, layer: int, by: float) -> None:
+    """Move a layer's weight by a share of its norm."""
+    with torch.no_grad():
+        weight = model[layer].weight
+        change = torch.randn_like(weight)
+        weight += change * (by * weight.norm() / change.norm())
+
+
+def test_a_layer_that_training_moves_as_fast_as_before_is_not_called_displaced():
+    model = mlp()
+    older = keep(model, 0)
+    moved(model, 16, 0.4)
+    newer = keep(model, 40)
+    assert travelled(model, older, newer)["16"] == pytest.approx(0.4, rel=0.05)
+    assert travelled(model, older, newer)["6"] == 0.0
+    moved(model, 16, 0.6)
+    assert blame(model, snapshot=newer, older=older, updates=40) == ()
+    assert [s.layer for s in blame(model, snapshot=newer, older=older, updates=5)] == ["16"]  # eight times as fast
+
+
+def test_without_an_older_snapshot_age_tells_how_far_training_may_have_come():
+    model = mlp()
+    first = keep(model, 0)
+    moved(model, 16, 0.94)
+    assert [s.layer for s in blame(model, snapshot=first, updates=5)] == ["16"]
+    assert blame(model, snapshot=first, updates=160) == ()
