@@ -60,6 +60,15 @@ def first_look(
     return ratio if known else None, math.sqrt(total), excess
 
 
+def build_up(optimizer: torch.optim.Optimizer) -> float:
+    """Return how many times larger than the first one an update of SGD becomes as its momentum fills: a geometric series."""
+    if type(optimizer).__name__ not in PROPORTIONAL:
+        return 1.0
+    group = optimizer.param_groups[0]
+    momentum, dampening = float(group.get("momentum", 0.0)), float(group.get("dampening", 0.0))
+    return 1.0 if not 0.0 < momentum < 1.0 else max(1.0, (1.0 - dampening) / (1.0 - momentum))
+
+
 def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
     """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one."""
     if snapshot is None or any(hasattr(p, "to_local") for p in module.parameters()):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_gradguard.first_look import NORMALISED, first_look, most_moved
+from lightning_gradguard.first_look import NORMALISED, build_up, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics import examine, global_norm, host_norms
@@ -101,7 +101,7 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     # A rate that was backed off already makes a smaller update.
     ratio = ratio * lane.lr_factor if ratio is not None else None
     if lane.baseline.count < FEW:
-        lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio or 0.0)
+        lane.baseline.update_ratio = max(lane.baseline.update_ratio, (ratio or 0.0) * build_up(lane.optimizer))
     return dataclasses.replace(
         statistics,
         update_ratio=ratio,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.baseline import INSANE, Baseline
 from lightning_gradguard.records import Blame, Decision, Form, GradientStatistics, Verdict
 
 GENTLE = 10.0
@@ -28,8 +28,6 @@ FEW_LAYERS = 2
 """Layers that are repaired one by one in mid-run; where more are displaced an update did it, and the whole goes back."""
 BY_CHANCE = 5e-5
 """Probability of a row of NaN that is taken for no chance: one in twenty runs of a thousand steps sees such a one."""
-INSANE_UPDATE = 0.2
-"""Update-to-weight ratio of a first step that, together with a blow-up, says the rate was wrong from the start."""
 LEAST_FACTOR = 0.01
 """Smallest factor of one back-off in a young run; further ones can follow."""
 SLOW = frozenset({"backoff", "rollback"})
@@ -250,7 +248,7 @@ class Policy:
         young = baseline.count < YOUNG or not baseline.learned
         rung = self._slow + young + len(self._recent(self._treated, step))
         factor = FACTORS[min(rung, len(FACTORS) - 1)]
-        insane = young and baseline.update_ratio > INSANE_UPDATE
+        insane = young and baseline.update_ratio > INSANE
         if insane:
             # The first updates have told how far beyond a sane size they were.
             factor = min(factor, max(SANE_UPDATE / baseline.update_ratio, LEAST_FACTOR))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradguard.baseline import ENOUGH, NORM_WINDOW, RECENT, Baseline
+from lightning_gradguard.baseline import ENOUGH, INSANE, NORM_WINDOW, RECENT, Baseline
 from tests.builders import calm, same, taught, through_a_file
 
 NORMS = st.floats(1e-30, 1e30)
@@ -121,3 +121,11 @@ def test_without_losses_nothing_is_said_of_them() -> None:
 def test_memory_is_bounded() -> None:
     baseline = taught(calm(5000), calm(5000))
     assert all(len(v) <= NORM_WINDOW for v in baseline.state_dict().values() if isinstance(v, list))
+
+
+def test_after_insane_updates_only_the_first_loss_is_untrained() -> None:
+    losses = [2.3, 2.6, 2.7, 2.8, 2.7, 2.6, 2.5, 2.4, 2.4, *[2.3] * 50]
+    sane, insane = taught(calm(59), losses), taught(calm(59), losses)
+    insane.update_ratio = 2 * INSANE
+    assert (sane.untrained_loss, insane.untrained_loss) == (2.4, 2.3)
+    assert not insane.learned

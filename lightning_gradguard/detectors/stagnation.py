@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import RECENT, Baseline
+from lightning_gradguard.baseline import INSANE, LOST, RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-INSANE = 0.2
-"""Update-to-weight ratio of the first steps from which a long plateau is the rate's fault; 1e-4 to 1e-1 is healthy."""
-LOST = 3.0
-"""Times the best level reached at which a run that went back has not come back to itself."""
 STEADY = 0.1
 """Spread over level of a loss that is stuck; one that moves more (targets that grow, say) is alive."""
 
@@ -35,13 +31,18 @@ class Stagnation(Detector):
     def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)
         self._idle = 0
+        self._collapsed = 0
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
         treated = baseline.setback is not None
-        if not self._idle and not treated:
+        if not self._idle and not self._collapsed and not treated:
             return None
         level, untrained = baseline.loss_level(RECENT)[0], baseline.untrained_loss
+        settled = not treated or baseline.count - (baseline.setback or 0) >= self.patience
+        if self._collapsed >= RECENT and settled:
+            told = f"loss {level:.3g} after {baseline.best_loss:.3g} had been reached, and gradients have faded"
+            return Verdict("divergence", self.name, level, LOST * baseline.best_loss, told)
         reason = self._after_treatment(baseline, level) if treated else self._untreated(baseline, level)
         return Verdict("divergence", self.name, level, 0.9 * untrained, reason) if reason else None
 
@@ -82,11 +83,12 @@ class Stagnation(Detector):
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
         """Count the steps in a row in which the loss is not below what it was before training."""
         self._idle = 0 if baseline.learned else self._idle + 1
+        self._collapsed = self._collapsed + 1 if baseline.collapsed else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count."""
-        return {"idle": self._idle}
+        """Return the counts."""
+        return {"idle": self._idle, "collapsed": self._collapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-        self._idle = int(state["idle"])
+        """Take them back."""
+        self._idle, self._collapsed = int(state["idle"]), int(state["collapsed"])

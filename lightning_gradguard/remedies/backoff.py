@@ -28,7 +28,7 @@ class LearningRateBackoff(Remedy):
     After ``hold`` steps the factor recovers exponentially, over about ``recover`` steps, to its ceiling. The ceiling is
     1 after the first trouble. When trouble returns at a factor c, rates of c have proved too high, so the
     ceiling becomes permanent, half way (in log) between c and the new factor. A rate that was insane from the start
-    (its first updates were larger than the weights) never recovers beyond twice the new factor.
+    (its first updates were a good part of the weights) does not recover at all: what it was brought down to is the largest sane one.
 
     A schedule that ramps up would undo a mere factor, so the rate itself is capped as well, at what it was when the
     factor was set, and the cap is lifted as the factor recovers. Weights that were rolled back also get back no more than
@@ -80,7 +80,7 @@ class LearningRateBackoff(Remedy):
         self.factor = max(start * asked, self.min_factor)
         self.cap = rate * self.factor if rate > 0 else math.inf
         if decision is not None and decision.permanent:
-            self.ceiling = min(self.ceiling, 2.0 * self.factor)
+            self.ceiling = min(self.ceiling, self.factor)
         elif self._used:
             self.ceiling = (before * self.factor) ** 0.5
         self._used += 1

@@ -265,6 +265,16 @@ def test_only_a_treated_run_can_stagnate() -> None:
         assert any(said) is expected
 
 
+def test_a_run_that_died_is_seen_by_its_faded_gradients_and_new_data_are_not() -> None:
+    """The loss of dead units may lie below an untrained one that a wide initialisation has inflated."""
+    losses = [3.4] * 20 + [0.3] * 100 + [2.3] * 60
+    (first, verdict), *_ = run(Stagnation(), calm(120) + calm(60, level=0.1), losses)
+    assert verdict.form == "divergence" and verdict.alarm and "faded" in verdict.reason
+    assert 120 < first < 150
+    for level in (0.5, 1.0, 10.0):  # a new task is loud
+        assert run(Stagnation(), calm(120) + calm(60, level=level), losses) == []
+
+
 # -- vanishing
 
 

@@ -148,3 +148,14 @@ def test_the_factor_stays_between_its_floor_and_a_ceiling_that_never_rises(event
         again.load_state_dict(through_a_file(backoff.state_dict()))
         assert same(again.state_dict(), backoff.state_dict())
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
+
+
+def test_a_rate_that_was_insane_from_the_start_stays_where_it_was_brought_down_to() -> None:
+    module, optimizer = linear()
+    backoff = LearningRateBackoff(hold=0, recover=1)
+    decision = Decision(("backoff",), "for a test", factor=0.1, permanent=True)
+    backoff.apply(scene_for(module, optimizer, decision=decision))
+    for _ in range(50):
+        backoff.before_update(scene(optimizer, module))
+        backoff.after_update()
+    assert backoff.factor == pytest.approx(0.1)
