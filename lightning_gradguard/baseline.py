@@ -197,8 +197,9 @@ class Baseline:
     @property
     def lost(self) -> bool:
         """Whether the loss lies far above the best level reached, on the scale of the untrained loss too."""
-        level, _ = self.loss_level(RECENT)
-        return level > max(LOST * self.best_loss, 0.25 * self.untrained_loss)
+        level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
+        # A loss that may be negative has no scale.
+        return untrained > 0.0 and level > max(LOST * self.best_loss, 0.25 * untrained)
 
     @property
     def collapsed(self) -> bool:

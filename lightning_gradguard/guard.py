@@ -24,6 +24,7 @@ from lightning_gradguard.detectors import (
     Drift,
     NonFinite,
     RateLeap,
+    RateRise,
     Spike,
     Stagnation,
     Vanishing,
@@ -81,7 +82,7 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), RateLeap(), Divergence(), Stagnation(), Drift(), Vanishing()]
+    return [ColdStart(), NonFinite(), Spike(), RateLeap(), RateRise(), Divergence(), Stagnation(), Drift(), Vanishing()]
 
 
 def default_remedies() -> list[Remedy]:

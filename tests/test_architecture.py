@@ -105,6 +105,7 @@ PUBLIC = {
         "Drift",
         "NonFinite",
         "RateLeap",
+        "RateRise",
         "Spike",
         "Stagnation",
         "Vanishing",

@@ -6,8 +6,20 @@ from lightning_gradguard.detectors.divergence import Divergence
 from lightning_gradguard.detectors.drift import Drift
 from lightning_gradguard.detectors.nonfinite import NonFinite
 from lightning_gradguard.detectors.rate_leap import RateLeap
+from lightning_gradguard.detectors.rate_rise import RateRise
 from lightning_gradguard.detectors.spike import Spike
 from lightning_gradguard.detectors.stagnation import Stagnation
 from lightning_gradguard.detectors.vanishing import Vanishing
 
-__all__ = ["ColdStart", "Detector", "Divergence", "Drift", "NonFinite", "RateLeap", "Spike", "Stagnation", "Vanishing"]
+__all__ = [
+    "ColdStart",
+    "Detector",
+    "Divergence",
+    "Drift",
+    "NonFinite",
+    "RateLeap",
+    "RateRise",
+    "Spike",
+    "Stagnation",
+    "Vanishing",
+]

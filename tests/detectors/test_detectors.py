@@ -18,6 +18,7 @@ from lightning_gradguard.detectors import (
     Drift,
     NonFinite,
     RateLeap,
+    RateRise,
     Spike,
     Stagnation,
     Vanishing,
@@ -273,6 +274,23 @@ def test_a_run_that_died_is_seen_by_its_faded_gradients_and_new_data_are_not() -
     assert 120 < first < 150
     for level in (0.5, 1.0, 10.0):  # a new task is loud
         assert run(Stagnation(), calm(120) + calm(60, level=level), losses) == []
+
+
+@pytest.mark.parametrize(
+    ("growth", "last", "expected"),
+    [(1.04, 1.2, True), (1.04, 0.3, False), (1.0, 1.2, False)],  # a ramp that takes the loss along; a warm-up; new data
+)
+def test_a_rate_that_rises_and_takes_the_loss_along_is_an_alarm(growth: float, last: float, expected: bool) -> None:
+    baseline, detector, said = Baseline(), RateRise(), []
+    for step, norm in enumerate(calm(120)):
+        loss = 2.3 if step < 20 else 0.3 if step < 80 else last
+        seen = statistics(norm, step=step, loss=loss, rate=0.01 * growth**step)
+        said.append(detector.judge(seen, baseline))
+        baseline.accept(norm, loss)
+        baseline.rate = max(baseline.rate, seen.rate or 0.0)
+        detector.accept(seen, baseline)
+    assert any(said) is expected
+    assert not any(said[:85])
 
 
 # -- vanishing
