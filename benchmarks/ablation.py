@@ -4,15 +4,17 @@
 too, and what is switched off is left out; so where it calls for nothing that is there, the step passes as it came, a NaN too.
 The second half of the table adds one thing to each technique: a step that the ladder wants held is held.
 
-A result depends on the package and on the zoo, whose fingerprint is kept with it; remove the results when the lists in this file change.
+A result depends on the package and on the zoo, whose fingerprint is kept with it, and on the remedies of its set-up, whose
+fingerprint is part of its name: one whose remedies are changed here is done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -72,9 +74,16 @@ SETUPS: dict[str, Callable[[], list[Remedy]]] = {
 
 
 def __getattr__(name: str) -> Callable[[], Callback]:
-    if name in SETUPS:
-        return lambda: GradGuard(remedies=SETUPS[name](), journal=False)
+    setup, _, version = name.partition("@")
+    if setup in SETUPS and version in ("", fingerprint(setup)):
+        return lambda: GradGuard(remedies=SETUPS[setup](), journal=False)
     raise AttributeError(name)
+
+
+def fingerprint(setup: str) -> str:
+    """Hash what a set-up's remedies are and how they are configured."""
+    made = [(type(remedy).__qualname__, sorted(vars(remedy).items())) for remedy in SETUPS[setup]()]
+    return hashlib.sha256(repr(made).encode()).hexdigest()[:8]
 
 
 def label(setup: str) -> str:
@@ -82,9 +91,10 @@ def label(setup: str) -> str:
     return setup.replace("_and_holding", " + holding").replace("_and_", " + ").replace("_", " ")
 
 
-def named(rows: Iterable[Row]) -> list[Row]:
+def named(rows: Sequence[Row]) -> list[Row]:
     """Give the contenders the names that the report uses."""
-    return [{**row, "contender": label(row["contender"].removeprefix("benchmarks.ablation:"))} for row in rows]
+    short = (row["contender"].removeprefix("benchmarks.ablation:").partition("@")[0] for row in rows)
+    return [{**row, "contender": label(name)} for row, name in zip(rows, short, strict=True)]
 
 
 def grid(rows: list[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], list[float]]]:
@@ -170,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers
     silence()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    names = [f"{__spec__.name}:{name}" for name in setups]
+    names = [f"{__spec__.name}:{name}@{fingerprint(name)}" for name in setups]
     rows = named(run(plan(sick(options.quick), names, seeds), options.out, options.jobs))
     write(rows, options.report)
     print(table(rows))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import ablation
 from benchmarks.zoo.contenders import find
 from lightning_gradguard import GradGuard
+from lightning_gradguard.remedies import Clip
 
 CAUSES = {"a": "initialisation", "b": "initialisation", "c": "learning rate"}
 
@@ -41,6 +42,18 @@ def test_every_set_up_is_found_by_its_name_and_made_anew(setup: str) -> None:
     names = [[remedy.name for remedy in callback.guard._remedies] for callback in made]
     assert all(isinstance(callback, GradGuard) for callback in made) and made[0] is not made[1]
     assert names[0] == names[1] and names[0]
+
+
+def test_a_set_up_whose_remedies_change_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: ablation.fingerprint(name) for name in ablation.SETUPS}
+    assert len(set(before.values())) == len(before)
+    assert isinstance(
+        find(f"benchmarks.ablation:clipping@{before['clipping']}").setup(None, None)["callbacks"][0], GradGuard
+    )  # type: ignore[arg-type]
+    monkeypatch.setitem(ablation.SETUPS, "clipping", lambda: [Clip(algorithm="value")])
+    assert ablation.fingerprint("clipping") != before["clipping"]
+    with pytest.raises(AttributeError):
+        find(f"benchmarks.ablation:clipping@{before['clipping']}")
 
 
 def test_alone_is_alone_and_together_is_all_six() -> None:
