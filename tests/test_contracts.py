@@ -195,6 +195,14 @@ def test_a_verdict_names_its_detector_and_can_be_written(kind: Any) -> None:
     # A rate that leaps is not in the gradients.
     baseline.rate = 0.1
     spoken += [v for v in [kind().judge(statistics(1.0, rate=10.0, update_ratio=1.0), baseline)] if v]
+    # Nor is one that rises.
+    rising, detector = Baseline(), kind()
+    for step in range(120):
+        loss, rising.rate = 10.0 if step < 20 else 1.0 if step < 80 else 8.0, 0.01 * 1.04**step
+        seen = statistics(1.0, step=step, loss=loss, rate=rising.rate)
+        spoken += [v for v in [detector.judge(seen, rising)] if v]
+        rising.accept(1.0, loss)
+        detector.accept(seen, rising)
     assert spoken and all(v.detector == kind.name and v.reason and v.excess > 0 for v in spoken)
 
 

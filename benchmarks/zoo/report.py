@@ -18,10 +18,6 @@ RESCUED = 0.95
 REASONS: dict[str, str] = {
     "gan_generator_layer_1e4": "the layer is named and redrawn at the first step; the twin itself has not converged by the end",
     "gan_nan_batch": "the one bad batch is skipped and nothing else is done; a GAN that lacks a batch ends elsewhere",
-    "resnet_plain_sgd_rate_50x": "the rate is found late, and in one seed nothing is noticed: it neither leaps nor explodes, it hovers",
-    "mlp_rate_ramps_up": "found late, when few steps are left; in one seed the rate ramps up again faster than it is lowered",
-    "resnet_one_cycle_peak_100x": "mended early; the rate that is left after the back-off costs a few percent by the end",
-    "vit_post_norm_no_warmup": "nothing explodes: it sits on a plateau, recognised after 80 steps, and in one seed not at all",
 }
 """Why a sick case is lost, as far as it was found out; the table of lost cases gives them."""
 KNOWN_LOST: frozenset[str] = frozenset()
