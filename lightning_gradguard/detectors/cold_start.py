@@ -17,6 +17,9 @@ MEMORABLE = 1000.0
 LARGEST = math.sqrt(3.4028e38)
 """Norm whose square is about to overflow float32: Adam's second moment would be inf, and its weights never move again."""
 
+DEAFENING = 1e6
+"""Gradient norm over weight norm at which a weight twice what its fan calls for (no usual initialisation is) is suspicious enough."""
+
 
 class ColdStart(Detector):
     """Find a bad start by scale-free tests only.
@@ -24,7 +27,8 @@ class ColdStart(Detector):
     An update that is larger than the weight it is added to replaces the layer. Optimizers of Adam's kind take such
     a step again and again, whatever the gradient, so for them 1 is too much; with SGD the next gradient may be
     small, so there a ratio of ``max_update_ratio`` is. A weight that is far larger than its fan calls for is an alarm if the
-    gradients are large as well, and at a hundred times ``max_weight_excess`` in any case.
+    gradients are large as well, at a hundred times ``max_weight_excess`` in any case, and at 2 if the gradients are a
+    million times the weights.
 
     Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for thousands of
     steps; so their first norm is compared with the few that follow.
@@ -62,10 +66,15 @@ class ColdStart(Detector):
         if statistics.norm > LARGEST:
             reason = f"the first gradients have a norm of {statistics.norm:.3g}, whose square no optimizer can hold"
             return self._verdict(statistics, LARGEST, reason, statistics.norm)
-        loud = ratio > 1.0 or statistics.norm > (statistics.weight_norm or math.inf)
-        if excess > self.max_weight_excess * (1.0 if loud else 100.0):
+        weight_norm = statistics.weight_norm or math.inf
+        loud = ratio > 1.0 or statistics.norm > weight_norm
+        allowed = self.max_weight_excess * (1.0 if loud else 100.0)
+        if statistics.norm > DEAFENING * weight_norm:
+            # What a recurrent layer exceeds its fan by counts once for every step of the sequence.
+            allowed = min(allowed, 2.0)
+        if excess > allowed:
             reason = f"gradient norm {statistics.norm:.3g}, and a weight {excess:.3g} x what its fan calls for"
-            return self._verdict(statistics, self.max_weight_excess, reason, excess)
+            return self._verdict(statistics, allowed, reason, excess)
         return None
 
     def _look_back(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import INSANE, LOST, RECENT, Baseline
+from lightning_gradguard.baseline import INSANE, LOST, NORM_WINDOW, RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -77,8 +77,15 @@ class Stagnation(Detector):
         return None
 
     def _steady(self, baseline: Baseline) -> bool:
+        """Tell whether the loss stands still: it hardly moves, and what it moves is no slow descent.
+
+        A rate that was lowered a hundredfold may learn so slowly that the loss stays near its beginning for long; to lower it
+        again would end what has begun. The medians of two halves differ by chance by 1.77 sigma / sqrt(n).
+        """
         level, spread = baseline.loss_level(self.patience)
-        return spread <= STEADY * level
+        half = min(baseline.count - (baseline.setback or 0), NORM_WINDOW) // 2
+        (now, noise), (before, _) = baseline.loss_level(half), baseline.loss_level(half, skip=half)
+        return spread <= STEADY * level and not before - now > 2.0 * 1.77 * noise / half**0.5
 
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
         """Count the steps in a row in which the loss is not below what it was before training."""

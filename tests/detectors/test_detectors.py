@@ -229,6 +229,16 @@ def test_once_there_is_history_the_start_is_over() -> None:
     assert ColdStart().judge(statistics(1e10, update_ratio=1e10), taught(calm(50))) is None
 
 
+@pytest.mark.parametrize(
+    ("norm", "excess", "expected"), [(1e16, 3.0, True), (1e16, 1.7, False), (1e4, 3.0, False), (1e16, 5.0, True)]
+)
+def test_gradients_a_million_times_the_weights_make_a_smaller_excess_suspicious(
+    norm: float, excess: float, expected: bool
+) -> None:
+    seen = statistics(norm, update_ratio=0.005, weight_excess=excess, weight_norm=8.2, normalised=True)
+    assert (ColdStart().judge(seen, Baseline()) is not None) is expected
+
+
 # -- the loss as a witness
 
 
@@ -264,6 +274,19 @@ def test_only_a_treated_run_can_stagnate() -> None:
             baseline.setback = setback
             detector.accept(seen, baseline)
         assert any(said) is expected
+
+
+@pytest.mark.parametrize(("fall", "expected"), [(0.0, True), (0.0008, False)])
+def test_a_treated_run_that_learns_slowly_does_not_stagnate(fall: float, expected: bool) -> None:
+    noise = np.random.default_rng(1).normal(0.0, 0.02, 200)
+    baseline, detector, said = Baseline(), Stagnation(), []
+    baseline.setback, baseline.setbacks = 0, 1
+    for step, norm in enumerate(calm(200)):
+        loss = 2.3 - fall * step + noise[step]
+        said.append(detector.judge(statistics(norm, step=step, loss=loss), baseline))
+        baseline.accept(norm, loss)
+        detector.accept(statistics(norm, step=step, loss=loss), baseline)
+    assert any(said) is expected
 
 
 def test_a_run_that_died_is_seen_by_its_faded_gradients_and_new_data_are_not() -> None:
