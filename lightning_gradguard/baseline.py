@@ -29,6 +29,8 @@ LOST = 3.0
 """Times the best level reached at which a run has lost what it had learned; below a quarter of the untrained loss it never has."""
 FADED = 0.25
 """Share of the typical norm at which gradients have faded; in 91,000 healthy steps they never did while the loss was lost."""
+ORDINARY = 3.0
+"""Times the typical norm, up or down, that is nothing to look up for."""
 FLOOR = 1e-38
 ENOUGH = 16
 """Surprises from which their spread is worth something."""
@@ -81,6 +83,8 @@ class Baseline:
         rate: Largest learning rate of an accepted step.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
+        first_norm: Largest norm among the first few accepted steps of the run.
+        prior: Norm that was usual before the run went back to where nothing was known; 0 if it never did.
     """
 
     def __init__(self) -> None:
@@ -95,6 +99,7 @@ class Baseline:
         self.first_losses: list[float] = []
         self.setback: int | None = None
         self.setbacks = 0
+        self.first_norm = self.prior = 0.0
         self.update_ratio = 0.0
         self.rate = 0.0
         self.best_loss = math.inf
@@ -106,6 +111,8 @@ class Baseline:
         self.count += 1
         if math.isfinite(norm) and norm > FLOOR:
             self._push(math.log(norm))
+            if self.count <= RECENT:
+                self.first_norm = max(self.first_norm, norm)
         if loss is not None:
             self._push_loss(loss)
 
@@ -237,6 +244,11 @@ class Baseline:
             return None
         return not loss <= level + max(abs(level), 6.0 * spread)
 
+    def ordinary(self, norm: float, loss: float | None) -> bool:
+        """Tell whether a step is like any other: its norm close to the typical one, its loss where it has been."""
+        typical = self.count >= YOUNG and self.typical / ORDINARY <= norm <= self.typical * ORDINARY
+        return typical and self.loss_elevated(loss) is False
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned."""
         return {
@@ -250,6 +262,8 @@ class Baseline:
             "update_ratio": self.update_ratio,
             "rate": self.rate,
             "setbacks": self.setbacks,
+            "first_norm": self.first_norm,
+            "prior": self.prior,
             "setback": -1 if self.setback is None else self.setback,
         }
 
@@ -266,6 +280,7 @@ class Baseline:
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
         self.setbacks = int(state["setbacks"])
+        self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
 
 

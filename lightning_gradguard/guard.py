@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks, late
 from lightning_gradguard.attribution.probe import LayerReading
+from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -446,7 +447,8 @@ class Guard:
                 scene.running.mend()
             self._tell_of_poison(scene)
             return
-        if lane.policy.rest(statistics.step) and lane.incident is not None:
+        ordinary = lane.incident is not None and lane.baseline.ordinary(statistics.norm, statistics.loss)
+        if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
             self._recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
             failure = keep(lane, lane.steps - 1, statistics, batch, self._team)
@@ -514,11 +516,13 @@ class Guard:
         if "reinitialize" in done and lane.baseline.count == 0:
             # What the first update would have been was the layer's doing, and says nothing of the rate.
             lane.baseline.update_ratio = 0.0
-        setbacks = lane.baseline.setbacks
+        setbacks, known = lane.baseline.setbacks, lane.baseline
+        usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
         if "rollback" in done and scene.snapshots.latest is not None:
             lane.load_memory(scene.snapshots.latest.extra)
         if "rollback" in done:
             lane.baseline.setback, lane.baseline.setbacks = lane.baseline.count, setbacks + 1
+            lane.baseline.prior = usual
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()

@@ -82,6 +82,7 @@ class Policy:
     def _open_episode(self) -> None:
         self.strikes = 0
         self._row = 0
+        self._ordinary = 0
         self._quiet = 0
         self._slow = 0
         self._repairs = 0
@@ -221,7 +222,10 @@ class Policy:
         if verdict.form == "non-finite":
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
-            patience = max(3 * patience - 1, self._longest_row_by_chance()) if patience > 1 else 1
+            patience = max(3 * patience - 1, _row_by_chance(self._nans - self._row, self._calm)) if patience > 1 else 1
+        elif patience > 1:
+            # The same of any bad batches between which others are as good as ever.
+            patience = max(patience, _row_by_chance(self.strikes - self._row, self._ordinary))
         if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
         if self._untested:
@@ -229,12 +233,6 @@ class Policy:
         if gentle and self._slow == 0 and not young:
             return Decision(("backoff", hold), "spikes in a row", factor=FACTORS[0])
         return self._go_back(verdict.form, "fresh batches explode too, so the weights are damaged", step, baseline)
-
-    def _longest_row_by_chance(self) -> int:
-        """Return how many NaN in a row the data alone may make, by the share of NaN before this row."""
-        before = self._nans - self._row
-        share = before / (before + self._calm) if before > 0 else 0.0
-        return math.ceil(math.log(BY_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0
 
     def _innocent_rate(self) -> Decision:
         """Answer weights that were good, that no update has touched since they came back, and that explode all the same."""
@@ -257,9 +255,18 @@ class Policy:
             return Decision(("skip", "rollback"), reason)
         return Decision(("skip", "rollback", "backoff"), reason, factor=factor, permanent=insane)
 
-    def rest(self, step: int) -> bool:
-        """Note a step without alarm; return True when that ends the episode."""
+    def rest(self, step: int, *, ordinary: bool = False) -> bool:
+        """Note a step without alarm; return True when that ends the episode.
+
+        Args:
+            step: Its number.
+            ordinary: Whether its norm and its loss are as ever, which speaks for the weights: an alarm before it and one
+                after it are the doing of two batches.
+        """
         self._held = self._untested = 0
+        if ordinary:
+            self._row = 0
+            self._ordinary += 1
         self._quiet += 1
         self._calm += 1
         if self.strikes == 0 or self._quiet < self.calm:
@@ -284,6 +291,7 @@ class Policy:
 _STATE = (
     "strikes",
     "_row",
+    "_ordinary",
     "slow_used",
     "_past",
     "_treated",
@@ -297,6 +305,12 @@ _STATE = (
     "_untested",
     "_last_slow",
 )
+
+
+def _row_by_chance(bad: int, good: int) -> int:
+    """Return how many bad batches in a row the data alone may make, by their share before this row."""
+    share = bad / (bad + good) if bad > 0 else 0.0
+    return math.ceil(math.log(BY_CHANCE) / math.log(share)) if 0.0 < share < 1.0 else 0
 
 
 def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]:

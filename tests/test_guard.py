@@ -15,6 +15,7 @@ from torch import nn
 from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, TrainingDiverged
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Incident, Verdict, Window
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
 from tests.builders import mlp, regression, same, spoil
@@ -180,6 +181,19 @@ def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
         assert torch.equal(value, taken.parameters[name])
     assert loop.guard.attach(loop.optimizer).lr_factor < 1.0
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_going_back_to_the_start_does_not_let_a_corrupt_batch_be_the_measure() -> None:
+    """The snapshot of step 0 knows no norm, but the run did."""
+    loop = Loop(detectors=[Alarm(at=[40]), *default_detectors()])
+    loop.run(regression(1))
+    loop.guard.attach(loop.optimizer).snapshots.hurry(10**6)  # the first one stays the only one
+    loop.run(regression(40))
+    assert loop.guard.attach(loop.optimizer).baseline.count == 0, "it went back to the start"
+    report = loop.step(regression(1)[0], by=1e4)
+    assert report.held
+    loop.run(regression(30))
+    assert all(r.verdict is None for r in loop.run(regression(5)))
 
 
 def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() -> None:

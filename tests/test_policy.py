@@ -132,6 +132,20 @@ def test_rows_of_nans_are_judged_by_how_often_the_data_make_one() -> None:
     assert "rollback" in {remedy for remedies in said for remedy in remedies}
 
 
+@pytest.mark.parametrize("ordinary", [True, False])
+def test_a_stretch_in_which_every_other_batch_is_corrupt_never_accuses_the_weights(ordinary: bool) -> None:
+    """Unless what lies between is not as it was: then the weights may have a part in it."""
+    policy, chance, slow = Policy(), np.random.default_rng(3), 0
+    for step in range(300):
+        if chance.random() < 0.5:
+            slow += "rollback" in decide(policy, step, excess=1e6).remedies
+        else:
+            policy.rest(step, ordinary=ordinary)
+    assert (slow == 0) is ordinary
+    said = [decide(policy, 300 + s, excess=1e6).remedies for s in range(40)]
+    assert not ordinary or "rollback" in {remedy for remedies in said for remedy in remedies}
+
+
 def test_a_memorable_first_batch_is_undone() -> None:
     said = decide(Policy(), form="cold-start", baseline=taught([1e5, 1.0, 1.0, 1.0]), blame=(LAYER,))
     assert said.remedies == ("rollback",)

@@ -13,6 +13,9 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
 
+HONEST = 30.0
+"""Times the limit that honest growth at the start may reach: the norm leaps while the loss does not."""
+
 
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """Return the largest norm that history can explain; inf while there is none.
@@ -24,6 +27,9 @@ def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """
     n = baseline.count
     typical = baseline.typical
+    if n == 0 and baseline.prior > 0.0:
+        # The run has gone back to where nothing was known. That it is new there must not make any batch its measure.
+        return HONEST * baseline.prior
     if n == 0 or math.isnan(typical):
         return math.inf
     young = 1.0 + 100.0 / n**2
@@ -69,9 +75,10 @@ class Spike(Detector):
                 steep = statistics.loss > 10.0 * baseline.untrained_loss
                 limit = min(limit, (LEAP if steep else self.factor) * baseline.typical)
             elif baseline.loss_elevated(statistics.loss) is False:
-                limit = 30.0 * limit  # Honest growth at the start: the norm leaps while the loss does not.
+                limit = HONEST * limit  # Honest growth at the start.
         if statistics.norm <= limit:
             return None
+        usual = baseline.typical if baseline.count else baseline.prior
         worst = sorted(zip(statistics.norms, statistics.names, strict=True), reverse=True)[:3]
         return Verdict(
             form="sudden",
@@ -79,5 +86,5 @@ class Spike(Detector):
             value=statistics.norm,
             limit=limit,
             layers=tuple(name for _, name in worst),
-            reason=f"norm {statistics.norm:.3g} is {statistics.norm / baseline.typical:.3g} x the typical {baseline.typical:.3g}",
+            reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
         )
