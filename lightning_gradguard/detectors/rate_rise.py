@@ -25,6 +25,7 @@ class RateRise(Detector):
     """
 
     name: ClassVar[str] = "rate-rise"
+    late: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 1.5) -> None:
         self.factor = checks.number("factor", factor, above=1.0)
