@@ -11,6 +11,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.layers import clean, kind_of, layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.snapshots import forget
 
 Choice = Literal["Softsign", "Tanh", "ReLU6", "SELU"]
 
@@ -69,7 +70,7 @@ class SwapActivation(Remedy):
             _swap(scene.module, place, self.to)
             self._swapped[place] = self.to
             for parameter in parameters_of(found[layer]).values():
-                scene.optimizer.state.pop(parameter, None)
+                forget(scene.optimizer, parameter)
             return Outcome(self.name, True, f"{place}: {old} swapped for {self.to}", (layer,))
         reason = "has no unbounded activation module (one called as a function cannot be swapped)"
         return Outcome(self.name, False, f"the block of {', '.join(suspects)} {reason}")
