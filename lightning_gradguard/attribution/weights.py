@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.attribution.magnitude import rms, to_host
+from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
 from lightning_gradguard.fans import expected_rms, fans
 from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_of
 from lightning_gradguard.snapshots import Snapshot
@@ -85,12 +85,17 @@ def _measure(parameter: Tensor, before: Tensor | None) -> list[Tensor]:
     """Return 0-d tensors: RMS, mean over RMS, and where a comparable earlier value exists RMS of the change and of it."""
     size = rms(_whole(parameter))
     real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-    real = _whole(real).float()
-    values = [size, (real / size.clamp_min(torch.finfo(torch.float32).tiny)).mean()]
+    real, unit = _whole(real), size.clamp_min(torch.finfo(torch.float32).tiny)
+    values = [size, kept((piece.float() / unit).sum() for piece in pieces(real)).sum() / real.numel()]
     if before is not None and type(parameter) in (Tensor, nn.Parameter) and before.shape == parameter.shape:
-        before = before.to(parameter.device)
-        values += [rms(parameter - before), rms(before)]
+        values += [_rms_of_change(parameter, before), rms(before).to(parameter.device)]
     return values
+
+
+def _rms_of_change(parameter: Tensor, before: Tensor) -> Tensor:
+    # The earlier values are in host memory, and the device may have no room for all of them.
+    both, count = zip(pieces(parameter), pieces(before), strict=True), parameter.numel()
+    return joined(rms(now - then.to(now.device)) * (now.numel() / count) ** 0.5 for now, then in both)
 
 
 def _whole(tensor: Tensor) -> Tensor:
