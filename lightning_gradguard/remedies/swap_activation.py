@@ -38,7 +38,8 @@ class SwapActivation(Remedy):
     The swap is for good, since the weights learn to live with it. It changes the model, so it is off by default; in a list of
     remedies it accompanies back-off, rollback and repair. The optimizer's state of the blamed layer, which describes another
     function, is removed. A resumed run has the same activations, by the guard's state in the checkpoint; elsewhere call
-    :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no callback's state, so it does not tell.
+    :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no callback's state, so it does not tell;
+    :class:`GradGuard` warns of one at the start.
 
     Args:
         to: The activation to put in place.

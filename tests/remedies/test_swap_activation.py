@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Guard
@@ -203,3 +205,17 @@ def test_it_is_swapped_for_validation_under_the_guard_and_by_the_users_own_hook(
             pytest.skip("this Lightning does not hand a checkpoint to callbacks when it validates")
         trainer(tmp_path, callbacks=callbacks).validate(module, data, ckpt_path=tmp_path / "one.ckpt", verbose=False)
         assert module.seen is nn.Softsign  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("swaps", [False, True])
+def test_a_checkpoint_that_will_not_tell_is_warned_of_at_the_start(
+    swaps: bool, weights_only: bool, tmp_path: Path
+) -> None:
+    guard = guarded() if swaps else GradGuard(journal=False)
+    saves = ModelCheckpoint(tmp_path, save_weights_only=weights_only)
+    run = trainer(tmp_path, callbacks=[guard, saves], enable_checkpointing=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(Net(mlp(), lambda p: torch.optim.Adam(p, lr=0.01)), loader(regression(5)))
+    assert sum("save_weights_only" in str(w.message) for w in caught) == (swaps and weights_only)
