@@ -117,7 +117,7 @@ def starved(*_: Any, **__: Any) -> NoReturn:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory, for a test")
 
 
-@pytest.mark.fault("out of memory while layers are examined")
+@pytest.mark.fault("out of memory while layers are examined (the error is simulated)")
 @pytest.mark.parametrize("place", [weights, probe])
 def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "rms", starved)
