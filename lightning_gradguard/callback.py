@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,7 +23,7 @@ from lightning_gradguard.guard import Guard, StepReport
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
-from lightning_gradguard.remedies import Remedy, restore_activations
+from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.statistics import can_sum_over_shards
 
@@ -93,6 +93,7 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._journal = journal
+        self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
         self._histograms = histograms
@@ -152,7 +153,17 @@ class GradGuard(Callback):
         self.guard.sinks[:] = self._sinks(trainer)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
+        self._warn_of_weights_only(trainer)
         self._announce(trainer)
+
+    def _warn_of_weights_only(self, trainer: Trainer) -> None:
+        """Warn of checkpoints that do not tell which activations were swapped: loaded anew, they are another network."""
+        if self._swaps and any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
+            rank_zero_warn(
+                "GradGuard: a checkpoint with save_weights_only=True does not hold which activations SwapActivation has "
+                "swapped; swap them by hand before its weights are used, or save whole checkpoints.",
+                category=RuntimeWarning,
+            )
 
     def _announce(self, trainer: Trainer) -> None:
         """Print where TensorBoard shows the story, with the scalars that matter pinned."""

@@ -1,8 +1,10 @@
-"""What the guard raises in mid-run."""
+"""What the guard raises in mid-run, and the one error of others that it can do without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import torch
 
 
 class GuardError(RuntimeError):
@@ -11,6 +13,11 @@ class GuardError(RuntimeError):
 
 class TrainingDiverged(RuntimeError):
     """The budget of remedies is spent; the message tells what was tried."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that a device or the host has no memory left; on a CPU torch has no class for that."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 class named:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_gradguard.attribution.weights import examine
+from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.fans import expected_rms
 from lightning_gradguard.layers import layer_of, layers
 from lightning_gradguard.snapshots import Snapshot
@@ -70,10 +71,15 @@ def build_up(optimizer: torch.optim.Optimizer) -> float:
 
 
 def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
-    """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one."""
+    """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one, or without memory for it."""
     if snapshot is None or any(hasattr(p, "to_local") for p in module.parameters()):
         return None  # Of a sharded weight each process would see its own part.
-    return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
+    try:
+        return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def _measurable(parameter: nn.Parameter) -> bool:

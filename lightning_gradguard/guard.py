@@ -307,7 +307,9 @@ class Guard:
         self._recorder.show(lane, number, names, grads, 1.0)
         passed = late.launch(lane, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index)
         if act:
-            self._update(lane, self._scene_of(lane, lane.last), passed)
+            scene = self._scene_of(lane, lane.last)
+            scene.running.accept(passed=passed)
+            self._update(lane, scene)
         return StepReport(lane.last)
 
     def _catch_up(self, lane: Lane) -> None:
@@ -451,17 +453,24 @@ class Guard:
         if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
             self._recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
+            if self._hidden(lane, scene, batch):
+                batch = None  # It is no measure of a healthy one.
             failure = keep(lane, lane.steps - 1, statistics, batch, self._team)
             if failure is not None:
                 self._recorder.warn("snapshots", failure)
             self._update(lane, scene)
         lane.accept(statistics, float("inf"))
 
-    def _update(self, lane: Lane, scene: Scene, passed: Tensor | None = None) -> None:
-        if scene.running.accept(passed):
+    def _hidden(self, lane: Lane, scene: Scene, batch: Any) -> bool:
+        """Tell whether a normalisation hid from the gradient what must not stay in its running statistics."""
+        hid = scene.running.accept(lambda: batch is not None and lane.batches.accuse(batch) is not None)
+        if hid:
             self._recorder.warn(
-                "running", "a batch made running statistics of a normalisation NaN or inf; they were put back"
+                "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
             )
+        return hid
+
+    def _update(self, lane: Lane, scene: Scene) -> None:
         for remedy in lane.lasting:
             with lane.isolating(remedy):
                 remedy.before_update(scene)
@@ -489,6 +498,7 @@ class Guard:
             lane.reject(statistics)
         elif statistics.finite:
             if self.mode == "guard":
+                self._hidden(lane, scene, None)
                 self._update(lane, scene)
             lane.accept(statistics, limit)
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
 
 from lightning_gradguard.attribution.probe import LayerReading, Probe
+from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.measuring import Team
@@ -89,12 +91,18 @@ def suspects(
     # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
     snapshot = lane.snapshots.latest
     layers: tuple[Blame, ...] = ()
-    if readings or snapshot is not None:
-        updates = 0 if snapshot is None else max(lane.baseline.count - snapshot.updates, 0)
-        older = lane.snapshots.older
-        layers = blame(
-            module, readings=readings, snapshot=snapshot, statistics=statistics, older=older, updates=updates
-        )
+    try:
+        if readings or snapshot is not None:
+            updates = 0 if snapshot is None else max(lane.baseline.count - snapshot.updates, 0)
+            older = lane.snapshots.older
+            layers = blame(
+                module, readings=readings, snapshot=snapshot, statistics=statistics, older=older, updates=updates
+            )
+    except Exception as error:
+        # Where shards are gathered for it, the other processes would wait for this one.
+        if lane.sharded or not out_of_memory(error):
+            raise
+        warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
     mine = ([accused] if accused else []) + list(layers)
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Blame] = {}

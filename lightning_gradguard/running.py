@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+
+LEAP = 1e8
+"""With the usual momentum of a tenth: a batch thirty thousand times larger than any; 8-bit data, no longer scaled, leap by 7e3."""
 
 
 class RunningStatistics:
@@ -51,26 +55,31 @@ class RunningStatistics:
         self._lazy = []
         self._look()
 
-    def accept(self, passed: Tensor | None = None) -> bool:
-        """Remember the values of now; put the old ones back instead if one is not finite, or if the step did not pass.
+    def accept(self, corrupt: Callable[[], bool] = lambda: False, passed: Tensor | None = None) -> bool:
+        """Remember the values of now; put the old ones back if one is not finite or is huge, or if the step did not pass.
 
-        A normalisation hides a huge input from the gradient: it divides by a variance that has overflowed, and all looks
-        calm. In the running variance that inf would stay for ever.
+        A normalisation hides a huge input from the gradient: it divides by its variance, and all looks calm. In the
+        running variance an inf would stay for ever, and 1e28 for six hundred steps, through which evaluation sees nothing else.
 
         Args:
+            corrupt: Tells whether the batch of this step is far larger than any healthy one; asked only if the largest of all
+                running statistics has leapt as no shift of the data makes it leap. Where a layer changed its scale, statistics
+                must follow.
             passed: Whether the step's update is made, where only the device knows; a bool tensor of no dimension.
 
         Returns:
-            Whether they were put back; always False where only the device knows.
+            Whether they were put back; always False where only the device knows, of which a leap is not asked.
         """
         if self._lazy:
             self._awaken()
         fresh = self._spare
         for kind, buffers in self._live.items():
             torch.cat(buffers, out=fresh[kind])
-        # A sum is finite only if every element is, and the other way round but for sums that overflow themselves.
         for kind in self._seen if passed is None else ():
-            if not math.isfinite(fresh[kind].sum().item()):
+            # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
+            peak = fresh[kind].amax().item()
+            leapt = peak > LEAP and peak > LEAP * self._saved[kind].amax().item()
+            if not math.isfinite(peak) or (leapt and corrupt()):
                 self.restore()
                 return True
         for kind in self._unseen if passed is None else fresh:

@@ -102,6 +102,7 @@ class SnapshotStore:
     @property
     def older(self) -> Snapshot | None:
         """The snapshot before the newest, or None."""
+        self._arrive()
         return self._kept[-2] if len(self._kept) > 1 else None
 
     @property
@@ -219,13 +220,20 @@ def restore(
     return tuple(written)
 
 
+def forget(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Remove all that the optimizer knows of one parameter, its step count included."""
+    if optimizer.state.pop(parameter, None) and isinstance(optimizer, torch.optim.Adagrad):
+        # It makes its state in the constructor, and in older versions of torch nowhere else.
+        optimizer.state.update(type(optimizer)([parameter], **optimizer.defaults).state)
+
+
 @torch.no_grad()
 def restore_optimizer_state(
     optimizer: torch.optim.Optimizer, parameter: nn.Parameter, saved: Mapping[str, Any] | None
 ) -> None:
     """Write one parameter's optimizer state back, keeping the live tensors where they fit; None clears it."""
     if not saved:
-        optimizer.state.pop(parameter, None)
+        forget(optimizer, parameter)
         return
     live = optimizer.state[parameter]
     for key in [k for k in live if k not in saved]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from lightning_gradguard.remedies import Scene
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.statistics import global_norm, gradient_norms
+
+SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
+"""How ``Trainer.fit`` is told to load a checkpoint without executing anything, where this Lightning can be told."""
 
 
 def statistics(norm: float, *, step: int = 0, loss: float | None = None, **more: Any) -> GradientStatistics:

@@ -100,6 +100,52 @@ def test_a_huge_element_that_a_normalisation_hides_does_not_stay_in_its_statisti
         assert torch.allclose(saw["weights"][name], never_saw["weights"][name], rtol=0.2, atol=0.2)
 
 
+@pytest.mark.parametrize("value", [1e10, 1e15])
+@pytest.mark.parametrize("at", [20, 25, 39])
+def test_a_large_element_that_a_normalisation_hides_does_not_stay_either(at: int, value: float, tmp_path: Path) -> None:
+    batches = regression(40)
+    with pytest.warns(RuntimeWarning, match="running statistics of a normalisation"):
+        saw = run(spoil(batches, at, value=value), OPTIMIZERS["adamw"], tmp_path, [GradGuard(journal=False)])
+    never_saw = run(without(batches, at), OPTIMIZERS["adamw"], tmp_path)
+    for name in ("network.1.running_mean", "network.1.running_var"):
+        assert torch.allclose(saw["weights"][name], never_saw["weights"][name], rtol=0.2, atol=0.2)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("change", ["data not scaled from the start", "data no longer scaled", "a layer that grew"])
+def test_statistics_follow_what_is_no_single_batchs_doing(change: str, momentum: float | None, tmp_path: Path) -> None:
+    first, since = {"data not scaled from the start": (1e6, 0), "data no longer scaled": (255.0, 30)}.get(
+        change, (1.0, 99)
+    )
+
+    def module() -> Net:
+        found = Grows(mlp(norm=True), OPTIMIZERS["adamw"], at=30 if change == "a layer that grew" else 99)
+        found.network[1].momentum = momentum  # type: ignore[index, union-attr]
+        return found
+
+    batches = [(x * first if index >= since else x, y) for index, (x, y) in enumerate(regression(60))]
+    ends = []
+    for callbacks in ([], [GradGuard(journal=False, remedies=[])]):
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(module(), loader(batches))
+        ends.append(frozen_copy(fit))
+    assert same(*ends)
+
+
+class Grows(Net):
+    """A module whose first layer is suddenly a million times larger, which the normalisation after it hides."""
+
+    def __init__(self, *args: Any, at: int) -> None:
+        super().__init__(*args)
+        self.at = at
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if batch_idx == self.at:
+            with torch.no_grad():
+                self.network[0].weight.mul_(1e6)  # type: ignore[index, operator]
+        return super().training_step(batch, batch_idx)
+
+
 class ClipsByItself(Net):
     """A module that clips by value in its own way, whatever the Trainer was told."""
 

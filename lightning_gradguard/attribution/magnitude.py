@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+
+PIECE = 2**21
+"""Elements that are copied at a time: where something explodes there may be no memory for a whole layer or activation."""
 
 
 def rms(tensor: Tensor) -> Tensor:
@@ -11,6 +17,8 @@ def rms(tensor: Tensor) -> Tensor:
 
     The tensor is divided by its largest magnitude first, so finite values never overflow. Inf gives inf or NaN, NaN gives NaN.
     """
+    if tensor.numel() > PIECE:
+        return joined(rms(piece) * (piece.numel() / tensor.numel()) ** 0.5 for piece in pieces(tensor))
     tensor = tensor.detach()
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
@@ -18,6 +26,28 @@ def rms(tensor: Tensor) -> Tensor:
     unit: Tensor = tensor / peak.clamp_min(torch.finfo(tensor.dtype).tiny)
     size: Tensor = torch.linalg.vector_norm(unit)
     return torch.mul(peak, size / tensor.numel() ** 0.5)
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield views of at most :data:`PIECE` elements that together are the tensor, cut along its first dimensions."""
+    if tensor.numel() <= PIECE:
+        yield tensor
+        return
+    for rows in torch.split(tensor, max(1, PIECE * len(tensor) // tensor.numel())):
+        yield from [rows] if rows.numel() <= PIECE else pieces(rows[0])
+
+
+def joined(parts: Iterable[Tensor]) -> Tensor:
+    """Return the root of the sum of squares of the 0-d tensors that were measured piece by piece."""
+    column = kept(parts)
+    return torch.mul(rms(column), len(column) ** 0.5)
+
+
+def kept(parts: Iterable[Tensor]) -> Tensor:
+    """Stack 0-d tensors as they are made."""
+    # On the host a number each: small tensors between the copies of pieces would keep their memory from being used again.
+    found: list[Any] = [part.item() if part.is_cpu else part for part in parts]
+    return torch.stack(found) if isinstance(found[0], Tensor) else torch.tensor(found, dtype=torch.float64)
 
 
 def to_host(values: list[Tensor]) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradguard.attribution.magnitude import rms, to_host
+from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.layers import Kind, clean, kind_of, layers
 
 
@@ -141,7 +142,7 @@ class Probe:
         source = next((v for v in values if _measurable(v)), None)
         if source is None:
             return None
-        call.rms_in = rms(source)
+        call.rms_in = _size(source)
         if call.kind == "norm" and (maker := self._maker(source)) is not None:
             self._followed[maker] = call.layer
         if not (self._backward and torch.is_grad_enabled() and source.requires_grad):
@@ -159,7 +160,7 @@ class Probe:
         outputs = [v for v in _flatten(output) if _measurable(v)]
         if not outputs:
             return
-        call.rms_out, call.ceiling = rms(outputs[0]), torch.finfo(outputs[0].dtype).max
+        call.rms_out, call.ceiling = _size(outputs[0]), torch.finfo(outputs[0].dtype).max
         self._calls.append(call)
         base = _base(outputs[0])
         self._made[id(base)] = (weakref.ref(base), outputs[0].numel(), call.layer)
@@ -219,13 +220,23 @@ def _flatten(value: Any) -> Iterator[Any]:
 
 
 def _note_grad_in(call: _Call, grad: Tensor) -> None:
-    if _measurable(grad):
-        call.grad_in = (rms(grad), grad.numel())
+    if _measurable(grad) and (size := _size(grad)) is not None:
+        call.grad_in = (size, grad.numel())
 
 
 def _note_grad_out(call: _Call, index: int, grad: Tensor) -> None:
-    if _measurable(grad):
-        call.grads_out[index] = (rms(grad), grad.numel())
+    if _measurable(grad) and (size := _size(grad)) is not None:
+        call.grads_out[index] = (size, grad.numel())
+
+
+def _size(tensor: Tensor) -> Tensor | None:
+    """Return the RMS, or None where there is no memory to measure it: the user's own pass must not fail by that."""
+    try:
+        return rms(tensor)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def _tensors(call: _Call) -> Iterator[Tensor]:

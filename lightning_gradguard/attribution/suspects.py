@@ -112,9 +112,8 @@ def _explained(
     """Return how far training itself may have moved a layer since the snapshot."""
     if snapshot is None or older is None or snapshot.updates <= older.updates:
         return lambda layer: _FASTEST * updates
-    before = travelled(module, older, snapshot)
     share = updates / (snapshot.updates - older.updates)
-    return lambda layer: _FASTER * share * before.get(layer, 0.0)
+    return lambda layer: _FASTER * share * travelled(module, layer, older, snapshot)
 
 
 def _displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float]) -> list[Blame]:
@@ -125,9 +124,8 @@ def _displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float]
     for layer, value in moved.items():
         centre, spread = typical([log for other, log in logs.items() if other != layer])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
-        if value >= max(_DISPLACED, explained(layer)) and apart >= max(
-            _DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR)
-        ):
+        far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
+        if value >= _DISPLACED and far_apart and value >= explained(layer):
             reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
             found.append(Blame(layer, apart, reason))
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.attribution.magnitude import rms, to_host
+from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
 from lightning_gradguard.fans import expected_rms, fans
 from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_of
 from lightning_gradguard.snapshots import Snapshot
@@ -85,12 +85,17 @@ def _measure(parameter: Tensor, before: Tensor | None) -> list[Tensor]:
     """Return 0-d tensors: RMS, mean over RMS, and where a comparable earlier value exists RMS of the change and of it."""
     size = rms(_whole(parameter))
     real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-    real = _whole(real).float()
-    values = [size, (real / size.clamp_min(torch.finfo(torch.float32).tiny)).mean()]
+    real, unit = _whole(real), size.clamp_min(torch.finfo(torch.float32).tiny)
+    values = [size, kept((piece.float() / unit).sum() for piece in pieces(real)).sum() / real.numel()]
     if before is not None and type(parameter) in (Tensor, nn.Parameter) and before.shape == parameter.shape:
-        before = before.to(parameter.device)
-        values += [rms(parameter - before), rms(before)]
+        values += [_rms_of_change(parameter, before), rms(before).to(parameter.device)]
     return values
+
+
+def _rms_of_change(parameter: Tensor, before: Tensor) -> Tensor:
+    # The earlier values are in host memory, and the device may have no room for all of them.
+    both, count = zip(pieces(parameter), pieces(before), strict=True), parameter.numel()
+    return joined(rms(now - then.to(now.device)) * (now.numel() / count) ** 0.5 for now, then in both)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -131,22 +136,18 @@ def _counted(parameter: Tensor, before: float, now: float, expected: float | Non
 
 
 @torch.no_grad()
-def travelled(module: nn.Module, older: Snapshot, newer: Snapshot) -> dict[str, float]:
-    """Return each layer's displacement from one snapshot to the next, measured as :func:`examine` does."""
-    found: dict[str, float] = {}
-    for layer, owner in layers(module).items():
-        moved = size = 0.0
-        for name in parameters_of(owner):
-            full = f"{layer}.{name}" if layer else name
-            before, now = older.parameters.get(full), newer.parameters.get(full)
-            if before is None or now is None or before.shape != now.shape or not now.numel():
-                continue
-            change, was, is_now = to_host([rms(now - before), rms(before), rms(now)])
-            moved += now.numel() * _square(change)
-            size += now.numel() * _square(_counted(now, was, is_now, expected_rms(owner, name)))
-        if size > 0.0:
-            found[layer] = math.sqrt(moved / size)
-    return found
+def travelled(module: nn.Module, layer: str, older: Snapshot, newer: Snapshot) -> float:
+    """Return a layer's displacement from one snapshot to the next, measured as :func:`examine` does."""
+    owner, moved, size = layers(module)[layer], 0.0, 0.0
+    for name in parameters_of(owner):
+        full = f"{layer}.{name}" if layer else name
+        before, now = older.parameters.get(full), newer.parameters.get(full)
+        if before is None or now is None or before.shape != now.shape or not now.numel():
+            continue
+        change, was, is_now = to_host([_rms_of_change(now, before), rms(before), rms(now)])
+        moved += now.numel() * _square(change)
+        size += now.numel() * _square(_counted(now, was, is_now, expected_rms(owner, name)))
+    return math.sqrt(moved / size) if size > 0.0 else 0.0
 
 
 def _square(value: float) -> float:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Blame, Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.snapshots import Snapshot
+from lightning_gradguard.snapshots import Snapshot, forget
 
 if TYPE_CHECKING:
     from lightning_gradguard.remedies.mending import Patient
@@ -175,7 +175,7 @@ def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 def _forget(optimizer: torch.optim.Optimizer, patient: Patient) -> None:
     """Remove the optimizer's whole state of the parameters; the optimizer makes it anew at their next step."""
     for parameter in patient.parameters.values():
-        optimizer.state.pop(parameter, None)
+        forget(optimizer, parameter)
 
 
 def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:

@@ -11,6 +11,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.layers import clean, kind_of, layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.snapshots import forget
 
 Choice = Literal["Softsign", "Tanh", "ReLU6", "SELU"]
 
@@ -37,7 +38,8 @@ class SwapActivation(Remedy):
     The swap is for good, since the weights learn to live with it. It changes the model, so it is off by default; in a list of
     remedies it accompanies back-off, rollback and repair. The optimizer's state of the blamed layer, which describes another
     function, is removed. A resumed run has the same activations, by the guard's state in the checkpoint; elsewhere call
-    :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no callback's state, so it does not tell.
+    :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no callback's state, so it does not tell;
+    :class:`GradGuard` warns of one at the start.
 
     Args:
         to: The activation to put in place.
@@ -69,7 +71,7 @@ class SwapActivation(Remedy):
             _swap(scene.module, place, self.to)
             self._swapped[place] = self.to
             for parameter in parameters_of(found[layer]).values():
-                scene.optimizer.state.pop(parameter, None)
+                forget(scene.optimizer, parameter)
             return Outcome(self.name, True, f"{place}: {old} swapped for {self.to}", (layer,))
         reason = "has no unbounded activation module (one called as a function cannot be swapped)"
         return Outcome(self.name, False, f"the block of {', '.join(suspects)} {reason}")

@@ -251,8 +251,8 @@ def test_a_layer_that_training_moves_as_fast_as_before_is_not_called_displaced()
     older = keep(model, 0)
     moved(model, 16, 0.4)
     newer = keep(model, 40)
-    assert travelled(model, older, newer)["16"] == pytest.approx(0.4, rel=0.05)
-    assert travelled(model, older, newer)["6"] == 0.0
+    assert travelled(model, "16", older, newer) == pytest.approx(0.4, rel=0.05)
+    assert travelled(model, "6", older, newer) == 0.0
     moved(model, 16, 0.6)
     assert blame(model, snapshot=newer, older=older, updates=40) == ()
     assert [s.layer for s in blame(model, snapshot=newer, older=older, updates=5)] == ["16"]  # eight times as fast

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard import Guard
+from lightning_gradguard import GradGuard, Guard
 from tests.builders import Net, mlp, regression, same, spoil
 from tests.compatibility.matrix import cells
-from tests.compatibility.runs import BAD, STEPS, Bursts, thrown_back, unnoticed
+from tests.compatibility.runs import BAD, STEPS, Bursts, fit, thrown_back, unnoticed
 
 LOOP, FOREACH, FUSED = {"foreach": False}, {"foreach": True}, {"fused": True}
 EACH = {"for-loop": LOOP, "foreach": FOREACH}
@@ -108,7 +108,20 @@ def test_optimizers_of_others(kind: str, tmp_path: Path) -> None:
 
 # -- on a GPU only
 
-CAPTURABLE = {f"{kind}, capturable": kind for kind in ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adamax")}
+CAPTURABLE = {
+    f"{kind}, capturable": kind
+    for kind in ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adamax", "Adadelta", "ASGD", "Rprop")
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    cells("Optimizers", CAPTURABLE, "refused", notes=dict.fromkeys(CAPTURABLE, "by torch itself on a CPU")),
+)
+def test_on_a_cpu_torch_itself_refuses_capturable(kind: str, tmp_path: Path) -> None:
+    make = partial(getattr(torch.optim, kind), lr=0.001, capturable=True)
+    with pytest.raises(AssertionError, match="capturable"):
+        fit(Net(mlp(), make), regression(2), tmp_path, [GradGuard(journal=False)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -73,6 +73,15 @@ def by_interval() -> dict[str, tuple[str, str]]:
     return {f"{name}, each {interval}": (name, interval) for name in MAKE for interval in ("step", "epoch")}
 
 
+def test_every_scheduler_of_torch_is_tried() -> None:
+    there = {
+        name
+        for name, kind in vars(schedulers).items()
+        if isinstance(kind, type) and issubclass(kind, (schedulers.LRScheduler, schedulers.ReduceLROnPlateau))
+    }
+    assert there - {"LRScheduler", "_LRScheduler"} == set(MAKE)
+
+
 @pytest.mark.parametrize("case", cells("Schedulers", by_interval(), "healthy", "sick"))
 def test_no_scheduler_undoes_the_factor_nor_sees_it(case: tuple[str, str], tmp_path: Path) -> None:
     name, interval = case

@@ -243,12 +243,13 @@ def test_the_rate_finder_is_left_alone(tmp_path: Path) -> None:
 class Sized(LightningModule):
     """A module with a batch size that a tuner can set."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, spoilt: bool = False) -> None:
         super().__init__()
-        self.network, self.batch_size = mlp(), 2
+        self.network, self.batch_size, self.spoilt = mlp(), 2, spoilt
 
     def train_dataloader(self) -> Any:
-        whole = [torch.cat(parts) for parts in zip(*regression(STEPS), strict=True)]
+        batches = spoil(regression(STEPS), BAD) if self.spoilt else regression(STEPS)
+        whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
         return DataLoader(TensorDataset(*whole), batch_size=self.batch_size)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -258,7 +259,7 @@ class Sized(LightningModule):
         return ADAM(self.parameters())
 
 
-@cell("Trainer", "`Tuner.scale_batch_size`", "healthy", note="Lightning takes callbacks out for the search")
+@cell("Trainer", "`Tuner.scale_batch_size`", "healthy", "sick", note="Lightning takes callbacks out for the search")
 def test_the_batch_size_finder(tmp_path: Path) -> None:
     ends = []
     for guards in ([], [GradGuard(journal=False)]):
@@ -269,6 +270,12 @@ def test_the_batch_size_finder(tmp_path: Path) -> None:
         assert not guards or not guards[0].incidents
         ends.append((size, frozen_copy(run)))
     assert same(*ends)
+    guard, module = GradGuard(journal=False), Sized(spoilt=True)
+    run = trainer(tmp_path, callbacks=[guard])
+    found = Tuner(run).scale_batch_size(module, max_trials=3, steps_per_trial=2)
+    run.fit(module)
+    assert found == ends[0][0] and [i.step for i in guard.incidents] == [8 * BAD // found]
+    assert finite(frozen_copy(run))
 
 
 # -- loggers

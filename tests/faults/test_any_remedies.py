@@ -17,6 +17,7 @@ from lightning_gradguard import SnapshotStore
 from lightning_gradguard.detectors.cold_start import LARGEST
 from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.records import Blame, Decision, Outcome
+from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from lightning_gradguard.running import RunningStatistics
 from tests.builders import mlp, regression, same, scene_for, through_a_file
 
@@ -31,13 +32,15 @@ OPTIMIZERS: dict[str, Any] = {
     "adagrad": partial(torch.optim.Adagrad, lr=RATE),
     "nadam": partial(torch.optim.NAdam, lr=RATE),
 }
-BATCH = regression(1)[0]
+BATCH, UNTOUCHED = regression(1)[0], regression(1)[0]
+OPTIONAL = (Regularize, Augment, SwapActivation)
+REMEDIES = [remedy.name for remedy in (*default_remedies(), *OPTIONAL)]
 LAYERS = ["0", "1", "3", "batch", "gone"]
 # What happens in one step: nothing, a snapshot, or remedies in any order and number; with gradients of any kind.
 ACTS = st.one_of(
     st.just("step"),
     st.just("snapshot"),
-    st.lists(st.sampled_from(["clip", "skip", "backoff", "rollback", "reinitialize"]), min_size=1, max_size=4),
+    st.lists(st.sampled_from(REMEDIES), min_size=1, max_size=4),
 )
 GRADIENTS = st.sampled_from([1.0, 1.0, 1.0, 0.0, 1e4, 1e30, math.inf, math.nan])
 STEPS = st.lists(
@@ -46,19 +49,20 @@ STEPS = st.lists(
 
 
 class Run:
-    """A network, its optimizer and every remedy of the default ladder."""
+    """A network, its optimizer and every remedy there is."""
 
     def __init__(self, kind: str) -> None:
         self.module = mlp(norm=True)
         self.optimizer = OPTIMIZERS[kind](self.module.parameters())
         self.snapshots = SnapshotStore()
         self.running = RunningStatistics(self.module)
-        self.remedies = {remedy.name: remedy for remedy in default_remedies()}
+        self.remedies = {remedy.name: remedy for remedy in (*default_remedies(), *(kind() for kind in OPTIONAL))}
         self.number = 0
 
     def go(self, act: Any, scale: float, layers: list[str], factor: float) -> list[Outcome]:
         """Make one step, and return what the remedies did in it."""
         self.optimizer.zero_grad()
+        self.remedies["augment"].before_forward(BATCH)
         (nn.functional.mse_loss(self.module(BATCH[0]), BATCH[1]) * scale).backward()
         if act == "snapshot":
             self.keep()
@@ -97,6 +101,7 @@ class Run:
                     assert value.isfinite().all(), key
                     assert value.dim() == 0 or value.shape == parameter.shape, key
         assert all(bool(b.isfinite().all()) for b in self.module.buffers())
+        assert same(BATCH, UNTOUCHED)
         assert [float(g["lr"]) for g in self.optimizer.param_groups] == [pytest.approx(RATE)]
         for remedy in self.remedies.values():
             again = type(remedy)()

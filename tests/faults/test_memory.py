@@ -1,4 +1,4 @@
-"""Memory that runs out while a snapshot is taken: rollback is switched off with one warning, the run goes on."""
+"""Memory that runs out while a snapshot is taken or layers are examined: one warning, and the run goes on."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import math
 import resource
 import warnings
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradguard import Guard, SnapshotStore
+from lightning_gradguard.attribution import probe, weights
+from lightning_gradguard.remedies import Rollback, Skip
+from tests.builders import mlp, regression
 from tests.faults.processes import run
 from tests.faults.victims import quiet
 
+WIDER = 6144
+"""The layer takes 144 MiB."""
 WIDTH = 4096
 """The layer takes 64 MiB, which the allocator asks of the system in one piece and gives back in one."""
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
 
 
 def starving(result: Path) -> None:
     """Train a large layer, and from the fifth step on leave no room for another copy of it."""
     quiet()
-    network = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1))
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
-    guard = Guard(network, snapshots=SnapshotStore(every=5))
-    x = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+    network, optimizer, guard = large(snapshots=SnapshotStore(every=5))
+    x = batch()
     held, kept = [], []
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with warnings.catch_warnings(record=True) as caught:
@@ -46,19 +51,45 @@ def starving(result: Path) -> None:
     torch.save({"held": held, "kept": kept, "warned": warned, "finite": finite}, result)
 
 
+def cramped(result: Path) -> None:
+    """Damage a large layer, and leave no room for a copy of it while the culprit is looked for."""
+    quiet()
+    # The allocator needs room around the pieces too: less than a copy, and much more than a piece.
+    network, optimizer, guard = large(WIDER, remedies=[Skip(), Rollback()])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(24):
+            if step == 20:
+                with torch.no_grad():
+                    network[0].weight.mul_(1e4)
+            optimizer.zero_grad()
+            loss = network(batch(WIDER)).square().mean()
+            loss.backward()
+            if step == 20:
+                leave(128 * 2**20)
+            guard.before_step(optimizer, loss=loss.detach())
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            optimizer.step()
+    found = [(i.step, i.culprit) for i in guard.incidents]
+    torch.save({"found": found, "warned": [str(w.message) for w in caught]}, result)
+
+
+def large(width: int = WIDTH, **options: Any) -> tuple[Any, torch.optim.Optimizer, Guard]:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1))
+    return network, torch.optim.SGD(network.parameters(), lr=1e-4), Guard(network, **options)
+
+
+def batch(width: int = WIDTH) -> Tensor:
+    return torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+
+
 def leave(room: int) -> None:
-    """Set the least limit of memory with which a block of ``room`` bytes can still be had."""
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    low, high = 0, 2**46
-    while high - low > 2**20:
-        limit = (low + high) // 2
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-        try:
-            torch.empty(room, dtype=torch.uint8)
-            high = limit
-        except RuntimeError:
-            low = limit
-    resource.setrlimit(resource.RLIMIT_AS, (high, hard))
+    """Let this process have so many bytes more than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + room
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 @pytest.mark.fault("out of memory while a snapshot is taken")
@@ -72,3 +103,37 @@ def test_without_memory_for_a_snapshot_the_run_goes_on(tmp_path: Path) -> None:
     assert 5 <= found["kept"].index(False) < 24
     assert len(found["warned"]) == 1 and "rollback is switched off" in found["warned"][0]
     assert "allocate memory" in found["warned"][0]
+
+
+@pytest.mark.fault("no memory for a copy of the layer at fault")
+def test_a_layer_is_examined_where_there_is_no_memory_for_a_copy_of_it(tmp_path: Path) -> None:
+    assert run(cramped, tmp_path / "end.pt") == 0
+    found = torch.load(tmp_path / "end.pt", weights_only=True)
+    assert found["found"][0] == (20, "0")
+    assert found["warned"] == []
+
+
+def starved(*_: Any, **__: Any) -> NoReturn:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory, for a test")
+
+
+@pytest.mark.fault("out of memory while layers are examined (the error is simulated)")
+@pytest.mark.parametrize("place", [weights, probe])
+def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "rms", starved)
+    network = mlp(norm=True)
+    optimizer, guard, held = torch.optim.Adam(network.parameters(), lr=0.01), Guard(network), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step, (x, y) in enumerate(regression(50)):
+            optimizer.zero_grad()
+            # One step that is lost, then a burst in which layers are measured.
+            loss = nn.functional.mse_loss(network(x), y) * (math.nan if step == 20 else 1e6 if 30 <= step < 36 else 1.0)
+            loss.backward()
+            held.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).held)
+            optimizer.step()
+    assert [step for step, was in enumerate(held) if was] == [20, *range(30, 36)]
+    assert {"rollback", "backoff"} <= {remedy for i in guard.incidents for remedy in i.remedies}
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
+    warned = [str(w.message) for w in caught if "GradGuard" in str(w.message)]
+    assert all("no memory to examine the layers" in w for w in warned) and bool(warned) is (place is weights)

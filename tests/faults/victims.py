@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Policy, SnapshotStore
-from tests.builders import Net, frozen_copy, mlp, regression, trainer
+from tests.builders import SAFELY, Net, frozen_copy, mlp, regression, trainer
 
 EPOCH, EPOCHS = 8, 12
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
@@ -131,7 +131,7 @@ def train(root: Path, marks: Any = None) -> None:
         enable_checkpointing=True,
         logger=TensorBoardLogger(root, name="", version=""),
     )
-    fit.fit(Sick(), Resumable(regression(EPOCH)), ckpt_path=newest(root), weights_only=True)
+    fit.fit(Sick(), Resumable(regression(EPOCH)), ckpt_path=newest(root), **SAFELY)
     torch.save({"end": frozen_copy(fit), "guard": guard.state_dict(), "steps": fit.global_step}, root / "end.pt")
 
 

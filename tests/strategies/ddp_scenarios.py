@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.guard import default_remedies
@@ -37,6 +38,35 @@ class Louder(Net):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         return loss * self.by if self.global_rank == self.rank and self.since <= batch_idx < self.until else loss
+
+
+class Collectives(TorchDispatchMode):
+    """Count the collectives that are begun inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # What it is made of comes by next, its collectives among it.
+        self.count += "c10d" in func.namespace and not any(aside in func.__name__ for aside in ("wait", "wrap"))
+        return func(*args, **(kwargs or {}))
+
+
+def collectives_of(guard: GradGuard) -> list[int]:
+    """Return a list that will hold how many collectives each step's judgement has cost."""
+    counts: list[int] = []
+    judge = guard.guard.before_step
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with Collectives() as found:
+            report = judge(*args, **kwargs)
+        counts.append(found.count)
+        return report
+
+    guard.guard.before_step = counting  # type: ignore[method-assign]
+    return counts
 
 
 class Saves(Callback):
@@ -96,9 +126,16 @@ def healthy(rank: int, root: Path, guarded: bool, norm: bool, optimizer: Any, **
     return run(Net(mlp(norm=norm), optimizer), data(rank, 60), root, GradGuard() if guarded else None, **options)
 
 
-def nan_on(sick: int, norm: bool, rank: int, root: Path) -> dict[str, Any]:
+def counted(rank: int, root: Path) -> dict[str, Any]:
+    guard = GradGuard()
+    collectives = collectives_of(guard)
+    return run(Net(mlp(), ADAM), data(rank, 60), root, guard) | {"collectives": collectives}
+
+
+def nan_on(sick: int, norm: bool, rank: int, root: Path, **options: Any) -> dict[str, Any]:
     batches = data(rank)
-    return run(Net(mlp(norm=norm), SGD), spoil(batches, 20) if rank == sick else batches, root, GradGuard())
+    batches = spoil(batches, 20) if rank == sick else batches
+    return run(Net(mlp(norm=norm), SGD), batches, root, GradGuard(), **options)
 
 
 def without_that_batch(norm: bool, rank: int, root: Path) -> dict[str, Any]:
@@ -244,6 +281,8 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "guarded with BatchNorm": partial(healthy, guarded=True, norm=True, optimizer=SGD),
     "plain static graph": partial(healthy, guarded=False, norm=False, optimizer=SGD, static_graph=True),
     "guarded static graph": partial(healthy, guarded=True, norm=False, optimizer=SGD, static_graph=True),
+    "NaN static graph": partial(nan_on, 1, False, static_graph=True),
+    "counted": counted,
     "NaN on rank 0": partial(nan_on, 0, False),
     "NaN on rank 1": partial(nan_on, 1, False),
     "never seen": partial(without_that_batch, False),

@@ -12,9 +12,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_gradguard import GradGuard, Policy
+from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.records import to_json
+from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
 from tests.builders import Net, loader, mlp, spoil, trainer
-from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep, scaled
+from tests.strategies.ddp_scenarios import ADAM, SGD, collectives_of, data, deep, scaled
+
+OPTIONAL = (Regularize, Augment, SwapActivation)
 
 
 class Sharded(Net):
@@ -58,12 +62,19 @@ def run(module: Sharded, batches: Any, root: Path, guard: GradGuard | None, **op
         "optimizer": [{k: whole(v) for k, v in state[p].items()} for p in module.parameters() if p in state],
         "incidents": [to_json(i) for i in guard.incidents] if guard else [],
         "rates": module.rates,
+        "activations": [type(layer).__name__ for layer in module.network],
         "steps": fit.global_step,
     }
 
 
 def healthy(rank: int, root: Path, guarded: bool, optimizer: Any) -> dict[str, Any]:
     return run(Sharded(mlp(), optimizer), data(rank, 60), root, GradGuard() if guarded else None)
+
+
+def counted(rank: int, root: Path) -> dict[str, Any]:
+    guard = GradGuard()
+    collectives = collectives_of(guard)
+    return run(Sharded(mlp(), ADAM), data(rank, 60), root, guard) | {"collectives": collectives}
 
 
 def nan_on(sick: int, rank: int, root: Path) -> dict[str, Any]:
@@ -86,13 +97,20 @@ def clipped(rank: int, root: Path) -> dict[str, Any]:
     return run(module, data(rank, 60), root, GradGuard())
 
 
-def backing_off(rank: int, root: Path) -> dict[str, Any]:
+def backing_off(rank: int, root: Path, *optional: type[Remedy]) -> dict[str, Any]:
     module = Sharded(mlp(), ADAM, rank=1, since=45, until=49, by=1e4)
-    return run(module, data(rank, 80), root, GradGuard(policy=Policy(patience=2, cooldown=1)))
+    return run(module, data(rank, 80), root, thrown_back_soon(*optional))
 
 
-def bad_layer(rank: int, root: Path) -> dict[str, Any]:
-    return run(Sharded(deep(1e4), ADAM), data(rank, 40), root, GradGuard(policy=Policy(max_held=10)))
+def thrown_back_soon(*optional: type[Remedy]) -> GradGuard:
+    remedies = [*default_remedies(), *(kind() for kind in optional)]
+    return GradGuard(journal=False, remedies=remedies, policy=Policy(patience=2, cooldown=1))
+
+
+def bad_layer(rank: int, root: Path, *optional: type[Remedy]) -> dict[str, Any]:
+    remedies = [*default_remedies(), *(kind() for kind in optional)]
+    guard = GradGuard(remedies=remedies, policy=Policy(max_held=10))
+    return run(Sharded(deep(1e4), ADAM), data(rank, 40), root, guard)
 
 
 SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
@@ -100,11 +118,15 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "guarded SGD": partial(healthy, guarded=True, optimizer=SGD),
     "plain Adam": partial(healthy, guarded=False, optimizer=ADAM),
     "guarded Adam": partial(healthy, guarded=True, optimizer=ADAM),
+    "counted": counted,
     "NaN on rank 0": partial(nan_on, 0),
     "NaN on rank 1": partial(nan_on, 1),
     "never seen": without_that_batch,
     "corrupt on rank 1": partial(corrupt_on, 1),
     "clipped": clipped,
     "backing off": backing_off,
+    "regularized": lambda rank, root: backing_off(rank, root, Regularize),
+    "all remedies": lambda rank, root: backing_off(rank, root, *OPTIONAL),
     "bad layer": bad_layer,
+    "bad layer, all remedies": lambda rank, root: bad_layer(rank, root, *OPTIONAL),
 }

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 
 
-def group(module: str, directory: Path, *, size: int = 2, timeout: float = 200.0) -> list[dict[str, Result]]:
+def group(module: str, directory: Path, *, size: int = 2, timeout: float = 270.0) -> list[dict[str, Result]]:
     """Run all of ``SCENARIOS`` in ``tests.strategies.<module>`` on some processes; return what each rank ended with."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_gradguard.measuring import LOSS_EVERY, YOUNG
 from tests.builders import same
 from tests.compatibility.matrix import cells
 from tests.strategies.ddp_scenarios import SCENARIOS
@@ -74,6 +75,21 @@ def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sic
 def test_a_nan_leaves_no_trace_in_batch_norm(ranks: Ranks) -> None:
     for rank in ranks:
         assert same(rank["NaN with BatchNorm"]["end"], rank["never seen with BatchNorm"]["end"])
+
+
+@cell("DDP, `static_graph`", "sick")
+def test_a_nan_in_a_static_graph_leaves_no_trace(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert actions(rank["NaN static graph"]) == [(20, "non-finite", ["skip"])]
+        assert same(rank["NaN static graph"]["end"], rank["never seen"]["end"])
+
+
+def test_a_healthy_step_costs_no_collective_but_the_losses_once_in_eight(ranks: Ranks) -> None:
+    for rank in ranks:
+        late = dict(enumerate(rank["counted"]["collectives"]))
+        # A mean is a barrier and a reduction; at step 40 there is a snapshot too, which all must have been able to take.
+        assert {step: count for step, count in late.items() if step > YOUNG and count} == {40: 4, 48: 2, 56: 2}
+        assert all(step % LOSS_EVERY == 0 for step in (40, 48, 56))
 
 
 @cell("DDP, accumulating under `no_sync`", "sick")

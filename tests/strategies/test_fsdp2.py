@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.fsdp
+from torch import Tensor
 
 from lightning_gradguard import GradGuard
+from lightning_gradguard.measuring import LOSS_EVERY, YOUNG
 from lightning_gradguard.records import to_json
+from lightning_gradguard.remedies import Regularize
 from tests.builders import Net, loader, mlp, same, spoil, trainer
-from tests.strategies.ddp_scenarios import SGD, data
-from tests.strategies.fsdp_scenarios import SCENARIOS
+from tests.strategies.ddp_scenarios import ADAM, SGD, data
+from tests.strategies.fsdp_scenarios import SCENARIOS, thrown_back_soon
 from tests.strategies.launch import group
 from tests.strategies.test_ddp import actions
 
@@ -32,13 +35,30 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     return group("fsdp_scenarios", tmp_path_factory.mktemp("fsdp"))
 
 
-def alone(root: Path, sick: int | None = None) -> tuple[dict[str, Any], list[Any]]:
-    """Return weights and incidents of a single process that has the batches of both ranks at once."""
-    halves = [spoil(data(rank), 20) if rank == sick else data(rank) for rank in range(2)]
-    batches = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*halves, strict=True)]
-    guard, module = GradGuard(journal=False), Net(mlp(), SGD)
-    trainer(root, callbacks=[guard]).fit(module, loader(batches))
+class Both(Net):
+    """A module that has the batches of both ranks at once; the second one's loss can be multiplied."""
+
+    def __init__(self, optimizer: Any, sick: range = range(0), by: float = 1.0) -> None:
+        super().__init__(mlp(), optimizer)
+        self.sick, self.by = sick, by
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        first, second = (torch.nn.functional.mse_loss(self.network(x), y) for x, y in batch)
+        return (first + second * (self.by if batch_idx in self.sick else 1.0)) / 2
+
+
+def alone(
+    root: Path, module: Both, guard: GradGuard, count: int = 40, spoilt: int | None = None
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return weights and incidents of a single process."""
+    halves = [spoil(data(rank, count), 20) if rank == spoilt else data(rank, count) for rank in range(2)]
+    trainer(root, callbacks=[guard]).fit(module, loader(list(zip(*halves, strict=True))))
     return dict(module.named_parameters()), [to_json(i) for i in guard.incidents]
+
+
+def told(incidents: list[Any]) -> list[str]:
+    """Return the reasons of all verdicts."""
+    return [action["verdict"]["reason"] for incident in incidents for action in incident["actions"]]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -69,13 +89,48 @@ def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sic
 @pytest.mark.parametrize("sick", [0, 1])
 @cell("sick")
 def test_what_is_measured_and_done_equals_a_single_process(ranks: Ranks, sick: int, tmp_path: Path) -> None:
-    weights, incidents = alone(tmp_path, sick)
+    weights, incidents = alone(tmp_path, Both(SGD), GradGuard(journal=False), spoilt=sick)
     found = ranks[0][f"NaN on rank {sick}"]
     for name, value in weights.items():
         torch.testing.assert_close(found["weights"][name], value, rtol=1e-4, atol=1e-6)
     # The number of bad elements among them, though they lie on both ranks.
-    told = [action["verdict"]["reason"] for incident in incidents for action in incident["actions"]]
-    assert [a["verdict"]["reason"] for i in found["incidents"] for a in i["actions"]] == told
+    assert told(found["incidents"]) == told(incidents)
+
+
+SINGLE: dict[str, tuple[Any, Any]] = {
+    "clipped": (lambda: Both(SGD, range(50, 51), 1e3), lambda: GradGuard(journal=False)),
+    "backing off": (lambda: Both(ADAM, range(45, 49), 1e4), thrown_back_soon),
+    "regularized": (lambda: Both(ADAM, range(45, 49), 1e4), lambda: thrown_back_soon(Regularize)),
+}
+"""How a single process makes the same run: module and guard."""
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@cell("sick", note="after each remedy equal to a single process, within a relative 1e-4")
+def test_after_every_remedy_the_weights_are_those_of_a_single_process(name: str, ranks: Ranks, tmp_path: Path) -> None:
+    make, guard = SINGLE[name]
+    found = ranks[0][name]
+    weights, incidents = alone(tmp_path, make(), guard(), count=found["steps"])
+    assert actions({"incidents": incidents}) == actions(found)
+    for key, value in weights.items():
+        torch.testing.assert_close(found["weights"][key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["all remedies", "bad layer, all remedies"])
+@cell("sick")
+def test_the_optional_remedies_act_on_shards_alike(name: str, ranks: Ranks) -> None:
+    done = {remedy for _, _, names in actions(ranks[0][name]) for remedy in names}
+    assert {"regularize", "augment"} <= done, done
+    assert ("swap-activation" in done) is name.startswith("bad layer")
+    assert ranks[0][name]["activations"] == ranks[1][name]["activations"]
+    assert ("Softsign" in ranks[0][name]["activations"]) is name.startswith("bad layer")
+
+
+def test_a_healthy_step_costs_one_small_reduction_and_the_losses_once_in_eight(ranks: Ranks) -> None:
+    for rank in ranks:
+        late = dict(enumerate(rank["counted"]["collectives"]))
+        assert {step: count for step, count in late.items() if step > YOUNG and count != 1} == {40: 5, 48: 3, 56: 3}
+        assert all(step % LOSS_EVERY == 0 for step in (40, 48, 56))
 
 
 def test_a_corrupt_batch_on_one_rank_is_named(ranks: Ranks) -> None:
