@@ -16,8 +16,8 @@ from lightning_gradguard.records import FloatArray, GradientStatistics, Window
 class Meter:
     """Keep window peaks per parameter, and the counts of the whole run.
 
-    Args:
-        layer_of: Layer name of each parameter name, computed once per change of parameters.
+    Attributes:
+        order: Layers in the order in which windows list them; those it lacks come after.
     """
 
     def __init__(self) -> None:
@@ -25,6 +25,7 @@ class Meter:
         self.skipped = 0
         self.overflows = 0
         self.tick = 0
+        self.order: tuple[str, ...] = ()
         self._names: tuple[str, ...] = ()
         self._clear()
 
@@ -87,7 +88,7 @@ class Meter:
     ) -> Window:
         """Return the window that ends with this step, and begin the next."""
         norm = 0.0 if _expected(statistics, coefficient) else statistics.norm
-        layers, groups = _layers(self._names)
+        layers, groups = _layers(self._names, self.order)
         squares = np.zeros(len(layers))
         np.add.at(squares, groups, self._peaks**2)
         bad = np.zeros(len(layers))
@@ -150,9 +151,10 @@ def _expected(statistics: GradientStatistics, coefficient: float) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _layers(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
-    """Group parameters by the layer that owns them: layer names in order, and each parameter's group."""
+def _layers(names: tuple[str, ...], order: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """Group parameters by the layer that owns them: layer names in ``order``, and each parameter's group."""
     owners = [layer_of(name) or name for name in names]
-    layers = tuple(dict.fromkeys(owners))
+    place = {layer: i for i, layer in enumerate(order)}
+    layers = tuple(sorted(dict.fromkeys(owners), key=lambda layer: place.get(layer, len(place))))
     index = {layer: i for i, layer in enumerate(layers)}
     return layers, [index[owner] for owner in owners]
