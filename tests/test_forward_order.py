@@ -182,7 +182,7 @@ def test_under_lightning_and_after_a_resume(tmp_path: Path, accumulate: int) -> 
     for steps in (2, 4):
         guard = Reading(log_every=1)
         guard.seen = Seen()
-        fit = trainer(tmp_path, callbacks=[guard], max_steps=steps, accumulate_grad_batches=accumulate)
+        fit = trainer(tmp_path, callbacks=[guard], max_epochs=9, max_steps=steps, accumulate_grad_batches=accumulate)
         fit.fit(Net(Backwards(), partial(torch.optim.SGD, lr=0.01)), loader(batches), ckpt_path=file)
         listed = {window.layers for window in guard.seen.windows}
         assert listed == {tuple(f"network.{layer}".removesuffix(".scale") for layer in ORDER[:-1])}
