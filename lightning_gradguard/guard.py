@@ -377,7 +377,7 @@ class Guard:
         else:
             report = self._treat(lane, scene, alarm, suspects, batch_index)
             coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
-        self._recorder.meter(lane, scene.statistics, coefficient)
+        self._recorder.meter(lane, scene.statistics, coefficient, alarm=alarm is not None)
         if report.stop:
             self._exhausted(lane, report)
         return report

@@ -26,6 +26,7 @@ class Meter:
         self.overflows = 0
         self.tick = 0
         self.order: tuple[str, ...] = ()
+        self._routine = False
         self._names: tuple[str, ...] = ()
         self._clear()
 
@@ -37,13 +38,15 @@ class Meter:
         self._peaks: FloatArray = np.zeros(len(self._names))
         self._nonfinite: FloatArray = np.zeros(len(self._names))
 
-    def add(self, statistics: GradientStatistics, coefficient: float = 1.0) -> None:
-        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step)."""
+    def add(self, statistics: GradientStatistics, coefficient: float = 1.0, *, alarm: bool = False) -> None:
+        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step), alarming or not."""
         norms = statistics.norms if statistics.names == self._names else self._aligned(statistics)
         if self.steps == 0:
             self._first = statistics.step
         self.steps += 1
-        if _expected(statistics, coefficient):
+        # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done about it.
+        self._routine = statistics.scaled and not statistics.finite and not alarm
+        if self._routine:
             self.overflows += 1
             return
         if statistics.finite:
@@ -87,7 +90,7 @@ class Meter:
         incidents: int,
     ) -> Window:
         """Return the window that ends with this step, and begin the next."""
-        norm = 0.0 if _expected(statistics, coefficient) else statistics.norm
+        norm = 0.0 if self._routine else statistics.norm
         layers, groups = _layers(self._names, self.order)
         squares = np.zeros(len(layers))
         np.add.at(squares, groups, self._peaks**2)
@@ -143,11 +146,6 @@ class Meter:
         self._peak, self._coefficient = float(state["peak"]), float(state["coefficient"])
         self._peaks = np.array(state["peaks"], dtype=np.float64)
         self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
-
-
-def _expected(statistics: GradientStatistics, coefficient: float) -> bool:
-    """Tell the overflow that a GradScaler answers by itself: no alarm, so nothing was done about it here."""
-    return statistics.scaled and not statistics.finite and coefficient == 1.0
 
 
 @functools.lru_cache(maxsize=8)
