@@ -46,8 +46,8 @@ def first_uses(loss: Tensor) -> dict[int, Use]:
     """Return, by a parameter's id, which operation used it first and as which of its inputs.
 
     Autograd numbers operations as they run. A compiled graph is a single one, whose inputs are in the order in which they
-    were met when it was traced. Parameters of which autograd sees only copies (FSDP2), or nothing (a reentrant checkpoint),
-    are missing.
+    were met when it was traced. Parameters of which autograd sees only copies (FSDP2), or nothing (a reentrant
+    checkpoint), are missing.
 
     Args:
         loss: What the backward pass starts from, before it or after it.

@@ -138,7 +138,8 @@ class Lane:
 
     def follow(self, loss: Tensor) -> None:
         """Learn the forward order of the layers from the graph of the loss; before the first window of a session."""
-        if self._followed or self.last is not None:
+        # FSDP2 computes with parameters of its own, of which only some can be told.
+        if self._followed or self.sharded or self.last is not None:
             return
         with suppress(Exception):  # a node of a kind of its own; the order of registration will do
             uses = first_uses(loss)

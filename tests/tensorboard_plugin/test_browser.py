@@ -205,6 +205,9 @@ def test_the_norm_lies_in_its_band_below_its_limit(tab: Tab) -> None:
     assert [x for x, _ in limit] == [x for x, _ in typical] == [x for x, _ in peak], "downwards on the screen is less"
     assert all(above < norm for (_, above), (_, norm) in zip(limit, peak, strict=True))
     assert band[: len(limit)] == limit and len(band) == 2 * len(limit)
+    for (_, above), (_, centre), (_, below) in zip(limit, typical, band[: len(limit) - 1 : -1], strict=True):
+        # As far below the centre as the limit is above, to the floor of the chart.
+        assert below == pytest.approx(min(2 * centre - above, 190), abs=0.2)
     frame = tab.open(run="guarded")
     dot = frame.get_by_role("button", name="Incident 4,").get_attribute("transform")
     x, y = (float(number) for number in re.findall(r"[\d.]+", dot))
