@@ -340,7 +340,7 @@ class Guard:
         elif statistics.finite:
             lane.policy.rest(statistics.step)
             lane.accept(statistics, math.inf)
-        self._recorder.meter(lane, statistics, found.coefficient)
+        self._recorder.meter(lane, statistics, found.coefficient, alarm=alarm is not None)
 
     def _catch_up_alone(self) -> None:
         """Do so for all optimizers, where no other process need take part; with several, :meth:`settle` does."""

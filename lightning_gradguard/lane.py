@@ -30,6 +30,9 @@ from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
 
+LOSSES = 32
+"""The most losses that are looked at for one in whose graph the optimizer's parameters are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
@@ -101,7 +104,7 @@ class Lane:
         self.flight: Flight | None = None
         # Steps before which the host judges each by itself.
         self.watchful = 0
-        self._followed = False
+        self._to_follow = LOSSES
         # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
         self.shared: list[float] = []
@@ -137,16 +140,16 @@ class Lane:
             self.remedies.pop("reinitialize", None)
 
     def follow(self, loss: Tensor) -> None:
-        """Learn the forward order of the layers from the graph of the loss; before the first window of a session."""
+        """Learn the forward order of the layers from the graph of a loss, once in a session."""
         # FSDP2 computes with parameters of its own, of which only some can be told.
-        if self._followed or self.sharded or self.last is not None:
+        if not self._to_follow or self.sharded:
             return
+        self._to_follow -= 1
         with suppress(Exception):  # a node of a kind of its own; the order of registration will do
             uses = first_uses(loss)
             # The loss may be another optimizer's.
-            self._followed = any(id(p) in uses for p in self.parameters.values())
-            if self._followed:
-                self.meter.order = arranged(self.module, uses)
+            if any(id(p) in uses for p in self.parameters.values()):
+                self.meter.order, self._to_follow = arranged(self.module, uses), 0
 
     def isolating(self, part: Detector | Remedy) -> named:
         """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""
