@@ -249,6 +249,14 @@ class Guard:
         any(lane.before_forward(batch) for lane in self._lanes.values())
         return batch
 
+    def follow(self, loss: Tensor) -> None:
+        """Learn the order in which the heatmap lists layers from the graph of a loss: once, as it is being computed.
+
+        Only needed where :meth:`before_step` is given a loss without its graph, or none; the callback calls it.
+        """
+        for lane in self._lanes.values():
+            lane.follow(loss)
+
     def before_step(
         self,
         optimizer: torch.optim.Optimizer,
@@ -279,6 +287,8 @@ class Guard:
         try:
             self._catch_up(lane)
             lane.refresh()
+            if isinstance(loss, Tensor) and loss.grad_fn is not None:
+                lane.follow(loss)
             return self._leave_to_device(lane, loss, batch, batch_index, step, scaler) or self._flow(
                 lane, self._scene(lane, loss, step, scaler), batch, batch_index
             )
@@ -332,7 +342,7 @@ class Guard:
         elif statistics.finite:
             lane.policy.rest(statistics.step)
             lane.accept(statistics, math.inf)
-        self._recorder.meter(lane, statistics, found.coefficient)
+        self._recorder.meter(lane, statistics, found.coefficient, alarm=alarm is not None)
 
     def _catch_up_alone(self) -> None:
         """Do so for all optimizers, where no other process need take part; with several, :meth:`settle` does."""
@@ -369,7 +379,7 @@ class Guard:
         else:
             report = self._treat(lane, scene, alarm, suspects, batch_index)
             coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
-        self._recorder.meter(lane, scene.statistics, coefficient)
+        self._recorder.meter(lane, scene.statistics, coefficient, alarm=alarm is not None)
         if report.stop:
             self._exhausted(lane, report)
         return report

@@ -18,6 +18,7 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError, named
+from lightning_gradguard.forward_order import arranged, first_uses, registered
 from lightning_gradguard.gate import Gate
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
@@ -28,6 +29,9 @@ from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
+
+LOSSES = 32
+"""The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class Lane:
         self.flight: Flight | None = None
         # Steps before which the host judges each by itself.
         self.watchful = 0
+        self._to_follow = LOSSES
         # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
         self.shared: list[float] = []
@@ -124,6 +129,7 @@ class Lane:
             self.detectors = copy.deepcopy(list(self._prototypes))
             self.snapshots.hurry(self.steps)
         self._groups = groups
+        self.meter.order = self.meter.order or registered(self.module)
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
@@ -132,6 +138,18 @@ class Lane:
         if self.sharded:
             # What cannot be done must not be decided.
             self.remedies.pop("reinitialize", None)
+
+    def follow(self, loss: Tensor) -> None:
+        """Learn the forward order of the layers from the graph of a loss, once in a session."""
+        # FSDP2 computes with parameters of its own, of which only some can be told.
+        if not self._to_follow or self.sharded:
+            return
+        self._to_follow -= 1
+        with suppress(Exception):  # a node of a kind of its own; the order of registration will do
+            uses = first_uses(loss)
+            # The loss may be another optimizer's.
+            if any(id(p) in uses for p in self.parameters.values()):
+                self.meter.order, self._to_follow = arranged(self.module, uses), 0
 
     def isolating(self, part: Detector | Remedy) -> named:
         """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""

@@ -16,8 +16,8 @@ from lightning_gradguard.records import FloatArray, GradientStatistics, Window
 class Meter:
     """Keep window peaks per parameter, and the counts of the whole run.
 
-    Args:
-        layer_of: Layer name of each parameter name, computed once per change of parameters.
+    Attributes:
+        order: Layers in the order in which windows list them; those it lacks come after.
     """
 
     def __init__(self) -> None:
@@ -25,6 +25,8 @@ class Meter:
         self.skipped = 0
         self.overflows = 0
         self.tick = 0
+        self.order: tuple[str, ...] = ()
+        self._routine = False
         self._names: tuple[str, ...] = ()
         self._clear()
 
@@ -36,13 +38,15 @@ class Meter:
         self._peaks: FloatArray = np.zeros(len(self._names))
         self._nonfinite: FloatArray = np.zeros(len(self._names))
 
-    def add(self, statistics: GradientStatistics, coefficient: float = 1.0) -> None:
-        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step)."""
+    def add(self, statistics: GradientStatistics, coefficient: float = 1.0, *, alarm: bool = False) -> None:
+        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step), alarming or not."""
         norms = statistics.norms if statistics.names == self._names else self._aligned(statistics)
         if self.steps == 0:
             self._first = statistics.step
         self.steps += 1
-        if _expected(statistics, coefficient):
+        # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done about it.
+        self._routine = statistics.scaled and not statistics.finite and not alarm
+        if self._routine:
             self.overflows += 1
             return
         if statistics.finite:
@@ -86,8 +90,8 @@ class Meter:
         incidents: int,
     ) -> Window:
         """Return the window that ends with this step, and begin the next."""
-        norm = 0.0 if _expected(statistics, coefficient) else statistics.norm
-        layers, groups = _layers(self._names)
+        norm = 0.0 if self._routine else statistics.norm
+        layers, groups = _layers(self._names, self.order)
         squares = np.zeros(len(layers))
         np.add.at(squares, groups, self._peaks**2)
         bad = np.zeros(len(layers))
@@ -144,15 +148,11 @@ class Meter:
         self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
 
 
-def _expected(statistics: GradientStatistics, coefficient: float) -> bool:
-    """Tell the overflow that a GradScaler answers by itself: no alarm, so nothing was done about it here."""
-    return statistics.scaled and not statistics.finite and coefficient == 1.0
-
-
 @functools.lru_cache(maxsize=8)
-def _layers(names: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
-    """Group parameters by the layer that owns them: layer names in order, and each parameter's group."""
+def _layers(names: tuple[str, ...], order: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """Group parameters by the layer that owns them: layer names in ``order``, and each parameter's group."""
     owners = [layer_of(name) or name for name in names]
-    layers = tuple(dict.fromkeys(owners))
+    place = {layer: i for i, layer in enumerate(order)}
+    layers = tuple(sorted(dict.fromkeys(owners), key=lambda layer: place.get(layer, len(place))))
     index = {layer: i for i, layer in enumerate(layers)}
     return layers, [index[owner] for owner in owners]

@@ -73,10 +73,10 @@ class Recorder:
         """Put a newer version of an incident in place of the old."""
         self.incidents = [incident if i.number == incident.number else i for i in self.incidents]
 
-    def meter(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
+    def meter(self, lane: Lane, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
         """Take in a step; send a window when it is full, sooner where something was done."""
         lane.last = statistics
-        lane.meter.add(statistics, coefficient)
+        lane.meter.add(statistics, coefficient, alarm=alarm)
         full = min(self.log_every, 1 + lane.steps // EARLY)
         if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
             self.log(lane, statistics, coefficient)

@@ -30,8 +30,10 @@ BYTES_READ = 128 * 2**20
 """The most that is read of one tag: the fast loader refuses answers of 256 MiB and more."""
 ENTRIES_CACHED = 8
 COLUMNS_MOST = 2000
-QUICK_BYTES = 12 * 2**20
-"""What is read for a first picture; a thousand layers then show in a second, and in full two or three later."""
+AT_ONCE_BYTES = 12 * 2**20
+"""A run of no more than this is shown at once."""
+QUICK_BYTES = 4 * 2**20
+"""What is read of a larger one for a first picture, shown while the rest is read."""
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -206,8 +208,8 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Decode the windows: small, and all that the verdict needs, so it does not wait for the layers."""
 
         def decode() -> series.Timeline:
-            tag = wire.Tag(optimizer, "windows").name
-            read = self._read(request, wire.LAYERS_PLUGIN, run, tag, WINDOWS_KEPT)
+            tags = [tag.name for tag in self._tags(request, run, optimizer) if tag.kind == "windows"]
+            read = [w for tag in tags for w in self._read(request, wire.LAYERS_PLUGIN, run, tag, WINDOWS_KEPT)]
             rows = [(w, row) for w in read if (row := wire.parse_window(w.numpy)) is not None]
             return series.lay_out(
                 np.array([w.step for w, _ in rows], np.int64),
@@ -232,12 +234,11 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Decode a random sample of a large run that is not in the cache yet; None where there is no need."""
         names = self._names(request, run, optimizer)
         windows = self._windows(request, run, optimizer)
-        most = _affordable(names, QUICK_BYTES)
         with self._lock:
             known = (plugin_util.experiment_id(request.environ), run, optimizer, "layers") in self._cache
-        if known or len(windows.table) <= most:
+        if known or len(windows.table) <= _affordable(names, AT_ONCE_BYTES):
             return None
-        return self._decode(request, run, optimizer, names, windows, most)
+        return self._decode(request, run, optimizer, names, windows, _affordable(names, QUICK_BYTES))
 
     def _decode(
         self,
@@ -264,8 +265,9 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         if not parts:
             nothing = np.zeros((0, 2, len(names)), np.float16)
             return series.assemble(names, windows, np.zeros(0, np.int64), np.zeros(0), nothing)
-        ticks, times, halves = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return series.assemble(names, windows, ticks, times, halves)
+        # Most runs have one list of layers, and its numbers may be 80 MB.
+        joined = parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, strict=True)))
+        return series.assemble(names, windows, *joined)
 
     def _cached(self, request: wrappers.Request, run: str, optimizer: int, kind: str, decode: Callable[[], Any]) -> Any:
         """Return what ``decode`` made, unless something was written since it last did."""

@@ -246,7 +246,9 @@ def assemble(
         calm = np.ones(len(ticks), bool)
 
     bits = halves.view(np.uint16)
-    codes, nonfinite = _CODE_OF[bits[order, 0]], _COUNT_OF[bits[order, 1]]
+    if not np.array_equal(order, np.arange(len(bits))):
+        bits = bits[order]
+    codes, nonfinite = _CODE_OF.take(bits[:, 0]), _COUNT_OF.take(bits[:, 1])
     ends, baseline = running_median(codes, calm)
     return Series(tuple(names), windows, layer_axis, codes, nonfinite, ends, baseline)
 

@@ -1,6 +1,6 @@
 """What the guard writes into an event file, as this side reads it.
 
-A tag of optimizer 0 is ``gradguard/<kind>``, of a further one ``gradguard/optimizer_<i>/<kind>``. The event's step is a
+A tag is ``gradguard/<kind>``, in a run with several optimizers ``gradguard/optimizer_<i>/<kind>``. The event's step is a
 counter ("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would lose
 the incident that caused it. The optimizer step travels in the payload. Where the list of layers changes in the middle of a
 run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` and so on.
@@ -55,27 +55,22 @@ _TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)(?
 class Tag:
     """A tag of ours, taken apart."""
 
+    name: str
     optimizer: int
     kind: str
     part: int = 1
-
-    @property
-    def name(self) -> str:
-        """The tag, put together again."""
-        middle = f"optimizer_{self.optimizer}/" if self.optimizer else ""
-        return f"gradguard/{middle}{self.kind}" + (f"_{self.part}" if self.part > 1 else "")
 
 
 def parse_tag(tag: str) -> Tag | None:
     """Take a tag apart, or return None if it is not one of ours.
 
     >>> parse_tag("gradguard/optimizer_1/layers")
-    Tag(optimizer=1, kind='layers', part=1)
+    Tag(name='gradguard/optimizer_1/layers', optimizer=1, kind='layers', part=1)
     >>> parse_tag("loss") is None
     True
     """
     match = _TAG.match(tag)
-    return Tag(int(match[1] or 0), match[2], int(match[3] or 1)) if match else None
+    return Tag(tag, int(match[1] or 0), match[2], int(match[3] or 1)) if match else None
 
 
 def parse_window(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:

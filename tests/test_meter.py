@@ -99,6 +99,6 @@ def test_the_overflow_that_a_scaler_expects_is_counted_and_leaves_no_trace() -> 
     meter.add(overflow)
     assert close(meter, overflow).norm_peak == 0.0
     # One that keeps coming raises the alarm; what was held then is trouble, and counts as such.
-    meter.add(overflow, 0.0)
+    meter.add(overflow, 0.0, alarm=True)
     assert (alarmed := close(meter, overflow)).overflows == 2
     assert alarmed.skipped == 1 and math.isinf(alarmed.norm_peak)

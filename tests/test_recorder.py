@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
 import torch
 
 from lightning_gradguard import Guard
@@ -23,10 +27,10 @@ class Kept(Sink):
         self.seen.append(step)
 
 
-def run(steps: int, *, scaler: torch.amp.GradScaler | None = None, log_every: int = 20) -> Kept:
+def run(steps: int, *, scaler: torch.amp.GradScaler | None = None, log_every: int = 20, **options: Any) -> Kept:
     sink, model = Kept(), mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    guard = Guard(model, sinks=[sink], log_every=log_every)
+    guard = Guard(model, sinks=[sink], log_every=log_every, **options)
     for x, y in regression(steps):
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
@@ -63,3 +67,11 @@ def test_the_overflow_that_a_grad_scaler_expects_is_counted_as_such() -> None:
     assert 1 <= last.overflows <= 15 and last.skipped == 0 and last.incidents == 0
     assert sink.windows[0].norm_peak == 0.0, "a window of nothing but an overflow has no norm"
     assert all(w.norm_peak < 1e30 and not w.layer_nonfinite.any() for w in sink.windows)
+
+
+@pytest.mark.parametrize("mode", ["guard", "watch"])
+def test_overflows_that_never_end_are_trouble_and_not_counted_as_routine(mode: str) -> None:
+    """Watching changes nothing, so what was done does not tell one from the other."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.9999)
+    last = run(40, scaler=scaler, mode=mode).windows[-1]
+    assert last.overflows < 20 and last.incidents == 1 and not math.isfinite(last.norm_peak)

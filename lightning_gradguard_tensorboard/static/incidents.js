@@ -15,7 +15,7 @@ function evidence(verdict) {
   const value = Number(String(verdict.value).replace("inf", "Infinity"));
   const limit = Number(verdict.limit);
   const line = [h("b", {}, formatNumber(verdict.value)), ` against a limit of ${formatNumber(verdict.limit)}`];
-  if (Number.isFinite(value / limit) && limit > 0) line.push(` (${formatRatio(value / limit)})`);
+  if (Number.isFinite(value / limit) && limit > 0 && value >= limit) line.push(` (${formatRatio(value / limit)})`);
   return [h("div", {}, line), h("div", { class: "quiet" }, verdict.reason ?? "")];
 }
 

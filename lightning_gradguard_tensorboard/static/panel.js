@@ -78,6 +78,7 @@ export class Panel {
     if (this.names?.join("\n") !== mine.layers.join("\n")) {
       this.names = mine.layers;
       this.blocks = blocksOf(mine.layers);
+      this.shared = sharedPrefix(this.blocks.map((block) => block.name));
       this.open = new Set(mine.layers.length <= 32 ? this.blocks.keys() : []);
     }
     const { level, headline, words } = story.verdict;
@@ -233,7 +234,8 @@ export class Panel {
       s("text", { class: "tick name", x: this.gutter - 10, y: top + 18, "text-anchor": "end" }, "step"),
       stepTicks(this.extent.segments, from, to, this.plotWidth).map(({ place, step }) => [
         s("line", { class: "axis", x1: this.x(place), x2: this.x(place), y1: top, y2: top + 4 }),
-        s("text", { class: "tick", x: this.x(place), y: top + 18, "text-anchor": "middle" }, formatStep(step)),
+        // A long number at the left edge stays clear of the axis' name.
+        s("text", { class: "tick", x: Math.max(this.x(place), this.gutter + 3.4 * formatStep(step).length - 4), y: top + 18, "text-anchor": "middle" }, formatStep(step)),
       ]),
     ].flat(3);
   }
@@ -432,11 +434,11 @@ export class Panel {
           "button",
           { type: "button", class: `label block${blamed}`, style, title: `${row.name}: ${row.layers.length} layers`, "data-key": row.key, "aria-expanded": String(row.open), onclick: () => this.toggle(row.block) },
           h("span", { class: "chevron", "aria-hidden": "true" }, row.open ? "▾" : "▸"),
-          h("span", { class: "text" }, row.label),
+          labelText(row.child ? row.label : row.label.slice(this.shared)),
           h("span", { class: "size" }, String(row.layers.length)),
         );
       }
-      return h("div", { class: `label${row.child ? " child" : ""}${blamed}`, style, title: row.name }, h("span", { class: "text" }, row.label));
+      return h("div", { class: `label${row.child ? " child" : ""}${blamed}`, style, title: row.name }, labelText(row.child ? row.label : row.label.slice(this.shared)));
     });
     this.labels.replaceChildren(...made);
     if (focused) made.find((one) => one.dataset.key === focused)?.focus();
@@ -664,6 +666,21 @@ export class Panel {
     this.moveTo(place, next, true);
   }
 }
+
+const TAIL = 14;
+const LONG = 2 * TAIL;
+
+/** How much of long names is not worth its room: the path that all have in common. */
+function sharedPrefix(names) {
+  if (names.length < 2 || names.every((name) => name.length <= LONG)) return 0;
+  const paths = names.map((name) => name.split(".").slice(0, -1));
+  let same = 0;
+  while (paths.every((path) => same < path.length && path[same] === paths[0][same])) same++;
+  return paths[0].slice(0, same).join(".").length + (same > 0);
+}
+
+/** A long name loses its middle where there is no room: ends tell layers apart. */
+const labelText = (text) => (text.length > LONG ? [h("span", { class: "text" }, text.slice(0, -TAIL)), h("span", { class: "tail" }, text.slice(-TAIL))] : h("span", { class: "text" }, text));
 
 const diamond = (x, y) => `M${x} ${y - 5}l4 5l-4 5l-4 -5z`;
 const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: name, d: diamond(0, 0) }));

@@ -17,7 +17,7 @@ export function stepTicks(segments, start, end, width) {
   const shown = [];
   for (const tick of ticks) {
     const last = shown[shown.length - 1];
-    if (!last || ((tick.place - last.place) * width) / (end - start) > 60) shown.push(tick);
+    if (!last || ((tick.place - last.place) * width) / (end - start) > 50 + 4 * String(tick.step).length) shown.push(tick);
   }
   return shown;
 }

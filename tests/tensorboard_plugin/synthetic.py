@@ -284,6 +284,20 @@ def write_large(folder: Path, *, layers: int = 1000, windows: int = 20_000, widt
     writer.close()
 
 
+def write_pair(folder: Path) -> None:
+    """Write a run of two optimizers."""
+    rng = np.random.default_rng(0)
+    writer = Writer(folder)
+    for tick in range(60):
+        for index, names in enumerate((["generator.0", "generator.1"], [f"critic.{i}" for i in range(3)])):
+            norms = np.exp(rng.normal(0, 0.3, len(names)))
+            prefix = f"gradguard/optimizer_{index}/"
+            writer.window(tick, [tick, tick, norms.sum(), 2, 2, 2, 9, 1, 1, 0, 0, 0], prefix)
+            writer.layers(tick, names, norms, np.zeros(len(names)), prefix)
+        writer.now += 1
+    writer.close()
+
+
 def write_hostile(folder: Path) -> None:
     """Write a run whose names are an attack, with broken events among the good ones."""
     names = [*HOSTILE, "head"]

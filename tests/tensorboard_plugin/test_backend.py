@@ -155,16 +155,21 @@ def test_hostile_run_is_served_as_data(local: Local) -> None:
     assert local.view(run="hostile")["codes"].shape[0] == len(synthetic.HOSTILE) + 1
 
 
-def test_further_optimizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "first", ["gradguard/", "gradguard/optimizer_0/"], ids=["alone at first", "as the guard writes"]
+)
+def test_further_optimizers(tmp_path: Path, first: str) -> None:
     writer = synthetic.Writer(tmp_path / "gan")
     for tick in range(5):
-        for prefix in ("gradguard/", "gradguard/optimizer_1/"):
+        for prefix in (first, "gradguard/optimizer_1/"):
             writer.layers(tick, ["a", "b"], np.ones(2), np.zeros(2), prefix)
             writer.window(tick, [tick, tick, 1, 1, 1, 1, 2, 1, 1], prefix)
     writer.close()
     local = Local(tmp_path)
     assert local.json("/runs")["runs"][0]["optimizers"] == [0, 1]
-    assert local.view(run="gan", optimizer=1)["codes"].shape == (2, 5)
+    for optimizer in (0, 1):
+        view = local.view(run="gan", optimizer=optimizer)
+        assert view["codes"].shape == (2, 5) and len(view["windows.peak"]) == 5
     assert local.get("/view", run="gan", optimizer=2).status_code == 404
 
 
@@ -194,6 +199,8 @@ def test_new_windows_are_seen(tmp_path: Path) -> None:
     )
     client = Client(made.get_plugin_apps()["/view"])
     assert read_view(client.get("/view?run=run").data)["codes"].shape == (3, 20)
+    # Files are read in the order of their names: those of one second are told apart by a counter, whose 10 comes before 9.
+    time.sleep(1.1)
     writer = synthetic.Writer(tmp_path / "run")
     writer.now += 1000
     writer.layers(20, ["a", "b", "c"], np.ones(3), np.zeros(3))
@@ -261,7 +268,8 @@ def test_a_long_run_of_many_layers_opens_at_once(tmp_path: Path) -> None:
 
 
 def test_a_larger_run_shows_a_sample_first(monkeypatch: pytest.MonkeyPatch, logs: Path) -> None:
-    monkeypatch.setattr("lightning_gradguard_tensorboard.plugin.QUICK_BYTES", 4 * 74 * 120)
+    for name in ("AT_ONCE_BYTES", "QUICK_BYTES"):
+        monkeypatch.setattr(f"lightning_gradguard_tensorboard.plugin.{name}", 4 * 74 * 120)
     fresh = Local(logs)
     first = fresh.view(run="guarded", columns=400, quick=1)
     assert first["sampled"] is True and 100 <= first["codes"].shape[1] < 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.write_run(folder / "unguarded", names, diverge=True)
     synthetic.write_hostile(folder / "hostile")
     synthetic.write_run(folder / "mixed", names[:20], amp=True)
+    long = [f"{'a_long_container.' * 10}layers.{i}.attention.query_projection" for i in range(9)]
+    synthetic.write_run(folder / "late", long, width=5000, first=12_345_678_901)
+    synthetic.write_pair(folder / "pair")
     return folder
 
 
@@ -157,6 +161,111 @@ def test_each_mark_has_a_shape_and_a_colour_of_its_own(tab: Tab) -> None:
     assert len(set(looks)) == 3 and len({one.partition("rgb")[2] for one in looks}) == 3
     legend = frame.locator(".legend").first.inner_text()
     assert all(word in legend for word in ("non-finite", "scaler overflow", "clipped", "skipped"))
+
+
+def middle(box: dict[str, float]) -> float:
+    return box["x"] + box["width"] / 2
+
+
+def test_norm_actions_and_layers_share_one_step_axis(tab: Tab) -> None:
+    """The held step's dot, diamond, bar and column stand above each other, and where the ticks say that they are."""
+    frame = tab.open(run="guarded")
+    dot = frame.get_by_role("button", name="Incident 2,").locator("circle").bounding_box()
+    diamond = frame.locator("svg.norm path.nonfinite").bounding_box()
+    bar = frame.locator(".mark.held").bounding_box()
+    heat = frame.locator("canvas.heat")
+    columns = heat.evaluate(
+        """(canvas, [r, g, b]) => {
+            const { data } = canvas.getContext("2d").getImageData(0, 5, canvas.width, 1);
+            const found = [];
+            for (let x = 0; x < canvas.width; x++)
+              if (data[4 * x] === r && data[4 * x + 1] === g && data[4 * x + 2] === b) found.push(x);
+            return found;
+        }""",
+        list(NONFINITE),
+    )
+    magenta = heat.bounding_box()["x"] + sum(columns) / len(columns)
+    ticks = {
+        text: middle(frame.locator("svg.norm .tick").get_by_text(text, exact=True).bounding_box())
+        for text in ("1,000", "2,000")
+    }
+    expected = ticks["1,000"] + 0.885 * (ticks["2,000"] - ticks["1,000"])
+    for place in (middle(dot), middle(diamond), middle(bar), magenta):
+        assert place == pytest.approx(expected, abs=4)
+
+
+def points(line: Any) -> list[list[float]]:
+    return [[float(number) for number in pair.split(",")] for pair in line.get_attribute("points").split()]
+
+
+def test_the_norm_lies_in_its_band_below_its_limit(tab: Tab) -> None:
+    frame = tab.open(run="healthy")
+    limit, typical = (points(frame.locator(f"svg.norm .{name}")) for name in ("limit", "typical"))
+    peak, band = points(frame.locator("svg.norm .peak")), points(frame.locator("svg.norm .band"))
+    assert [x for x, _ in limit] == [x for x, _ in typical] == [x for x, _ in peak], "downwards on the screen is less"
+    assert all(above < norm for (_, above), (_, norm) in zip(limit, peak, strict=True))
+    assert band[: len(limit)] == limit and len(band) == 2 * len(limit)
+    for (_, above), (_, centre), (_, below) in zip(limit, typical, band[: len(limit) - 1 : -1], strict=True):
+        # As far below the centre as the limit is above, to the floor of the chart.
+        assert below == pytest.approx(min(2 * centre - above, 190), abs=0.2)
+    frame = tab.open(run="guarded")
+    dot = frame.get_by_role("button", name="Incident 4,").get_attribute("transform")
+    x, y = (float(number) for number in re.findall(r"[\d.]+", dot))
+    spike = min(y for line in frame.locator("svg.norm .peak").all() for at, y in points(line) if abs(at - x) < 4)
+    assert y == pytest.approx(spike, abs=1), "an incident lies at its norm"
+
+
+def test_incidents_come_newest_first_with_all_that_is_known(tab: Tab) -> None:
+    frame = tab.open(run="guarded")
+    assert frame.locator(".incident .badge").all_inner_texts() == ["4", "3", "2", "1"]
+    terms = frame.locator(".incident").first.locator("dt").all_inner_texts()
+    assert terms == ["Evidence", "Blamed", "Remedy", "Batch"]
+    assert frame.locator(".incident .state").all_inner_texts() == ["✓ helped"] * 4
+    gains = frame.locator(".incident").first.locator(".gains").inner_text()
+    assert [word in gains for word in ("forward ×180", "backward ×44", "weights ×9.5")] == [True] * 3
+
+
+def test_blocks_fold_and_show_the_worst_of_their_layers(tab: Tab) -> None:
+    frame = tab.open(run="guarded")
+    assert frame.locator(".label").count() == 15 and frame.locator(".label.block").count() == 12
+    frame.locator(".label.block", has_text="blocks.0").click()
+    assert frame.locator(".label.child").all_inner_texts() == list(synthetic.BLOCKS)
+    frame.get_by_role("button", name="Unfold all").click()
+    assert frame.locator(".label.block").first.get_attribute("aria-expanded") == "true"
+    frame.get_by_role("button", name="Fold all", exact=True).click()
+    assert frame.locator(".label.child").count() == 0
+
+
+def test_two_optimizers_have_a_view_each(tab: Tab) -> None:
+    frame = tab.open(run="pair")
+    for optimizer, layers in (("0", ["generator.0", "generator.1"]), ("1", ["critic.0", "critic.1", "critic.2"])):
+        frame.get_by_label("Optimizer").select_option(optimizer)
+        frame.locator(".label").get_by_text(layers[0]).wait_for()
+        loaded(frame, "0-60")
+        assert frame.locator(".label").all_inner_texts() == layers
+        assert frame.locator("svg.norm .peak").count() == 1, "a norm of its own"
+        assert sum(colours(frame).values()) > 0 and len(colours(frame)) > 3
+
+
+def test_long_names_and_large_steps_stay_legible(tab: Tab) -> None:
+    frame = tab.open(run="late")
+    labels = frame.locator(".label").all_inner_texts()
+    assert len(set(labels)) == 9 and all(label.startswith(f"{i}.") for i, label in enumerate(labels))
+    assert frame.locator(".label").first.get_attribute("title").endswith("layers.0.attention.query_projection")
+    ticks = frame.locator("svg.norm .tick[text-anchor=middle], svg.norm .tick.name")
+    boxes = sorted(ticks.evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(b => [b.left, b.right])"))
+    assert len(boxes) > 3
+    assert all(right <= left for (_, right), (left, _) in pairwise(boxes)), "labels lie apart"
+
+
+def test_a_narrow_window_puts_the_incidents_below(tab: Tab) -> None:
+    tab.page.set_viewport_size({"width": 760, "height": 900})
+    frame = tab.open(run="guarded")
+    heat, first = frame.locator("canvas.heat").bounding_box(), frame.locator(".incident").first.bounding_box()
+    assert heat["height"] > 200 and first["y"] >= heat["y"] + heat["height"]
+    frame.locator(".incident").first.scroll_into_view_if_needed()
+    frame.locator(".incident").first.click()
+    frame.locator(".label.blamed").wait_for()
 
 
 def test_by_keyboard(tab: Tab) -> None:
