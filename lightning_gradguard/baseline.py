@@ -25,6 +25,8 @@ MEMORY = 5000.0
 """Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
 INSANE = 0.2
 """Update-to-weight ratio of the first steps above which the rate is suspect from the start; 1e-4 to 1e-1 is healthy."""
+LEARNING = 0.75
+"""Share of the untrained loss from which a run has learned something that it can lose."""
 LOST = 3.0
 """Times the best level reached at which a run has lost what it had learned; below a quarter of the untrained loss it never has."""
 FADED = 0.25
@@ -203,10 +205,13 @@ class Baseline:
 
     @property
     def lost(self) -> bool:
-        """Whether the loss lies far above the best level reached, on the scale of the untrained loss too."""
+        """Whether the loss lies far above the best level reached, on the scale of the untrained loss too, or is back at that."""
         level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
         # A loss that may be negative has no scale.
-        return untrained > 0.0 and level > max(LOST * self.best_loss, 0.25 * untrained)
+        if not untrained > 0.0:
+            return False
+        back = self.best_loss < LEARNING * untrained <= untrained <= level
+        return back or level > max(LOST * self.best_loss, 0.25 * untrained)
 
     @property
     def collapsed(self) -> bool:

@@ -129,3 +129,11 @@ def test_after_insane_updates_only_the_first_loss_is_untrained() -> None:
     insane.update_ratio = 2 * INSANE
     assert (sane.untrained_loss, insane.untrained_loss) == (2.4, 2.3)
     assert not insane.learned
+
+
+@pytest.mark.parametrize(("best", "now", "expected"), [(1.3, 2.4, True), (1.3, 2.0, False), (2.0, 2.4, False)])
+def test_a_run_that_is_back_where_it_began_has_lost_what_it_had_learned(
+    best: float, now: float, expected: bool
+) -> None:
+    baseline = taught([1.0] * 60, [2.3] * 20 + [best] * 20 + [now] * 20)
+    assert baseline.lost is expected
