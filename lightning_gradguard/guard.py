@@ -324,7 +324,7 @@ class Guard:
 
     def _catch_up(self, lane: Lane) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
-        found = late.collect(lane, self._team)
+        found = None if lane.flight is None else late.collect(lane, self._team)
         if found is None:
             return
         statistics, alarm = found.statistics, None
