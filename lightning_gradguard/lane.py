@@ -113,6 +113,7 @@ class Lane:
         self._names: tuple[str, ...] = ()
         self.sharded = False
         self._groups: list[tuple[int, int]] = []
+        self.device = "cpu"
         self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
 
     def refresh(self) -> None:
@@ -135,6 +136,7 @@ class Lane:
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
+        self.device = held[0].device.type if held else "cpu"
         if self.sharded:
             # What cannot be done must not be decided.
             self.remedies.pop("reinitialize", None)
