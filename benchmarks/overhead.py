@@ -250,8 +250,13 @@ def record_size(*, layers: int, steps: int) -> dict[str, int]:
 
 
 def room(elements: int) -> bool:
-    """Tell whether parameters and gradients of so many elements leave half of the free memory to others."""
-    return 2 * 4 * elements < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    """Tell whether parameters and gradients of so many elements leave a quarter of the memory that is to be had to others."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+        free = 1024 * int(told.partition("MemAvailable:")[2].split()[0])
+    except (OSError, IndexError):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * 4 * elements < 0.75 * free
 
 
 def on_a_gpu(*, quick: bool, rounds: int) -> dict[str, Any]:

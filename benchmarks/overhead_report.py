@@ -123,7 +123,7 @@ The first five steps also measure weights and updates; the very first one attach
 A plain step (no snapshot, no window), log-log. Left-hand ends flatten (constant overhead), right-hand ends grow in
 proportion; a bend that all curves share is the machine's (a cache that has become too small), not the guard's.
 Measured up to {results["largest"] / 1e6:,.0f} M elements (`--largest`; a size is left out where parameters and gradients would take
-more than half of the free memory).
+more than three quarters of the memory at hand).
 
 ## Import
 
