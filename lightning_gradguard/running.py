@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-
 LEAP = 1e8
 """With the usual momentum of a tenth: a batch thirty thousand times larger than any; 8-bit data, no longer scaled, leap by 7e3."""
 

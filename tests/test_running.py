@@ -55,7 +55,7 @@ def mixed() -> nn.ModuleList:
 
 
 @pytest.mark.parametrize("layer", range(3))
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_one_element_that_is_not_finite_brings_back_every_kind(layer: int, value: float) -> None:
     layers = mixed()
     running = RunningStatistics(layers)
