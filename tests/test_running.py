@@ -88,5 +88,5 @@ def test_a_device_tells_which_values_stay(passed: bool) -> None:
     for buffer in layers.buffers():
         buffer.add_(1)
     after = [b.clone() for b in layers.buffers()]
-    running.accept(torch.tensor(passed))
+    running.accept(passed=torch.tensor(passed))
     assert same(after if passed else before, [*layers.buffers()])
