@@ -15,8 +15,13 @@ from matplotlib import pyplot as plt
 
 from benchmarks.overhead_gpu import table as gpu_table
 
-CLIP, LOWER, ONE_SYNC, GUARD = "clip_grad_norm_", "_foreach_norm alone", "foreach norm + one transfer", "GradGuard"
-BAR, IMPORT_BAR = 0.6, 50.0
+CLIP, LOWER, ONE_SYNC, GUARD = (
+    "clip_grad_norm_",
+    "torch._foreach_norm alone",
+    "foreach norm + one transfer",
+    "GradGuard",
+)
+BAR, IMPORT_BAR, RECORD_BAR = 0.6, 50.0, 20e6
 
 
 def machine() -> str:
@@ -30,18 +35,26 @@ def machine() -> str:
     return f'{cores}-core {platform.machine()} virtual machine, CPU model "{cpu}"; {software}'
 
 
+def counted(results: dict[str, Any]) -> str:
+    """Name the model whose waits are shown: the second has tensors enough to tell one wait a tensor from a few."""
+    return list(results["models"])[1]
+
+
 def table(results: dict[str, Any]) -> str:
     """Return the ratios to clipping as a Markdown table, the guard and its parts last."""
     models = results["models"]
     names = list(next(iter(models.values()))["ratio"])
     rows = [n for n in names if not n.startswith(GUARD)] + [n for n in names if n.startswith(GUARD)]
-    lines = ["| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    name = counted(results)
+    waited = models[name]["waits"]
+    lines = ["| | " + " | ".join(models) + f" | waits for a GPU a step ({name}) |", "|---" * (len(models) + 2) + "|"]
     for name in rows:
         cells = [f"{m['ratio'][name]:.3f}" if ":" in name else f"{m['ratio'][name]:.2f}" for m in models.values()]
         shown = f"**{name}**" if name == GUARD else f"`{name}`" if name == CLIP else name
+        cells.append(f"{waited[name]:,}" if name in waited else "")
         lines.append(f"| {shown} | " + " | ".join(f"**{c}**" if name == GUARD else c for c in cells) + " |")
     lines.append(
-        "| `clip_grad_norm_`, ms | " + " | ".join(f"{m['milliseconds'][CLIP]:.1f}" for m in models.values()) + " |"
+        "| `clip_grad_norm_`, ms | " + " | ".join(f"{m['milliseconds'][CLIP]:.1f}" for m in models.values()) + " | |"
     )
     return "\n".join(lines)
 
@@ -70,6 +83,7 @@ def judgement(results: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any], quick: bool) -> str:
     """Return ``performance.md``."""
+    tensors = results["models"][counted(results)]["tensors"]
     first = ", ".join(f"{name} {m['first_steps'][0]:.0f}" for name, m in results["models"].items())
     warning = "\n> A `--quick` run: enough to see that it works, too little to quote.\n" if quick else ""
     return f"""# Performance
@@ -87,9 +101,13 @@ core is counted (of all threads of the process, without what others took), and o
 All contenders take turns in random order within one process; a number is the median over the rounds of a round's median
 step. The guard runs as it does in a training run: all detectors, TensorBoard and journal every 50 steps,
 a snapshot of parameters and Adam's moments every 100; what windows and snapshots cost is added at these intervals. What
-ends an epoch (one picture, held to 1 % of the time) is not in it. `_foreach_norm alone` is one read of the gradients, which
+ends an epoch (one picture, held to 1 % of the time) is not in it. `torch._foreach_norm alone` is one read of the gradients, which
 are handed to it in a list: the least that can be asked of anything that knows their norms. `clip_grad_norm_` reads them
 twice and writes them once.
+
+The last column counts how often one step would make the host wait for a GPU, for a model of {tensors} tensors: numbers read from a
+tensor are counted as they are dispatched, copies to the host as they are called for. The guard is counted as it runs on a
+GPU once the run is calm.
 
 {judgement(results)}
 
@@ -104,17 +122,34 @@ The first five steps also measure weights and updates; the very first one attach
 
 A plain step (no snapshot, no window), log-log. Left-hand ends flatten (constant overhead), right-hand ends grow in
 proportion; a bend that all curves share is the machine's (a cache that has become too small), not the guard's.
-Measured up to {results["largest"] / 1e6:,.0f} M elements (`--largest` goes further where memory and time allow).
+Measured up to {results["largest"] / 1e6:,.0f} M elements (`--largest`; a size is left out where parameters and gradients would take
+more than three quarters of the memory at hand).
 
 ## Import
 
 `import lightning_gradguard` after `import lightning.pytorch`: {results["import_ms"]:.0f} ms, the median of
-{results["imports"]} fresh processes.
+{results["imports"]} fresh processes that find bytecode, as an installer leaves it. The very first import from a checkout compiles the
+source as well: {results["first_import_ms"]:.0f} ms.
+
+## Record
+
+{record_section(results["record"])}
 
 ## GPU
 
 {gpu_section(results)}
 """
+
+
+def record_section(record: dict[str, int]) -> str:
+    """Say what a long run leaves on disk, and whether that is within what is promised."""
+    board, journal = record["board_bytes"], record["journal_bytes"]
+    met = "held" if max(board, journal) <= RECORD_BAR else "**missed**"
+    return (
+        f"A healthy run of {record['steps']:,} steps with {record['layers']:,} layers, windows of 50 steps, leaves {board / 1e6:.1f} MB "
+        f"for TensorBoard and {journal / 1e6:.1f} MB of journal; at most {RECORD_BAR / 1e6:.0f} MB each is promised: {met}. "
+        "As a run goes on its windows are merged, so neither grows in proportion to it."
+    )
 
 
 NO_GPU = """**No GPU was measured**: none was at hand. `python -m benchmarks.overhead` trains a ResNet-50 and a GPT of

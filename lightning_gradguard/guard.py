@@ -308,6 +308,8 @@ class Guard:
         scaler: Any,
     ) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
+        if lane.device not in late.DEVICES:
+            return None
         act = self.mode == "guard"
         found = late.ready(lane, act=act, scaler=scaler, awaited=self._investigation.awaits(lane))
         if found is None or lane.last is None:
@@ -324,7 +326,7 @@ class Guard:
 
     def _catch_up(self, lane: Lane) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
-        found = late.collect(lane, self._team)
+        found = None if lane.flight is None else late.collect(lane, self._team)
         if found is None:
             return
         statistics, alarm = found.statistics, None

@@ -112,7 +112,8 @@ class Lane:
         self.parameters: dict[str, nn.Parameter] = {}
         self._names: tuple[str, ...] = ()
         self.sharded = False
-        self._groups: tuple[tuple[int, int], ...] = ()
+        self._groups: list[tuple[int, int]] = []
+        self.device = "cpu"
         self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
 
     def refresh(self) -> None:
@@ -121,7 +122,7 @@ class Lane:
         Parameter groups may be added in mid-run (gradual unfreezing). The global norm is then that of another set of
         parameters, so what was learned of it is forgotten.
         """
-        groups = tuple((id(g["params"]), len(g["params"])) for g in self.optimizer.param_groups)
+        groups = [(id(g["params"]), len(g["params"])) for g in self.optimizer.param_groups]
         if groups == self._groups:
             return
         if self._groups:
@@ -135,6 +136,7 @@ class Lane:
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
+        self.device = held[0].device.type if held else "cpu"
         if self.sharded:
             # What cannot be done must not be decided.
             self.remedies.pop("reinitialize", None)

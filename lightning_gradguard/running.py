@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -12,6 +16,33 @@ from torch.nn.parameter import is_lazy
 
 LEAP = 1e8
 """With the usual momentum of a tenth: a batch thirty thousand times larger than any; 8-bit data, no longer scaled, leap by 7e3."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """All buffers of a device, one after the other.
+
+    As bytes, since one concatenation of all kinds costs less than one a kind, and sixty copies ten times as much.
+
+    Args:
+        bytes: Everything.
+        floats: The same memory, as far as it holds numbers that may be infinite; one tensor a dtype.
+    """
+
+    bytes: Tensor
+    floats: list[Tensor]
+
+    @classmethod
+    def of(cls, views: list[Tensor]) -> _Copy:
+        """Copy ``views``, of one dimension each and sorted by :func:`_kind`."""
+        copied = torch.cat([view.view(torch.uint8) for view in views])
+        sizes = {dtype: sum(v.nbytes for v in group) for dtype, group in groupby(views, lambda v: v.dtype)}
+        parts = zip(sizes, torch.split(copied, list(sizes.values())), strict=True)
+        return cls(copied, [part.view(dtype) for dtype, part in parts if dtype.is_floating_point])
+
+
+def _kind(view: Tensor) -> tuple[int, str]:
+    return view.element_size(), str(view.dtype)
 
 
 class RunningStatistics:
@@ -30,7 +61,7 @@ class RunningStatistics:
         self._look()
 
     def _look(self) -> None:
-        self._live: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        found: dict[torch.device, list[Tensor]] = {}
         for layer in self._module.modules():
             if isinstance(layer, _NormBase) and layer.track_running_stats:
                 if any(is_lazy(buffer) for buffer in layer.buffers(recurse=False)):
@@ -38,13 +69,12 @@ class RunningStatistics:
                     continue
                 for buffer in layer.buffers(recurse=False):
                     # A view: a scalar (the count of batches) cannot be concatenated. Detached: entering no_grad costs.
-                    self._live.setdefault((buffer.device, buffer.dtype), []).append(buffer.detach().view(-1))
-        # One tensor a kind: forty copies of a few hundred elements cost ten times as much as one concatenation.
-        self._saved = {kind: torch.cat(buffers) for kind, buffers in self._live.items()}
-        self._spare = {kind: torch.empty_like(saved) for kind, saved in self._saved.items()}
-        floating = [kind for kind in self._live if kind[1].is_floating_point]
-        self._seen = [kind for kind in floating if kind[0].type == "cpu"]
-        self._unseen = [kind for kind in floating if kind[0].type != "cpu"]
+                    found.setdefault(buffer.device, []).append(buffer.detach().view(-1))
+        # The largest elements first, so that in a copy each kind begins at a multiple of its size.
+        kinds = {device: sorted(views, key=_kind, reverse=True) for device, views in found.items()}
+        self._live = {device: [view.view(torch.uint8) for view in views] for device, views in kinds.items()}
+        self._saved = {device: _Copy.of(views) for device, views in kinds.items()}
+        self._spare = {device: _Copy.of(views) for device, views in kinds.items()}
 
     def _awaken(self, *, reset: bool = False) -> None:
         """Look again once lazy layers have been given their buffers by the first batch; that may have been a bad one."""
@@ -73,23 +103,20 @@ class RunningStatistics:
         if self._lazy:
             self._awaken()
         fresh = self._spare
-        for kind, buffers in self._live.items():
-            torch.cat(buffers, out=fresh[kind])
-        for kind in self._seen if passed is None else ():
-            # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
-            peak = fresh[kind].amax().item()
-            leapt = peak > LEAP and peak > LEAP * self._saved[kind].amax().item()
-            if not math.isfinite(peak) or (leapt and corrupt()):
-                self.restore()
-                return True
-        for kind in self._unseen if passed is None else fresh:
+        self._read(fresh)
+        for device, copy in fresh.items():
+            if device.type == "cpu" and passed is None:
+                if any(map(partial(_spoilt, corrupt), copy.floats, self._saved[device].floats)):
+                    self.restore()
+                    return True
+                continue
             # Copying back without need is cheaper than waiting for the device to say that there is none.
-            values = fresh[kind]
-            good = values.isfinite().all()
-            if passed is not None:
-                good = good & passed.to(good.device, non_blocking=True)
-            torch.where(good, values, self._saved[kind], out=values)
-            self._write(kind, values)
+            good = torch.ones((), dtype=torch.bool, device=device) if passed is None else passed
+            good = good.to(device, non_blocking=True)
+            for values in copy.floats:
+                good = good & values.isfinite().all()
+            torch.where(good, copy.bytes, self._saved[device].bytes, out=copy.bytes)
+            self._write(device, copy)
         self._saved, self._spare = fresh, self._saved
         return False
 
@@ -97,16 +124,43 @@ class RunningStatistics:
     def mend(self) -> None:
         """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""
         self._awaken(reset=True)
-        if not all(bool(buffer.isfinite().all()) for buffers in self._live.values() for buffer in buffers):
+        self._read(self._spare)
+        if not all(bool(values.isfinite().all()) for copy in self._spare.values() for values in copy.floats):
             self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
         self._awaken(reset=True)
-        for kind, saved in self._saved.items():
-            self._write(kind, saved)
+        for device, saved in self._saved.items():
+            self._write(device, saved)
 
-    def _write(self, kind: tuple[torch.device, torch.dtype], values: Tensor) -> None:
-        buffers = self._live[kind]
-        torch._foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))
+    def _read(self, copies: dict[torch.device, _Copy]) -> None:
+        for device, live in self._live.items():
+            torch.cat(live, out=copies[device].bytes)
+
+    def _write(self, device: torch.device, copy: _Copy) -> None:
+        live = self._live[device]
+        torch._foreach_copy_(live, torch.split(copy.bytes, [view.numel() for view in live]))
+
+
+def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
+    """Tell whether an element is not finite, or the largest has leapt from what was saved with a corrupt batch."""
+    if _small(values):
+        return False
+    # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
+    peak = values.amax().item()
+    leapt = peak > LEAP and peak > LEAP * saved.amax().item()
+    return not math.isfinite(peak) or (leapt and corrupt())
+
+
+def _small(values: Tensor) -> bool:
+    """Tell whether all elements are far below what could be a leap.
+
+    Their squares tell it, in a third of the time of a maximum: the code for a dot product is at hand from the gradients' norm.
+    """
+    if values.dtype not in (torch.float32, torch.float64):
+        return False
+    array = values.numpy()
+    with np.errstate(over="ignore"):
+        return bool(array.dot(array) < 0.5 * LEAP**2)

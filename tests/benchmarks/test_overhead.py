@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from benchmarks import overhead, overhead_gpu
 from benchmarks.overhead_models import GPT, with_gradients
-from benchmarks.overhead_report import CLIP, GUARD, LOWER
+from benchmarks.overhead_report import CLIP, GUARD, LOWER, ONE_SYNC
+from benchmarks.overhead_waits import waits
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,13 @@ def test_data_holds_every_contender_of_every_model(folder: Path) -> None:
         assert model["ratio"][CLIP] == 1.0
         assert all(math.isfinite(ratio) for ratio in model["ratio"].values())
         assert len(model["first_steps"]) == 5
+        assert model["waits"][CLIP] == model["waits"][GUARD] == 0
+        assert model["waits"][ONE_SYNC] == 1
+        assert model["waits"]["Lightning grad_norm()"] == model["tensors"]
     for point in data["tensors"] + data["elements"]:
         assert {CLIP, LOWER, GUARD} <= set(point["milliseconds"])
-    assert data["import_ms"] > 0
+    assert 0 < data["import_ms"] < data["first_import_ms"]
+    assert data["record"]["board_bytes"] > 0 and data["record"]["journal_bytes"] > 0
 
 
 def test_page_names_the_machine_and_every_bar(folder: Path) -> None:
@@ -55,6 +61,22 @@ def test_a_round_holds_one_snapshot_and_two_windows() -> None:
             kinds.append(guard.kind())
     assert kinds.count("snapshot") == 1
     assert kinds.count("window") == 2
+
+
+@pytest.mark.parametrize(
+    ("read", "count"),
+    [
+        (lambda t: t * 2, 0),
+        (lambda t: t.sum().item(), 1),
+        (lambda t: bool(t.sum() > 0), 1),
+        (lambda t: t.cpu(), 1),
+        (lambda t: t.tolist(), 1),
+        (lambda t: torch.tensor([t[0], t[1], 1.0]), 2),
+    ],
+)
+def test_waits_are_counted(read: Callable[[torch.Tensor], object], count: int) -> None:
+    values = torch.ones(3)
+    assert waits(lambda: read(values)) == count
 
 
 def test_the_gpt_is_the_one_that_was_promised() -> None:
