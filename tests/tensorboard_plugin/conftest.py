@@ -52,11 +52,16 @@ def serve(entry_points: Path) -> Callable[..., object]:
             port = free.getsockname()[1]
         path = os.pathsep.join([str(entry_points), str(ROOT)])
         command = [
-            sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port),
+            sys.executable, "-m", "tensorboard.main", "--logdir", logdir.name, "--port", str(port),
             "--host", "127.0.0.1", "--load_fast", "true" if fast else "false", "--reload_interval", str(reload),
         ]  # fmt: skip
+        # From where the folder lies: its name is shown on every picture, its path is nobody's business.
         with subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=logdir.parent,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process:
             try:
                 address = f"http://127.0.0.1:{port}"

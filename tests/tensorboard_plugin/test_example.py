@@ -135,5 +135,13 @@ def test_the_standard_dashboards(tab: Tab, take: Any, view: str, words: str) -> 
     if view == "scalars":
         for number, name in enumerate(("norm_peak", "norm_before_clip", "norm_after_clip"), 1):
             tab.page.get_by_text(f"{number}_log10_{name}").first.wait_for()
+    if view == "images":
+        # Shrunk to a card nobody can read it; at full size every row has its name.
+        tab.page.get_by_text("Show actual image size").click()
+        sizes = "images => images.map(i => [i.getBoundingClientRect().width, i.naturalWidth])"
+        pictures = tab.page.locator("img[alt*='heatmap'], tf-image-loader img")
+        tab.page.wait_for_timeout(1500)
+        shown = pictures.evaluate_all(sizes)
+        assert shown and all(0 < natural <= width + 1 for width, natural in shown)
     tab.page.wait_for_timeout(1500)
     take("heatmap" if view == "images" else view)
