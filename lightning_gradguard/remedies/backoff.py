@@ -38,7 +38,7 @@ class LearningRateBackoff(Remedy):
     Args:
         hold: Steps for which the factor is held.
         recover: Steps over which a halved rate is doubled again.
-        min_factor: The factor never falls below this.
+        min_factor: The factor never falls below this, unless the schedule has made it necessary before.
     """
 
     name: ClassVar[str] = "backoff"
@@ -77,7 +77,8 @@ class LearningRateBackoff(Remedy):
             lived_with = float(snapshot.extra.get("rate", math.inf)) / rate
             least = LEAST_SHARE * before if snapshot.step < YOUNG else 0.0
             start = min(before, max(lived_with, least))
-        self.factor = max(start * asked, self.min_factor)
+        # Under a schedule that ramps up without end even the smallest factor may be more than the cap has left.
+        self.factor = max(start * asked, min(self.min_factor, before))
         self.cap = rate * self.factor if rate > 0 else math.inf
         if decision is not None and decision.permanent:
             self.ceiling = min(self.ceiling, self.factor)

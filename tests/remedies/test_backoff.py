@@ -63,6 +63,16 @@ def test_weights_get_back_the_rate_they_had_lived_with_unless_that_was_a_warm_up
         assert backoff.factor == pytest.approx(expected)
 
 
+def test_a_rate_is_never_raised_however_far_the_schedule_has_run_away() -> None:
+    module, optimizer = linear(rate=0.1)
+    backoff = LearningRateBackoff(min_factor=1e-3)
+    backoff.apply(scene(optimizer, module))
+    optimizer.param_groups[0]["lr"] = 1e6
+    capped = backoff.share(1e6) * 1e6
+    backoff.apply(scene(optimizer, module))
+    assert capped == pytest.approx(0.05) and backoff.share(1e6) * 1e6 <= capped
+
+
 def test_a_leap_becomes_a_warm_up_and_is_forgotten_when_the_schedule_comes_back() -> None:
     module, optimizer = linear(rate=10.0)
     there = scene(optimizer, module, factor=0.01)
