@@ -64,7 +64,17 @@ WAYS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
+"""Graphs compiled there take their inputs in the order of registration, so that is how layers are listed."""
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=pytest.mark.skipif(OLD and name == "compiled", reason="torch is too old"), id=name)
+        for name, way in WAYS.items()
+    ],
+)
 @pytest.mark.parametrize("after", [False, True], ids=["before backward", "after backward"])
 def test_layers_are_listed_as_they_run(way: Any, after: bool) -> None:
     model = Backwards()
