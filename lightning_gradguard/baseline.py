@@ -208,7 +208,7 @@ class Baseline:
         """Whether the loss lies far above the best level reached, on the scale of the untrained loss too, or is back at that."""
         level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
         # A loss that may be negative has no scale.
-        if not untrained > 0.0:
+        if not untrained > 0.0 or self.best_loss < 0.0:
             return False
         back = self.best_loss < LEARNING * untrained <= untrained <= level
         return back or level > max(LOST * self.best_loss, 0.25 * untrained)

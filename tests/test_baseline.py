@@ -137,3 +137,7 @@ def test_a_run_that_is_back_where_it_began_has_lost_what_it_had_learned(
 ) -> None:
     baseline = taught([1.0] * 60, [2.3] * 20 + [best] * 20 + [now] * 20)
     assert baseline.lost is expected
+
+
+def test_a_loss_that_has_been_negative_has_no_scale_to_be_lost_on() -> None:
+    assert not taught([1.0] * 60, [0.14] * 20 + [-0.48] * 20 + [0.11] * 20).lost

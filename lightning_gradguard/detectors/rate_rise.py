@@ -37,6 +37,8 @@ class RateRise(Detector):
         rate, limit = statistics.rate, self.factor * self._good
         if rate is None or not 0.0 < limit < rate or rate < self._largest or not baseline.lost:
             return None
+        if baseline.setback is not None:
+            return None  # The run was sent back at a lower rate, and what rises now is the guard's own recovery.
         level, _ = baseline.loss_level(RECENT)
         reason = (
             f"loss {level:.3g} after {baseline.best_loss:.3g} had been reached, "

@@ -312,6 +312,10 @@ def test_a_rate_that_rises_and_takes_the_loss_along_is_an_alarm(growth: float, l
         baseline.accept(norm, loss)
         baseline.rate = max(baseline.rate, seen.rate or 0.0)
         detector.accept(seen, baseline)
+        if expected:
+            baseline.setback = 10
+            assert detector.judge(seen, baseline) is None, "a rate that the guard itself lets recover"
+            baseline.setback = None
     assert any(said) is expected
     assert not any(said[:85])
 
