@@ -18,7 +18,7 @@ class RateRise(Detector):
 
     Each of the two signs is innocent alone. A warm-up or a one-cycle schedule raises the rate by orders of magnitude, and the run keeps up
     or hovers; new data raise the loss, whatever the rate does. A spike's limit sees nothing of it, since norms grow with the
-    loss, a few percent a step. Of 340 healthy runs one showed both (Adagrad, whose first updates had blown it up).
+    loss, a few percent a step. Of 340 healthy runs one showed both; its loss was negative at its best, and is not judged since.
 
     Args:
         factor: Times the largest rate that went with a good loss.
