@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_gradguard.records import FloatArray
 from lightning_gradguard.statistics import gradient_norms
 
-WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WORDS = {2: torch.int16, 4: torch.int32}
 """Integers by their bytes."""
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 """Gradients whose norms are taken in float32 by one call."""

@@ -58,11 +58,14 @@ class Late:
 
 
 def ready(lane: Lane, *, act: bool, scaler: Any, awaited: bool) -> tuple[tuple[str, ...], list[Tensor]] | None:
-    """Return names and gradients of a step that may be left to the device; None where the host must judge it."""
-    first = next(iter(lane.parameters.values()), None)
-    if first is None or first.device.type not in DEVICES:
-        return None
-    if lane.incident is not None or awaited or lane.baseline.count < YOUNG or lane.steps < lane.watchful:
+    """Return names and gradients of a step that may be left to one of :data:`DEVICES`; None where the host must judge it."""
+    if (
+        lane.device not in DEVICES
+        or lane.incident is not None
+        or awaited
+        or lane.baseline.count < YOUNG
+        or lane.steps < lane.watchful
+    ):
         return None
     if (scaler is not None and scaler.is_enabled()) or lane.sharded or not _parts_can_wait(lane, act=act):
         return None
