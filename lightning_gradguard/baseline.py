@@ -33,6 +33,8 @@ FADED = 0.25
 """Share of the typical norm at which gradients have faded; in 91,000 healthy steps they never did while the loss was lost."""
 ORDINARY = 3.0
 """Times the typical norm, up or down, that is nothing to look up for."""
+BEFORE = 32
+"""Losses, before the last few, that tell where the run stood of late."""
 FLOOR = 1e-38
 ENOUGH = 16
 """Surprises from which their spread is worth something."""

@@ -39,11 +39,14 @@ class BatchWitness:
     def __init__(self) -> None:
         self._peaks: list[float] = []
         self._seen = 0
+        # Healthy ones hold NaN: what is missing is marked so, and the model knows.
+        self._gaps = False
 
     @torch.no_grad()
     def remember(self, batch: Any) -> None:
         """Note the largest absolute element of each float tensor in a healthy batch."""
         peaks = [float(peak) for peak in largest(batch)]
+        self._gaps = self._gaps or any(map(math.isnan, peaks))
         if not peaks or not all(map(math.isfinite, peaks)):
             return
         if len(peaks) != len(self._peaks):
@@ -54,6 +57,8 @@ class BatchWitness:
     @torch.no_grad()
     def accuse(self, batch: Any) -> Blame | None:
         """Return the evidence against ``batch``, or None."""
+        if self._gaps:
+            return None
         tensors = _floats(batch)
         for tensor in tensors:
             bad = int((~torch.isfinite(tensor)).sum())
@@ -63,6 +68,8 @@ class BatchWitness:
 
     def accuse_peaks(self, peaks: Sequence[float]) -> Blame | None:
         """Return the evidence against a batch of which only the largest absolute elements are left, or None."""
+        if self._gaps:
+            return None
         if not all(map(math.isfinite, peaks)):
             return Blame("batch", math.inf, "the batch holds NaN or inf")
         if self._seen < ENOUGH or len(peaks) != len(self._peaks):
@@ -77,8 +84,9 @@ class BatchWitness:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned."""
-        return {"peaks": list(self._peaks), "seen": self._seen}
+        return {"peaks": list(self._peaks), "seen": self._seen, "gaps": self._gaps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self._peaks, self._seen = [float(p) for p in state["peaks"]], int(state["seen"])
+        self._gaps = bool(state["gaps"])

@@ -23,6 +23,7 @@ from lightning_gradguard.detectors import (
     Detector,
     Divergence,
     Drift,
+    LossLeap,
     NonFinite,
     RateLeap,
     RateRise,
@@ -33,7 +34,7 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import first_look
-from lightning_gradguard.investigation import Investigation, suspects
+from lightning_gradguard.investigation import Asked, Investigation, suspects
 from lightning_gradguard.keeping import keep
 from lightning_gradguard.lane import Lane, expected
 from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
@@ -83,7 +84,18 @@ class StepReport:
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [ColdStart(), NonFinite(), Spike(), RateLeap(), RateRise(), Divergence(), Stagnation(), Drift(), Vanishing()]
+    return [
+        ColdStart(),
+        NonFinite(),
+        Spike(),
+        RateLeap(),
+        RateRise(),
+        Divergence(),
+        Stagnation(),
+        LossLeap(),
+        Drift(),
+        Vanishing(),
+    ]
 
 
 def default_remedies() -> list[Remedy]:
@@ -334,9 +346,9 @@ class Guard:
         for verdict in lane.judge(statistics):
             if not verdict.alarm:
                 self._recorder.notice(lane, statistics.step, verdict)
-            elif verdict.form in ("sudden", "non-finite"):
+            elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
                 alarm = verdict
-            else:
+            elif verdict.form != "sudden" or found.accused is not None or lane.glances.due(lane.steps):
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 lane.watchful = lane.steps + late.CLOSE
         if alarm is not None:
@@ -432,18 +444,54 @@ class Guard:
                 self._recorder.notice(lane, statistics.step, verdict)
             elif not verdict.examine:
                 return verdict, self._suspects(lane, statistics, readings, batch)
-            elif self._time_to_examine(statistics.step):
-                found = self._suspects(lane, statistics, readings, batch)
-                if any(s.layer != "batch" for s in found):
-                    return verdict, found
-                self._recorder.notice(lane, statistics.step, verdict)
-        return None, ()
+            elif found := self._look(lane, statistics, readings, batch, verdict):
+                return verdict, found
+        return self._check_up(lane, statistics) if lane.convalescent else (None, ())
+
+    def _check_up(self, lane: Lane, statistics: GradientStatistics) -> tuple[Verdict | None, tuple[Blame, ...]]:
+        """Look once more at layers of which one was mended: what damaged it may have gone on."""
+        lane.convalescent = False
+        found = self._suspects(lane, statistics, (), None, "changes")
+        if not found:
+            return None, ()
+        reason = f"{found[0].layer} was mended, and is damaged again"
+        return Verdict("sudden", "check-up", statistics.norm, lane.baseline.typical, reason, examine=True), found
+
+    def _look(
+        self,
+        lane: Lane,
+        statistics: GradientStatistics,
+        readings: tuple[LayerReading, ...],
+        batch: Any,
+        verdict: Verdict,
+    ) -> tuple[Blame, ...]:
+        """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
+        single = verdict.form == "sudden"
+        weigh = lane.glances.due(lane.steps) if single else self._time_to_examine(statistics.step)
+        if not single and not weigh:
+            return ()
+        ask: Asked = "batch" if not weigh else "all" if verdict.form == "drift" else "changes"
+        found = self._suspects(lane, statistics, readings, batch, ask)
+        if any(s.layer != "batch" for s in found):
+            return found
+        if found and single:
+            if lane.policy.may_hold:
+                return found
+            lane.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.
+        if weigh and not single:
+            self._recorder.notice(lane, statistics.step, verdict)
+        return ()
 
     def _suspects(
-        self, lane: Lane, statistics: GradientStatistics, readings: tuple[LayerReading, ...], batch: Any
+        self,
+        lane: Lane,
+        statistics: GradientStatistics,
+        readings: tuple[LayerReading, ...],
+        batch: Any,
+        ask: Asked = "all",
     ) -> tuple[Blame, ...]:
         accused = lane.batches.accuse(batch) if batch is not None else None
-        return suspects(lane, self.module, self._team, statistics, readings, accused)
+        return suspects(lane, self.module, self._team, statistics, readings, accused, ask=ask)
 
     def _time_to_examine(self, step: int) -> bool:
         # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
@@ -463,6 +511,7 @@ class Guard:
             return
         ordinary = lane.incident is not None and lane.baseline.ordinary(statistics.norm, statistics.loss)
         if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
+            lane.convalescent = "reinitialize" in lane.incident.remedies
             self._recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
             if self._hidden(lane, scene, batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,6 +13,8 @@ from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.records import Blame, GradientStatistics
+
+Asked = Literal["batch", "changes", "all"]
 
 
 class Investigation:
@@ -84,19 +86,31 @@ def suspects(
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
     accused: Blame | None,
+    *,
+    ask: Asked = "all",
 ) -> tuple[Blame, ...]:
-    """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes."""
+    """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
+
+    Where there may be nothing wrong at all, only ``"changes"`` since the snapshot count, or only the ``"batch"``, which costs next to
+    nothing.
+    """
     from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
 
     # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
-    snapshot = lane.snapshots.latest
+    snapshot = lane.snapshots.latest if ask != "batch" else None
     layers: tuple[Blame, ...] = ()
     try:
-        if readings or snapshot is not None:
+        if ask != "batch" and (readings or snapshot is not None):
             updates = 0 if snapshot is None else max(lane.baseline.count - snapshot.updates, 0)
             older = lane.snapshots.older
             layers = blame(
-                module, readings=readings, snapshot=snapshot, statistics=statistics, older=older, updates=updates
+                module,
+                readings=readings,
+                snapshot=snapshot,
+                statistics=statistics,
+                older=older,
+                updates=updates,
+                changes_only=ask == "changes",
             )
     except Exception as error:
         # Where shards are gathered for it, the other processes would wait for this one.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_gradguard.baseline import INSANE, RECENT, YOUNG, Baseline
-from lightning_gradguard.detectors.divergence import BEFORE
+from lightning_gradguard.baseline import BEFORE, INSANE, RECENT, YOUNG, Baseline
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.measuring import FEW, Team
 from lightning_gradguard.records import GradientStatistics

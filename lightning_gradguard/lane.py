@@ -30,6 +30,8 @@ from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
 
+GAP, WIDEST = 10, 320
+"""Least and most steps between two examinations for a single odd loss; one costs as much as a few clips."""
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
@@ -51,6 +53,27 @@ class Flight:
     loss: float | None
     rate: float | None
     batch_index: int | None
+
+
+@dataclass(slots=True)
+class Glances:
+    """When layers are examined because of a single odd loss: at once, but where those are common less and less often.
+
+    Args:
+        last: Step of the last time.
+        gap: Steps that must lie between two times.
+    """
+
+    last: int = -(10**9)
+    gap: int = GAP
+
+    def due(self, step: int) -> bool:
+        """Tell whether to examine at this step, and remember that it is done."""
+        since = step - self.last
+        if since < self.gap:
+            return False
+        self.last, self.gap = step, min(2 * self.gap, WIDEST) if since < 2 * self.gap else GAP
+        return True
 
 
 class Lane:
@@ -108,6 +131,9 @@ class Lane:
         # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
         self.shared: list[float] = []
+        self.glances = Glances()
+        # A layer was mended in the incident that has just been closed, and may be damaged again by what damaged it.
+        self.convalescent = False
         self.noticed: dict[str, int] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._names: tuple[str, ...] = ()
@@ -333,6 +359,8 @@ class Lane:
             "incident": to_json(self.incident),
             "steps": self.steps,
             "watchful": self.watchful,
+            "glances": [self.glances.last, self.glances.gap],
+            "convalescent": self.convalescent,
             "last": _plain(self.last),
             "losses": list(self.losses),
             "shared": list(self.shared),
@@ -352,6 +380,8 @@ class Lane:
         self.meter.load_state_dict(state["meter"])
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
         self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
+        self.glances = Glances(*map(int, state["glances"]))
+        self.convalescent = bool(state["convalescent"])
         self.last = _statistics(state["last"])
         self.gate.drop()
         self.losses = [float(v) for v in state["losses"]]

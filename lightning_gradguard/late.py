@@ -62,6 +62,7 @@ def ready(lane: Lane, *, act: bool, scaler: Any, awaited: bool) -> tuple[tuple[s
     if (
         lane.device not in DEVICES
         or lane.incident is not None
+        or lane.convalescent
         or awaited
         or lane.baseline.count < YOUNG
         or lane.steps < lane.watchful
@@ -147,5 +148,4 @@ def collect(lane: Lane, team: Team) -> Late | None:
     statistics = GradientStatistics(
         flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
     )
-    accused = lane.batches.accuse_peaks(reading.peaks) if reading.coefficient < 1.0 else None
-    return Late(statistics, reading.coefficient, accused, flight.batch_index)
+    return Late(statistics, reading.coefficient, lane.batches.accuse_peaks(reading.peaks), flight.batch_index)

@@ -145,6 +145,11 @@ class Policy:
         self._untested = 0 if "skip" not in remedies else self._untested + ("rollback" in remedies)
         return dataclasses.replace(decision, remedies=remedies)
 
+    @property
+    def may_hold(self) -> bool:
+        """Whether one more step may be held before the budget counts as spent."""
+        return self._held + 1 < self.max_held
+
     def _spent(self, verdict: Verdict, wanted: Collection[str]) -> Decision | None:
         if self._held >= self.max_held:
             return Decision(("skip",), f"{self._held} steps in a row were held", exhausted=True)
@@ -173,10 +178,11 @@ class Policy:
             return Decision(("rollback",), "as if the first batch had never been: the optimizer would long remember it")
         damaged = [b.layer for b in blame if b.layer != "batch"] if MENDING & set(can) else []
         cooled = statistics.step - self._last_slow >= self.cooldown
-        # A bad start may need layer after layer; later on, trouble that returns says that more is damaged.
+        # A bad start may need layer after layer, and a damage that goes on the same again and again; later on, an explosion that
+        # returns says that more is damaged.
         start = verdict.form == "cold-start" or baseline.count == 0
         returned = bool(self._recent(self._treated, statistics.step))
-        repairs = self.max_repairs if start else min(self.max_repairs, 1)
+        repairs = self.max_repairs if start or verdict.examine else min(self.max_repairs, 1)
         # A run whose loss says that it is being destroyed goes back as a whole, not layer by layer.
         whole = verdict.form == "divergence" and not verdict.examine
         single = start or (not whole and len(damaged) <= FEW_LAYERS and baseline.count >= YOUNG and not returned)
@@ -192,6 +198,8 @@ class Policy:
             if not cooled:
                 return Decision((), "cooling down")
             return self._go_back(verdict.form, "the run has become worse than it was", statistics.step, baseline)
+        if cooled and not self._untested and any(b.broken for b in blame):
+            return self._go_back(verdict.form, "weights that are NaN or inf stay so", statistics.step, baseline)
         return self._burst(verdict, statistics.step, cooled, baseline)
 
     def _cold_start(self, statistics: GradientStatistics) -> Decision:

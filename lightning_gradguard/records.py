@@ -122,6 +122,7 @@ class Blame:
         backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
         weight_ratio: RMS of the weights over what its history, or its fan, calls for; None where unknown.
         reason: One sentence for a person.
+        broken: True if its parameters are NaN or inf, which no batch can be blamed for.
     """
 
     layer: str
@@ -130,6 +131,7 @@ class Blame:
     forward_gain: float | None = None
     backward_gain: float | None = None
     weight_ratio: float | None = None
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ PUBLIC = {
         "Detector",
         "Divergence",
         "Drift",
+        "LossLeap",
         "NonFinite",
         "RateLeap",
         "RateRise",

@@ -35,6 +35,17 @@ def test_a_batch_far_larger_than_healthy_ones_is_accused() -> None:
     assert blame is not None and blame.score > math.log(10)
 
 
+def test_nan_is_no_evidence_where_healthy_batches_hold_it() -> None:
+    """What is missing is marked so; the scale of such batches is not known."""
+    seen, gaps = BatchWitness(), {"x": torch.tensor([1.0, math.nan])}
+    for _ in range(5):
+        seen.remember(gaps)
+    assert seen.accuse(gaps) is None and seen.accuse_peaks([math.nan]) is None
+    again = BatchWitness()
+    again.load_state_dict(through_a_file(seen.state_dict()))
+    assert again.accuse(gaps) is None
+
+
 def test_without_enough_healthy_batches_scale_is_no_evidence() -> None:
     assert witness(1).accuse({"x": torch.full((8, 3), 1e9), "y": torch.arange(8)}) is None
     assert BatchWitness().accuse({"x": torch.full((8, 3), 1e9)}) is None

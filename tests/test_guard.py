@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, Traini
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.lane import Glances
 from lightning_gradguard.records import Incident, Verdict, Window
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
 from tests.builders import mlp, regression, same, spoil
@@ -24,8 +26,8 @@ from tests.builders import mlp, regression, same, spoil
 class Loop:
     """A plain loop around one network."""
 
-    def __init__(self, **options: Any) -> None:
-        self.network = mlp()
+    def __init__(self, *, norm: bool = False, **options: Any) -> None:
+        self.network = mlp(norm=norm)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9)
         self.guard = Guard(self.network, **options)
         self.guard.attach(self.optimizer)
@@ -266,6 +268,76 @@ def test_a_spent_budget_can_raise_with_a_report_of_what_was_tried() -> None:
     with pytest.raises(TrainingDiverged, match="tried skip"):
         loop.run(regression(10), by=math.nan)
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
+# -- what the gradients do not tell
+
+
+class Saturates(Loop):
+    """A network whose gradients stay calm whatever the inputs are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.network = nn.Sequential(nn.Tanh(), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.05)
+        self.guard = Guard(self.network, **options)
+        self.guard.attach(self.optimizer)
+
+
+def saturating(count: int) -> list[Any]:
+    generator = torch.Generator().manual_seed(5)
+    inputs = [0.1 * torch.randn(16, 8, generator=generator) for _ in range(count)]
+    return [(x, 0.1 * x.sum(1, keepdim=True)) for x in inputs]
+
+
+def test_a_batch_that_saturates_the_network_is_held_by_loss_and_scale() -> None:
+    batches = saturating(110)
+    bad = {80, 81, 100}
+    clean, loop = Saturates(), Saturates()
+    clean.network.load_state_dict(loop.network.state_dict())
+    clean.run([batch for i, batch in enumerate(batches) if i not in bad])
+    reports = loop.run([(x * 1e4, y) if i in bad else (x, y) for i, (x, y) in enumerate(batches)])
+    assert {i for i, report in enumerate(reports) if report.held} == bad
+    assert {i.actions[0].verdict.detector for i in loop.guard.incidents} == {"loss-leap"}
+    assert {i.culprit for i in loop.guard.incidents} == {"batch"}
+    assert same(clean.network.state_dict(), loop.network.state_dict())
+
+
+def test_data_that_have_changed_for_good_are_not_held_for_ever() -> None:
+    batches = saturating(120)
+    loop = Saturates(policy=Policy(max_held=10))
+    reports = loop.run([(x * 1e4, y) if i >= 60 else (x, y) for i, (x, y) in enumerate(batches)])
+    held = [i for i, report in enumerate(reports) if report.held]
+    assert held[:9] == list(range(60, 69))
+    later = [report.verdict.detector for report in reports[69:] if report.verdict is not None]
+    assert "loss-leap" not in later and len(later) < 10, "a spike now and then, while the network adapts"
+    assert not any(report.stop for report in reports)
+
+
+def test_a_mended_layer_is_looked_at_again_when_all_is_calm() -> None:
+    """What damaged it may have gone on, where neither loss nor gradients show it: a normalisation cancels the scale."""
+    loop, batches = Loop(norm=True), regression(140)
+    loop.run(batches[:100])
+    layer = loop.network[0]
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight[0, 0] = math.nan
+    for batch in batches[100:]:
+        loop.step(batch)
+        with torch.no_grad():
+            layer.weight.mul_(1.3 if loop.done < 115 else 1.0)
+    told = [action.verdict.detector for incident in loop.guard.incidents for action in incident.actions]
+    assert told == ["non-finite", "check-up"]
+    assert [incident.culprit for incident in loop.guard.incidents] == ["0", "0"]
+    assert float(layer.weight.detach().norm()) < 5.0
+
+
+def test_examinations_for_a_single_odd_loss_become_rare_where_those_are_common() -> None:
+    glances = Glances()
+    common = [step for step in range(3000) if glances.due(step)]
+    gaps = [b - a for a, b in itertools.pairwise(common)]
+    assert gaps[:6] == [10, 20, 40, 80, 160, 320] and set(gaps[5:]) == {320}
+    assert glances.due(10_000) and not glances.due(10_005) and glances.due(10_010), "after a long peace it begins anew"
 
 
 # -- errors

@@ -38,6 +38,23 @@ def test_a_gentle_spike_is_clipped_and_a_wild_one_held() -> None:
     assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
 
 
+def test_weights_that_are_not_finite_send_the_run_back_at_once_and_a_nan_alone_does_not() -> None:
+    layers = [Blame(name, math.inf, "for a test", broken=True) for name in ("a", "b", "c")]
+    assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
+    policy = Policy()
+    assert decide(policy, form="non-finite", excess=math.nan, blame=layers).remedies == ("skip", "rollback")
+    one = decide(Policy(), form="non-finite", excess=math.nan, blame=layers[:1])
+    assert one.remedies == ("skip", "reinitialize"), "a single layer is repaired instead"
+
+
+def test_a_budget_of_held_steps_is_told_before_it_is_spent() -> None:
+    policy, told = Policy(max_held=3), []
+    for step in range(3):
+        told.append(policy.may_hold)
+        decide(policy, step, excess=1e6, blame=[Blame("batch", math.inf, "for a test")])
+    assert told == [True, True, False]
+
+
 def test_trouble_that_stays_is_answered_harder() -> None:
     policy = Policy(patience=3, cooldown=1)
     said = [set(decide(policy, step, excess=1e6).remedies) for step in range(4)]

@@ -58,6 +58,7 @@ def blame(
     statistics: GradientStatistics | None = None,
     older: Snapshot | None = None,
     updates: int = 0,
+    changes_only: bool = False,
 ) -> tuple[Blame, ...]:
     """Name the layers at fault, worst first; nobody if nobody stands out.
 
@@ -72,11 +73,12 @@ def blame(
         statistics: The gradients of the step; used to tell which became non-finite at the parameters.
         older: The snapshot before that; it tells how fast training itself moves each layer.
         updates: Number of updates since ``snapshot``; 0 if unknown.
+        changes_only: Hear only what has befallen a layer since the snapshot, not what it is like: a sound run may have made it so.
     """
     traits = examine(module, snapshot)
     by_layer = {reading.layer: reading for reading in readings}
-    found = _broken(traits) + _displaced(traits, _explained(module, snapshot, older, updates))
-    if all(t.finite for t in traits):  # else every reading is polluted by it
+    found = _broken(traits) + _displaced(traits, _explained(module, snapshot, older, updates, statistics))
+    if not changes_only and all(t.finite for t in traits):  # else every reading is polluted by it
         history = snapshot is not None and snapshot.step > 0
         found += _origins(readings, statistics) + _excessive(traits, by_layer, history)
         found += [] if found else _growing(traits, readings)
@@ -99,20 +101,27 @@ def _complete(suspect: Blame, traits: WeightTraits | None, reading: LayerReading
         forward_gain=None if reading is None else reading.forward_gain,
         backward_gain=None if reading is None else reading.backward_gain,
         weight_ratio=None if traits is None else traits.excess,
+        broken=suspect.broken,
     )
 
 
 def _broken(traits: Sequence[WeightTraits]) -> list[Blame]:
-    return [Blame(t.layer, math.inf, "its parameters are not finite") for t in traits if not t.finite]
+    return [Blame(t.layer, math.inf, "its parameters are not finite", broken=True) for t in traits if not t.finite]
 
 
 def _explained(
-    module: nn.Module, snapshot: Snapshot | None, older: Snapshot | None, updates: int
+    module: nn.Module,
+    snapshot: Snapshot | None,
+    older: Snapshot | None,
+    updates: int,
+    statistics: GradientStatistics | None,
 ) -> Callable[[str], float]:
-    """Return how far training itself may have moved a layer since the snapshot."""
+    """Return how far training itself may have moved a layer since the snapshot: as far as before, farther at a higher rate."""
     if snapshot is None or older is None or snapshot.updates <= older.updates:
         return lambda layer: _FASTEST * updates
     share = updates / (snapshot.updates - older.updates)
+    rate, before = None if statistics is None else statistics.rate, older.extra.get("rate", 0.0)
+    share *= max(rate / before, 1.0) if rate is not None and before > 0.0 else 1.0
     return lambda layer: _FASTER * share * travelled(module, layer, older, snapshot)
 
 

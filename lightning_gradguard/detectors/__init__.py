@@ -4,6 +4,7 @@ from lightning_gradguard.detectors.cold_start import ColdStart
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.detectors.divergence import Divergence
 from lightning_gradguard.detectors.drift import Drift
+from lightning_gradguard.detectors.loss_leap import LossLeap
 from lightning_gradguard.detectors.nonfinite import NonFinite
 from lightning_gradguard.detectors.rate_leap import RateLeap
 from lightning_gradguard.detectors.rate_rise import RateRise
@@ -16,6 +17,7 @@ __all__ = [
     "Detector",
     "Divergence",
     "Drift",
+    "LossLeap",
     "NonFinite",
     "RateLeap",
     "RateRise",

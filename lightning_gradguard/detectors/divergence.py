@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import RECENT, YOUNG, Baseline
+from lightning_gradguard.baseline import BEFORE, RECENT, YOUNG, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -14,22 +14,16 @@ CAP = math.log(28.0)
 """Logarithm of the largest ratio that counts: less than the threshold, so that one absurd loss is no divergence."""
 LOUD = 4.0
 """Times the lower quartile of the norms: a loss that climbs without its gradients is no explosion."""
-BEFORE = 32
-"""Losses, before the last few, that tell where the run stood when the loss leapt."""
 
 
 class Divergence(Detector):
-    """Find a loss that is far above what it was before training, or that leapt and stays.
+    """Find a loss that is far above what it was before training.
 
-    *Worse than untrained*: a one-sided CUSUM (Page, 1954) of ``log(loss / reference)`` with a slack of ``log(factor)``.
+    A one-sided CUSUM (Page, 1954) of ``log(loss / reference)`` with a slack of ``log(factor)``.
     The reference is the untrained loss, or the recent level if that is higher: where targets move (bootstrapped
     values, a growing penalty) an honest loss climbs above its beginning, but it climbs slowly. A run that learns nothing hovers
     around its untrained loss, and a hard batch exceeds it now and then; a run that keeps exceeding it by more than
     ``factor`` is being destroyed. Losses that are not positive have no logarithm, and are not judged so.
-
-    *Leapt*: the median of the last nine losses lies above the 32 before them by more than the larger of its level and six
-    robust standard deviations. A change of the data looks just so, so layers are examined and nothing is changed
-    unless one of them is found damaged.
 
     Args:
         factor: How many times the reference is tolerated for ever.
@@ -69,12 +63,6 @@ class Divergence(Detector):
         if loud and loss > limit and self._next_sum(statistics, baseline) > self.threshold:
             reason = f"loss {loss:.3g}, far worse than before training ({baseline.untrained_loss:.3g}) and than of late"
             return Verdict("divergence", self.name, loss, limit, reason)
-        level, spread = baseline.loss_level(BEFORE, skip=RECENT)
-        now, _ = baseline.loss_level(RECENT)
-        limit = level + max(abs(level), 6.0 * spread)
-        if baseline.count >= 2 * RECENT and now > limit and loss > limit:
-            reason = f"loss {now:.3g}, far above its history ({level:.3g})"
-            return Verdict("divergence", self.name, now, limit, reason, examine=True)
         return None
 
     def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:

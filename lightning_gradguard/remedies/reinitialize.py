@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Blame, Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.snapshots import Snapshot, forget
+from lightning_gradguard.snapshots import Snapshot, SnapshotStore, forget
 
 if TYPE_CHECKING:
     from lightning_gradguard.remedies.mending import Patient
@@ -23,6 +23,8 @@ Method = Literal["auto", "rescale", "restore", "redraw"]
 
 # A layer that moved this much since the snapshot was damaged since; one that did not was bad when the snapshot was taken.
 _DAMAGED = 0.5
+# Times its norm in the snapshot before that a layer does not grow by in health.
+_GROWN = 3.0
 # Variance that no running average has reached honestly while its layer was in health.
 _ABSURD_VARIANCE = 1e8
 
@@ -103,7 +105,7 @@ class Reinitialize(Remedy):
         details, repaired = [], []
         for suspect in suspects[: self.max_layers]:
             patient = self._admit(scene, found[suspect.layer], suspect)
-            snapshot = self._source(patient, scene.snapshots.latest)
+            snapshot = self._source(patient, scene.snapshots)
             acted, detail = _repair(patient, snapshot, self.method)
             details.append(f"{suspect.layer or 'root'}: {detail}")
             if acted:
@@ -120,11 +122,15 @@ class Reinitialize(Remedy):
         generator = torch.Generator().manual_seed(seed)
         return Patient(scene.module, suspect.layer, layer, own, suspect.forward_gain, generator)
 
-    def _source(self, patient: Patient, latest: Snapshot | None) -> Snapshot | None:
+    def _source(self, patient: Patient, snapshots: SnapshotStore) -> Snapshot | None:
         """Return the snapshot to restore from, or None where mending is the better way."""
+        latest, older = snapshots.latest, snapshots.older
         before = _earlier(patient, latest)
         wanted = self.method == "restore" or (self.method == "auto" and _damaged(patient.parameters, before))
-        return latest if before and wanted else None
+        if not before or not wanted:
+            return None
+        # Damage that comes step by step may have begun before the newest was taken.
+        return older if _grown(before, _earlier(patient, older)) else latest
 
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
@@ -170,6 +176,15 @@ def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
         return False
     moved = math.hypot(*(norm(p.cpu().double() - before[name].cpu().double()) for name, p in own.items()))
     return not moved < _DAMAGED * max(math.hypot(*(norm(v) for v in before.values())), 1e-12)
+
+
+def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
+    """Whether the layer grew from one snapshot to the next as no training makes it grow."""
+    from lightning_gradguard.remedies.mending import norm
+
+    return (
+        bool(before) and math.hypot(*map(norm, now.values())) > _GROWN * math.hypot(*map(norm, before.values())) > 0.0
+    )
 
 
 def _forget(optimizer: torch.optim.Optimizer, patient: Patient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -20,12 +21,16 @@ from lightning_gradguard.snapshots import Snapshot, SnapshotStore
 class Kept(SnapshotStore):
     """A store that holds one snapshot."""
 
-    def __init__(self, snapshot: Snapshot | None) -> None:
-        self._snapshot = snapshot
+    def __init__(self, snapshot: Snapshot | None, before: Snapshot | None = None) -> None:
+        self._snapshot, self._before = snapshot, before
 
     @property
     def latest(self) -> Snapshot | None:
         return self._snapshot
+
+    @property
+    def older(self) -> Snapshot | None:
+        return self._before
 
 
 def treat(
@@ -34,6 +39,7 @@ def treat(
     remedy: Reinitialize | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     snapshot: Snapshot | None = None,
+    before: Snapshot | None = None,
     gain: float | None = None,
 ) -> Outcome:
     parameters = dict(module.named_parameters())
@@ -41,7 +47,7 @@ def treat(
         module=module,
         optimizer=optimizer or torch.optim.SGD(module.parameters(), 0.1),
         parameters=parameters,
-        snapshots=Kept(snapshot),
+        snapshots=Kept(snapshot, before),
         running=RunningStatistics(module),
         statistics=GradientStatistics(7, (), np.zeros(0), 0.0),
         blame=tuple(Blame(layer, 1.0, "test", forward_gain=gain) for layer in layers),
@@ -131,6 +137,19 @@ def test_damage_in_the_middle_of_a_run_is_restored():
     assert "step 3" in outcome.detail
     assert torch.equal(model[0].weight, kept.parameters["0.weight"])
     assert torch.equal(model[1].running_var, kept.buffers["1.running_var"])
+
+
+@pytest.mark.parametrize(("growth", "step"), [(24.0, 2), (1.5, 3)])
+def test_damage_that_began_before_the_newest_snapshot_is_restored_from_the_one_before(growth, step):
+    model = net()
+    before = dataclasses.replace(keep(model), step=2)
+    with torch.no_grad():
+        model[0].weight.mul_(growth)
+        kept = keep(model)
+        model[0].weight.mul_(30.0)
+    assert f"step {step}" in treat(model, "0", snapshot=kept, before=before).detail
+    source = before if step == 2 else kept
+    assert torch.equal(model[0].weight, source.parameters["0.weight"])
 
 
 def test_a_snapshot_that_is_as_bad_is_not_restored():
