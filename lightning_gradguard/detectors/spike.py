@@ -76,7 +76,9 @@ class Spike(Detector):
             # have hardly moved is the data's doing (a sparse reward's first batches are all but zero), and says nothing.
             if baseline.leapt(statistics.loss) and not statistics.still:
                 steep = statistics.loss > 10.0 * baseline.untrained_loss
-                limit = min(limit, (LEAP if steep else self.factor) * baseline.typical)
+                # Updates whose size does not follow the gradient's overshoot once, and come back by themselves.
+                if steep or not statistics.normalised:
+                    limit = min(limit, (LEAP if steep else self.factor) * baseline.typical)
             elif baseline.loss_elevated(statistics.loss) is False:
                 limit = HONEST * limit  # Honest growth at the start.
         if statistics.norm <= limit:
