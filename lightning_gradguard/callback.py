@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
-from lightning_gradguard.guard import Guard, StepReport
+from lightning_gradguard.flow import StepReport
+from lightning_gradguard.guard import Guard
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident

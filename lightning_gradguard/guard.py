@@ -1,4 +1,4 @@
-"""The flow itself, in pure torch: gradients -> statistics -> verdict -> decision -> remedy -> record.
+"""The guard in pure torch: what a training loop calls, and the life of what is behind it.
 
 :class:`Guard` serves Lightning (through :class:`lightning_gradguard.GradGuard`), Fabric and plain loops alike.
 """
@@ -8,16 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard import checks, late
-from lightning_gradguard.attribution.probe import LayerReading
-from lightning_gradguard.baseline import YOUNG
+from lightning_gradguard import checks
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -34,52 +31,20 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.first_look import first_look
-from lightning_gradguard.investigation import Asked, Investigation, suspects
-from lightning_gradguard.keeping import keep
-from lightning_gradguard.lane import Lane, expected
-from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
+from lightning_gradguard.flow import Flow, StepReport
+from lightning_gradguard.lane import Lane
+from lightning_gradguard.late_flow import LateFlow
+from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
-from lightning_gradguard.records import (
-    Action,
-    Blame,
-    Decision,
-    GradientStatistics,
-    Incident,
-    Outcome,
-    Verdict,
-    incident_from_json,
-    to_json,
-)
+from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.rehearsal import VERSION, rehearse
-from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Scene, Skip
+from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 
 SUSPICIOUS = 4.0
 """RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
-EXAMINE_EVERY = 10
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What the guard did with one step.
-
-    Args:
-        statistics: The gradients as they arrived; on a GPU, where nothing is amiss, those of the step before.
-        verdict: What was wrong, or None.
-        decision: What was decided, or None.
-        outcomes: What the remedies did.
-        held: True if the update will touch nothing.
-        stop: True if the budget is spent and the run should end.
-    """
-
-    statistics: GradientStatistics
-    verdict: Verdict | None = None
-    decision: Decision | None = None
-    outcomes: tuple[Outcome, ...] = ()
-    held: bool = False
-    stop: bool = False
 
 
 def default_detectors() -> list[Detector]:
@@ -158,6 +123,9 @@ class Guard:
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
+        self._flow = Flow(mode, self._recorder)
+        self._late = LateFlow(self._flow)
+        self._investigation = self._flow.investigation
         self._detectors = checks.instances(
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
@@ -168,21 +136,18 @@ class Guard:
         )
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
-        self._investigation = Investigation()
-        self._running: RunningStatistics | None = None
-        self._team = Team()
         self._module: nn.Module | None = None
         if module is not None:
             self.bind(module)
 
     def share(self, team: Team | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
-        self._team = team or Team()
+        self._flow.team = team or Team()
 
     @property
     def processes(self) -> int:
         """Number of processes that train together."""
-        return self._team.size
+        return self._flow.team.size
 
     @property
     def module(self) -> nn.Module:
@@ -207,7 +172,7 @@ class Guard:
         if self._module is not None and self._module is not module:
             self._waiting, self._recorder.incidents = {}, []
             self._investigation.forget()
-        self._module = module
+        self._module = self._flow.module = module
 
     @property
     def sinks(self) -> list[Sink]:
@@ -224,8 +189,8 @@ class Guard:
 
         Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
         """
-        if self._running is None:
-            self._running = RunningStatistics(self.module)
+        if self._flow.running is None:
+            self._flow.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
         lane = self._lanes.get(id(optimizer))
         if lane is None:
@@ -297,129 +262,19 @@ class Guard:
         # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
         lane.after_update()
         try:
-            self._catch_up(lane)
+            self._late.catch_up(lane)
             lane.refresh()
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
                 lane.follow(loss)
-            return self._leave_to_device(lane, loss, batch, batch_index, step, scaler) or self._flow(
-                lane, self._scene(lane, loss, step, scaler), batch, batch_index
-            )
+            report = self._late.leave(lane, loss, batch, batch_index, step, scaler)
+            if report is None:
+                report = self._flow.step(lane, self._flow.scene(lane, loss, step, scaler), batch, batch_index)
+            if report.stop:
+                self._exhausted(lane, report)
+            return report
         except Exception as error:
             self._never_worse(lane, error)
         return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
-
-    # -- on an accelerator: judged there, and learned of one step later ------------------------------------------------
-
-    def _leave_to_device(
-        self,
-        lane: Lane,
-        loss: Tensor | float | None,
-        batch: Any,
-        batch_index: int | None,
-        step: int | None,
-        scaler: Any,
-    ) -> StepReport | None:
-        """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
-        if lane.device not in late.DEVICES:
-            return None
-        act = self.mode == "guard"
-        found = late.ready(lane, act=act, scaler=scaler, awaited=self._investigation.awaits(lane))
-        if found is None or lane.last is None:
-            return None
-        names, grads = found
-        number = lane.steps if step is None else step
-        self._recorder.show(lane, number, names, grads, 1.0)
-        passed = late.launch(lane, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index)
-        if act:
-            scene = self._scene_of(lane, lane.last)
-            scene.running.accept(passed=passed)
-            self._update(lane, scene)
-        return StepReport(lane.last)
-
-    def _catch_up(self, lane: Lane) -> None:
-        """Learn what the device found and did at the last step, if it was left to it."""
-        found = None if lane.flight is None else late.collect(lane, self._team)
-        if found is None:
-            return
-        statistics, alarm = found.statistics, None
-        lane.steps += 1
-        for verdict in lane.judge(statistics):
-            if not verdict.alarm:
-                self._recorder.notice(lane, statistics.step, verdict)
-            elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
-                alarm = verdict
-            elif verdict.form != "sudden" or found.accused is not None or lane.glances.due(lane.steps):
-                # What asks for more than first aid is asked again, of a step that the host has in hand.
-                lane.watchful = lane.steps + late.CLOSE
-        if alarm is not None:
-            self._first_aid(lane, found, alarm)
-        elif statistics.finite:
-            lane.policy.rest(statistics.step)
-            lane.accept(statistics, math.inf)
-        self._recorder.meter(lane, statistics, found.coefficient, alarm=alarm is not None)
-
-    def _catch_up_alone(self) -> None:
-        """Do so for all optimizers, where no other process need take part; with several, :meth:`settle` does."""
-        if self._team.size == 1:
-            for lane in self._lanes.values():
-                self._catch_up(lane)
-
-    def _first_aid(self, lane: Lane, found: late.Late, verdict: Verdict) -> None:
-        """Record what the device has done about a bad step; from here on the host judges each at once."""
-        statistics, limit = found.statistics, lane.limit()
-        named = suspects(lane, self.module, self._team, statistics, (), found.accused)
-        # A damaged layer is mended by the host, at the step that it has in hand.
-        batch = [s for s in named if s.layer == "batch"]
-        decision = lane.policy.decide(verdict, statistics, blame=batch, baseline=lane.baseline, can=set(lane.remedies))
-        outcomes = (found.outcome,) if self.mode == "guard" and found.coefficient < 1.0 else ()
-        if outcomes:
-            decision = dataclasses.replace(decision, remedies=(found.outcome.remedy,))
-        if outcomes and found.coefficient == 0.0:
-            lane.reject(statistics)
-        elif statistics.finite:
-            lane.accept(statistics, limit)
-        self._record(lane, Action(statistics.step, verdict, decision, outcomes), named, found.batch_index)
-
-    # -- the flow ------------------------------------------------------------------------------------------------------
-
-    def _flow(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
-        statistics = scene.statistics
-        alarm, suspects = self._judge(lane, statistics, batch)
-        lane.steps += 1
-        if alarm is None:
-            report = StepReport(statistics)
-            self._pass(lane, scene, batch)
-            coefficient = 1.0
-        else:
-            report = self._treat(lane, scene, alarm, suspects, batch_index)
-            coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
-        self._recorder.meter(lane, scene.statistics, coefficient, alarm=alarm is not None)
-        if report.stop:
-            self._exhausted(lane, report)
-        return report
-
-    # -- gradients -> statistics ---------------------------------------------------------------------------------------
-
-    def _scene(self, lane: Lane, loss: Tensor | float | None, step: int | None, scaler: Any) -> Scene:
-        scaled = scaler is not None and scaler.is_enabled()
-        scale, number = scale_of(lane, scaler), lane.steps if step is None else step
-        names, grads = lane.gradients()
-        self._recorder.show(lane, number, names, grads, scale)
-        statistics = measure(lane, self.module, self._team, loss, names, grads, step=number, scaled=scaled, scale=scale)
-        return self._scene_of(lane, statistics, scaler if scaled else None, scale)
-
-    def _scene_of(self, lane: Lane, statistics: GradientStatistics, scaler: Any = None, scale: float = 1.0) -> Scene:
-        assert self._running is not None
-        return Scene(
-            module=self.module,
-            optimizer=lane.optimizer,
-            parameters=lane.parameters,
-            snapshots=lane.snapshots,
-            running=self._running,
-            statistics=statistics,
-            scaler=scaler,
-            grad_scale=scale,
-        )
 
     def settle(self) -> None:
         """Learn of the last step, and average the losses that are still each process's own: one process's state is that of all.
@@ -427,177 +282,16 @@ class Guard:
         Every process must call it at the same point; what is learned from the losses, and when, does not change.
         """
         for lane in self._lanes.values():
-            self._catch_up(lane)
+            self._late.catch_up(lane)
             if lane.losses:
-                lane.shared += self._team.mean(lane.losses)
+                lane.shared += self._flow.team.mean(lane.losses)
                 lane.losses.clear()
 
-    # -- statistics -> verdict -----------------------------------------------------------------------------------------
-
-    def _judge(
-        self, lane: Lane, statistics: GradientStatistics, batch: Any
-    ) -> tuple[Verdict | None, tuple[Blame, ...]]:
-        """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
-        readings = self._investigation.readings(lane)
-        for verdict in lane.judge(statistics):
-            if not verdict.alarm:
-                self._recorder.notice(lane, statistics.step, verdict)
-            elif not verdict.examine:
-                return verdict, self._suspects(lane, statistics, readings, batch)
-            elif found := self._look(lane, statistics, readings, batch, verdict):
-                return verdict, found
-        return self._check_up(lane, statistics) if lane.convalescent else (None, ())
-
-    def _check_up(self, lane: Lane, statistics: GradientStatistics) -> tuple[Verdict | None, tuple[Blame, ...]]:
-        """Look once more at layers of which one was mended: what damaged it may have gone on."""
-        lane.convalescent = False
-        found = self._suspects(lane, statistics, (), None, "changes")
-        if not found:
-            return None, ()
-        reason = f"{found[0].layer} was mended, and is damaged again"
-        return Verdict("sudden", "check-up", statistics.norm, lane.baseline.typical, reason, examine=True), found
-
-    def _look(
-        self,
-        lane: Lane,
-        statistics: GradientStatistics,
-        readings: tuple[LayerReading, ...],
-        batch: Any,
-        verdict: Verdict,
-    ) -> tuple[Blame, ...]:
-        """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
-        single = verdict.form == "sudden"
-        weigh = lane.glances.due(lane.steps) if single else self._time_to_examine(statistics.step)
-        if not single and not weigh:
-            return ()
-        ask: Asked = "batch" if not weigh else "all" if verdict.form == "drift" else "changes"
-        found = self._suspects(lane, statistics, readings, batch, ask)
-        if any(s.layer != "batch" for s in found):
-            return found
-        if found and single:
-            if lane.policy.may_hold:
-                return found
-            lane.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.
-        if weigh and not single:
-            self._recorder.notice(lane, statistics.step, verdict)
-        return ()
-
-    def _suspects(
-        self,
-        lane: Lane,
-        statistics: GradientStatistics,
-        readings: tuple[LayerReading, ...],
-        batch: Any,
-        ask: Asked = "all",
-    ) -> tuple[Blame, ...]:
-        accused = lane.batches.accuse(batch) if batch is not None else None
-        return suspects(lane, self.module, self._team, statistics, readings, accused, ask=ask)
-
-    def _time_to_examine(self, step: int) -> bool:
-        # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
-        return step % EXAMINE_EVERY < (1 if self._team.size == 1 else LOSS_EVERY)
-
-    # -- verdict -> decision -> remedy ---------------------------------------------------------------------------------
-
-    def _pass(self, lane: Lane, scene: Scene, batch: Any) -> None:
-        """Let the step through, learning from it."""
-        statistics = scene.statistics
-        if not statistics.finite:
-            # The overflow that a GradScaler expects: it holds the step and lowers its scale by itself.
-            lane.reject(statistics)
-            if self.mode == "guard":
-                scene.running.mend()
-            self._tell_of_poison(scene)
-            return
-        ordinary = lane.incident is not None and lane.baseline.ordinary(statistics.norm, statistics.loss)
-        if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
-            lane.convalescent = "reinitialize" in lane.incident.remedies
-            self._recorder.close_incident(lane, statistics.step, helped=True)
-        if self.mode == "guard":
-            if self._hidden(lane, scene, batch):
-                batch = None  # It is no measure of a healthy one.
-            failure = keep(lane, lane.steps - 1, statistics, batch, self._team)
-            if failure is not None:
-                self._recorder.warn("snapshots", failure)
-            self._update(lane, scene)
-        lane.accept(statistics, float("inf"))
-
-    def _hidden(self, lane: Lane, scene: Scene, batch: Any) -> bool:
-        """Tell whether a normalisation hid from the gradient what must not stay in its running statistics."""
-        hid = scene.running.accept(lambda: batch is not None and lane.batches.accuse(batch) is not None)
-        if hid:
-            self._recorder.warn(
-                "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
-            )
-        return hid
-
-    def _update(self, lane: Lane, scene: Scene) -> None:
-        for remedy in lane.lasting:
-            with lane.isolating(remedy):
-                remedy.before_update(scene)
-
-    def _tell_of_poison(self, scene: Scene) -> None:
-        if self.mode == "guard" and scene.scaler is None:
-            self._recorder.warn(
-                "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
-            )
-
-    def _treat(
-        self, lane: Lane, scene: Scene, verdict: Verdict, suspects: tuple[Blame, ...], batch_index: int | None
-    ) -> StepReport:
-        statistics = scene.statistics
-        limit = lane.limit()
-        decision = lane.policy.decide(
-            verdict, statistics, blame=suspects, baseline=lane.baseline, can=set(lane.remedies)
-        )
-        scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
-        scene.buffers = lane.buffers
-        scene.limit, scene.target = limit, lane.target(limit)
-        outcomes = self._apply(lane, scene, decision) if self.mode == "guard" else ()
-        held = any(o.applied and o.coefficient == 0.0 for o in outcomes)
-        if held:
-            lane.reject(statistics)
-        elif statistics.finite:
-            if self.mode == "guard":
-                self._hidden(lane, scene, None)
-                self._update(lane, scene)
-            lane.accept(statistics, limit)
-        else:
-            self._tell_of_poison(scene)
-        self._record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
-        # Who only watches has spent nothing, and must not end the run.
-        stop = decision.exhausted and self.mode == "guard"
-        return StepReport(statistics, verdict, decision, outcomes, held, stop)
-
-    def _record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
-        # The next batch is measured layer by layer, in case the trouble is not over. The first time without a trace: a
-        # run that lost one batch must go on exactly as if it had never seen it.
-        again = lane.policy.strikes > 1 or action.verdict.form == "cold-start"
-        self._investigation.arm(lane, self.module, backward=again and self.mode == "guard")
-        self._recorder.record(lane, action, suspects, batch_index)
-
-    def _apply(self, lane: Lane, scene: Scene, decision: Decision) -> tuple[Outcome, ...]:
-        outcomes = []
-        for name in decision.remedies:
-            outcome = Outcome(name, applied=False, detail="it failed itself")
-            with lane.isolating(lane.remedies[name]):
-                outcome = expected(lane.remedies[name].apply(scene), Outcome)
-            outcomes.append(outcome)
-        done = {o.remedy for o in outcomes if o.applied}
-        if "reinitialize" in done and lane.baseline.count == 0:
-            # What the first update would have been was the layer's doing, and says nothing of the rate.
-            lane.baseline.update_ratio = 0.0
-        setbacks, known = lane.baseline.setbacks, lane.baseline
-        usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
-        if "rollback" in done and scene.snapshots.latest is not None:
-            lane.load_memory(scene.snapshots.latest.extra)
-        if "rollback" in done:
-            lane.baseline.setback, lane.baseline.setbacks = lane.baseline.count, setbacks + 1
-            lane.baseline.prior = usual
-        if done - {"skip", "clip"}:
-            # Running statistics may have been restored or reset together with the weights.
-            scene.running.accept()
-        return tuple(outcomes)
+    def _catch_up(self) -> None:
+        """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
+        if self.processes == 1:
+            for lane in self._lanes.values():
+                self._late.catch_up(lane)
 
     # -- when all else fails -------------------------------------------------------------------------------------------
 
@@ -643,25 +337,25 @@ class Guard:
 
     def flush(self) -> None:
         """Send the window under way to the sinks."""
-        self._catch_up_alone()
+        self._catch_up()
         for lane in self._lanes.values():
             if lane.meter.steps and lane.last is not None:
                 self._recorder.log(lane, lane.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        self._catch_up_alone()
+        self._catch_up()
         self._investigation.rest()
         for lane in self._lanes.values():
             lane.close()
         self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
         self._lanes.clear()
-        self._running = None
+        self._flow.running = None
         self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        self._catch_up_alone()
+        self._catch_up()
         # Optimizers that have not been met yet keep what was loaded for them.
         lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
         return {
@@ -695,5 +389,5 @@ class Guard:
         self._investigation.load_state_dict(state)
         if self._lanes:
             # The module's own state has been loaded too, and what is held next must not undo that.
-            self._running = RunningStatistics(self.module)
+            self._flow.running = RunningStatistics(self.module)
             self._investigation.arm_again(self.module)

@@ -25,6 +25,8 @@ RANKS = {
     **dict.fromkeys(("recorder", "rehearsal", "measuring"), 3.5),
     **dict.fromkeys(("investigation", "keeping"), 3.75),
     "late": 3.9,
+    "flow": 3.9,
+    "late_flow": 3.95,
     "guard": 4,
     "callback": 5,
 }

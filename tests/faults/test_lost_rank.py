@@ -79,7 +79,7 @@ class Replaces(Callback):
         self.guard, self.name = guard, name
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        team = self.guard.guard._team
+        team = self.guard.guard._flow.team
         self.guard.guard.share(dataclasses.replace(team, **{self.name: die}))
 
 
