@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_gradguard.baseline import LEAP, RECENT, YOUNG
 from lightning_gradguard.first_look import NORMALISED, build_up, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
@@ -18,8 +19,6 @@ FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 LOSS_EVERY = 8
 """With several processes their losses are averaged once in so many healthy steps, all at a time: they can wait."""
-YOUNG = 32
-"""Accepted steps in which they are averaged at each: what the loss was before training is told by the first ones."""
 
 
 def _alone(value: Any) -> list[Any]:
@@ -111,6 +110,14 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     )
 
 
+def _can_wait(lane: Lane, norm: float) -> bool:
+    """Tell, alike on all processes, whether nothing calls for the loss as a second witness."""
+    if lane.incident is not None or lane.baseline.count < RECENT:
+        return False
+    # In a young run a limit is wide, and the loss is asked long before it.
+    return norm <= (lane.limit() if lane.baseline.count >= YOUNG else LEAP * lane.baseline.typical)
+
+
 def joint_loss(lane: Lane, team: Team, loss: Tensor | float | None, norm: float) -> float | None:
     """Return the loss as all processes must see it, or None while it can wait for the next turn to average."""
     if loss is None:
@@ -120,8 +127,7 @@ def joint_loss(lane: Lane, team: Team, loss: Tensor | float | None, norm: float)
         return value
     # Each process has a loss of its own, and all must come to the same verdict.
     lane.losses.append(value)
-    calm = lane.incident is None and lane.baseline.count >= YOUNG and norm <= lane.limit()
-    if calm and lane.steps % LOSS_EVERY:
+    if lane.steps % LOSS_EVERY and _can_wait(lane, norm):
         return None
     *earlier, now = team.mean(lane.losses)
     lane.baseline.recall(lane.shared + earlier)

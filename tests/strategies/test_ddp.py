@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_gradguard.measuring import LOSS_EVERY, YOUNG
+from lightning_gradguard.baseline import RECENT
+from lightning_gradguard.measuring import LOSS_EVERY
 from tests.builders import same
 from tests.compatibility.matrix import cells
 from tests.strategies.ddp_scenarios import SCENARIOS
@@ -87,9 +88,9 @@ def test_a_nan_in_a_static_graph_leaves_no_trace(ranks: Ranks) -> None:
 def test_a_healthy_step_costs_no_collective_but_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        # A mean is a barrier and a reduction; at step 40 there is a snapshot too, which all must have been able to take.
-        assert {step: count for step, count in late.items() if step > YOUNG and count} == {40: 4, 48: 2, 56: 2}
-        assert all(step % LOSS_EVERY == 0 for step in (40, 48, 56))
+        # A mean is a barrier and a reduction; snapshots (10, 20, 40) have one too: all must have been able to take them.
+        turns = {step: 2 for step in range(16, 60, LOSS_EVERY)} | {10: 2, 20: 2, 40: 4}
+        assert {step: count for step, count in late.items() if step > RECENT and count} == turns
 
 
 @cell("DDP, accumulating under `no_sync`", "sick")

@@ -12,7 +12,8 @@ import torch.distributed.fsdp
 from torch import Tensor
 
 from lightning_gradguard import GradGuard
-from lightning_gradguard.measuring import LOSS_EVERY, YOUNG
+from lightning_gradguard.baseline import RECENT
+from lightning_gradguard.measuring import LOSS_EVERY
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Regularize
 from tests.builders import Net, loader, mlp, same, spoil, trainer
@@ -129,8 +130,8 @@ def test_the_optional_remedies_act_on_shards_alike(name: str, ranks: Ranks) -> N
 def test_a_healthy_step_costs_one_small_reduction_and_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        assert {step: count for step, count in late.items() if step > YOUNG and count != 1} == {40: 5, 48: 3, 56: 3}
-        assert all(step % LOSS_EVERY == 0 for step in (40, 48, 56))
+        turns = {step: 3 for step in range(16, 60, LOSS_EVERY)} | {10: 3, 20: 3, 40: 5}
+        assert {step: count for step, count in late.items() if step > RECENT and count != 1} == turns
 
 
 def test_a_corrupt_batch_on_one_rank_is_named(ranks: Ranks) -> None:
