@@ -89,7 +89,7 @@ def test_a_healthy_step_costs_no_collective_but_the_losses_once_in_eight(ranks: 
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
         # A mean is a barrier and a reduction; snapshots (10, 20, 40) have one too: all must have been able to take them.
-        turns = {step: 2 for step in range(16, 60, LOSS_EVERY)} | {10: 2, 20: 2, 40: 4}
+        turns = dict.fromkeys(range(16, 60, LOSS_EVERY), 2) | {10: 2, 20: 2, 40: 4}
         assert {step: count for step, count in late.items() if step > RECENT and count} == turns
 
 

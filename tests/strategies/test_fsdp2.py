@@ -130,7 +130,7 @@ def test_the_optional_remedies_act_on_shards_alike(name: str, ranks: Ranks) -> N
 def test_a_healthy_step_costs_one_small_reduction_and_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        turns = {step: 3 for step in range(16, 60, LOSS_EVERY)} | {10: 3, 20: 3, 40: 5}
+        turns = dict.fromkeys(range(16, 60, LOSS_EVERY), 3) | {10: 3, 20: 3, 40: 5}
         assert {step: count for step, count in late.items() if step > RECENT and count != 1} == turns
 
 
