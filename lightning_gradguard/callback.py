@@ -97,6 +97,9 @@ class GradGuard(Callback):
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
+        # Made once, since Lightning asks for it at every hook. On standby there may be another guard in the same Trainer, which
+        # refuses two of one key.
+        self._keys = tuple(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True}))
         self._histograms = histograms
         self._loss: Tensor | None = None
         self._batch: Any = None
@@ -111,8 +114,7 @@ class GradGuard(Callback):
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
-        # On standby there may be another one in the same Trainer, which refuses two of one key.
-        return self._generate_state_key(mode=self.guard.mode, **{"standby": True} if self._standby else {})
+        return self._keys[self._standby]
 
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
