@@ -19,6 +19,8 @@ from lightning_gradguard.statistics import gradient_norms
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
 PROPORTIONAL = {"SGD"}
 NORMALISED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"}
+BOUNDED = NORMALISED | {"Adadelta", "Adagrad", "Lion", "Rprop"}
+"""Those whose updates do not grow with the gradient, the ones included whose size is not foretold here."""
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradguard.baseline import LEAP, RECENT, YOUNG
-from lightning_gradguard.first_look import NORMALISED, build_up, first_look, most_moved
+from lightning_gradguard.first_look import BOUNDED, build_up, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics import examine, global_norm, host_norms
@@ -106,7 +106,7 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
         update_ratio=ratio,
         weight_norm=weight_norm,
         weight_excess=excess,
-        normalised=type(lane.optimizer).__name__ in NORMALISED,
+        normalised=type(lane.optimizer).__name__ in BOUNDED,
     )
 
 

@@ -240,6 +240,18 @@ def test_gradients_a_million_times_the_weights_make_a_smaller_excess_suspicious(
     assert (ColdStart().judge(seen, Baseline()) is not None) is expected
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "expected"), [("SGD", 5.0, True), ("Adam", 5.0, False), ("Adam", 50.0, True)]
+)
+def test_updates_that_do_not_grow_with_the_gradient_may_overshoot_once(
+    optimizer: str, loss: float, expected: bool
+) -> None:
+    baseline = Baseline()
+    baseline.accept(1.0, 1.0)
+    seen = statistics(16.0, step=1, loss=loss, moved=0.5, normalised=optimizer == "Adam")
+    assert (Spike().judge(seen, baseline) is not None) is expected
+
+
 # -- the loss as a witness
 
 
