@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.guard import default_remedies
@@ -19,6 +22,15 @@ from tests.builders import Net, loader, mlp, spoil, trainer
 from tests.strategies.ddp_scenarios import ADAM, SGD, collectives_of, data, deep, scaled
 
 OPTIONAL = (Regularize, Augment, SwapActivation)
+Make = Callable[[], Remedy]
+
+
+def mirrored(batch: Any) -> Any:
+    """Return a batch of the linear task with the other sign, which is of the same task; nothing is drawn."""
+    return tree_map(torch.neg, batch)
+
+
+Mirror = partial(Augment, transform=mirrored)
 
 
 class Sharded(Net):
@@ -45,16 +57,25 @@ class Sharded(Net):
         return loss * self.by if self.global_rank == self.rank and self.since <= batch_idx < self.until else loss
 
 
+class Damages(Callback):
+    """Multiply one layer's weights before a step, when the optimizer has long had a state for them."""
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 45:
+            pl_module.network[4].weight.mul_(1e4)
+
+
 def whole(tensor: Any) -> Any:
     return tensor.full_tensor().detach().clone() if hasattr(tensor, "full_tensor") else tensor
 
 
-def run(module: Sharded, batches: Any, root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
+def run(module: Sharded, batches: Any, root: Path, guard: GradGuard | None, *others: Callback) -> dict[str, Any]:
     strategy = ModelParallelStrategy(
         data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=timedelta(seconds=30)
     )
-    callbacks = [guard] if guard else []
-    fit = trainer(root, strategy=strategy, devices=2, callbacks=callbacks, use_distributed_sampler=False, **options)
+    callbacks = [*others, *([guard] if guard else [])]
+    fit = trainer(root, strategy=strategy, devices=2, callbacks=callbacks, use_distributed_sampler=False)
     fit.fit(module, loader(batches))
     state = fit.optimizers[0].state
     return {
@@ -97,20 +118,24 @@ def clipped(rank: int, root: Path) -> dict[str, Any]:
     return run(module, data(rank, 60), root, GradGuard())
 
 
-def backing_off(rank: int, root: Path, *optional: type[Remedy]) -> dict[str, Any]:
+def backing_off(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
     module = Sharded(mlp(), ADAM, rank=1, since=45, until=49, by=1e4)
     return run(module, data(rank, 80), root, thrown_back_soon(*optional))
 
 
-def thrown_back_soon(*optional: type[Remedy]) -> GradGuard:
-    remedies = [*default_remedies(), *(kind() for kind in optional)]
+def thrown_back_soon(*optional: Make) -> GradGuard:
+    remedies = [*default_remedies(), *(make() for make in optional)]
     return GradGuard(journal=False, remedies=remedies, policy=Policy(patience=2, cooldown=1))
 
 
-def bad_layer(rank: int, root: Path, *optional: type[Remedy]) -> dict[str, Any]:
-    remedies = [*default_remedies(), *(kind() for kind in optional)]
+def bad_layer(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
+    remedies = [*default_remedies(), *(make() for make in optional)]
     guard = GradGuard(remedies=remedies, policy=Policy(max_held=10))
     return run(Sharded(deep(1e4), ADAM), data(rank, 40), root, guard)
+
+
+def damaged(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
+    return run(Sharded(deep(1.0), ADAM), data(rank, 80), root, thrown_back_soon(*optional), Damages())
 
 
 SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
@@ -126,7 +151,11 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "clipped": clipped,
     "backing off": backing_off,
     "regularized": lambda rank, root: backing_off(rank, root, Regularize),
+    "mixed up": lambda rank, root: backing_off(rank, root, Augment),
+    "mirrored": lambda rank, root: backing_off(rank, root, Mirror),
     "all remedies": lambda rank, root: backing_off(rank, root, *OPTIONAL),
     "bad layer": bad_layer,
+    "bad layer, swapped": lambda rank, root: bad_layer(rank, root, SwapActivation),
+    "damaged layer, swapped": lambda rank, root: damaged(rank, root, SwapActivation),
     "bad layer, all remedies": lambda rank, root: bad_layer(rank, root, *OPTIONAL),
 }

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.fsdp
+from lightning.pytorch import Callback
 from torch import Tensor
 
-from lightning_gradguard import GradGuard
+from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.baseline import RECENT
+from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.measuring import LOSS_EVERY
 from lightning_gradguard.records import to_json
-from lightning_gradguard.remedies import Regularize
+from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
 from tests.builders import Net, loader, mlp, same, spoil, trainer
-from tests.strategies.ddp_scenarios import ADAM, SGD, data
-from tests.strategies.fsdp_scenarios import SCENARIOS, thrown_back_soon
+from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep
+from tests.strategies.fsdp_scenarios import OPTIONAL, SCENARIOS, Damages, Mirror, thrown_back_soon
 from tests.strategies.launch import group
 from tests.strategies.test_ddp import actions
 
@@ -39,8 +41,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 class Both(Net):
     """A module that has the batches of both ranks at once; the second one's loss can be multiplied."""
 
-    def __init__(self, optimizer: Any, sick: range = range(0), by: float = 1.0) -> None:
-        super().__init__(mlp(), optimizer)
+    def __init__(
+        self, optimizer: Any, sick: range = range(0), by: float = 1.0, network: torch.nn.Sequential | None = None
+    ) -> None:
+        super().__init__(network or mlp(), optimizer)
         self.sick, self.by = sick, by
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -49,11 +53,11 @@ class Both(Net):
 
 
 def alone(
-    root: Path, module: Both, guard: GradGuard, count: int = 40, spoilt: int | None = None
+    root: Path, module: Both, guard: GradGuard, *others: Callback, count: int = 40, spoilt: int | None = None
 ) -> tuple[dict[str, Any], list[Any]]:
     """Return weights and incidents of a single process."""
     halves = [spoil(data(rank, count), 20) if rank == spoilt else data(rank, count) for rank in range(2)]
-    trainer(root, callbacks=[guard]).fit(module, loader(list(zip(*halves, strict=True))))
+    trainer(root, callbacks=[*others, guard]).fit(module, loader(list(zip(*halves, strict=True))))
     return dict(module.named_parameters()), [to_json(i) for i in guard.incidents]
 
 
@@ -98,10 +102,31 @@ def test_what_is_measured_and_done_equals_a_single_process(ranks: Ranks, sick: i
     assert told(found["incidents"]) == told(incidents)
 
 
+def burst() -> Both:
+    return Both(ADAM, range(45, 49), 1e4)
+
+
+def no_redrawing(optional: Remedy, policy: Policy) -> GradGuard:
+    """Return a guard that does not re-initialise: shards are not, so a run that is to end alike must not be either."""
+    remedies = [remedy for remedy in default_remedies() if remedy.name != "reinitialize"]
+    return GradGuard(journal=False, remedies=[*remedies, optional], policy=policy)
+
+
 SINGLE: dict[str, tuple[Any, Any]] = {
     "clipped": (lambda: Both(SGD, range(50, 51), 1e3), lambda: GradGuard(journal=False)),
-    "backing off": (lambda: Both(ADAM, range(45, 49), 1e4), thrown_back_soon),
-    "regularized": (lambda: Both(ADAM, range(45, 49), 1e4), lambda: thrown_back_soon(Regularize)),
+    "backing off": (burst, thrown_back_soon),
+    "regularized": (burst, lambda: thrown_back_soon(Regularize)),
+    "mixed up": (burst, lambda: thrown_back_soon(Augment)),
+    "mirrored": (burst, lambda: thrown_back_soon(Mirror)),
+    "all remedies": (burst, lambda: thrown_back_soon(*OPTIONAL)),
+    "bad layer, swapped": (
+        lambda: Both(ADAM, network=deep(1e4)),
+        lambda: no_redrawing(SwapActivation(), Policy(max_held=10)),
+    ),
+    "damaged layer, swapped": (
+        lambda: Both(ADAM, network=deep(1.0)),
+        lambda: no_redrawing(SwapActivation(), Policy(patience=2, cooldown=1)),
+    ),
 }
 """How a single process makes the same run: module and guard."""
 
@@ -110,11 +135,22 @@ SINGLE: dict[str, tuple[Any, Any]] = {
 @cell("sick", note="after each remedy equal to a single process, within a relative 1e-4")
 def test_after_every_remedy_the_weights_are_those_of_a_single_process(name: str, ranks: Ranks, tmp_path: Path) -> None:
     make, guard = SINGLE[name]
-    found = ranks[0][name]
-    weights, incidents = alone(tmp_path, make(), guard(), count=found["steps"])
+    found, module, others = ranks[0][name], make(), [Damages()] * name.startswith("damaged")
+    weights, incidents = alone(tmp_path, module, guard(), *others, count=found["steps"])
     assert actions({"incidents": incidents}) == actions(found)
+    assert [a.removeprefix("FSDP") for a in found["activations"]] == [type(m).__name__ for m in module.network]
     for key, value in weights.items():
         torch.testing.assert_close(found["weights"][key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["regularized", "mixed up", "mirrored"])
+def test_an_optional_remedy_moves_shards_otherwise(name: str, ranks: Ranks) -> None:
+    assert not same(ranks[0][name]["weights"], ranks[0]["backing off"]["weights"])
+
+
+@pytest.mark.parametrize("name", ["bad layer, swapped", "damaged layer, swapped"])
+def test_the_activation_of_a_sharded_layer_is_swapped(name: str, ranks: Ranks) -> None:
+    assert ranks[0][name]["activations"].index("Softsign") == 5
 
 
 @pytest.mark.parametrize("name", ["all remedies", "bad layer, all remedies"])
