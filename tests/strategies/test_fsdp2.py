@@ -52,12 +52,23 @@ class Both(Net):
         return (first + second * (self.by if batch_idx in self.sick else 1.0)) / 2
 
 
+class Joined(Both):
+    """The same with the samples of both ranks in one tensor."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = (both.chunk(2) for both in batch)
+        return super().training_step(tuple(zip(x, y, strict=True)), batch_idx)
+
+
 def alone(
     root: Path, module: Both, guard: GradGuard, *others: Callback, count: int = 40, spoilt: int | None = None
 ) -> tuple[dict[str, Any], list[Any]]:
     """Return weights and incidents of a single process."""
     halves = [spoil(data(rank, count), 20) if rank == spoilt else data(rank, count) for rank in range(2)]
-    trainer(root, callbacks=[*others, guard]).fit(module, loader(list(zip(*halves, strict=True))))
+    batches = list(zip(*halves, strict=True))
+    if isinstance(module, Joined):
+        batches = [tuple(map(torch.cat, zip(*both, strict=True))) for both in batches]
+    trainer(root, callbacks=[*others, guard]).fit(module, loader(batches))
     return dict(module.named_parameters()), [to_json(i) for i in guard.incidents]
 
 
@@ -141,6 +152,14 @@ def test_after_every_remedy_the_weights_are_those_of_a_single_process(name: str,
     assert [a.removeprefix("FSDP") for a in found["activations"]] == [type(m).__name__ for m in module.network]
     for key, value in weights.items():
         torch.testing.assert_close(found["weights"][key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mirrored", Mirror), ("mixed up", Augment)])
+def test_only_mixup_depends_on_how_samples_lie_on_processes(name: str, kind: Any, ranks: Ranks, tmp_path: Path) -> None:
+    weights, incidents = alone(tmp_path, Joined(ADAM, range(45, 49), 1e4), thrown_back_soon(kind), count=80)
+    assert actions({"incidents": incidents}) == actions(ranks[0][name])
+    alike = [torch.allclose(ranks[0][name]["weights"][key], value, rtol=1e-4) for key, value in weights.items()]
+    assert all(alike) if kind is Mirror else not any(alike)
 
 
 @pytest.mark.parametrize("name", ["regularized", "mixed up", "mirrored"])
