@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,11 +169,34 @@ def test_a_bad_batch_leaves_no_trace_in(make: Any, tmp_path: Path) -> None:
     thrown_back(lambda: Bursts(make(), SGD), tmp_path)
 
 
+def lacking() -> str:
+    """Name what Inductor needs to build a kernel for the CPU and does not find here; nothing if all is there."""
+    if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
+        return "a C++ compiler"
+    return "" if (Path(sysconfig.get_path("include")) / "Python.h").exists() else "Python's headers"
+
+
+builds = pytest.mark.skipif(bool(lacking()), reason=f"Inductor needs {lacking()}, not found here")
+
+
+@builds
 @pytest.mark.slow
 @pytest.mark.cell("Modules", "torch.compile of the whole, with Inductor", "healthy", "sick")
 def test_inductor(tmp_path: Path) -> None:
     unnoticed(lambda: Net(compiled("inductor"), SGD), tmp_path)
     thrown_back(lambda: Bursts(compiled("inductor"), SGD), tmp_path)
+
+
+def one_layer() -> Any:
+    torch.manual_seed(3)
+    # Most of a first compilation goes into trying which vector instructions the compiler can build.
+    return torch.compile(nn.Linear(8, 1), backend="inductor", options={"cpp.vec_isa_ok": False})
+
+
+@builds
+def test_inductor_in_short(tmp_path: Path) -> None:
+    unnoticed(lambda: Net(one_layer(), SGD), tmp_path)
+    thrown_back(lambda: Bursts(one_layer(), SGD), tmp_path)
 
 
 @pytest.mark.cell(

@@ -168,6 +168,14 @@ def test_the_outcome_is_judged_in_one_sentence(
     assert found is None if sentence is None else sentence in found
 
 
+def test_the_guarded_run_soon_learns(example: ModuleType, tmp_path: Path) -> None:
+    result = example.train("guarded", example.parse(["--max-steps", "60", "--log-dir", str(tmp_path)]))
+    assert result.first_norm > 1e9
+    assert (result.incidents, result.blamed) == (1, "conv4")
+    assert "reinitialize" in result.remedies
+    assert result.accuracy > 3 / example.CLASSES  # three times what guessing gives
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [0, 1, 2])

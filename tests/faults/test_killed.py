@@ -80,9 +80,8 @@ def test_a_killed_run_can_be_resumed(moment: str, times: int, seed: int, whole: 
     check_end(tmp_path, whole)
 
 
-@pytest.mark.slow
 @pytest.mark.fault("SIGKILL again and again")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_a_run_that_is_killed_again_and_again_gets_to_its_end(seed: int, whole: Ending, tmp_path: Path) -> None:
     chance, killed = random.Random(seed), 0
     for step in sorted(chance.sample(range(EPOCH * EPOCHS), 6)):
