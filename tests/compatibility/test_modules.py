@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -189,14 +190,15 @@ def test_inductor(tmp_path: Path) -> None:
 
 def one_layer() -> Any:
     torch.manual_seed(3)
-    # Most of a first compilation goes into trying which vector instructions the compiler can build.
-    return torch.compile(nn.Linear(8, 1), backend="inductor", options={"cpp.vec_isa_ok": False})
+    return torch.compile(nn.Linear(8, 1), backend="inductor")
 
 
 @builds
 def test_inductor_in_short(tmp_path: Path) -> None:
-    unnoticed(lambda: Net(one_layer(), SGD), tmp_path)
-    thrown_back(lambda: Bursts(one_layer(), SGD), tmp_path)
+    # Most of a first compilation goes into trying which vector instructions the compiler can build.
+    with torch._inductor.config.patch("cpp.vec_isa_ok", False):
+        unnoticed(lambda: Net(one_layer(), SGD), tmp_path)
+        thrown_back(lambda: Bursts(one_layer(), SGD), tmp_path)
 
 
 @pytest.mark.cell(
