@@ -13,6 +13,7 @@ from lightning_gradguard.attribution.weights import examine
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.fans import expected_rms
 from lightning_gradguard.layers import layer_of, layers
+from lightning_gradguard.shards import sharded
 from lightning_gradguard.snapshots import Snapshot
 from lightning_gradguard.statistics import gradient_norms
 
@@ -74,12 +75,13 @@ def build_up(optimizer: torch.optim.Optimizer) -> float:
 
 def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
     """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one, or without memory for it."""
-    if snapshot is None or any(hasattr(p, "to_local") for p in module.parameters()):
-        return None  # Of a sharded weight each process would see its own part.
+    if snapshot is None:
+        return None
     try:
         return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
     except Exception as error:
-        if not out_of_memory(error):
+        # Where shards are gathered for it, the other processes would wait for this one.
+        if not out_of_memory(error) or any(map(sharded, module.parameters())):
             raise
         return None
 

@@ -207,8 +207,6 @@ class Guard:
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
-            if lane.sharded and any(remedy.name == "reinitialize" for remedy in self._remedies):
-                self._recorder.tell("notice", 0, "the parameters are sharded: layers are blamed but not re-initialised")
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
                 lane.resume()

@@ -163,9 +163,6 @@ class Lane:
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
         self.device = held[0].device.type if held else "cpu"
-        if self.sharded:
-            # What cannot be done must not be decided.
-            self.remedies.pop("reinitialize", None)
 
     def follow(self, loss: Tensor) -> None:
         """Learn the forward order of the layers from the graph of a loss, once in a session."""

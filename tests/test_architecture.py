@@ -19,6 +19,7 @@ PACKAGE = "lightning_gradguard"
 RANKS = {
     **dict.fromkeys(("errors", "checks", "records", "layers"), 0),
     **dict.fromkeys(("statistics", "baseline", "running", "batches", "snapshots", "fans", "forward_order"), 1),
+    "shards": 1,
     "initialisation": 1.5,
     **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter", "gate"), 2),
     **dict.fromkeys(("first_look", "lane"), 3),

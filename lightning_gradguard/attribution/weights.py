@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
 from lightning_gradguard.fans import expected_rms, fans
 from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_of
+from lightning_gradguard.shards import comparable, gathered, sharded, whole
 from lightning_gradguard.snapshots import Snapshot
 
 
@@ -83,12 +84,16 @@ def examine(module: nn.Module, snapshot: Snapshot | None = None) -> list[WeightT
 
 def _measure(parameter: Tensor, before: Tensor | None) -> list[Tensor]:
     """Return 0-d tensors: RMS, mean over RMS, and where a comparable earlier value exists RMS of the change and of it."""
-    size = rms(_whole(parameter))
-    real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-    real, unit = _whole(real), size.clamp_min(torch.finfo(torch.float32).tiny)
+    # Every rank examines at the same time, and must see the same.
+    full = whole(parameter)
+    size = rms(full)
+    real = torch.view_as_real(full) if full.is_complex() else full
+    unit = size.clamp_min(torch.finfo(torch.float32).tiny)
     values = [size, kept((piece.float() / unit).sum() for piece in pieces(real)).sum() / real.numel()]
-    if before is not None and type(parameter) in (Tensor, nn.Parameter) and before.shape == parameter.shape:
-        values += [_rms_of_change(parameter, before), rms(before).to(parameter.device)]
+    known = type(parameter) in (Tensor, nn.Parameter) or sharded(parameter)
+    if before is not None and known and comparable(before, parameter):
+        earlier = gathered(before, parameter)
+        values += [_rms_of_change(full, earlier), rms(earlier).to(full.device)]
     return values
 
 
@@ -96,12 +101,6 @@ def _rms_of_change(parameter: Tensor, before: Tensor) -> Tensor:
     # The earlier values are in host memory, and the device may have no room for all of them.
     both, count = zip(pieces(parameter), pieces(before), strict=True), parameter.numel()
     return joined(rms(now - then.to(now.device)) * (now.numel() / count) ** 0.5 for now, then in both)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor: every rank examines at the same time, and must see the same."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
 
 
 def _note(one: _Measured, numbers: list[float]) -> None:
@@ -139,11 +138,12 @@ def _counted(parameter: Tensor, before: float, now: float, expected: float | Non
 def travelled(module: nn.Module, layer: str, older: Snapshot, newer: Snapshot) -> float:
     """Return a layer's displacement from one snapshot to the next, measured as :func:`examine` does."""
     owner, moved, size = layers(module)[layer], 0.0, 0.0
-    for name in parameters_of(owner):
+    for name, parameter in parameters_of(owner).items():
         full = f"{layer}.{name}" if layer else name
         before, now = older.parameters.get(full), newer.parameters.get(full)
-        if before is None or now is None or before.shape != now.shape or not now.numel():
+        if before is None or now is None or before.shape != now.shape or not parameter.numel():
             continue
+        before, now = gathered(before, parameter), gathered(now, parameter)
         change, was, is_now = to_host([_rms_of_change(now, before), rms(before), rms(now)])
         moved += now.numel() * _square(change)
         size += now.numel() * _square(_counted(now, was, is_now, expected_rms(owner, name)))

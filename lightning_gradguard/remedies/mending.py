@@ -31,7 +31,8 @@ class Patient:
         root: The root module, in which the following activation is looked up.
         name: Qualified name of the layer.
         layer: The layer.
-        parameters: Its parameters that may be changed, by local name.
+        parameters: Its parameters that may be changed, by local name; of a sharded one a copy of the whole.
+        live: The parameters themselves.
         gain: Its measured forward gain, or None.
         generator: Private generator on the host.
     """
@@ -40,6 +41,7 @@ class Patient:
     name: str
     layer: nn.Module
     parameters: dict[str, Tensor]
+    live: dict[str, Tensor]
     gain: float | None
     generator: torch.Generator
 

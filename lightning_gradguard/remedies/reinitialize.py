@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Blame, Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.shards import comparable, gathered, sharded, whole, write
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore, forget
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Reinitialize(Remedy):
     parameter is removed, step count included: zeroed moments with an old step count would give an update of several times the
     learning rate. Running statistics of the layer and of the normalisation after it are reset too.
 
-    Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded parameters are refused.
+    Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded parameters are
+    mended whole, by all ranks alike; parametrised ones among them are refused.
 
     Args:
         method: ``"auto"`` as above, or one way only.
@@ -110,6 +112,7 @@ class Reinitialize(Remedy):
             details.append(f"{suspect.layer or 'root'}: {detail}")
             if acted:
                 repaired.append(suspect.layer)
+                _discharge(patient)
                 _forget(scene.optimizer, patient)
                 _refresh_statistics(patient, snapshot)
         return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
@@ -117,10 +120,12 @@ class Reinitialize(Remedy):
     def _admit(self, scene: Scene, layer: nn.Module, suspect: Blame) -> Patient:
         from lightning_gradguard.remedies.mending import Patient  # only now: most runs never repair a layer
 
-        own = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(p)}
+        live = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(whole(p))}
+        # All ranks mend a copy of the whole alike, and each takes its part of it.
+        own = {name: whole(p).clone() if sharded(p) else p for name, p in live.items()}
         seed = zlib.crc32(f"{self.seed}/{scene.statistics.step}/{suspect.layer}".encode())
         generator = torch.Generator().manual_seed(seed)
-        return Patient(scene.module, suspect.layer, layer, own, suspect.forward_gain, generator)
+        return Patient(scene.module, suspect.layer, layer, own, live, suspect.forward_gain, generator)
 
     def _source(self, patient: Patient, snapshots: SnapshotStore) -> Snapshot | None:
         """Return the snapshot to restore from, or None where mending is the better way."""
@@ -140,8 +145,8 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
     own = patient.parameters
     if not own:
         return False, "its parameters are frozen"
-    if _sharded(own):
-        return False, "its parameters are sharded, which this remedy does not touch"
+    if any(sharded(p) and name.startswith("parametrizations.") for name, p in patient.live.items()):
+        return False, "its weights are parametrised and sharded, which this remedy does not touch"
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
             own[name].copy_(value)
@@ -152,20 +157,14 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
     return bool(done), ", ".join(done) or "nothing about its weights could be mended"
 
 
-def _sharded(own: dict[str, Tensor]) -> bool:
-    return any(hasattr(p, "full_tensor") for p in own.values())
-
-
 def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
     """Return the snapshot's values of all the layer's parameters, or nothing if one is missing or not finite."""
-    own = patient.parameters
-    if _sharded(own):
-        return {}
+    live = patient.live
     saved = {} if snapshot is None else {clean(name): value for name, value in snapshot.parameters.items()}
     prefix = f"{patient.name}." if patient.name else ""
-    values = {name: saved.get(prefix + name) for name in own}
-    usable = {n: v for n, v in values.items() if v is not None and v.shape == own[n].shape and _finite(v)}
-    return usable if len(usable) == len(own) else {}
+    parts = {name: saved.get(prefix + name) for name in live}
+    values = {n: gathered(v, live[n]) for n, v in parts.items() if v is not None and comparable(v, live[n])}
+    return values if len(values) == len(live) and all(map(_finite, values.values())) else {}
 
 
 def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
@@ -187,9 +186,16 @@ def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     )
 
 
+def _discharge(patient: Patient) -> None:
+    """Write what was mended in a copy back to where it came from."""
+    for name, parameter in patient.live.items():
+        if parameter is not patient.parameters[name]:
+            write(parameter, patient.parameters[name])
+
+
 def _forget(optimizer: torch.optim.Optimizer, patient: Patient) -> None:
     """Remove the optimizer's whole state of the parameters; the optimizer makes it anew at their next step."""
-    for parameter in patient.parameters.values():
+    for parameter in patient.live.values():
         forget(optimizer, parameter)
 
 

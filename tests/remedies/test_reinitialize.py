@@ -244,9 +244,11 @@ def test_batch_and_unknown_layers_are_passed_over():
     assert not treat(net()).applied
 
 
-def test_sharded_parameters_are_refused(monkeypatch):
+def test_parametrised_weights_that_are_sharded_are_refused():
     model = net()
-    model[0].weight.full_tensor = lambda: model[0].weight
+    nn.utils.parametrizations.weight_norm(model[0])
+    original = model[0].parametrizations.weight.original0
+    original.full_tensor = lambda: original
     outcome = treat(model, "0")
     assert not outcome.applied and "sharded" in outcome.detail
 

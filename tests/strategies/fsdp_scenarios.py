@@ -156,6 +156,7 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "all remedies": lambda rank, root: backing_off(rank, root, *OPTIONAL),
     "bad layer": bad_layer,
     "bad layer, swapped": lambda rank, root: bad_layer(rank, root, SwapActivation),
+    "damaged layer": damaged,
     "damaged layer, swapped": lambda rank, root: damaged(rank, root, SwapActivation),
     "bad layer, all remedies": lambda rank, root: bad_layer(rank, root, *OPTIONAL),
 }

@@ -80,7 +80,7 @@ def told(incidents: list[Any]) -> list[str]:
 @pytest.mark.parametrize("name", SCENARIOS)
 @cell(
     "sick",
-    note="layers are blamed but not re-initialised; a resumed run can go back again after its first healthy step",
+    note="a resumed run can go back again after its first healthy step",
 )
 def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
     first, second = (rank[name] for rank in ranks)
@@ -117,10 +117,8 @@ def burst() -> Both:
     return Both(ADAM, range(45, 49), 1e4)
 
 
-def no_redrawing(optional: Remedy, policy: Policy) -> GradGuard:
-    """Return a guard that does not re-initialise: shards are not, so a run that is to end alike must not be either."""
-    remedies = [remedy for remedy in default_remedies() if remedy.name != "reinitialize"]
-    return GradGuard(journal=False, remedies=[*remedies, optional], policy=policy)
+def held_ten(*optional: Remedy) -> GradGuard:
+    return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_held=10))
 
 
 SINGLE: dict[str, tuple[Any, Any]] = {
@@ -130,14 +128,10 @@ SINGLE: dict[str, tuple[Any, Any]] = {
     "mixed up": (burst, lambda: thrown_back_soon(Augment)),
     "mirrored": (burst, lambda: thrown_back_soon(Mirror)),
     "all remedies": (burst, lambda: thrown_back_soon(*OPTIONAL)),
-    "bad layer, swapped": (
-        lambda: Both(ADAM, network=deep(1e4)),
-        lambda: no_redrawing(SwapActivation(), Policy(max_held=10)),
-    ),
-    "damaged layer, swapped": (
-        lambda: Both(ADAM, network=deep(1.0)),
-        lambda: no_redrawing(SwapActivation(), Policy(patience=2, cooldown=1)),
-    ),
+    "bad layer": (lambda: Both(ADAM, network=deep(1e4)), held_ten),
+    "bad layer, swapped": (lambda: Both(ADAM, network=deep(1e4)), lambda: held_ten(SwapActivation())),
+    "damaged layer": (lambda: Both(ADAM, network=deep(1.0)), thrown_back_soon),
+    "damaged layer, swapped": (lambda: Both(ADAM, network=deep(1.0)), lambda: thrown_back_soon(SwapActivation)),
 }
 """How a single process makes the same run: module and guard."""
 
@@ -203,7 +197,10 @@ def test_shards_are_rolled_back_and_rates_lowered_alike(ranks: Ranks) -> None:
     assert {"rollback", "backoff"} <= {remedy for _, _, done in actions(ranks[0]["backing off"]) for remedy in done}
 
 
-def test_a_bad_layer_is_named_but_not_re_initialised(ranks: Ranks) -> None:
-    found = ranks[0]["bad layer"]
-    assert found["incidents"][0]["blame"][0]["layer"] == "network.4"
-    assert not any("reinitialize" in done for _, _, done in actions(found))
+@pytest.mark.parametrize(("name", "how"), [("bad layer", "rescaled"), ("damaged layer", "restored from the snapshot")])
+@cell("sick")
+def test_a_layer_in_shards_is_named_and_mended(name: str, how: str, ranks: Ranks) -> None:
+    incident = ranks[0][name]["incidents"][0]
+    assert incident["blame"][0]["layer"] == "network.4"
+    details = [o["detail"] for a in incident["actions"] for o in a["outcomes"] if o["remedy"] == "reinitialize"]
+    assert details and how in details[0]

@@ -1,0 +1,55 @@
+"""Tensors of which each process holds a part: the whole of one, and the way back.
+
+Every process must call these at the same point, for the same tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, of which this process may hold a part only."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return all of a tensor; of one that is not sharded the tensor itself."""
+    full: Tensor = tensor.full_tensor() if sharded(tensor) else tensor
+    return full
+
+
+def gathered(part: Tensor, like: Any) -> Tensor:
+    """Return the whole that the processes' parts make up, if they are cut as ``like`` is; the part itself if that is not sharded."""
+    if not sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mine = part.to(like.to_local().device)
+    return whole(
+        DTensor.from_local(
+            mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+    )
+
+
+def write(target: Any, value: Tensor) -> None:
+    """Copy a whole value into a tensor: of a sharded one each process copies its own part."""
+    if not sharded(target):
+        target.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = target.device_mesh
+    everywhere = DTensor.from_local(
+        value.to(target.to_local().device), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+    # What every process has whole is cut without a word between them.
+    target.to_local().copy_(everywhere.redistribute(placements=target.placements).to_local())
+
+
+def comparable(part: Tensor, like: Any) -> bool:
+    """Tell whether a part has the shape of this process's part of ``like``."""
+    return bool(part.shape == (like.to_local() if sharded(like) else like).shape)
