@@ -39,7 +39,7 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
     return {name: modules[name] for name in owners if name in modules}
 
 
-def parameters_of(layer: nn.Module) -> dict[str, Tensor]:
+def parameters_of(layer: nn.Module) -> dict[str, nn.Parameter]:
     """Return a layer's own initialised parameters by local name, the originals of parametrised ones included."""
     own = dict(layer.named_parameters(recurse=False))
     lists = layer.get_submodule("parametrizations") if "parametrizations" in layer._modules else None

@@ -41,7 +41,7 @@ class Patient:
     name: str
     layer: nn.Module
     parameters: dict[str, Tensor]
-    live: dict[str, Tensor]
+    live: dict[str, nn.Parameter]
     gain: float | None
     generator: torch.Generator
 

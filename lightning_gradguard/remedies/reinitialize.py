@@ -15,7 +15,7 @@ from lightning_gradguard.layers import clean, layers, parameters_of, select_laye
 from lightning_gradguard.records import Blame, Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
 from lightning_gradguard.shards import comparable, gathered, sharded, whole, write
-from lightning_gradguard.snapshots import Snapshot, SnapshotStore, forget
+from lightning_gradguard.snapshots import Snapshot, SnapshotStore, restore_optimizer_state
 
 if TYPE_CHECKING:
     from lightning_gradguard.remedies.mending import Patient
@@ -31,13 +31,14 @@ _ABSURD_VARIANCE = 1e8
 
 
 class Reinitialize(Remedy):
-    """Repair the layers that are blamed, and forget what the optimizer knew of them.
+    """Repair the layers that are blamed, and put right what the optimizer knows of them.
 
-    A layer damaged since the last snapshot is restored from it. Otherwise stray elements (a flipped bit) are set to zero, weights that
-    are all but constant are drawn anew with an initialisation that fits type and activation, and weights that are merely too
-    large are rescaled to the RMS of that initialisation, which keeps what they have learned. The optimizer's state of each changed
-    parameter is removed, step count included: zeroed moments with an old step count would give an update of several times the
-    learning rate. Running statistics of the layer and of the normalisation after it are reset too.
+    A layer damaged since the last snapshot is restored from it, and the optimizer's state of it as well. Otherwise stray elements
+    (a flipped bit) are set to zero, weights that are all but constant are drawn anew with an initialisation that fits type and
+    activation, and weights that are merely too large are rescaled to the RMS of that initialisation, which keeps what they have
+    learned; the optimizer's state of each such parameter is removed, step count included: zeroed moments with an old step count
+    would give an update of several times the learning rate. Running statistics of the layer and of the normalisation after it are
+    reset too.
 
     Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded parameters are
     mended whole, by all ranks alike; parametrised ones among them are refused.
@@ -113,7 +114,7 @@ class Reinitialize(Remedy):
             if acted:
                 repaired.append(suspect.layer)
                 _discharge(patient)
-                _forget(scene.optimizer, patient)
+                _reset_state(scene.optimizer, patient, snapshot)
                 _refresh_statistics(patient, snapshot)
         return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
 
@@ -193,10 +194,12 @@ def _discharge(patient: Patient) -> None:
             write(parameter, patient.parameters[name])
 
 
-def _forget(optimizer: torch.optim.Optimizer, patient: Patient) -> None:
-    """Remove the optimizer's whole state of the parameters; the optimizer makes it anew at their next step."""
-    for parameter in patient.live.values():
-        forget(optimizer, parameter)
+def _reset_state(optimizer: torch.optim.Optimizer, patient: Patient, snapshot: Snapshot | None) -> None:
+    """Put the optimizer's state of restored parameters back too; of others remove it, and it is made anew at their next step."""
+    prefix = f"{patient.name}." if patient.name else ""
+    saved = {} if snapshot is None else {clean(name): state for name, state in snapshot.optimizer_state.items()}
+    for name, parameter in patient.live.items():
+        restore_optimizer_state(optimizer, parameter, saved.get(prefix + name))
 
 
 def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:

@@ -16,6 +16,7 @@ from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Scene
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore
+from tests.builders import same
 
 
 class Kept(SnapshotStore):
@@ -173,6 +174,23 @@ def test_stray_elements_are_zeroed_and_the_others_kept(value):
     assert "1 stray" in treat(model, "0").detail
     before[1, 2, 0, 0] = 0.0
     assert torch.equal(before, model[0].weight)
+
+
+def test_a_restored_layer_gets_the_optimizers_state_of_then():
+    """A fresh state would make the first update of RMSprop ten times as large as the usual one."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3)
+    for _ in range(20):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+    store = SnapshotStore()
+    store.take(20, dict(model.named_parameters()), {}, optimizer)
+    kept = copy.deepcopy(optimizer.state[model[0].weight])
+    with torch.no_grad():
+        model[0].weight.normal_(0.0, 30.0)
+        optimizer.state[model[0].weight]["square_avg"].fill_(math.inf)
+    treat(model, "0", optimizer=optimizer, snapshot=store.latest)
+    assert same(optimizer.state[model[0].weight], kept)
 
 
 @pytest.mark.parametrize("fused", [False, True])
