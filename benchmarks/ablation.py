@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one case a cause")
     parser.add_argument("--setups", default=",".join(SETUPS), help="comma-separated, all unless told")
-    parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated, 0,1,2 unless told")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/ablation.jsonl"))
     parser.add_argument("--report", type=Path, default=Path("docs/benchmark"), help="folder of table and plot")
