@@ -20,6 +20,7 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError, named
 from lightning_gradguard.forward_order import arranged, first_uses, registered
 from lightning_gradguard.gate import Gate
+from lightning_gradguard.glances import Glances
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
@@ -30,8 +31,6 @@ from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
 
-GAP, WIDEST = 10, 320
-"""Least and most steps between two examinations for a single odd loss; one costs as much as a few clips."""
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
@@ -53,27 +52,6 @@ class Flight:
     loss: float | None
     rate: float | None
     batch_index: int | None
-
-
-@dataclass(slots=True)
-class Glances:
-    """When layers are examined because of a single odd loss: at once, but where those are common less and less often.
-
-    Args:
-        last: Step of the last time.
-        gap: Steps that must lie between two times.
-    """
-
-    last: int = -(10**9)
-    gap: int = GAP
-
-    def due(self, step: int) -> bool:
-        """Tell whether to examine at this step, and remember that it is done."""
-        since = step - self.last
-        if since < self.gap:
-            return False
-        self.last, self.gap = step, min(2 * self.gap, WIDEST) if since < 2 * self.gap else GAP
-        return True
 
 
 class Lane:
