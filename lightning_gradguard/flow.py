@@ -119,15 +119,15 @@ class Flow:
                 return verdict, self._suspects(lane, statistics, readings, batch)
             elif found := self._look(lane, statistics, readings, batch, verdict):
                 return verdict, found
-        return self._check_up(lane, statistics) if lane.convalescent else (None, ())
+        return self._check_up(lane, statistics) if lane.check_up else (None, ())
 
     def _check_up(self, lane: Lane, statistics: GradientStatistics) -> tuple[Verdict | None, tuple[Blame, ...]]:
-        """Look once more at layers of which one was mended: what damaged it may have gone on."""
-        lane.convalescent = False
+        """Look at the layers because that was asked for, though nothing is amiss in this step."""
+        lane.check_up = False
         found = self._suspects(lane, statistics, (), None, "changes")
         if not found:
             return None, ()
-        reason = f"{found[0].layer} was mended, and is damaged again"
+        reason = f"{found[0].layer} is damaged, though norm and loss do not show it"
         return Verdict("sudden", "check-up", statistics.norm, lane.baseline.typical, reason, examine=True), found
 
     def _look(
@@ -184,7 +184,8 @@ class Flow:
             return
         ordinary = lane.incident is not None and lane.baseline.ordinary(statistics.norm, statistics.loss)
         if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
-            lane.convalescent = "reinitialize" in lane.incident.remedies
+            # What damaged a layer that was mended may have gone on.
+            lane.check_up = "reinitialize" in lane.incident.remedies
             self.recorder.close_incident(lane, statistics.step, helped=True)
         if self.mode == "guard":
             if self._hidden(lane, scene, batch):

@@ -110,8 +110,8 @@ class Lane:
         self.losses: list[float] = []
         self.shared: list[float] = []
         self.glances = Glances()
-        # A layer was mended in the incident that has just been closed, and may be damaged again by what damaged it.
-        self.convalescent = False
+        # Whether the layers are to be looked at in the next step that the host judges.
+        self.check_up = False
         self.noticed: dict[str, int] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self._names: tuple[str, ...] = ()
@@ -335,7 +335,7 @@ class Lane:
             "steps": self.steps,
             "watchful": self.watchful,
             "glances": [self.glances.last, self.glances.gap],
-            "convalescent": self.convalescent,
+            "check_up": self.check_up,
             "last": _plain(self.last),
             "losses": list(self.losses),
             "shared": list(self.shared),
@@ -356,7 +356,7 @@ class Lane:
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
         self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
         self.glances = Glances(*map(int, state["glances"]))
-        self.convalescent = bool(state["convalescent"])
+        self.check_up = bool(state["check_up"])
         self.last = _statistics(state["last"])
         self.gate.drop()
         self.losses = [float(v) for v in state["losses"]]

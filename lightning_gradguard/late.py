@@ -62,7 +62,7 @@ def ready(lane: Lane, *, act: bool, scaler: Any, awaited: bool) -> tuple[tuple[s
     if (
         lane.device not in DEVICES
         or lane.incident is not None
-        or lane.convalescent
+        or lane.check_up
         or awaited
         or lane.baseline.count < YOUNG
         or lane.steps < lane.watchful

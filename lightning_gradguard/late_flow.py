@@ -63,9 +63,11 @@ class LateFlow:
                 self.flow.recorder.notice(lane, statistics.step, verdict)
             elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
                 alarm = verdict
-            elif verdict.form != "sudden" or found.accused is not None or lane.glances.due(lane.steps):
+            elif verdict.form != "sudden" or found.accused is not None:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 lane.watchful = lane.steps + late.CLOSE
+            else:
+                lane.check_up = lane.glances.due(lane.steps)
         if alarm is not None:
             self._first_aid(lane, found, alarm)
         elif statistics.finite:

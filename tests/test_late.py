@@ -88,6 +88,30 @@ def bad(batch: Any, value: float = math.nan) -> Any:
     return spoiled
 
 
+class Bounded(nn.Sequential):
+    """A network whose gradients stay calm whatever becomes of its first weights."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(5)
+        super().__init__(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_damage_that_only_the_loss_shows_is_looked_for_in_the_next_step(count: int) -> None:
+    loop, healthy = Loop("adamw", network=Bounded()), batches(150)
+    loop.run(healthy[:120])
+    weight = loop.network[0].weight  # type: ignore[index]
+    with torch.no_grad():
+        weight.copy_(1e3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    before = loop.left
+    loop.run(healthy[120 : 120 + count])
+    assert loop.left == before + 1, "the first step shows the loss, the second is judged by the host"
+    assert loop.guard is not None and bool(loop.guard.incidents) is (count > 1)
+    if count > 1:
+        (incident,) = loop.guard.incidents
+        assert (incident.step, incident.culprit, incident.remedies) == (121, "0", ("skip", "reinitialize"))
+
+
 # -- a healthy run
 
 
