@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,13 @@ def test_a_bad_batch_leaves_no_trace_in(make: Any, tmp_path: Path) -> None:
     thrown_back(lambda: Bursts(make(), SGD), tmp_path)
 
 
+@pytest.fixture
+def denormals() -> Iterator[None]:
+    """Switch small numbers on again: kernels built with -ffast-math, as torch 2.4 builds them, switch them off as they are loaded."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 def lacking() -> str:
     """Name what Inductor needs to build a kernel for the CPU and does not find here; nothing if all is there."""
     if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
@@ -183,6 +191,7 @@ builds = pytest.mark.skipif(bool(lacking()), reason=f"Inductor needs {lacking()}
 @builds
 @pytest.mark.slow
 @pytest.mark.cell("Modules", "torch.compile of the whole, with Inductor", "healthy", "sick")
+@pytest.mark.usefixtures("denormals")
 def test_inductor(tmp_path: Path) -> None:
     unnoticed(lambda: Net(compiled("inductor"), SGD), tmp_path)
     thrown_back(lambda: Bursts(compiled("inductor"), SGD), tmp_path)
@@ -194,6 +203,7 @@ def one_layer() -> Any:
 
 
 @builds
+@pytest.mark.usefixtures("denormals")
 def test_inductor_in_short(tmp_path: Path) -> None:
     # Most of a first compilation goes into trying which vector instructions the compiler can build.
     with torch._inductor.config.patch("cpp.vec_isa_ok", False):

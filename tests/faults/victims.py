@@ -156,7 +156,8 @@ def interrupted(root: Path, marks: Any) -> None:
         "steps": fit.global_step,
         "factor": guard.state_dict()["lanes"]["0"]["remedies"]["backoff"]["factor"],
         "rates": [float(group["lr"]) for group in optimizer.param_groups],
-        "schedule": 0.01 * 0.8 ** (schedule.last_epoch // 15),
+        # The signal may come within the scheduler's own step, which counts first and sets the rate then.
+        "schedule": [0.01 * 0.8 ** (epoch // 15) for epoch in (schedule.last_epoch, schedule.last_epoch - 1)],
         "hooks": sum(hooks_of(m) for m in module.modules()) + len(optimizer._optimizer_step_post_hooks),
         "armed": guard.guard._investigation._probe.armed,
         "open": [str(f) for f in open_files() if f.name == "gradguard.jsonl"],
