@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,10 @@ CHEAP = {c.cause: c.name for c in SICK if "MLP" in c.architecture}
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
     silence()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def train(case: Case, seed: int, sick: bool, steps: int) -> str:

@@ -23,6 +23,7 @@ def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
 
 
 def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
+    caplog.set_level(logging.INFO, "lightning_gradguard")  # whatever other tests have left behind
     console = Console()
     console.incident(incident(), "opened")
     for alarms in range(2, 1000):
