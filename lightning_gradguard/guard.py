@@ -25,6 +25,7 @@ from lightning_gradguard.detectors import (
     RateLeap,
     RateRise,
     Spike,
+    SpoiltState,
     Stagnation,
     Vanishing,
 )
@@ -51,6 +52,7 @@ def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
     return [
         ColdStart(),
+        SpoiltState(),
         NonFinite(),
         Spike(),
         RateLeap(),
@@ -262,6 +264,8 @@ class Guard:
         try:
             self._late.catch_up(lane)
             lane.refresh()
+            # Several processes need not agree on it, and must not part ways.
+            lane.tampered = self.processes == 1 and lane.watch.written() and lane.audits.due(lane.steps)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
                 lane.follow(loss)
             report = self._late.leave(lane, loss, batch, batch_index, step, scaler)

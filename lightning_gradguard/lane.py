@@ -27,6 +27,7 @@ from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
 from lightning_gradguard.remedies import LearningRateBackoff, Remedy
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.state_watch import StateWatch
 from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
@@ -110,6 +111,10 @@ class Lane:
         self.losses: list[float] = []
         self.shared: list[float] = []
         self.glances = Glances()
+        self.watch = StateWatch(optimizer)
+        # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
+        self.audits = Glances()
+        self.tampered = False
         # Whether the layers are to be looked at in the next step that the host judges.
         self.check_up = False
         self.noticed: dict[str, int] = {}
@@ -255,9 +260,10 @@ class Lane:
             raise error
 
     def reject(self, statistics: GradientStatistics) -> None:
-        """Tell the detectors that a step was held; its loss must not count in the mean over processes."""
+        """Tell all who learn that a step was held; its loss must not count in the mean over processes."""
         if self.losses:
             self.losses.pop()
+        self.watch.hold()
         for detector in list(self.detectors):
             with self.isolating(detector):
                 detector.reject(statistics)
@@ -335,6 +341,8 @@ class Lane:
             "steps": self.steps,
             "watchful": self.watchful,
             "glances": [self.glances.last, self.glances.gap],
+            "audits": [self.audits.last, self.audits.gap],
+            "writes": -1 if self.watch.usual is None else self.watch.usual,
             "check_up": self.check_up,
             "last": _plain(self.last),
             "losses": list(self.losses),
@@ -356,6 +364,8 @@ class Lane:
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
         self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
         self.glances = Glances(*map(int, state["glances"]))
+        self.audits = Glances(*map(int, state["audits"]))
+        self.watch.usual = None if state["writes"] < 0 else int(state["writes"])
         self.check_up = bool(state["check_up"])
         self.last = _statistics(state["last"])
         self.gate.drop()

@@ -63,6 +63,7 @@ def ready(lane: Lane, *, act: bool, scaler: Any, awaited: bool) -> tuple[tuple[s
         lane.device not in DEVICES
         or lane.incident is not None
         or lane.check_up
+        or lane.tampered
         or awaited
         or lane.baseline.count < YOUNG
         or lane.steps < lane.watchful

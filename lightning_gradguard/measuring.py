@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_gradguard.baseline import LEAP, RECENT, YOUNG
 from lightning_gradguard.first_look import BOUNDED, build_up, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.state_watch import spoilt
 from lightning_gradguard.statistics import examine, global_norm, host_norms
 
 FEW = 5
@@ -85,6 +87,10 @@ def measure(
         statistics = _with_first_look(lane, module, statistics, scale)
     if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
         statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
+    if lane.tampered:
+        largest = math.exp(lane.baseline.high_water)
+        found = spoilt(lane.optimizer, lane.parameters, lane.snapshots.latest, largest)
+        statistics = dataclasses.replace(statistics, spoilt=found)
     return statistics
 
 

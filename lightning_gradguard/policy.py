@@ -174,6 +174,8 @@ class Policy:
             return Decision(
                 ("backoff",), "held to the largest rate that it has lived with", factor=1.0 / verdict.excess
             )
+        if verdict.form == "state":
+            return Decision(("skip", "rollback"), "neither the data nor the rate is at fault")
         if verdict.form == "cold-start" and baseline.count:
             return Decision(("rollback",), "as if the first batch had never been: the optimizer would long remember it")
         damaged = [b.layer for b in blame if b.layer != "batch"] if MENDING & set(can) else []

@@ -22,10 +22,11 @@ Form = Literal[
     "cold-start",
     "divergence",
     "rate",
+    "state",
     "vanishing",
 ]
 """The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``rate`` in the
-learning rate."""
+learning rate, ``state`` in the optimizer's own."""
 
 HARDLY = 0.1
 """Change of a weight, relative to its size, that no loss leaps for: the upper end of what is healthy for one update."""
@@ -50,6 +51,7 @@ class GradientStatistics:
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         moved: Largest ``||change|| / ||weight||`` of a layer since the last snapshot; measured only where a young run's loss leaps.
+        spoilt: What is wrong with the optimizer's state; looked at only where somebody else wrote to it.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
         scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.
     """
@@ -65,6 +67,7 @@ class GradientStatistics:
     weight_norm: float | None = None
     weight_excess: float | None = None
     moved: float | None = None
+    spoilt: str | None = None
     nonfinite: tuple[tuple[str, int], ...] = ()
     scaled: bool = False
 

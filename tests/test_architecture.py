@@ -22,6 +22,7 @@ RANKS = {
         ("statistics", "baseline", "running", "batches", "snapshots", "fans", "forward_order", "glances"), 1
     ),
     "shards": 1,
+    "state_watch": 1.5,
     "initialisation": 1.5,
     **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter", "gate"), 2),
     **dict.fromkeys(("first_look", "lane"), 3),
@@ -113,6 +114,7 @@ PUBLIC = {
         "RateLeap",
         "RateRise",
         "Spike",
+        "SpoiltState",
         "Stagnation",
         "Vanishing",
     },

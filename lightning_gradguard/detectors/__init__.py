@@ -9,6 +9,7 @@ from lightning_gradguard.detectors.nonfinite import NonFinite
 from lightning_gradguard.detectors.rate_leap import RateLeap
 from lightning_gradguard.detectors.rate_rise import RateRise
 from lightning_gradguard.detectors.spike import Spike
+from lightning_gradguard.detectors.spoilt_state import SpoiltState
 from lightning_gradguard.detectors.stagnation import Stagnation
 from lightning_gradguard.detectors.vanishing import Vanishing
 
@@ -22,6 +23,7 @@ __all__ = [
     "RateLeap",
     "RateRise",
     "Spike",
+    "SpoiltState",
     "Stagnation",
     "Vanishing",
 ]
