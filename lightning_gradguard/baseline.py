@@ -33,6 +33,10 @@ FADED = 0.25
 """Share of the typical norm at which gradients have faded; in 91,000 healthy steps they never did while the loss was lost."""
 ORDINARY = 3.0
 """Times the typical norm, up or down, that is nothing to look up for."""
+OUTSIZED = 8.0
+"""Times the usual size of an update, by norm and rate, above which it is measured against the weights; as for a spike."""
+RATE_MEMORY = 64
+"""Time constant, in accepted steps, of the usual rate: norms are remembered twice as long, and their median is half that old."""
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
 FLOOR = 1e-38
@@ -85,6 +89,7 @@ class Baseline:
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` predicted from one of the first steps, momentum filled.
         rate: Largest learning rate of an accepted step.
+        usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.
         setback: Accepted steps when the weights were last rolled back; None if never.
         setbacks: How often that was.
         first_norm: Largest norm among the first few accepted steps of the run.
@@ -105,7 +110,7 @@ class Baseline:
         self.setbacks = 0
         self.first_norm = self.prior = 0.0
         self.update_ratio = 0.0
-        self.rate = 0.0
+        self.rate = self.usual_rate = 0.0
         self.best_loss = math.inf
         # Detectors ask for the same few levels again and again between two accepted steps.
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
@@ -119,6 +124,12 @@ class Baseline:
                 self.first_norm = max(self.first_norm, norm)
         if loss is not None:
             self._push_loss(loss)
+
+    def accept_rate(self, rate: float) -> None:
+        """Learn the rate of an accepted step."""
+        if rate > 0.0 and rate != self.usual_rate:
+            usual = self.usual_rate or rate
+            self.usual_rate = usual * (rate / usual) ** (1.0 / RATE_MEMORY)
 
     def recall(self, losses: Iterable[float]) -> None:
         """Learn the losses of steps that were accepted earlier, before they were known."""
@@ -240,6 +251,20 @@ class Baseline:
         """Tell whether a rate lies so far above those lived with that its update should be looked at."""
         return rate is not None and 0.0 < RISE * self.rate < rate
 
+    def usual_norm(self, rate: float, factor: float) -> float:
+        """Return the norm that makes an update ``factor`` times the usual one at this rate; inf where none is usual yet."""
+        if self.count < RECENT or not self.usual_rate or not rate > 0.0:
+            return math.inf
+        return factor * self.typical * self.usual_rate / rate
+
+    def worse_than_untrained(self, loss: float | None) -> bool:
+        """Tell whether the loss lies above what it was before training."""
+        return loss is not None and loss > self.untrained_loss > 0.0
+
+    def outsized(self, norm: float, rate: float | None) -> bool:
+        """Tell whether an update would be so much larger than usual that it should be looked at."""
+        return rate is not None and norm > self.usual_norm(rate, OUTSIZED)
+
     def leapt(self, loss: float) -> bool:
         """Tell whether the loss of a young run lies far above what it was before training."""
         return 0 < self.count < YOUNG and loss > LEAP * self.untrained_loss > 0.0
@@ -268,6 +293,7 @@ class Baseline:
             "best_loss": self.best_loss,
             "update_ratio": self.update_ratio,
             "rate": self.rate,
+            "usual_rate": self.usual_rate,
             "setbacks": self.setbacks,
             "first_norm": self.first_norm,
             "prior": self.prior,
@@ -286,6 +312,7 @@ class Baseline:
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
+        self.usual_rate = float(state["usual_rate"])
         self.setbacks = int(state["setbacks"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])

@@ -27,6 +27,7 @@ from lightning_gradguard.detectors import (
     Spike,
     SpoiltState,
     Stagnation,
+    UpdateLeap,
     Vanishing,
 )
 from lightning_gradguard.diagnostics.sink import Sink
@@ -55,6 +56,7 @@ def default_detectors() -> list[Detector]:
         SpoiltState(),
         NonFinite(),
         Spike(),
+        UpdateLeap(),
         RateLeap(),
         RateRise(),
         Divergence(),

@@ -240,9 +240,11 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
-        if statistics.rate is not None and statistics.rate > self.baseline.rate:
-            # Asked again, since a remedy may have lowered it for this very update.
-            self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
+        if statistics.rate is not None:
+            self.baseline.accept_rate(statistics.rate)
+            if statistics.rate > self.baseline.rate:
+                # Asked again, since a remedy may have lowered it for this very update.
+                self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
         for detector in self._learners():
             try:
                 detector.accept(statistics, self.baseline)
@@ -302,7 +304,9 @@ class Lane:
         if isinstance(rate, Tensor) and not rate.is_cpu:
             return None
         backoff = self.remedies.get("backoff")
-        return float(rate) * (backoff.share(float(rate)) if isinstance(backoff, LearningRateBackoff) else 1.0)
+        if isinstance(backoff, LearningRateBackoff) and not backoff.in_effect:
+            return float(rate) * backoff.share(float(rate))
+        return float(rate)
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""

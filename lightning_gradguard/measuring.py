@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_gradguard.baseline import LEAP, RECENT, YOUNG
+from lightning_gradguard.baseline import LEAP, RECENT, YOUNG, Baseline
 from lightning_gradguard.first_look import BOUNDED, build_up, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
@@ -83,7 +83,7 @@ def measure(
     )
     if not statistics.finite:
         statistics = _exactly(lane, statistics, grads, scale)
-    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate):
+    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or _overruns(lane.baseline, statistics):
         statistics = _with_first_look(lane, module, statistics, scale)
     if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
         statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
@@ -92,6 +92,11 @@ def measure(
         found = spoilt(lane.optimizer, lane.parameters, lane.snapshots.latest, largest)
         statistics = dataclasses.replace(statistics, spoilt=found)
     return statistics
+
+
+def _overruns(known: Baseline, statistics: GradientStatistics) -> bool:
+    # The loss first: it says no in nearly every step.
+    return known.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
 
 
 def _exactly(lane: Lane, statistics: GradientStatistics, grads: list[Tensor], scale: float) -> GradientStatistics:
@@ -119,6 +124,8 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
 def _can_wait(lane: Lane, norm: float) -> bool:
     """Tell, alike on all processes, whether nothing calls for the loss as a second witness."""
     if lane.incident is not None or lane.baseline.count < RECENT:
+        return False
+    if lane.baseline.outsized(norm, lane.rate()):
         return False
     # In a young run a limit is wide, and the loss is asked long before it.
     return norm <= (lane.limit() if lane.baseline.count >= YOUNG else LEAP * lane.baseline.typical)

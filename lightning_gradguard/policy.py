@@ -222,13 +222,13 @@ class Policy:
         return Decision((), "cooling down")
 
     def _burst(self, verdict: Verdict, step: int, cooled: bool, baseline: Baseline) -> Decision:
-        gentle = verdict.form == "sudden" and verdict.excess < GENTLE
+        gentle = verdict.form == "sudden" and verdict.excess < GENTLE and not verdict.grave
         young = baseline.count < YOUNG
         hold = "clip" if gentle and not young else "skip"
         # Held steps leave the weights alone, so a third batch in a row that explodes accuses the weights; one that
         # comes after calm steps was a bad batch, however often that happens. A young run has little to lose by going
         # back, and most to lose by waiting.
-        patience = min(self.patience, 2) if young else self.patience
+        patience = min(self.patience, 2) if young or verdict.grave else self.patience
         if verdict.form == "non-finite":
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.

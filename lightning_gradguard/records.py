@@ -94,6 +94,7 @@ class Verdict:
         reason: One sentence for a person.
         layers: Layers the evidence points at, worst first; may be empty.
         alarm: True asks for a remedy; False only reports.
+        grave: True if the loss says too that the weights are being lost: such a step is held, and a second one in a row goes back.
         examine: True if a remedy is asked for only where a layer is found damaged: what was seen has innocent causes.
     """
 
@@ -104,6 +105,7 @@ class Verdict:
     reason: str
     layers: tuple[str, ...] = ()
     alarm: bool = True
+    grave: bool = False
     examine: bool = False
 
     @property

@@ -116,6 +116,7 @@ PUBLIC = {
         "Spike",
         "SpoiltState",
         "Stagnation",
+        "UpdateLeap",
         "Vanishing",
     },
     remedies: {

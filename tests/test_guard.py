@@ -225,6 +225,39 @@ def test_a_rate_that_leaps_never_reaches_an_update() -> None:
     assert all(r.verdict is None for r in loop.run(regression(10)))
 
 
+def test_a_rising_rate_is_stopped_at_the_first_update_that_overruns_the_weights() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.05)
+    guard, data = Guard(network), torch.Generator().manual_seed(1)
+    reports = []
+    for _ in range(160):
+        x = torch.randn(32, 8, generator=data)
+        loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        reports.append(guard.before_step(optimizer, loss=loss, batch=x))
+        optimizer.step()
+        schedule.step()
+    first, second = (r for r in reports if r.verdict is not None)
+    assert first.verdict.detector == second.verdict.detector == "update-leap"
+    assert second.statistics.step == first.statistics.step + 1
+    # One bad batch would do the same; a second one on the very same weights tells that these are at fault.
+    assert first.decision.remedies == ("skip",) and second.decision.remedies == ("skip", "rollback", "backoff")
+    assert float(loss.detach()) < 0.1
+
+
+def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered() -> None:
+    loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10))
+    loop.run(regression(60))
+    lane = loop.guard.attach(loop.optimizer)
+    lane.baseline.rate = 0.0
+    loop.run(regression(1))
+    assert 0.0 < lane.lr_factor < 1.0
+    assert lane.baseline.rate == pytest.approx(0.01 * lane.lr_factor, rel=0.01)
+
+
 def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError("no memory")

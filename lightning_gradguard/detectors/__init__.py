@@ -11,6 +11,7 @@ from lightning_gradguard.detectors.rate_rise import RateRise
 from lightning_gradguard.detectors.spike import Spike
 from lightning_gradguard.detectors.spoilt_state import SpoiltState
 from lightning_gradguard.detectors.stagnation import Stagnation
+from lightning_gradguard.detectors.update_leap import UpdateLeap
 from lightning_gradguard.detectors.vanishing import Vanishing
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Spike",
     "SpoiltState",
     "Stagnation",
+    "UpdateLeap",
     "Vanishing",
 ]

@@ -116,6 +116,11 @@ class LearningRateBackoff(Remedy):
                 group["lr"] = rate * factor
         self._recover(leading)
 
+    @property
+    def in_effect(self) -> bool:
+        """Whether the rates are lowered at this moment, for an update that is about to be made."""
+        return bool(self._applied)
+
     def share(self, rate: float) -> float:
         """Return the factor that a rate of the schedule's would get."""
         if rate <= 0.0:

@@ -21,7 +21,9 @@ from lightning_gradguard.detectors import (
     RateLeap,
     RateRise,
     Spike,
+    SpoiltState,
     Stagnation,
+    UpdateLeap,
     Vanishing,
 )
 from lightning_gradguard.guard import default_detectors
@@ -88,6 +90,55 @@ def test_a_rate_that_leaps_is_seen_before_its_update(
     verdict = RateLeap().judge(statistics(1.0, rate=rate, update_ratio=ratio), baseline)
     assert (verdict is not None) == seen
     assert verdict is None or (verdict.form, verdict.value, verdict.limit) == ("rate", rate, lived)
+
+
+@pytest.mark.parametrize(
+    ("norm", "rate", "ratio", "loss", "seen"),
+    [
+        (12.0, 0.1, 0.5, 4.0, True),
+        (4.0, 0.3, 0.5, 4.0, True),  # by norm and rate together
+        (12.0, 0.05, 0.5, 4.0, False),  # a rate that was lowered makes less of it
+        (12.0, 0.1, 0.1, 4.0, False),  # a noisy run near its end
+        (12.0, 0.1, 0.5, 1.9, False),  # honest growth: the loss has fallen
+        (6.0, 0.1, 0.5, 4.0, False),
+        (12.0, None, 0.5, 4.0, False),
+        (12.0, 0.1, None, 4.0, False),
+        (12.0, 0.1, 0.5, None, False),
+    ],
+)
+def test_an_update_that_overruns_the_weights_is_seen_before_it_is_made(
+    norm: float, rate: float | None, ratio: float | None, loss: float | None, seen: bool
+) -> None:
+    baseline = taught([1.0] * 12, [2.0] * 12)
+    for _ in range(12):
+        baseline.accept_rate(0.1)
+    now = statistics(norm, rate=rate, update_ratio=ratio, loss=loss)
+    verdict = UpdateLeap().judge(now, baseline)
+    assert (verdict is not None) == seen
+    assert verdict is None or (verdict.form, verdict.value) == ("sudden", norm)
+    assert verdict is None or verdict.limit == pytest.approx(0.8 / (rate or 1.0))
+    # Where the size of an update does not follow the gradient's, nothing is foretold; nor while nothing is usual.
+    assert (
+        UpdateLeap().judge(statistics(norm, rate=rate, update_ratio=ratio, loss=loss, normalised=True), baseline)
+        is None
+    )
+    assert UpdateLeap().judge(now, taught([1.0] * 8, [2.0] * 8)) is None
+
+
+def test_the_usual_rate_follows_the_rates_of_late() -> None:
+    baseline = Baseline()
+    for rate in (0.0, 0.1, 0.1):
+        baseline.accept_rate(rate)
+    assert baseline.usual_rate == 0.1
+    for _ in range(64):
+        baseline.accept_rate(1.0)
+    assert baseline.usual_rate == pytest.approx(10 ** -math.exp(-1.0), rel=0.02), "after one time constant 1/e is left"
+
+
+def test_a_spoilt_state_is_told_as_it_was_found() -> None:
+    assert SpoiltState().judge(statistics(1.0), taught(calm(60))) is None
+    verdict = SpoiltState().judge(statistics(1.0, spoilt="exp_avg of w is not finite"), taught(calm(60)))
+    assert verdict is not None and verdict.form == "state" and "exp_avg of w" in verdict.reason
 
 
 def test_a_first_gradient_that_adam_would_long_remember_is_seen_in_hindsight() -> None:
