@@ -83,6 +83,7 @@ class Policy:
         self.strikes = 0
         self._row = 0
         self._ordinary = 0
+        self._convicted = 0
         self._quiet = 0
         self._slow = 0
         self._repairs = 0
@@ -133,6 +134,8 @@ class Policy:
         remedies = _available(decision.remedies, can)
         decision = self._spent(verdict, set(remedies)) or decision
         remedies = _available(decision.remedies, can)
+        if "rollback" in remedies:
+            self._convicted += self._row  # The weights brought these about, and no data.
         if SLOW & set(remedies):
             self._slow += 1
             self.slow_used += 1
@@ -233,9 +236,9 @@ class Policy:
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
             patience = max(3 * patience - 1, _row_by_chance(self._nans - self._row, self._calm)) if patience > 1 else 1
-        elif patience > 1:
+        elif patience > 1 and not verdict.grave:
             # The same of any bad batches between which others are as good as ever.
-            patience = max(patience, _row_by_chance(self.strikes - self._row, self._ordinary))
+            patience = max(patience, _row_by_chance(self.strikes - self._row - self._convicted, self._ordinary))
         if self._row < patience or not cooled:
             return Decision((hold,), "first aid" if cooled else "cooling down")
         if self._untested:
@@ -302,6 +305,7 @@ _STATE = (
     "strikes",
     "_row",
     "_ordinary",
+    "_convicted",
     "slow_used",
     "_past",
     "_treated",

@@ -163,6 +163,17 @@ def test_a_stretch_in_which_every_other_batch_is_corrupt_never_accuses_the_weigh
     assert not ordinary or "rollback" in {remedy for remedies in said for remedy in remedies}
 
 
+def test_alarms_that_ended_in_a_rollback_do_not_speak_against_the_data() -> None:
+    """Where the rate is insane, one good update is made after each rollback, and then all explodes again."""
+    policy, gone_back = Policy(), []
+    for step in range(60):
+        if gone_back and step == gone_back[-1] + 1:
+            policy.rest(step, ordinary=True)
+        elif "rollback" in decide(policy, step, excess=1e6).remedies:
+            gone_back.append(step)
+    assert max(np.diff(gone_back)) <= 8 and len(gone_back) >= 8
+
+
 def test_a_memorable_first_batch_is_undone() -> None:
     said = decide(Policy(), form="cold-start", baseline=taught([1e5, 1.0, 1.0, 1.0]), blame=(LAYER,))
     assert said.remedies == ("rollback",)
