@@ -124,16 +124,16 @@ def table_harm(rows: list[Row]) -> str:
 
 
 def table_poison(rows: list[Row]) -> str:
-    """Sick runs in which a non-finite or a tenfold update was applied after all."""
+    """Sick runs in which a non-finite or a tenfold update was applied after all, and healthy ones that do so of themselves."""
     lines = []
     for c in _contenders(rows):
         mine = [r for r in rows if r["kind"] == "sick" and r["contender"] == c]
         raised = [bool(r["error"]) for r in mine]
         nonfinite, large = [r["nonfinite_updates"] > 0 for r in mine], [r["large_updates"] > 0 for r in mine]
-        lines.append([c, share(nonfinite), share(large), share(raised)])
-    return markdown(
-        ["contender", "runs with a non-finite update", "runs with a ≥ 10× update", "runs that raised"], lines
-    )
+        calm = [r["large_updates"] > 0 for r in rows if r["kind"] == "healthy" and r["contender"] == c]
+        lines.append([c, share(nonfinite), share(large), share(raised), share(calm) if calm else "–"])
+    head = ["runs with a non-finite update", "runs with a ≥ 10× update", "runs that raised", "controls with a ≥ 10× update"]
+    return markdown(["contender", *head], lines)
 
 
 def table_detection(rows: list[Row]) -> str:
