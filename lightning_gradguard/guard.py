@@ -257,8 +257,7 @@ class Guard:
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
         """
         lane = self.attach(optimizer)
-        # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
-        lane.after_update()
+        lane.begin()
         try:
             self._late.catch_up(lane)
             lane.refresh()

@@ -92,6 +92,8 @@ class Lane:
         # Made once a part, since several are entered at every step; parts live as long as the lane.
         self._blocks: dict[int, named] = {}
         self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
+        # Whether there may be something that has to be undone after the update.
+        self._touched = False
         self.preparing = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_forward")]
         self.policy = copy.deepcopy(policy)
         self.snapshots = copy.deepcopy(snapshots)
@@ -265,13 +267,22 @@ class Lane:
     def before_forward(self, batch: Any) -> bool:
         """Let the remedies that prepare batches change one in place; return whether one did."""
         for remedy in list(self.preparing):
+            self._touched = True
             with self.isolating(remedy):
                 if remedy.before_forward(batch):
                     return True
         return False
 
+    def begin(self) -> None:
+        """Begin a step: from here on anything may be changed for its update, until :meth:`after_update` undoes it."""
+        # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
+        self.after_update()
+        self._touched = True
+
     def after_update(self) -> None:
-        """Let lasting remedies undo what they changed for the update."""
+        """Let lasting remedies undo what they changed for the update, unless that is done already."""
+        if not self._touched:
+            return  # As in two of three calls a step: each way out of an update makes sure by itself.
         self.gate.after_update()
         failed: tuple[Remedy, Exception] | None = None
         for remedy in list(self.lasting):
@@ -281,6 +292,8 @@ class Lane:
                 # The others must still undo what they changed; and who failed once is not asked again.
                 self.lasting.remove(remedy)
                 failed = failed or (remedy, error)
+        # Not before: an interrupt comes when it likes, and who puts everything back after it must find the rest.
+        self._touched = False
         if failed is not None:
             with self.isolating(failed[0]):
                 raise failed[1]
