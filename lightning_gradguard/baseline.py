@@ -101,6 +101,7 @@ class Baseline:
         self._recent: float | None = None
         self._losses = array("d")
         self.first_losses: list[float] = []
+        self._beginning = math.nan
         self.setback: int | None = None
         self.setbacks = 0
         self.first_norm = self.prior = 0.0
@@ -133,6 +134,7 @@ class Baseline:
             self._levels.clear()
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
+                self._beginning = _beginning(self.first_losses)
             else:
                 self.best_loss = min(self.best_loss, self.loss_level(RECENT)[0])
 
@@ -156,7 +158,7 @@ class Baseline:
     @property
     def center(self) -> float:
         """Median log norm over the window."""
-        return self.quantile(0.5)
+        return self._norms.quantile(0.5)
 
     @property
     def recent(self) -> float:
@@ -193,17 +195,14 @@ class Baseline:
         The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
         diverges at once. Where the first updates were insane, all but the very first are spoilt.
         """
-        if not self.first_losses:
-            return math.nan
-        if self.update_ratio > INSANE:
-            return self.first_losses[0]
-        return max(self.first_losses[0], sorted(self.first_losses)[(len(self.first_losses) - 1) // 4])
+        insane = self.update_ratio > INSANE and self.first_losses
+        return self.first_losses[0] if insane else self._beginning
 
     @property
     def learned(self) -> bool:
         """Whether the loss is clearly below what it was before training; True where that cannot be said."""
-        level, _ = self.loss_level(RECENT)
-        return not (self.untrained_loss > 0 and level > 0.9 * self.untrained_loss)
+        level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
+        return not (untrained > 0 and level > 0.9 * untrained)
 
     @property
     def lost(self) -> bool:
@@ -231,10 +230,12 @@ class Baseline:
             last: How many of them, counted from the newest; all by default.
             skip: How many of the newest to leave out first.
         """
-        if (last, skip) not in self._levels:
+        found = self._levels.get((last, skip))
+        if found is None:
             end = max(len(self._losses) - skip, 0)
-            self._levels[last, skip] = _level(self._losses[max(end - last, 0) if last else 0 : end])
-        return self._levels[last, skip]
+            found = _level(self._losses[max(end - last, 0) if last else 0 : end])
+            self._levels[last, skip] = found
+        return found
 
     def rate_leapt(self, rate: float | None) -> bool:
         """Tell whether a rate lies so far above those lived with that its update should be looked at."""
@@ -283,12 +284,18 @@ class Baseline:
         self._levels.clear()
         self._recent = None
         self.first_losses = [float(v) for v in state["first_losses"]]
+        self._beginning = _beginning(self.first_losses)
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
         self.setbacks = int(state["setbacks"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
+
+
+def _beginning(losses: list[float]) -> float:
+    """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
+    return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
 
 
 def _level(losses: array[float]) -> tuple[float, float]:
