@@ -256,7 +256,7 @@ class Guard:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
         """
-        lane = self.attach(optimizer)
+        lane = self._lanes.get(id(optimizer)) or self.attach(optimizer)
         lane.begin()
         try:
             self._late.catch_up(lane)
