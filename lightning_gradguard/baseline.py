@@ -98,6 +98,7 @@ class Baseline:
         # How far each norm lay above those just before it.
         self._surprises = Sample()
         # Asked for several times between two accepted steps.
+        self._center = math.nan
         self._recent: float | None = None
         self._losses = array("d")
         self.first_losses: list[float] = []
@@ -142,8 +143,8 @@ class Baseline:
         if self._norms.values:
             self._surprises.push(log_norm - self.recent)
         self._norms.push(log_norm)
-        self._recent = None
-        sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
+        self._center, self._recent = self._norms.quantile(0.5), None
+        sunk = self.high_water - (self.high_water - self._center) / MEMORY if self.high_water > -math.inf else log_norm
         self.high_water = max(log_norm, sunk)
 
     @property
@@ -158,7 +159,7 @@ class Baseline:
     @property
     def center(self) -> float:
         """Median log norm over the window."""
-        return self._norms.quantile(0.5)
+        return self._center
 
     @property
     def recent(self) -> float:
@@ -186,7 +187,7 @@ class Baseline:
     @property
     def typical(self) -> float:
         """The norm that a healthy step has now: the larger of the window's and the last steps' median; NaN at first."""
-        return math.exp(max(self.center, self.recent)) if self._norms.values else math.nan
+        return math.exp(max(self._center, self.recent)) if self._norms.values else math.nan
 
     @property
     def untrained_loss(self) -> float:
@@ -282,7 +283,7 @@ class Baseline:
         self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
         self._losses = array("d", state["losses"])[-NORM_WINDOW:]
         self._levels.clear()
-        self._recent = None
+        self._center, self._recent = self._norms.quantile(0.5), None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self._beginning = _beginning(self.first_losses)
         self.best_loss = float(state["best_loss"])
