@@ -103,9 +103,11 @@ class Baseline:
         # How far each norm lay above those just before it.
         self._surprises = Sample()
         # Asked for several times between two accepted steps.
+        self._center = math.nan
         self._recent: float | None = None
         self._losses = array("d")
         self.first_losses: list[float] = []
+        self._beginning = math.nan
         self.setback: int | None = None
         self.setbacks = 0
         self.first_norm = self.prior = 0.0
@@ -144,6 +146,7 @@ class Baseline:
             self._levels.clear()
             if len(self.first_losses) < RECENT:
                 self.first_losses.append(loss)
+                self._beginning = _beginning(self.first_losses)
             else:
                 self.best_loss = min(self.best_loss, self.loss_level(RECENT)[0])
 
@@ -151,8 +154,8 @@ class Baseline:
         if self._norms.values:
             self._surprises.push(log_norm - self.recent)
         self._norms.push(log_norm)
-        self._recent = None
-        sunk = self.high_water - (self.high_water - self.center) / MEMORY if self.high_water > -math.inf else log_norm
+        self._center, self._recent = self._norms.quantile(0.5), None
+        sunk = self.high_water - (self.high_water - self._center) / MEMORY if self.high_water > -math.inf else log_norm
         self.high_water = max(log_norm, sunk)
 
     @property
@@ -167,7 +170,7 @@ class Baseline:
     @property
     def center(self) -> float:
         """Median log norm over the window."""
-        return self.quantile(0.5)
+        return self._center
 
     @property
     def recent(self) -> float:
@@ -195,7 +198,7 @@ class Baseline:
     @property
     def typical(self) -> float:
         """The norm that a healthy step has now: the larger of the window's and the last steps' median; NaN at first."""
-        return math.exp(max(self.center, self.recent)) if self._norms.values else math.nan
+        return math.exp(max(self._center, self.recent)) if self._norms.values else math.nan
 
     @property
     def untrained_loss(self) -> float:
@@ -204,17 +207,14 @@ class Baseline:
         The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
         diverges at once. Where the first updates were insane, all but the very first are spoilt.
         """
-        if not self.first_losses:
-            return math.nan
-        if self.update_ratio > INSANE:
-            return self.first_losses[0]
-        return max(self.first_losses[0], sorted(self.first_losses)[(len(self.first_losses) - 1) // 4])
+        insane = self.update_ratio > INSANE and self.first_losses
+        return self.first_losses[0] if insane else self._beginning
 
     @property
     def learned(self) -> bool:
         """Whether the loss is clearly below what it was before training; True where that cannot be said."""
-        level, _ = self.loss_level(RECENT)
-        return not (self.untrained_loss > 0 and level > 0.9 * self.untrained_loss)
+        level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
+        return not (untrained > 0 and level > 0.9 * untrained)
 
     @property
     def lost(self) -> bool:
@@ -242,10 +242,12 @@ class Baseline:
             last: How many of them, counted from the newest; all by default.
             skip: How many of the newest to leave out first.
         """
-        if (last, skip) not in self._levels:
+        found = self._levels.get((last, skip))
+        if found is None:
             end = max(len(self._losses) - skip, 0)
-            self._levels[last, skip] = _level(self._losses[max(end - last, 0) if last else 0 : end])
-        return self._levels[last, skip]
+            found = _level(self._losses[max(end - last, 0) if last else 0 : end])
+            self._levels[last, skip] = found
+        return found
 
     def rate_leapt(self, rate: float | None) -> bool:
         """Tell whether a rate lies so far above those lived with that its update should be looked at."""
@@ -307,8 +309,9 @@ class Baseline:
         self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
         self._losses = array("d", state["losses"])[-NORM_WINDOW:]
         self._levels.clear()
-        self._recent = None
+        self._center, self._recent = self._norms.quantile(0.5), None
         self.first_losses = [float(v) for v in state["first_losses"]]
+        self._beginning = _beginning(self.first_losses)
         self.best_loss = float(state["best_loss"])
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
@@ -316,6 +319,11 @@ class Baseline:
         self.setbacks = int(state["setbacks"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
         self.setback = None if state["setback"] < 0 else int(state["setback"])
+
+
+def _beginning(losses: list[float]) -> float:
+    """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
+    return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
 
 
 def _level(losses: array[float]) -> tuple[float, float]:

@@ -208,8 +208,10 @@ class Flow:
     def update(self, lane: Lane, scene: Scene) -> None:
         """Let the lasting remedies change what they change for an update that is going to be made."""
         for remedy in lane.lasting:
-            with lane.isolating(remedy):
+            try:  # as in Lane.judge
                 remedy.before_update(scene)
+            except Exception as error:
+                lane.failed(remedy, error)
 
     def _tell_of_poison(self, scene: Scene) -> None:
         if self.mode == "guard" and scene.scaler is None:

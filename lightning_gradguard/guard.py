@@ -260,9 +260,8 @@ class Guard:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
         """
-        lane = self.attach(optimizer)
-        # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
-        lane.after_update()
+        lane = self._lanes.get(id(optimizer)) or self.attach(optimizer)
+        lane.begin()
         try:
             self._late.catch_up(lane)
             lane.refresh()

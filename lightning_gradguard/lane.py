@@ -87,12 +87,14 @@ class Lane:
         self.optimizer = optimizer
         self._prototypes = detectors
         self.detectors = copy.deepcopy(list(detectors))
-        self._learning: tuple[list[Detector], list[Detector]] = ([], [])
+        self._own: tuple[list[Detector], dict[str, list[Detector]]] = ([], {})
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
         # Most remedies act once and need not be asked at every step.
         # Made once a part, since several are entered at every step; parts live as long as the lane.
         self._blocks: dict[int, named] = {}
         self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
+        # Whether there may be something that has to be undone after the update.
+        self._touched = False
         self.preparing = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_forward")]
         self.policy = copy.deepcopy(policy)
         self.snapshots = copy.deepcopy(snapshots)
@@ -205,8 +207,8 @@ class Lane:
 
     def limit(self) -> float:
         """Return the largest global norm that may pass."""
-        limits = [float("inf")]
-        for detector in list(self.detectors):
+        limits = [math.inf]
+        for detector in self._with_own("limit"):
             with self.isolating(detector):
                 limit = expected(detector.limit(self.baseline), (int, float))
                 # A comparison with NaN is never true, and would let everything pass.
@@ -222,19 +224,20 @@ class Lane:
     def judge(self, statistics: GradientStatistics) -> list[Verdict]:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
         verdicts = []
-        for detector in list(self.detectors):
+        # One that fails is left out of a new list.
+        for detector in self.detectors:
             # Not a with block: seven are asked at every step, and a try costs nothing until it fails.
             try:
                 verdict = detector.judge(statistics, self.baseline)
-                if verdict is not None:
-                    expected(verdict, Verdict)
+                if verdict is None:
+                    continue
+                expected(verdict, Verdict)
             except Exception as error:
-                self._failed(detector, error)
+                self.failed(detector, error)
                 continue
-            if verdict is not None:
-                verdicts.append(verdict)
-                if verdict.alarm and not verdict.examine:
-                    break
+            verdicts.append(verdict)
+            if verdict.alarm and not verdict.examine:
+                break
         return verdicts
 
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
@@ -245,20 +248,24 @@ class Lane:
             if statistics.rate > self.baseline.rate:
                 # Asked again, since a remedy may have lowered it for this very update.
                 self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
-        for detector in self._learners():
+        for detector in self._with_own("accept"):
             try:
                 detector.accept(statistics, self.baseline)
             except Exception as error:
-                self._failed(detector, error)
+                self.failed(detector, error)
 
-    def _learners(self) -> list[Detector]:
-        """Return the detectors that learn from accepted steps; found once, until detectors are changed."""
-        if self._learning[0] is not self.detectors:
-            self._learning = self.detectors, [d for d in self.detectors if _overrides(d, Detector, "accept")]
-        return self._learning[1]
+    def _with_own(self, method: str) -> list[Detector]:
+        """Return the detectors that have such a method of their own; found once, until detectors are changed."""
+        if self._own[0] is not self.detectors:
+            self._own = self.detectors, {}
+        found = self._own[1].get(method)
+        if found is None:
+            found = self._own[1][method] = [d for d in self.detectors if _overrides(d, Detector, method)]
+        return found
 
-    def _failed(self, detector: Detector, error: Exception) -> None:
-        with self.isolating(detector):
+    def failed(self, part: Detector | Remedy, error: Exception) -> None:
+        """Name a part that failed outside a block of :meth:`isolating`, and do with it the same."""
+        with self.isolating(part):
             raise error
 
     def reject(self, statistics: GradientStatistics) -> None:
@@ -273,13 +280,22 @@ class Lane:
     def before_forward(self, batch: Any) -> bool:
         """Let the remedies that prepare batches change one in place; return whether one did."""
         for remedy in list(self.preparing):
+            self._touched = True
             with self.isolating(remedy):
                 if remedy.before_forward(batch):
                     return True
         return False
 
+    def begin(self) -> None:
+        """Begin a step: from here on anything may be changed for its update, until :meth:`after_update` undoes it."""
+        # An update that never happened (a scaler's skip, an exception) left the rates as they were for it.
+        self.after_update()
+        self._touched = True
+
     def after_update(self) -> None:
-        """Let lasting remedies undo what they changed for the update."""
+        """Let lasting remedies undo what they changed for the update, unless that is done already."""
+        if not self._touched:
+            return  # As in two of three calls a step: each way out of an update makes sure by itself.
         self.gate.after_update()
         failed: tuple[Remedy, Exception] | None = None
         for remedy in list(self.lasting):
@@ -289,9 +305,10 @@ class Lane:
                 # The others must still undo what they changed; and who failed once is not asked again.
                 self.lasting.remove(remedy)
                 failed = failed or (remedy, error)
+        # Not before: an interrupt comes when it likes, and who puts everything back after it must find the rest.
+        self._touched = False
         if failed is not None:
-            with self.isolating(failed[0]):
-                raise failed[1]
+            self.failed(*failed)
 
     @property
     def lr_factor(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -17,11 +18,14 @@ Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+# The same few names are asked for again and again: at each of the first steps, at each snapshot, and of every suspect.
+@functools.lru_cache(maxsize=2**14)
 def clean(name: str) -> str:
     """Strip what wrappers put into a qualified name: ``net._orig_mod.0.weight`` -> ``net.0.weight``."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+@functools.lru_cache(maxsize=2**14)
 def layer_of(name: str) -> str:
     """Return the layer that owns the parameter ``name``: ``net.0.weight`` -> ``net.0``; the root module is ``""``.
 

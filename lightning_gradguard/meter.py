@@ -45,16 +45,17 @@ class Meter:
             self._first = statistics.step
         self.steps += 1
         # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done about it.
-        self._routine = statistics.scaled and not statistics.finite and not alarm
+        finite = statistics.finite
+        self._routine = statistics.scaled and not finite and not alarm
         if self._routine:
             self.overflows += 1
             return
-        if statistics.finite:
+        if finite:
             np.maximum(self._peaks, norms, out=self._peaks)
         else:
-            finite = np.isfinite(norms)
-            np.maximum(self._peaks, norms, out=self._peaks, where=finite)
-            self._nonfinite += ~finite
+            good = np.isfinite(norms)
+            np.maximum(self._peaks, norms, out=self._peaks, where=good)
+            self._nonfinite += ~good
         # A NaN must win over every number, and max() would drop it.
         if math.isnan(statistics.norm) or statistics.norm > self._peak:
             self._peak = statistics.norm

@@ -102,6 +102,8 @@ class RunningStatistics:
         """
         if self._lazy:
             self._awaken()
+        if not self._live:
+            return False
         fresh = self._spare
         self._read(fresh)
         for device, copy in fresh.items():

@@ -434,6 +434,56 @@ def test_whichever_method_of_a_remedy_fails_it_is_named(where: str) -> None:
         loop.run(regression(30))
 
 
+class Undoes(Remedy):
+    """Count what is undone; fail at it once, with an error that is given."""
+
+    name = "users-own"
+
+    def __init__(self, *, error: type[BaseException] | None = None) -> None:
+        self.error, self.changed, self.undone = error, False, 0
+
+    def apply(self, scene: Scene) -> Any:
+        raise AssertionError("nothing calls for it")
+
+    def before_update(self, scene: Scene) -> None:
+        self.changed = True
+
+    def after_update(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        self.changed, self.undone = False, self.undone + 1
+
+
+def test_what_was_changed_for_an_update_is_undone_once() -> None:
+    loop = Loop(remedies=[Undoes(), LearningRateBackoff()])
+    loop.run(regression(5))
+    remedy: Any = loop.guard.attach(loop.optimizer).remedies["users-own"]
+    loop.guard.after_step()
+    assert not remedy.changed and remedy.undone == 5
+
+
+def test_what_was_changed_for_an_update_that_never_came_is_undone_before_the_next_step() -> None:
+    loop = Loop(remedies=[Undoes()])
+    for _ in range(3):
+        loop.guard.before_step(loop.optimizer, loss=1.0)
+    remedy: Any = loop.guard.attach(loop.optimizer).remedies["users-own"]
+    assert remedy.changed and remedy.undone == 2
+    loop.guard.after_step()
+    assert not remedy.changed and remedy.undone == 3
+
+
+def test_an_interrupt_while_one_remedy_undoes_its_work_keeps_no_other_from_doing_so() -> None:
+    loop = Loop(remedies=[Undoes(error=KeyboardInterrupt), LearningRateBackoff()])
+    backoff: Any = loop.guard.attach(loop.optimizer).remedies["backoff"]
+    backoff.factor = 0.5
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(regression(1))
+    assert loop.optimizer.param_groups[0]["lr"] == 0.005
+    loop.guard.after_step()
+    assert loop.optimizer.param_groups[0]["lr"] == 0.01
+
+
 def test_an_error_puts_rates_back() -> None:
     loop = Loop(detectors=[Alarm(at=[10])], remedies=[LearningRateBackoff(), Stumbles(where="before_update")])
     with pytest.raises(GuardError):

@@ -52,7 +52,7 @@ class ColdStart(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge until a first step has been accepted, and that one once more when a few have followed."""
         if baseline.count:
-            return self._look_back(statistics, baseline)
+            return self._look_back(statistics, baseline) if baseline.count == AFTER else None
         if not statistics.finite:
             if statistics.scaled:
                 return None
@@ -78,7 +78,7 @@ class ColdStart(Detector):
         return None
 
     def _look_back(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        if baseline.count != AFTER or not statistics.normalised or len(baseline.log_norms) != AFTER:
+        if not statistics.normalised or len(baseline.log_norms) != AFTER:
             return None
         first, *others = baseline.log_norms
         limit = MEMORABLE * max(statistics.norm, *map(math.exp, others))

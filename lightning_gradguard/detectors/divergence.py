@@ -40,6 +40,8 @@ class Divergence(Detector):
 
     def _next_sum(self, statistics: GradientStatistics, baseline: Baseline) -> float:
         loss = statistics.loss
+        if self._sum == 0.0 and loss is not None and loss <= baseline.untrained_loss:
+            return 0.0  # No reference is below that, so there is nothing to add to nothing.
         reference = self._reference(baseline)
         if loss is None or not reference > 0 or not loss > 0 or statistics.still:
             return self._sum
@@ -56,8 +58,8 @@ class Divergence(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
         loss = statistics.loss
-        if loss is None or not baseline.first_losses:
-            return None
+        if loss is None or not baseline.first_losses or loss <= self.factor * baseline.untrained_loss:
+            return None  # No reference is below the untrained loss, and of late need not be asked.
         limit = self.factor * self._reference(baseline)
         loud = statistics.norm > LOUD * math.exp(baseline.quantile(0.25))
         if loud and loss > limit and self._next_sum(statistics, baseline) > self.threshold:

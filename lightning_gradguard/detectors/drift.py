@@ -18,6 +18,8 @@ LEAP = 3.0
 """Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
 GROWN = 1.25
 """Growth below which nothing is said: two standard errors of a median of nine norms whose logarithms spread by 0.3."""
+MOST = 3.0
+"""Standard deviations that one step may add to the sum, however far above the reference it lies."""
 LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
 
@@ -58,11 +60,13 @@ class Drift(Detector):
         if math.isnan(self._center) or not norm > 0:
             return self._sum
         z = (math.log(norm) - self._center) / self._spread
-        # A single outlier is the spike detector's business: it may add three sigma here, no more.
-        return max(0.0, self._sum + min(z, 3.0 + self.slack) - self.slack)
+        # A single outlier is the spike detector's business.
+        return max(0.0, self._sum + min(z, MOST + self.slack) - self.slack)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Speak while the cumulated excess is above the threshold and the loss does not excuse it."""
+        if self._sum < self.threshold - 1.01 * MOST:
+            return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
             return None
         grown = math.exp(baseline.recent - self._center) if baseline.count else 1.0
@@ -109,8 +113,8 @@ class Drift(Detector):
         if math.isnan(self._center):
             fresh = baseline.count >= REFERENCE and self._seen >= REFERENCE
         else:
-            rise = self._loss_rise(baseline)
-            honest = self._sum > self.threshold and rise is not None and rise < -0.02
+            rise = self._loss_rise(baseline) if self._sum > self.threshold else None
+            honest = rise is not None and rise < -0.02
             # A norm that decays leaves the old reference useless: nothing could be seen before it had grown back.
             decayed = self._seen % 100 == 0 and self._sum == 0.0
             fresh = honest or decayed

@@ -53,8 +53,10 @@ class RateRise(Detector):
         # A leap that was held made its update with less.
         rate = min(statistics.rate, baseline.rate)
         self._largest = max(self._largest, rate)
+        if not rate > self._good:
+            return
         if baseline.count < 2 * RECENT or baseline.loss_level(RECENT)[0] <= GOOD * baseline.best_loss:
-            self._good = max(self._good, rate)
+            self._good = rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rates."""

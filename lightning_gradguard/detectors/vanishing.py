@@ -28,10 +28,10 @@ class Vanishing(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Compare the last steps with the high-water mark."""
-        if baseline.count < 2 * RECENT or not statistics.finite:
+        if baseline.count < 2 * RECENT:
             return None
         limit = math.exp(baseline.high_water) / self.factor
-        if statistics.norm > limit or math.exp(baseline.recent) > 10 * limit:
+        if statistics.norm > limit or not statistics.finite or math.exp(baseline.recent) > 10 * limit:
             return None
         now, _ = baseline.loss_level(RECENT)
         if now < 0.5 * baseline.untrained_loss:

@@ -109,11 +109,13 @@ class Augment(Remedy):
     def _seed_of_this_draw(self) -> int:
         return self.seed * 1_000_003 + self._draws
 
-    @torch.no_grad()
     def after_update(self) -> None:
         """Put the batch back as it was."""
-        for tensor, before in self._before:
-            tensor.copy_(before)
+        if not self._before:
+            return
+        with torch.no_grad():
+            for tensor, before in self._before:
+                tensor.copy_(before)
         self._before.clear()
 
     def state_dict(self) -> dict[str, Any]:

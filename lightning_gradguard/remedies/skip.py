@@ -37,17 +37,19 @@ class Skip(Remedy):
         self._groups = [(group, _counts(group)) for group in scene.optimizer.param_groups]
         return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
 
-    @torch.no_grad()
     def after_update(self) -> None:
         """Put back the counts of an optimizer that keeps them by group: it has counted a step that was none."""
-        for group, counts in self._groups:
-            for key, value in counts.items():
-                live = group.get(key)
-                # A rate in a tensor must stay that very tensor.
-                if isinstance(live, Tensor) and isinstance(value, Tensor):
-                    live.copy_(value)
-                else:
-                    group[key] = value
+        if not self._groups:
+            return  # As after nearly every step, where entering no_grad would cost more than all else here.
+        with torch.no_grad():
+            for group, counts in self._groups:
+                for key, value in counts.items():
+                    live = group.get(key)
+                    # A rate in a tensor must stay that very tensor.
+                    if isinstance(live, Tensor) and isinstance(value, Tensor):
+                        live.copy_(value)
+                    else:
+                        group[key] = value
         self._groups.clear()
 
 
