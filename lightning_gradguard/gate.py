@@ -40,6 +40,25 @@ class Reading:
     peaks: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What the host knew of a step that it left to the device.
+
+    Args:
+        step: Its number.
+        names: Names of the parameters that had a gradient.
+        loss: Its loss, where that was on the host.
+        rate: Its learning rate.
+        batch_index: The number of its batch.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    loss: float | None
+    rate: float | None
+    batch_index: int | None
+
+
 class Gate:
     """Judge one optimizer's gradients on their device.
 

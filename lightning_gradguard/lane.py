@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError, named
 from lightning_gradguard.forward_order import arranged, first_uses, registered
-from lightning_gradguard.gate import Gate
+from lightning_gradguard.gate import Flight, Gate
 from lightning_gradguard.glances import Glances
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
@@ -34,25 +33,6 @@ T = TypeVar("T")
 
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """What the host knew of a step that it left to the device.
-
-    Args:
-        step: Its number.
-        names: Names of the parameters that had a gradient.
-        loss: Its loss, where that was on the host.
-        rate: Its learning rate.
-        batch_index: The number of its batch.
-    """
-
-    step: int
-    names: tuple[str, ...]
-    loss: float | None
-    rate: float | None
-    batch_index: int | None
 
 
 class Lane:
@@ -89,9 +69,9 @@ class Lane:
         self.detectors = copy.deepcopy(list(detectors))
         self._own: tuple[list[Detector], dict[str, list[Detector]]] = ([], {})
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
-        # Most remedies act once and need not be asked at every step.
-        # Made once a part, since several are entered at every step; parts live as long as the lane.
+        # Made once a part; parts live as long as the lane.
         self._blocks: dict[int, named] = {}
+        # Most remedies act once and need not be asked at every step.
         self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
         # Whether there may be something that has to be undone after the update.
         self._touched = False

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.batches import largest
-from lightning_gradguard.gate import Gate
+from lightning_gradguard.gate import Flight, Gate
 from lightning_gradguard.keeping import worth_keeping
-from lightning_gradguard.lane import Flight, Lane
+from lightning_gradguard.lane import Lane
 from lightning_gradguard.measuring import Team, joint_loss
 from lightning_gradguard.policy import GENTLE
 from lightning_gradguard.records import Blame, GradientStatistics, Outcome

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_gradguard import checks
+from lightning_gradguard.shards import comparable
 
 PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
@@ -240,15 +241,10 @@ def restore_optimizer_state(
         del live[key]
     for key, value in saved.items():
         current = live.get(key)
-        if isinstance(value, Tensor) and isinstance(current, Tensor) and _fits(current, value):
+        if isinstance(value, Tensor) and isinstance(current, Tensor) and comparable(value, current):
             _write(current, value)
         elif isinstance(value, Tensor):
             # Step counts live on the host unless the optimizer is fused or capturable; the live one would tell.
             live[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
         else:
             live[key] = tree_map_only(Tensor, lambda t: t.to(parameter.device, copy=True), value)
-
-
-def _fits(target: Tensor, source: Tensor) -> bool:
-    shape = target.to_local().shape if hasattr(target, "to_local") else target.shape
-    return shape == source.shape

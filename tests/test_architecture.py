@@ -17,11 +17,10 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
 RANKS = {
-    **dict.fromkeys(("errors", "checks", "records", "layers"), 0),
+    **dict.fromkeys(("errors", "checks", "records", "layers", "shards"), 0),
     **dict.fromkeys(
         ("statistics", "baseline", "running", "batches", "snapshots", "fans", "forward_order", "glances"), 1
     ),
-    "shards": 1,
     "state_watch": 1.5,
     "initialisation": 1.5,
     **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter", "gate"), 2),

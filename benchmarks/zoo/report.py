@@ -132,7 +132,12 @@ def table_poison(rows: list[Row]) -> str:
         nonfinite, large = [r["nonfinite_updates"] > 0 for r in mine], [r["large_updates"] > 0 for r in mine]
         calm = [r["large_updates"] > 0 for r in rows if r["kind"] == "healthy" and r["contender"] == c]
         lines.append([c, share(nonfinite), share(large), share(raised), share(calm) if calm else "–"])
-    head = ["runs with a non-finite update", "runs with a ≥ 10× update", "runs that raised", "controls with a ≥ 10× update"]
+    head = [
+        "runs with a non-finite update",
+        "runs with a ≥ 10× update",
+        "runs that raised",
+        "controls with a ≥ 10× update",
+    ]
     return markdown(["contender", *head], lines)
 
 
