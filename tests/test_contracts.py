@@ -27,7 +27,7 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.records import Action, Blame, Decision, Incident, Outcome, Verdict, Window
 from lightning_gradguard.remedies import Remedy
-from tests.builders import same, scene_for, statistics, through_a_file
+from tests.builders import same, scene_for, statistics, taught, through_a_file
 
 
 def modules() -> Iterator[types.ModuleType]:
@@ -195,7 +195,12 @@ def test_a_verdict_names_its_detector_and_can_be_written(kind: Any) -> None:
     # A rate that leaps is not in the gradients.
     baseline.rate = 0.1
     spoken += [v for v in [kind().judge(statistics(1.0, rate=10.0, update_ratio=1.0), baseline)] if v]
-    # Nor is one that rises.
+    # Nor are an update that overruns the weights, and the optimizer's own state.
+    large = statistics(50.0, rate=0.1, update_ratio=1.0, loss=9.0, spoilt="exp_avg is not finite")
+    slow = taught([1.0] * 20, [2.0] * 20)
+    slow.accept_rate(0.1)
+    spoken += [v for v in [kind().judge(large, slow)] if v]
+    # Nor is a rate that rises.
     rising, detector = Baseline(), kind()
     for step in range(120):
         loss, rising.rate = 10.0 if step < 20 else 1.0 if step < 80 else 8.0, 0.01 * 1.04**step
