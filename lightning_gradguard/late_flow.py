@@ -12,6 +12,7 @@ from lightning_gradguard import late
 from lightning_gradguard.flow import Flow, StepReport
 from lightning_gradguard.investigation import suspects
 from lightning_gradguard.lane import Lane
+from lightning_gradguard.measuring import overruns
 from lightning_gradguard.records import Action, Verdict
 
 
@@ -71,6 +72,8 @@ class LateFlow:
         if alarm is not None:
             self._first_aid(lane, found, alarm)
         elif statistics.finite:
+            if overruns(lane.baseline, statistics):
+                lane.watchful = lane.steps + late.CLOSE  # The host measures the next one before it is made.
             lane.policy.rest(statistics.step)
             lane.accept(statistics, math.inf)
         self.flow.recorder.meter(lane, statistics, found.coefficient, alarm=alarm is not None)

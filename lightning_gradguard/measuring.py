@@ -83,7 +83,7 @@ def measure(
     )
     if not statistics.finite:
         statistics = _exactly(lane, statistics, grads, scale)
-    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or _overruns(lane.baseline, statistics):
+    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or overruns(lane.baseline, statistics):
         statistics = _with_first_look(lane, module, statistics, scale)
     if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
         statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
@@ -94,7 +94,8 @@ def measure(
     return statistics
 
 
-def _overruns(known: Baseline, statistics: GradientStatistics) -> bool:
+def overruns(known: Baseline, statistics: GradientStatistics) -> bool:
+    """Tell whether an update may be one that overruns the weights, so that it is worth measuring."""
     # The loss first: it says no in nearly every step.
     return known.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
 

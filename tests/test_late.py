@@ -288,6 +288,27 @@ class Own(Detector):
         return None
 
 
+def test_after_an_update_that_may_have_overrun_the_weights_the_host_measures_the_next() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.05)
+    guard, data, left = Guard(network), torch.Generator().manual_seed(1), []
+    for _ in range(160):
+        x = torch.randn(32, 8, generator=data)
+        loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        guard.before_step(optimizer, loss=loss)
+        left.append(guard.attach(optimizer).flight is not None)
+        optimizer.step()
+        schedule.step()
+    (incident,) = guard.incidents
+    assert left[incident.step - 2] and not left[incident.step]
+    assert {a.verdict.detector for a in incident.actions} == {"update-leap"} and "rollback" in incident.remedies
+    assert float(loss.detach()) < 0.1
+
+
 @pytest.mark.parametrize(
     "options",
     [
