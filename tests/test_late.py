@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import Guard, Policy, SnapshotStore, late
-from lightning_gradguard.detectors import Detector, Spike
+from lightning_gradguard.detectors import Detector, NonFinite, Spike, UpdateLeap
 from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Clip
@@ -293,7 +293,8 @@ def test_after_an_update_that_may_have_overrun_the_weights_the_host_measures_the
     network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.05)
-    guard, data, left = Guard(network), torch.Generator().manual_seed(1), []
+    guard = Guard(network, detectors=[UpdateLeap(), NonFinite()])
+    data, left = torch.Generator().manual_seed(1), []
     for _ in range(160):
         x = torch.randn(32, 8, generator=data)
         loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
