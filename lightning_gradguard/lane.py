@@ -25,6 +25,7 @@ from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
 from lightning_gradguard.remedies import LearningRateBackoff, Remedy
+from lightning_gradguard.remedies.backoff import largest_rate
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.state_watch import StateWatch
 from lightning_gradguard.statistics import global_norm
@@ -297,20 +298,19 @@ class Lane:
 
     def rate(self) -> float | None:
         """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        if isinstance(rate, Tensor) and not rate.is_cpu:
+        if any(isinstance(rate := group["lr"], Tensor) and not rate.is_cpu for group in self.optimizer.param_groups):
             return None
-        backoff = self.remedies.get("backoff")
+        rate, backoff = largest_rate(self.optimizer), self.remedies.get("backoff")
         if isinstance(backoff, LearningRateBackoff) and not backoff.in_effect:
-            return float(rate) * backoff.share(float(rate))
-        return float(rate)
+            return rate * backoff.share(rate)
+        return rate
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
         return {
             "baseline": self.baseline.state_dict(),
             "detectors": self._states(self.detectors),
-            "rate": float(self.optimizer.param_groups[0]["lr"]) * self.lr_factor,
+            "rate": largest_rate(self.optimizer) * self.lr_factor,
         }
 
     def _states(self, parts: Sequence[Detector | Remedy]) -> dict[str, Any]:

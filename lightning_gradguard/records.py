@@ -44,7 +44,7 @@ class GradientStatistics:
         norms: L2 norm of each gradient, shape ``(len(names),)``, already unscaled; may hold NaN and inf.
         norm: Global L2 norm, the root of the sum of the squared ``norms``.
         loss: The loss of this step (mean over its micro-batches), or None where it is not known.
-        rate: The learning rate of the leading parameter group, after any back-off; None where asking would cost.
+        rate: The largest learning rate of the parameter groups, after any back-off; None where asking would cost.
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
             the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).

@@ -258,6 +258,24 @@ def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered()
     assert lane.baseline.rate == pytest.approx(0.01 * lane.lr_factor, rel=0.01)
 
 
+@pytest.mark.parametrize("first", [0.0, 1e-3, 0.01])
+def test_a_rate_that_leaps_in_any_group_never_reaches_an_update(first: float) -> None:
+    loop = Loop()
+    weights = list(loop.network.parameters())
+    loop.optimizer = torch.optim.SGD(
+        [{"params": weights[:2], "lr": first}, {"params": weights[2:]}], lr=0.01, momentum=0.9
+    )
+    loop.guard = Guard(loop.network)
+    loop.run(regression(40))
+    before = [p.detach().clone() for p in weights]
+    loop.optimizer.param_groups[1]["lr"] = 100.0
+    (report,) = loop.run(regression(1))
+    assert report.verdict is not None and report.verdict.form == "rate" and not report.held
+    changes = [float((p.detach() - b).norm() / b.norm()) for p, b in zip(weights, before, strict=True)]
+    assert max(changes) < 0.5 and (changes[0] > 0.0) is (first > 0.0)
+    assert [group["lr"] for group in loop.optimizer.param_groups] == [first, 100.0]
+
+
 def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError("no memory")

@@ -18,6 +18,11 @@ YOUNG = 32
 """Steps below which a snapshot is young."""
 
 
+def largest_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 class LearningRateBackoff(Remedy):
     """Multiply the learning rate by a factor during the update, and put it back afterwards.
 
@@ -69,7 +74,7 @@ class LearningRateBackoff(Remedy):
         if self._unused is None:
             self._unused = [self.factor, self.ceiling, self.cap, float(self._used)]
         asked = min(decision.factor, 1.0) if decision is not None else 0.5
-        rate = float(scene.optimizer.param_groups[0]["lr"])
+        rate = largest_rate(scene.optimizer)
         before = min(self.factor, self.cap / rate) if rate > 0 else self.factor
         start = before
         if decision is not None and "rollback" in decision.remedies and scene.snapshots.latest is not None and rate > 0:
@@ -101,10 +106,10 @@ class LearningRateBackoff(Remedy):
         self._unused = None
         if self.factor >= 1.0 and self.lived == math.inf:
             return
-        leading = float(scene.optimizer.param_groups[0]["lr"])
-        factor = self.share(leading)
+        largest = largest_rate(scene.optimizer)
         for group in scene.optimizer.param_groups:
             rate = group["lr"]
+            factor = self.share(float(rate), largest)
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups
                 # may share it.
@@ -114,22 +119,23 @@ class LearningRateBackoff(Remedy):
             else:
                 self._applied.append((group, rate))
                 group["lr"] = rate * factor
-        self._recover(leading)
+        self._recover(largest)
 
     @property
     def in_effect(self) -> bool:
         """Whether the rates are lowered at this moment, for an update that is about to be made."""
         return bool(self._applied)
 
-    def share(self, rate: float) -> float:
-        """Return the factor that a rate of the schedule's would get."""
+    def share(self, rate: float, largest: float | None = None) -> float:
+        """Return the factor that a rate of the schedule's would get, where ``largest`` is that of all groups; by default it is."""
         if rate <= 0.0:
             return self.factor
         cap = self.cap if self.factor < 1.0 else math.inf
-        return min(self.factor, cap / rate, self.lived / rate)
+        # Groups keep their proportions, but for one that leapt by itself.
+        return min(self.factor, cap / (largest or rate), self.lived / rate)
 
-    def _recover(self, leading: float) -> None:
-        if self.lived >= leading:
+    def _recover(self, largest: float) -> None:
+        if self.lived >= largest:
             self.lived = math.inf  # The schedule has come back to its senses.
         if self._held > 0:
             self._held -= 1

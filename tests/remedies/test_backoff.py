@@ -91,6 +91,29 @@ def test_a_leap_becomes_a_warm_up_and_is_forgotten_when_the_schedule_comes_back(
     assert optimizer.param_groups[0]["lr"] == 0.1 and backoff.share(10.0) == 1.0
 
 
+def test_of_several_groups_only_the_one_that_leapt_is_held() -> None:
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [module.bias], "lr": 0.01}, {"params": [module.weight], "lr": 10.0}])
+    there = scene(optimizer, module)
+    there.verdict = Verdict("rate", "rate-leap", 10.0, 0.1, "for a test")
+    backoff = LearningRateBackoff()
+    backoff.apply(there)
+    backoff.before_update(there)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.1])
+    backoff.after_update()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 10.0]
+
+
+def test_groups_keep_their_proportions_when_all_are_lowered() -> None:
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([{"params": [module.bias], "lr": 0.0}, {"params": [module.weight], "lr": 1.0}])
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module, factor=0.5))
+    optimizer.param_groups[0]["lr"] = 2.0  # a schedule unfreezes it, at a rate above the cap
+    backoff.before_update(scene(optimizer, module))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.25])
+
+
 def test_an_update_that_never_happened_does_not_add_up() -> None:
     module, optimizer = linear()
     backoff = LearningRateBackoff()
