@@ -201,12 +201,21 @@ def table_cost(rows: list[Row]) -> str:
     base, lines = reference(rows), []
     for c in _contenders(rows):
         ratios: dict[str, list[float]] = {"sick": [], "healthy": []}
+        mine = theirs = 0.0
         for r in rows:
             twin = base.get((r["case"], r["seed"]))
             if r["contender"] == c and twin is not None and (r["kind"] == "healthy" or rescue(r, twin) >= RESCUED):
                 ratios[r["kind"]].append(r["cpu_seconds"] / twin["cpu_seconds"])
-        lines.append([c, *(f"{median(v):.2f} ×" if v else "–" for v in ratios.values())])
-    return markdown(["contender", "time of a rescued run / its twin (median)", "time of a control (median)"], lines)
+                if r["kind"] == "sick":
+                    mine, theirs = mine + r["cpu_seconds"], theirs + twin["cpu_seconds"]
+        sick, healthy = (f"{median(v):.2f} ×" if v else "–" for v in ratios.values())
+        lines.append([c, sick, f"{mine / theirs:.2f} ×" if theirs else "–", healthy])
+    head = [
+        "time of a rescued run / its twin (median)",
+        "of all rescued runs / of their twins",
+        "time of a control (median)",
+    ]
+    return markdown(["contender", *head], lines)
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
