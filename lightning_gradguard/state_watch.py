@@ -108,7 +108,7 @@ def spoilt(
     """
     sizes = {(name, key): (now, before) for name, key, now, before in _sizes(optimizer, parameters, snapshot)}
     for (name, key), (now, before) in sizes.items():
-        if not math.isfinite(now):
+        if not math.isfinite(now) and (before is None or math.isfinite(before)):
             return f"{key} of {name} is not finite"
         # The sum of a geometric series of gradients, with the momentum of 0.9 that nearly all have; of squares that are averaged.
         bound = largest**2 if key in SECOND else 10.0 * largest

@@ -178,6 +178,20 @@ def test_what_users_do_to_a_state_is_left_alone(optimizer: str, key: str, overwr
     assert torch.equal(guarded.weights, plain.weights)
 
 
+def test_what_was_infinite_in_health_is_no_evidence() -> None:
+    """An optimizer of the user's own may begin with an infinity."""
+    loop = Loop("sgd")
+
+    def happen(step: int, opt: Optimizer) -> None:
+        for entry in opt.state.values():
+            entry.setdefault("least", torch.full((3,), torch.inf))
+            if step % 20 == 15:
+                entry["least"].fill_(torch.inf)
+
+    loop.run(60, happen)
+    assert loop.guard is not None and loop.guard.incidents == ()
+
+
 def test_all_of_adams_moments_may_be_reset_together() -> None:
     def happen(step: int, opt: Optimizer) -> None:
         if step == 60:
