@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lightning_gradguard.snapshots import Snapshot
 from lightning_gradguard.statistics import local
 
-MOST = 256
-"""Tensors that are watched, the largest: to ask a thousand would be felt."""
+MOST = 64
+"""Tensors that are watched, the largest: each has to be fetched from memory, which is felt from some hundred on."""
 LOUDER = 30.0
 """Times its size in the snapshot, or less than one over it, that a tensor of the state must have changed by."""
 MARGIN = 3.0
