@@ -158,11 +158,13 @@ def execute(job: Job) -> Row:
 
 
 def onset(case: Case, task: Task) -> int | None:
-    """Find the optimizer step at which a sick run falls ill; None where it is so by its nature, or no one can say."""
+    """Find the step, as the Trainer counts them, at which a sick run falls ill; None where it is so by its nature, or no one can say."""
     events = getattr(task.module, "events", None) or {}
     corrupt = getattr(task.batches.dataset, "corrupt", None) or {}
     first = min([*events, *corrupt], default=None)
-    return None if first is None else int(first) // int(case.trainer().get("accumulate_grad_batches", 1))
+    if first is None:
+        return None
+    return int(first) // int(case.trainer().get("accumulate_grad_batches", 1)) * optimizers_per_step(task.module)
 
 
 def make_trainer(case: Case, task: Task, contender: str, observer: Callback) -> Trainer:

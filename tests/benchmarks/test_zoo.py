@@ -16,7 +16,17 @@ from benchmarks.zoo.__main__ import main, parse, quick
 from benchmarks.zoo.case import Case, cases
 from benchmarks.zoo.contenders import CONTENDERS, find
 from benchmarks.zoo.observer import UpdateObserver, fingerprint_state
-from benchmarks.zoo.runner import Job, execute, fingerprint_code, make_trainer, plan, same_layer, silence
+from benchmarks.zoo.runner import (
+    Job,
+    by_name,
+    execute,
+    fingerprint_code,
+    make_trainer,
+    onset,
+    plan,
+    same_layer,
+    silence,
+)
 
 ALL = cases()
 SICK = [c for c in ALL if c.kind == "sick"]
@@ -48,6 +58,20 @@ def test_the_zoo_is_large_enough() -> None:
     assert len(SICK) >= 30
     assert len(HEALTHY) >= 15
     assert len({c.name for c in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("mlp_top_exponent_bit", 180),
+        ("mlp_nan_in_one_micro_batch", 100),  # batch 402, of four a step
+        ("pair_encoder_overwritten", 460),  # the Trainer counts the steps of both optimizers
+        ("mlp_sgd_rate_100x", None),
+    ],
+)
+def test_the_onset_is_counted_as_the_incidents_are(name: str, step: int | None) -> None:
+    case = by_name()[name]
+    assert onset(case, case.build(0, True)) == step
 
 
 def test_a_third_is_held_out() -> None:
