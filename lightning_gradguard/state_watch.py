@@ -67,8 +67,8 @@ class StateWatch:
         if self.usual is None:
             self.usual = None if held else new
             return False
-        # Fewer are those of a step that was held, or of tensors that the optimizer no longer uses.
-        return new > self.usual or (new < self.usual and self._look_up())
+        # Fewer are those of a step in which some parameters had no gradient; none, of tensors that have been replaced.
+        return new > self.usual or (new == 0 < self.usual and not held and self._look_up())
 
     def hold(self) -> None:
         """Note that the step at hand is not made."""

@@ -95,13 +95,29 @@ def test_a_state_that_was_replaced_is_seen_as_well() -> None:
         if step == 6:
             optimizer.load_state_dict(optimizer.state_dict())
         if step == 12:
-            entry = next(iter(optimizer.state.values()))
-            entry["exp_avg"] = entry["exp_avg"].clone()
+            for entry in optimizer.state.values():
+                entry |= {key: entry[key].clone() for key in ("exp_avg", "exp_avg_sq")}
         seen.append(watch.written())
 
     loop.run(20, happen)
-    # The one that replaced a tensor is seen when that has not been written to for a step.
+    # That tensors were replaced is seen when the old ones have not been written to for a step.
     assert [i for i, written in enumerate(seen) if written] == [6, 13]
+
+
+def test_parameters_without_a_gradient_cost_no_look_at_the_whole_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts, and heads of several tasks, are not used at every step."""
+    heads = [nn.Linear(4, 1), nn.Linear(4, 1)]
+    optimizer = torch.optim.Adam([p for head in heads for p in head.parameters()], 1e-3)
+    watch, looks = StateWatch(optimizer), []
+    look_up = StateWatch._look_up
+    monkeypatch.setattr(StateWatch, "_look_up", lambda self: looks.append(step) or look_up(self))
+    for step in range(40):
+        optimizer.zero_grad()
+        used = heads if step % 3 == 0 else heads[:1]
+        sum(head(torch.ones(2, 4)).sum() for head in used).backward()
+        watch.written()
+        optimizer.step()
+    assert max(looks) <= 3
 
 
 def test_tensors_that_keep_no_count_are_not_watched() -> None:

@@ -15,8 +15,8 @@ class UpdateLeap(Detector):
 
     Under a rate that is too high, or that rises, norms grow by less than any limit for a spike, in a young run above all, and
     the update that destroys the run is one of them. The size of an update is told before it is made only for optimizers whose
-    updates are proportional to the gradient (SGD). Each of the three signs alone is innocent: the healthy runs of this project's
-    benchmarks make updates eight times the usual ones, but of no more than an eighth of any weight.
+    updates are proportional to the gradient (SGD). Each of the three signs alone is innocent: noisy runs, and those whose rate is
+    warmed up, make updates eight times the usual ones, but small against the weights.
 
     Args:
         factor: Times the usual size of an update, by gradient norm and rate.
