@@ -113,7 +113,7 @@ def test_parameters_without_a_gradient_cost_no_look_at_the_whole_state(monkeypat
     monkeypatch.setattr(StateWatch, "_look_up", lambda self: looks.append(step) or look_up(self))
     for step in range(40):
         optimizer.zero_grad()
-        used = heads if step % 3 == 0 else heads[:1]
+        used = heads if step < 4 or step % 3 == 0 else heads[:1]
         sum(head(torch.ones(2, 4)).sum() for head in used).backward()
         watch.written()
         optimizer.step()
