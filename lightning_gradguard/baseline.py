@@ -11,6 +11,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_gradguard.ranks import chance_of_lower
+
 NORM_WINDOW = 128
 """Accepted steps remembered: long enough for a quantile, short enough to follow a decaying norm."""
 RECENT = 9
@@ -23,14 +25,12 @@ RISE = 3.0
 """Times the largest rate so far above which an update is measured before it is made."""
 MEMORY = 5000.0
 """Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
-INSANE = 0.2
-"""Update-to-weight ratio of the first steps above which the rate is suspect from the start; 1e-4 to 1e-1 is healthy."""
-LEARNING = 0.75
-"""Share of the untrained loss from which a run has learned something that it can lose."""
-LOST = 3.0
-"""Times the best level reached at which a run has lost what it had learned; below a quarter of the untrained loss it never has."""
-FADED = 0.25
-"""Share of the typical norm at which gradients have faded; in 91,000 healthy steps they never did while the loss was lost."""
+LARGE = 0.1
+"""Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
+APART = 4.0
+"""Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
+LOST = 0.5
+"""Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
 ORDINARY = 3.0
 """Times the typical norm, up or down, that is nothing to look up for."""
 OUTSIZED = 8.0
@@ -41,7 +41,13 @@ BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
 FLOOR = 1e-38
 ENOUGH = 16
-"""Surprises from which their spread is worth something."""
+"""Values from which their spread is worth something."""
+FADED = 0.01
+"""Share of what they were at which gradients have faded."""
+FLAT = 0.05
+"""Probability, by chance, of losses so much lower from which they have not fallen."""
+LEARNED = 0.9
+"""Share of the untrained loss at which a run has learned something, whatever its noise."""
 
 
 class Sample:
@@ -87,11 +93,10 @@ class Baseline:
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
-        update_ratio: Largest ``||update|| / ||weight||`` predicted from one of the first steps, momentum filled.
+        update_ratio: Largest ``||update|| / ||weight||`` of the updates that were measured, momentum filled.
+        looked: Rate at which an update was last measured.
         rate: Largest learning rate of an accepted step.
         usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.
-        setback: Accepted steps when the weights were last rolled back; None if never.
-        setbacks: How often that was.
         first_norm: Largest norm among the first few accepted steps of the run.
         prior: Norm that was usual before the run went back to where nothing was known; 0 if it never did.
     """
@@ -108,12 +113,12 @@ class Baseline:
         self._losses = array("d")
         self.first_losses: list[float] = []
         self._beginning = math.nan
-        self.setback: int | None = None
-        self.setbacks = 0
         self.first_norm = self.prior = 0.0
-        self.update_ratio = 0.0
+        self.update_ratio = self.looked = 0.0
         self.rate = self.usual_rate = 0.0
         self.best_loss = math.inf
+        # The losses at that time.
+        self._best = array("d")
         # Detectors ask for the same few levels again and again between two accepted steps.
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
 
@@ -148,7 +153,9 @@ class Baseline:
                 self.first_losses.append(loss)
                 self._beginning = _beginning(self.first_losses)
             else:
-                self.best_loss = min(self.best_loss, self.loss_level(RECENT)[0])
+                level = self.loss_level(RECENT)[0]
+                if level < self.best_loss:
+                    self.best_loss, self._best = level, self._losses[-ENOUGH:]
 
     def _push(self, log_norm: float) -> None:
         if self._norms.values:
@@ -207,33 +214,73 @@ class Baseline:
         The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
         diverges at once. Where the first updates were insane, all but the very first are spoilt.
         """
-        insane = self.update_ratio > INSANE and self.first_losses
-        return self.first_losses[0] if insane else self._beginning
+        large = self.update_ratio > LARGE and self.first_losses
+        return self.first_losses[0] if large else self._beginning
 
     @property
     def learned(self) -> bool:
-        """Whether the loss is clearly below what it was before training; True where that cannot be said."""
-        level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
-        return not (untrained > 0 and level > 0.9 * untrained)
+        """Whether the best level of the loss is below what it was before training, beyond chance; False where no loss is known."""
+        if len(self.first_losses) < RECENT or not self.best_loss < self.untrained_loss:
+            return False
+        # All of nine lower than the median of nine others: one chance in five hundred.
+        return self.best_loss < min(LEARNED * self.untrained_loss, sorted(self.first_losses)[RECENT // 4]) or (
+            self.best_loss < min(self.first_losses)
+        )
 
     @property
     def lost(self) -> bool:
-        """Whether the loss lies far above the best level reached, on the scale of the untrained loss too, or is back at that."""
-        level, untrained = self.loss_level(RECENT)[0], self.untrained_loss
-        # A loss that may be negative has no scale.
-        if not untrained > 0.0 or self.best_loss < 0.0:
+        """Whether most of what had been learned is lost: all of the last losses lie above nearly all before them, and far from the best."""
+        if not self.learned or len(self._losses) < 2 * RECENT:
             return False
-        back = self.best_loss < LEARNING * untrained <= untrained <= level
-        return back or level > max(LOST * self.best_loss, 0.25 * untrained)
+        gone = self.loss_level(RECENT)[0] - self.best_loss > LOST * (self.untrained_loss - self.best_loss)
+        return gone and min(self._losses[-RECENT:]) > max(self._best, default=math.inf)
 
     @property
-    def collapsed(self) -> bool:
-        """Whether what was learned is lost while the gradients have faded: units have died.
+    def at_best(self) -> bool:
+        """Whether the last few losses are the best level that was reached."""
+        return self.loss_level(RECENT)[0] <= self.best_loss
 
-        New data, or a new task, raise the loss and the gradients alike.
-        """
-        learned = self.best_loss < 0.5 * self.untrained_loss
-        return learned and self.lost and self.recent < self.center + math.log(FADED)
+    @property
+    def above_untrained(self) -> bool:
+        """Whether all of the last losses lie above what the loss was before training: by as much again, and apart from chance."""
+        return len(self._losses) > RECENT and self.stands_above(self._losses[-RECENT:], self.untrained_loss)
+
+    def stands_above(self, losses: Iterable[float], reference: float) -> bool:
+        """Return whether all ``losses`` lie above ``reference``, and their level by its size and beyond their noise."""
+        ordered = sorted(losses)
+        if not ordered or not ordered[0] > reference:
+            return False
+        if reference > 0.0:
+            # On a logarithmic scale, since losses of heavy tails are common.
+            steps = [abs(math.log(b / a)) for a, b in self._pairs() if a > 0.0 < b]
+            return math.log(ordered[0] / reference) > math.log(2.0) * 0.5 and math.log(
+                ordered[len(ordered) // 2] / reference
+            ) > max(math.log(2.0), APART * _noise(steps))
+        steps = [abs(b - a) for a, b in self._pairs()]
+        return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * _noise(steps))
+
+    def _pairs(self) -> Iterable[tuple[float, float]]:
+        newest = self._losses[-ENOUGH:]
+        return zip(newest, newest[1:], strict=False)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the newest losses are no lower than those before them, beyond chance."""
+        half = min(len(self._losses) // 2, YOUNG)
+        lately, earlier = self.latest_losses(half), self.latest_losses(half, skip=half)
+        return half >= ENOUGH and chance_of_lower(lately, earlier) > FLAT
+
+    @property
+    def faded(self) -> bool:
+        """Whether gradients are a small part of what they were: units have died."""
+        return self.recent < min(
+            self.center, math.log(self.first_norm) if self.first_norm > 0.0 else math.inf
+        ) + math.log(FADED)
+
+    def latest_losses(self, count: int, *, skip: int = 0) -> list[float]:
+        """Return the newest of the remembered losses, oldest first, without the last ``skip``."""
+        end = max(len(self._losses) - skip, 0)
+        return list(self._losses[max(end - count, 0) : end])
 
     def loss_level(self, last: int | None = None, *, skip: int = 0) -> tuple[float, float]:
         """Return median and robust spread of the remembered losses; NaN where there are none.
@@ -250,8 +297,8 @@ class Baseline:
         return found
 
     def rate_leapt(self, rate: float | None) -> bool:
-        """Tell whether a rate lies so far above those lived with that its update should be looked at."""
-        return rate is not None and 0.0 < RISE * self.rate < rate
+        """Tell whether a rate lies so far above that of the last look that its update should be measured."""
+        return rate is not None and 0.0 < RISE * self.looked < rate
 
     def usual_norm(self, rate: float, factor: float) -> float:
         """Return the norm that makes an update ``factor`` times the usual one at this rate; inf where none is usual yet."""
@@ -293,13 +340,13 @@ class Baseline:
             "losses": list(self._losses),
             "first_losses": list(self.first_losses),
             "best_loss": self.best_loss,
+            "best": list(self._best),
             "update_ratio": self.update_ratio,
             "rate": self.rate,
             "usual_rate": self.usual_rate,
-            "setbacks": self.setbacks,
             "first_norm": self.first_norm,
             "prior": self.prior,
-            "setback": -1 if self.setback is None else self.setback,
+            "looked": self.looked,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -312,18 +359,22 @@ class Baseline:
         self._center, self._recent = self._norms.quantile(0.5), None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self._beginning = _beginning(self.first_losses)
-        self.best_loss = float(state["best_loss"])
+        self.best_loss, self._best = float(state["best_loss"]), array("d", state["best"])
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
         self.usual_rate = float(state["usual_rate"])
-        self.setbacks = int(state["setbacks"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
-        self.setback = None if state["setback"] < 0 else int(state["setback"])
+        self.looked = float(state["looked"])
 
 
 def _beginning(losses: list[float]) -> float:
     """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
     return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
+
+
+def _noise(steps: list[float]) -> float:
+    """Return the robust standard deviation of values from the absolute differences of successive ones: median / (0.6745 sqrt 2)."""
+    return sorted(steps)[len(steps) // 2] / 0.954 if steps else 0.0
 
 
 def _level(losses: array[float]) -> tuple[float, float]:

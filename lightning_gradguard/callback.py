@@ -154,6 +154,8 @@ class GradGuard(Callback):
             )
         )
         self.guard.sinks[:] = self._sinks(trainer)
+        # Weights that come from a checkpoint have been trained, whatever they look like.
+        self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         self._warn_of_weights_only(trainer)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_gradguard.attribution.probe import LayerReading
+from lightning_gradguard import treating
+from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.attribution.probe import LayerReading, growth, variation
 from lightning_gradguard.baseline import YOUNG
+from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.investigation import Asked, Investigation, suspects
 from lightning_gradguard.keeping import keep
 from lightning_gradguard.lane import Lane, expected
@@ -67,8 +71,8 @@ class Flow:
 
     def step(self, lane: Lane, scene: Scene, batch: Any, batch_index: int | None) -> StepReport:
         """Judge the step, act on it, learn from it and record it."""
+        alarm, suspects = self._judge(lane, scene, batch)
         statistics = scene.statistics
-        alarm, suspects = self._judge(lane, statistics, batch)
         lane.steps += 1
         if alarm is None:
             report = StepReport(statistics)
@@ -102,16 +106,25 @@ class Flow:
             running=self.running,
             statistics=statistics,
             scaler=scaler,
+            at_best=lambda: lane.baseline.at_best,
             grad_scale=scale,
         )
 
     # -- statistics -> verdict -----------------------------------------------------------------------------------------
 
-    def _judge(
-        self, lane: Lane, statistics: GradientStatistics, batch: Any
-    ) -> tuple[Verdict | None, tuple[Blame, ...]]:
+    def _judge(self, lane: Lane, scene: Scene, batch: Any) -> tuple[Verdict | None, tuple[Blame, ...]]:
         """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
+        statistics = scene.statistics
         readings = self.investigation.readings(lane)
+        if self.mode == "guard" and (pending := treating.pending(lane, scene, self.team)) is not None:
+            look = pending.detector != treating.INITIALIZE
+            return pending, self._suspects(lane, statistics, readings, batch) if look else ()
+        if lane.steps == 0 and readings and lane.untouched:
+            lane.growth = growth(readings)
+        elif readings and lane.incident is None and (varies := variation(readings)) is not None:
+            statistics = scene.statistics = dataclasses.replace(statistics, variation=varies)
+            lane.dead = varies < DEAD
+            lane.snapshots.pinned = lane.snapshots.pinned and lane.dead
         for verdict in lane.judge(statistics):
             if not verdict.alarm:
                 self.recorder.notice(lane, statistics.step, verdict)
@@ -183,10 +196,15 @@ class Flow:
             self._tell_of_poison(scene)
             return
         ordinary = lane.incident is not None and lane.baseline.ordinary(statistics.norm, statistics.loss)
-        if lane.policy.rest(statistics.step, ordinary=ordinary) and lane.incident is not None:
+        rested = lane.policy.rest(statistics.step, ordinary=ordinary, trial=lane.trial is not None)
+        if lane.trial is not None and lane.trial.verdict() in ("kept", "calm"):
+            rested = True
+            treating.keep(lane, statistics.step)
+        if rested and lane.incident is not None:
             # What damaged a layer that was mended may have gone on.
             lane.check_up = "reinitialize" in lane.incident.remedies
-            self.recorder.close_incident(lane, statistics.step, helped=True)
+            self.recorder.close_incident(lane, statistics.step)
+            lane.trouble, lane.levels = [], None
         if self.mode == "guard":
             if self._hidden(lane, scene, batch):
                 batch = None  # It is no measure of a healthy one.
@@ -195,6 +213,8 @@ class Flow:
                 self.recorder.warn("snapshots", failure)
             self.update(lane, scene)
         lane.accept(statistics, float("inf"))
+        if lane.asks_for_life() and lane.incident is None:
+            self.investigation.arm(lane, self.module, backward=False)
 
     def _hidden(self, lane: Lane, scene: Scene, batch: Any) -> bool:
         """Tell whether a normalisation hid from the gradient what must not stay in its running statistics."""
@@ -224,13 +244,17 @@ class Flow:
     ) -> StepReport:
         statistics = scene.statistics
         limit = lane.limit()
-        decision = lane.policy.decide(
-            verdict, statistics, blame=suspects, baseline=lane.baseline, can=set(lane.remedies)
-        )
+        decision = treating.decide(lane, verdict, statistics, suspects)
         scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
         scene.buffers = lane.buffers
+        scene.update_ratio = lane.baseline.update_ratio
         scene.limit, scene.target = limit, lane.target(limit)
-        outcomes = self._apply(lane, scene, decision) if self.mode == "guard" else ()
+        if self.mode == "guard":
+            treating.begin(lane, scene)
+            outcomes = self._apply(lane, scene, decision)
+            treating.open_trial(lane, decision, outcomes, statistics.step)
+        else:
+            outcomes = ()
         held = any(o.applied and o.coefficient == 0.0 for o in outcomes)
         if held:
             lane.reject(statistics)
@@ -242,15 +266,28 @@ class Flow:
         else:
             self._tell_of_poison(scene)
         self.record(lane, Action(statistics.step, verdict, decision, outcomes), suspects, batch_index)
+        if self.mode == "guard" and (decision.resign or decision.cause == Cause.REGIME.value):
+            self._let_go(lane, scene, decision)
         # Who only watches has spent nothing, and must not end the run.
         stop = decision.exhausted and self.mode == "guard"
         return StepReport(statistics, verdict, decision, outcomes, held, stop)
+
+    def _let_go(self, lane: Lane, scene: Scene, decision: Decision) -> None:
+        """End an incident that no treatment has helped, or whose data are to be learned anew."""
+        if lane.trial is not None or lane.untreated is not None:
+            treating.put_back(lane, scene)
+        if decision.cause == Cause.REGIME.value:
+            lane.learn_anew()
+        if lane.incident is not None and (lane.trials or decision.cause == Cause.REGIME.value):
+            lane.policy.end_episode(scene.statistics.step)
+            self.recorder.close_incident(lane, scene.statistics.step)
+            lane.trouble, lane.levels = [], None
 
     def record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
         """Record an alarm, and measure the next batch layer by layer."""
         # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
         # had never seen it.
-        again = lane.policy.strikes > 1 or action.verdict.form == "cold-start"
+        again = lane.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
         self.investigation.arm(lane, self.module, backward=again and self.mode == "guard")
         self.recorder.record(lane, action, suspects, batch_index)
 
@@ -265,13 +302,14 @@ class Flow:
         if "reinitialize" in done and lane.baseline.count == 0:
             # What the first update would have been was the layer's doing, and says nothing of the rate.
             lane.baseline.update_ratio = 0.0
-        setbacks, known = lane.baseline.setbacks, lane.baseline
-        usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
-        if "rollback" in done and scene.snapshots.latest is not None:
-            lane.load_memory(scene.snapshots.latest.extra)
         if "rollback" in done:
-            lane.baseline.setback, lane.baseline.setbacks = lane.baseline.count, setbacks + 1
-            lane.baseline.prior = usual
+            known = lane.baseline
+            usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
+            if scene.snapshots.latest is not None:
+                lane.load_memory(scene.snapshots.latest.extra)
+            lane.baseline.prior, lane.growth, lane.dead = usual, None, False
+        if "backoff" in done:
+            lane.baseline.update_ratio = 0.0  # It was of another rate.
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()

@@ -15,19 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
+from lightning_gradguard.attribution.freshness import untouched
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
-    Divergence,
     Drift,
     LossLeap,
     NonFinite,
-    RateLeap,
-    RateRise,
+    Overshoot,
     Spike,
     SpoiltState,
-    Stagnation,
-    UpdateLeap,
     Vanishing,
 )
 from lightning_gradguard.diagnostics.sink import Sink
@@ -41,7 +38,7 @@ from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.rehearsal import VERSION, rehearse
-from lightning_gradguard.remedies import Clip, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
+from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 
@@ -56,11 +53,7 @@ def default_detectors() -> list[Detector]:
         SpoiltState(),
         NonFinite(),
         Spike(),
-        UpdateLeap(),
-        RateLeap(),
-        RateRise(),
-        Divergence(),
-        Stagnation(),
+        Overshoot(),
         LossLeap(),
         Drift(),
         Vanishing(),
@@ -69,7 +62,7 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), LearningRateBackoff(), Rollback(), Reinitialize()]
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
 
 
 class Guard:
@@ -141,6 +134,7 @@ class Guard:
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
         self._module: nn.Module | None = None
+        self.resumed = False
         if module is not None:
             self.bind(module)
 
@@ -211,6 +205,7 @@ class Guard:
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
+            lane.untouched = lane.snapshots.pinned = not self.resumed and untouched(self.module, optimizer)
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
                 lane.resume()

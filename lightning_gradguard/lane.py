@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_gradguard.attribution.freshness import drawn
 from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
@@ -22,16 +23,19 @@ from lightning_gradguard.gate import Flight, Gate
 from lightning_gradguard.glances import Glances
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
-from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import GradientStatistics, Incident, Verdict, incident_from_json, to_json
+from lightning_gradguard.policy import Policy, Trial
+from lightning_gradguard.records import GradientStatistics, Incident, TrialRecord, Verdict, incident_from_json, to_json
 from lightning_gradguard.remedies import LearningRateBackoff, Remedy
 from lightning_gradguard.remedies.backoff import largest_rate
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots import Snapshot, SnapshotStore
 from lightning_gradguard.state_watch import StateWatch
 from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
 
+LIFE = 80
+"""Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input; then after
+twice as many each time."""
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
@@ -78,6 +82,25 @@ class Lane:
         self._touched = False
         self.preparing = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_forward")]
         self.policy = copy.deepcopy(policy)
+        # The treatment on trial, and the state from before it.
+        self.trial: Trial | None = None
+        self.untreated: Snapshot | None = None
+        # Levels of the loss before the trouble and in it, and whether something had been learned; how the incident's trials ended.
+        self.levels: tuple[list[float], list[float], bool] | None = None
+        self.trials: list[TrialRecord] = []
+        # Losses of alarming steps since the last accepted one without.
+        self.trouble: list[float] = []
+        # Whether nobody had trained the module when it was met; whether its first weights are draws, once that was asked.
+        self.untouched = False
+        self._drawn: bool | None = None
+        # Growth of the signal at the first step, where its layers were measured.
+        self.growth: float | None = None
+        # When to look whether the output still depends on the input; whether it was found not to.
+        self.next_look = LIFE
+        self.dead = False
+        # Whether the layers are measured in the batch at hand, before anything is treated.
+        self.looking: Verdict | None = None
+        self.looked = False
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()
         self.batches = BatchWitness()
@@ -129,6 +152,24 @@ class Lane:
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in held)
         self.device = held[0].device.type if held else "cpu"
+
+    def asks_for_life(self) -> bool:
+        """Return whether the layers are to be measured in the next batch, since the loss stands still; asked after each accepted step."""
+        if self.baseline.count < self.next_look:
+            return False
+        self.next_look *= 2
+        still = self.baseline.flat
+        self.snapshots.pinned = self.snapshots.pinned and still
+        return still
+
+    def learn_anew(self) -> None:
+        """Forget what was learned of another regime of data, loss or task; the next steps tell what is usual now."""
+        prior = self.baseline.rate, self.baseline.looked
+        self.baseline, self.batches = Baseline(), BatchWitness()
+        self.baseline.rate, self.baseline.looked = prior
+        self.detectors = copy.deepcopy(list(self._prototypes))
+        self.snapshots.hurry(self.steps)
+        self.untouched = False
 
     def follow(self, loss: Tensor) -> None:
         """Learn the forward order of the layers from the graph of a loss, once in a session."""
@@ -302,8 +343,23 @@ class Lane:
             return None
         rate, backoff = largest_rate(self.optimizer), self.remedies.get("backoff")
         if isinstance(backoff, LearningRateBackoff) and not backoff.in_effect:
-            return rate * backoff.share(rate)
+            return rate * backoff.bracket.share(rate)
         return rate
+
+    @property
+    def losses_on_trial(self) -> list[float]:
+        """Losses since the treatment on trial; empty where there is none."""
+        return self.trial.losses if self.trial is not None else []
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the run began with weights that nobody had trained, and its first step can be gone back to."""
+        first = self.snapshots.first
+        if not self.untouched or first is None:
+            return False
+        if self._drawn is None:
+            self._drawn = drawn(first.parameters.values())
+        return self._drawn
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
@@ -334,6 +390,10 @@ class Lane:
             "memory": self.memory(),
             "remedies": self._states(list(self.remedies.values())),
             "policy": self.policy.state_dict(),
+            "trial": [self.trial.state_dict()] if self.trial is not None else [],
+            "trouble": list(self.trouble),
+            "untouched": self.untouched,
+            "next_look": self.next_look,
             # A checkpoint holds one process's state, and its shards are of no use to the others.
             "snapshots": self.snapshots.state_dict() if not self.sharded else {"due": 0, "kept": []},
             "batches": self.batches.state_dict(),
@@ -359,6 +419,10 @@ class Lane:
                 with self.isolating(remedy):
                     remedy.load_state_dict(state["remedies"][name])
         self.policy.load_state_dict(state["policy"])
+        self.trial = next(map(Trial.from_state, state["trial"]), None)
+        self.untreated = None
+        self.next_look = int(state["next_look"])
+        self.trouble, self.untouched = [float(v) for v in state["trouble"]], bool(state["untouched"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.batches.load_state_dict(state["batches"])
         self.meter.load_state_dict(state["meter"])

@@ -13,6 +13,7 @@ from lightning_gradguard.flow import Flow, StepReport
 from lightning_gradguard.investigation import suspects
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.measuring import overruns
+from lightning_gradguard.policy import Case
 from lightning_gradguard.records import Action, Verdict
 
 
@@ -84,7 +85,7 @@ class LateFlow:
         named = suspects(lane, self.flow.module, self.flow.team, statistics, (), found.accused)
         # A damaged layer is mended by the host, at the step that it has in hand.
         batch = [s for s in named if s.layer == "batch"]
-        decision = lane.policy.decide(verdict, statistics, blame=batch, baseline=lane.baseline, can=set(lane.remedies))
+        decision = lane.policy.decide(verdict, statistics, batch, Case(lane.baseline, set(lane.remedies)))
         outcomes = (found.outcome,) if self.flow.mode == "guard" and found.coefficient < 1.0 else ()
         if outcomes:
             decision = dataclasses.replace(decision, remedies=(found.outcome.remedy,))

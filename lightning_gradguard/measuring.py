@@ -85,6 +85,8 @@ def measure(
         statistics = _exactly(lane, statistics, grads, scale)
     if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or overruns(lane.baseline, statistics):
         statistics = _with_first_look(lane, module, statistics, scale)
+    if lane.growth is not None:
+        statistics = dataclasses.replace(statistics, growth=lane.growth)
     if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
         statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
     if lane.tampered:
@@ -111,8 +113,9 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     ratio, weight_norm, excess = first_look(module, lane.parameters, lane.optimizer, scale)
     # A rate that was backed off already makes a smaller update.
     ratio = ratio * lane.lr_factor if ratio is not None else None
-    if lane.baseline.count < FEW:
-        lane.baseline.update_ratio = max(lane.baseline.update_ratio, (ratio or 0.0) * build_up(lane.optimizer))
+    if ratio is not None and statistics.finite:
+        lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio * build_up(lane.optimizer))
+    lane.baseline.looked = statistics.rate or 0.0
     return dataclasses.replace(
         statistics,
         update_ratio=ratio,

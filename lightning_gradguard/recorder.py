@@ -61,10 +61,13 @@ class Recorder:
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", lane.incident, event)
 
-    def close_incident(self, lane: Lane, step: int, *, helped: bool) -> None:
-        """Close the lane's incident."""
+    def close_incident(self, lane: Lane, step: int) -> None:
+        """Close the lane's incident: it helped if a treatment was kept, and did not if all were taken back."""
         assert lane.incident is not None
-        closed = dataclasses.replace(lane.incident, closed=step, helped=helped)
+        trials, lane.trials = tuple(lane.trials), []
+        outcomes = {trial.outcome for trial in trials}
+        helped = True if "kept" in outcomes else False if "taken back" in outcomes else None
+        closed = dataclasses.replace(lane.incident, closed=step, helped=helped, trials=trials)
         self.replace(closed)
         lane.incident = None
         self.tell("incident", closed, "closed")
@@ -122,7 +125,7 @@ class Recorder:
         """Return what happened and what was tried, one line an incident."""
         lines = []
         for i in self.incidents:
-            end = {True: "helped", False: "did not help", None: "still open"}[i.helped]
+            end = {True: "helped", False: "did not help", None: "calm again" if i.closed else "still open"}[i.helped]
             tried = ", ".join(i.remedies) or "nothing"
             culprit = f", first in {i.culprit}" if i.culprit else ""
             reason = i.actions[0].verdict.reason if i.actions else ""

@@ -51,6 +51,8 @@ class GradientStatistics:
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         moved: Largest ``||change|| / ||weight||`` of a layer since the last snapshot; measured only where a young run's loss leaps.
+        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not measured.
+        variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
         spoilt: What is wrong with the optimizer's state; looked at only where somebody else wrote to it.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
         scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.
@@ -67,6 +69,8 @@ class GradientStatistics:
     weight_norm: float | None = None
     weight_excess: float | None = None
     moved: float | None = None
+    growth: float | None = None
+    variation: float | None = None
     spoilt: str | None = None
     nonfinite: tuple[tuple[str, int], ...] = ()
     scaled: bool = False
@@ -146,16 +150,22 @@ class Decision:
     Args:
         remedies: Names of remedies (``"clip"``, ``"skip"``, ``"backoff"``, ``"rollback"``, ``"reinitialize"``, ...).
         reason: One sentence for a person.
-        factor: Learning-rate factor asked of a back-off, 1.0 where it does not apply.
-        permanent: True if the rate has proved insane from the start, so that it must not recover.
+        cause: What is at fault, a value of :class:`lightning_gradguard.attribution.cause.Cause`; empty in journals of older versions.
         exhausted: True when the budget is spent and the run should end as the user chose.
+        look: True if the layers are measured in the next batch, whose step is held, before anything is treated.
+        again: True if this is a lower rate within the trial under way.
+        last: True if no other treatment is left for this cause.
+        resign: True if no treatment is left, so that the run goes on as the user wrote it, with first aid only.
     """
 
     remedies: tuple[str, ...]
     reason: str
-    factor: float = 1.0
-    permanent: bool = False
+    cause: str = ""
     exhausted: bool = False
+    look: bool = False
+    again: bool = False
+    last: bool = False
+    resign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,31 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """A treatment and what became of it.
+
+    Args:
+        cause: What was found to be at fault.
+        treatment: Names of the remedies.
+        opened: Step at which it was made.
+        closed: Step at which it ended.
+        outcome: ``"kept"`` if the losses were the better for it, ``"taken back"`` if not, ``"calm"`` where no loss was known.
+        before: Level of the loss before the trouble (of a run that had learned nothing, the first loss); NaN if unknown.
+        trouble: Level in the trouble, before the treatment; NaN if unknown.
+        after: Level at the end of the trial; NaN if unknown.
+    """
+
+    cause: str
+    treatment: tuple[str, ...]
+    opened: int
+    closed: int
+    outcome: str
+    before: float
+    trouble: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Incident:
     """An episode of trouble, from its first alarm until the run is calm again.
 
@@ -201,7 +236,9 @@ class Incident:
         batch: Index of the batch that was being trained on, or None.
         alarms: Count of alarming steps, those not kept in ``actions`` included.
         closed: Step at which the incident ended, or None while it is open.
-        helped: True if the run became calm, False if the budget was spent, None while open.
+        helped: True if a treatment was kept, since the losses were the better for it; False if none was, or the budget was spent; None
+            while open, and where first aid was all, of which nothing can be measured but that the run became calm.
+        trials: The treatments that were tried, and what became of them.
     """
 
     number: int
@@ -214,6 +251,7 @@ class Incident:
     alarms: int = 0
     closed: int | None = None
     helped: bool | None = None
+    trials: tuple[TrialRecord, ...] = ()
 
     @property
     def culprit(self) -> str | None:
@@ -301,7 +339,8 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
 
     def action(a: dict[str, Any]) -> Action:
         verdict = floats(a["verdict"], "value", "limit")
-        decision = floats(a["decision"], "factor")
+        # Older versions wrote a factor and whether it was permanent, which the bracket of the rate knows now.
+        decision = {k: v for k, v in a["decision"].items() if k not in ("factor", "permanent")}
         return Action(
             step=int(a["step"]),
             verdict=Verdict(**{**verdict, "layers": tuple(verdict["layers"])}),
@@ -310,4 +349,10 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         )
 
     blame = (Blame(**floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")) for b in data["blame"])
-    return Incident(**{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame)})
+    trials = (
+        TrialRecord(**{**floats(t, "before", "trouble", "after"), "treatment": tuple(t["treatment"])})
+        for t in data.get("trials", ())
+    )
+    return Incident(
+        **{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame), "trials": tuple(trials)}
+    )

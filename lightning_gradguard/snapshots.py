@@ -88,9 +88,11 @@ class SnapshotStore:
         self.every = checks.whole("every", every, least=1)
         self.keep = checks.whole("keep", keep)
         self._kept: list[Snapshot] = []
-        self._due = 0
+        self._due = self._taken = 0
         # Steps of those that a checkpoint holds too.
         self._lent: set[int] = set()
+        # Whether the first is kept, in place of the second newest.
+        self.pinned = False
         # Set where the newest may still be on its way from the device.
         self._coming: list[torch.cuda.Event] = []
 
@@ -111,9 +113,15 @@ class SnapshotStore:
         """Whether there is nothing to go back to."""
         return not self._kept
 
-    def due(self, step: int) -> bool:
-        """Tell whether it is time for the next snapshot."""
-        return self.keep > 0 and step >= self._due
+    @property
+    def first(self) -> Snapshot | None:
+        """The copy from before the first update, or None once it was dropped."""
+        self._arrive()
+        return next((snapshot for snapshot in self._kept if snapshot.updates == 0), None)
+
+    def due(self, step: int, *, soon: bool = False) -> bool:
+        """Tell whether it is time for the next snapshot; ``soon`` while a treatment is on trial: ten steps after the last one."""
+        return self.keep > 0 and (step >= self._due or (soon and step >= self._taken + EARLY))
 
     def overdue(self, step: int) -> bool:
         """Tell whether the next snapshot has been due for a whole interval."""
@@ -129,8 +137,23 @@ class SnapshotStore:
         extra: dict[str, Any] | None = None,
     ) -> None:
         """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``."""
-        self._due = step + min(max(step, EARLY), self.every)
-        old = self._make_room()
+        self._due, self._taken = step + min(max(step, EARLY), self.every), step
+        taken = self.capture(step, parameters, buffers, optimizer, extra, over=self._make_room())
+        self._kept.append(taken)
+
+    @torch.no_grad()
+    def capture(
+        self,
+        step: int,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        extra: dict[str, Any] | None = None,
+        *,
+        over: Snapshot | None = None,
+    ) -> Snapshot:
+        """Return a copy of the state in host memory that is not kept here, written over the memory of ``over`` where that fits."""
+        old = over or Snapshot(0, {}, {}, {})
         state: dict[str, dict[str, Any]] = {}
         for name, p in parameters.items():
             if (held := optimizer.state.get(p)) is not None:
@@ -138,10 +161,10 @@ class SnapshotStore:
                 state[name] = {key: _host(value, used.get(key)) for key, value in held.items()}
         values = {name: _host(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: _host(b, old.buffers.get(name)) for name, b in buffers.items()}
-        self._kept.append(Snapshot(step, values, kept, state, extra or {}))
         for device in {p.device for p in parameters.values() if p.is_cuda}:
             with torch.cuda.device(device):
                 self._coming.append(torch.cuda.current_stream().record_event())
+        return Snapshot(step, values, kept, state, extra or {})
 
     def _arrive(self) -> None:
         while self._coming:
@@ -154,7 +177,9 @@ class SnapshotStore:
         given is never written over: it may be on its way to the disk in another thread.
         """
         excess = max(len(self._kept) + 1 - self.keep, 0)
-        dropped, self._kept = self._kept[:excess], self._kept[excess:]
+        stay = int(self.pinned and self.keep > 1)
+        dropped = self._kept[stay : stay + excess]
+        self._kept = self._kept[:stay] + self._kept[stay + excess :]
         free = [s for s in dropped if s.step not in self._lent]
         self._lent &= {s.step for s in self._kept}
         return free[-1] if free else Snapshot(0, {}, {}, {})
@@ -163,6 +188,10 @@ class SnapshotStore:
         """Drop the newest snapshot, because going back to it did not help; the last one stays."""
         if len(self._kept) > 1:
             self._kept.pop()
+
+    def only_first(self) -> None:
+        """Drop all but the oldest."""
+        del self._kept[1:]
 
     def switch_off(self) -> None:
         """Drop all snapshots and take no more."""

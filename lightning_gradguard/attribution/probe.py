@@ -36,6 +36,7 @@ class LayerReading:
         grad_in_finite: Whether the gradient that left its input was finite, None where none did.
         followed_by: Name of the normalisation that takes its output, None if there is none.
         ceiling: Largest finite number of the output's dtype.
+        variation: RMS of the output's deviation from its mean over the batch, over its RMS; None where there is no batch.
     """
 
     layer: str
@@ -52,6 +53,7 @@ class LayerReading:
     grad_in_finite: bool | None
     followed_by: str | None
     ceiling: float
+    variation: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +66,7 @@ class _Call:
     rms_out: Tensor | None = None
     grads_out: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     grad_in: tuple[Tensor, int] | None = None
+    varied: Tensor | None = None
     ceiling: float = torch.finfo(torch.float32).max
 
 
@@ -161,6 +164,8 @@ class Probe:
         if not outputs:
             return
         call.rms_out, call.ceiling = _size(outputs[0]), torch.finfo(outputs[0].dtype).max
+        if outputs[0].dim() > 1 and len(outputs[0]) > 1:
+            call.varied = _size(outputs[0].detach() - outputs[0].detach().mean(0))
         self._calls.append(call)
         base = _base(outputs[0])
         self._made[id(base)] = (weakref.ref(base), outputs[0].numel(), call.layer)
@@ -240,7 +245,7 @@ def _size(tensor: Tensor) -> Tensor | None:
 
 
 def _tensors(call: _Call) -> Iterator[Tensor]:
-    for tensor in (call.rms_in, call.rms_out, call.grad_in and call.grad_in[0]):
+    for tensor in (call.rms_in, call.rms_out, call.varied, call.grad_in and call.grad_in[0]):
         if tensor is not None:
             yield tensor
     for tensor, _ in call.grads_out.values():
@@ -251,6 +256,7 @@ def _read(call: _Call, order: int, followed_by: str | None, values: Iterator[flo
     """Turn a call into a reading, taking its numbers from ``values`` in the order of :func:`_tensors`."""
     rms_in = None if call.rms_in is None else next(values)
     rms_out = None if call.rms_out is None else next(values)
+    varied = None if call.varied is None else next(values)
     grad_in = None if call.grad_in is None else (next(values), call.grad_in[1])
     grads_out = [(next(values), count) for _, count in call.grads_out.values()]
     total = math.hypot(*(value * math.sqrt(count) for value, count in grads_out)) if grads_out else None
@@ -270,7 +276,27 @@ def _read(call: _Call, order: int, followed_by: str | None, values: Iterator[flo
         grad_in_finite=None if leaving is None else math.isfinite(leaving),
         followed_by=followed_by,
         ceiling=call.ceiling,
+        variation=varied / rms_out if varied is not None and rms_out else None,
     )
+
+
+def growth(readings: tuple[LayerReading, ...]) -> float:
+    """Return the largest RMS of a layer's output over that of the first input, or over 1 if that is larger: 1.0 of nothing.
+
+    What a normalisation takes in does not count, since it cancels the scale.
+    """
+    ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
+    source = next((r.rms_in for r in readings if r.rms_in is not None), 1.0)
+    largest = max(
+        (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
+    )
+    return largest / max(source, 1.0) if math.isfinite(source) else 1.0
+
+
+def variation(readings: tuple[LayerReading, ...]) -> float | None:
+    """Return how much the output of the last layer depends on the input, by :attr:`LayerReading.variation`; None where that is unknown."""
+    told = [r for r in readings if r.variation is not None]
+    return told[-1].variation if told else None
 
 
 def _gain(out: float | None, into: float | None) -> float | None:
@@ -298,4 +324,5 @@ def _worst(calls: list[LayerReading]) -> LayerReading:
         grad_in_finite=back.grad_in_finite,
         followed_by=ahead.followed_by,
         ceiling=ahead.ceiling,
+        variation=ahead.variation,
     )

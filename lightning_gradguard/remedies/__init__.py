@@ -3,6 +3,7 @@
 from lightning_gradguard.remedies.augment import Augment
 from lightning_gradguard.remedies.backoff import LearningRateBackoff
 from lightning_gradguard.remedies.clip import Clip
+from lightning_gradguard.remedies.initialize import Initialize
 from lightning_gradguard.remedies.regularize import Regularize
 from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Remedy, Scene
@@ -13,6 +14,7 @@ from lightning_gradguard.remedies.swap_activation import SwapActivation, restore
 __all__ = [
     "Augment",
     "Clip",
+    "Initialize",
     "LearningRateBackoff",
     "Regularize",
     "Reinitialize",

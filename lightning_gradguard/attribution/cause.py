@@ -1,0 +1,60 @@
+"""From the evidence to the cause: what an alarm means is said here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from lightning_gradguard.records import Blame, Verdict
+
+FEW_LAYERS = 2
+"""Layers that are at fault by themselves; where more stand out an update, or the whole initialisation, did it."""
+
+
+class Cause(str, Enum):
+    """What is at fault."""
+
+    BATCH = "batch"
+    """The data of this step."""
+    LAYER = "layer"
+    """One or two layers: badly initialised, or damaged since the last snapshot."""
+    START = "start"
+    """The initialisation as a whole, or the scale of the inputs or targets that it meets."""
+    RATE = "learning rate"
+    """Updates that are too large."""
+    OPTIMIZER = "optimizer"
+    """The optimizer's state or its numbers."""
+    LOSS = "loss"
+    """The loss function, or code between the model's output and it."""
+    REGIME = "new regime"
+    """Data, loss or task have changed for good."""
+    UNKNOWN = "unknown"
+    """None of these could be told."""
+
+
+def cause_of(verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bool) -> Cause:
+    """Return the cause that the evidence of an alarm speaks for.
+
+    Args:
+        verdict: The alarm.
+        blame: Suspects, worst first.
+        start: Whether the run is fresh and has learned nothing yet.
+        large: Whether updates have replaced weights.
+    """
+    layers = [suspect for suspect in blame if suspect.layer != "batch"]
+    if len(layers) < len(blame):
+        return Cause.BATCH
+    if verdict.form == "state":
+        return Cause.OPTIMIZER
+    if layers and not any(suspect.broken for suspect in layers):
+        if len(layers) <= FEW_LAYERS:
+            return Cause.LAYER
+        if start:
+            return Cause.START
+    if layers and len(layers) <= FEW_LAYERS:
+        return Cause.LAYER
+    if verdict.form == "divergence" or (large and verdict.form in ("sudden", "non-finite")):
+        return Cause.RATE
+    if verdict.form == "cold-start":
+        return Cause.START
+    return Cause.UNKNOWN

@@ -1,0 +1,124 @@
+"""The run's own losses as judge: updates that replaced weights, and a loss that was lost by them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lightning_gradguard import checks
+from lightning_gradguard.baseline import ENOUGH, LARGE, RECENT, Baseline
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+STILL = 0.85
+"""Share of the untrained loss above which a run has learned nothing since it overshot."""
+RISEN = 1.5
+"""Times the largest rate at which the loss has fallen from which a rate is another one."""
+DEAD = 1e-4
+"""Deviation of a batch's outputs over their RMS below which they do not depend on the input; an untrained network has a hundredth."""
+SURE = 1e-3
+"""Probability, by chance, of losses above the untrained ones that is taken for none."""
+
+
+class Overshoot(Detector):
+    """Find a run that its updates have lost, by its own losses.
+
+    A loss alone convicts nobody: batches are hard, data change, plateaus are long. Large updates convict nobody either: a steep but right
+    start makes them. Together they do, in one of these forms:
+
+    - nothing had been learned, updates replaced weights (their size is more than a tenth of some weight matrix), and all of the
+      last nine losses lie above the untrained one, by as much again and apart from their own noise;
+    - the loss leapt so after such an update, and ``patience`` steps later nothing has been learned;
+    - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond chance, or the
+      gradients have faded to a hundredth;
+    - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its way;
+    - something had been learned, half of it is gone in all of the last nine losses, and the rate is larger than any the loss has
+      fallen with, or updates replaced weights, or the gradients have faded. A change of the data raises the loss without any of these.
+
+    Args:
+        patience: Accepted steps in which a run that overshot may begin to learn.
+    """
+
+    name: ClassVar[str] = "overshoot"
+    late: ClassVar[bool] = True
+
+    def __init__(self, *, patience: int = 40) -> None:
+        self.patience = checks.whole("patience", patience, least=RECENT)
+        self._overshot = -1
+        self._good = 0.0
+        self._idle = 0
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Judge by the loss; silent where none is known, or where it is below what it was before training."""
+        loss, untrained = statistics.loss, baseline.untrained_loss
+        if loss is None or baseline.count < RECENT:
+            return None
+        if statistics.variation is not None and statistics.variation < DEAD:
+            level = baseline.loss_level(RECENT)[0]
+            return self._verdict(
+                level, untrained, f"loss {level:.3g} stands still, and the output does not depend on the input"
+            )
+        if baseline.learned:
+            return self._lost(statistics, baseline)
+        if baseline.update_ratio <= LARGE:
+            return None
+        level = baseline.loss_level(RECENT)[0]
+        told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.update_ratio:.2g} x the weights"
+        if loss > untrained and baseline.above_untrained:
+            return self._verdict(level, untrained, told)
+        since = baseline.count - self._overshot
+        if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - STILL) * abs(untrained):
+            return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
+        if self._idle and self._idle % (2 * self.patience) == 0:
+            lately, first = baseline.latest_losses(2 * ENOUGH), baseline.first_losses
+            if baseline.faded or chance_of_lower(first, lately) < SURE:
+                how = "gradients have faded" if baseline.faded else "the loss stays above the untrained one"
+                return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
+        return None
+
+    def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        assert statistics.loss is not None
+        if statistics.loss <= baseline.best_loss or not baseline.lost:
+            return None
+        rate = statistics.rate or 0.0
+        if rate > RISEN * self._good > 0.0:
+            why = f"a learning rate {rate / self._good:.3g} x the largest that it fell with"
+        elif baseline.update_ratio > LARGE:
+            why = f"updates of {baseline.update_ratio:.2g} x the weights"
+        elif baseline.faded:
+            why = "gradients that have faded"
+        else:
+            return None
+        level = baseline.loss_level(RECENT)[0]
+        return self._verdict(
+            level, baseline.best_loss, f"loss {level:.3g} after {baseline.best_loss:.3g} had been reached, and {why}"
+        )
+
+    def _verdict(self, value: float, limit: float, reason: str) -> Verdict:
+        return Verdict("divergence", self.name, value, limit, reason)
+
+    def accept(self, statistics: GradientStatistics, baseline: Baseline) -> None:
+        """Note an overshoot, the steps without learning, and the rates that the loss has fallen with."""
+        loss, rate = statistics.loss, statistics.rate
+        if loss is None:
+            return
+        if baseline.learned:
+            self._overshot, self._idle = -1, 0
+            if rate is not None and rate > self._good and baseline.at_best:
+                self._good = rate
+            return
+        self._idle += 1
+        if (
+            self._overshot < 0
+            and baseline.update_ratio > LARGE
+            and baseline.stands_above([loss], baseline.untrained_loss)
+        ):
+            self._overshot = baseline.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts and the rate."""
+        return {"overshot": self._overshot, "good": self._good, "idle": self._idle}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self._overshot, self._good, self._idle = int(state["overshot"]), float(state["good"]), int(state["idle"])

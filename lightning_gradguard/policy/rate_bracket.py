@@ -1,0 +1,122 @@
+"""The learning rate as a bracket: the largest rate that the run has learned with, and the smallest that lost it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+DESCENT = 4.0
+"""Times below a rate that lost the run at which it is tried again, at least, where no good rate is known."""
+SANE = 0.05
+"""Update-to-weight ratio that such a rate is brought down to; healthy training shows 1e-4 to 1e-1."""
+FARTHEST = 1000.0
+"""Times that one conviction lowers the rate at most."""
+CLIMB = 1.05
+"""Growth of the rate per update while the loss is at its best: from a quarter to a half of what failed in fifteen updates."""
+STALE = 32
+"""Updates without a better loss after which the rate has climbed too far, and is halved, down to where it began to climb."""
+BELOW = 0.5
+"""Share of the smallest rate that failed up to which the rate climbs."""
+WAIT = 100
+"""Calm updates before the upper bound is loosened for the first time; each conviction after that doubles the wait."""
+DOUBLING = 500
+"""Calm updates in which a bound that is being loosened doubles."""
+
+
+class RateBracket:
+    """Choose the rate between what has worked and what has failed. All rates are absolute, those of the largest parameter group.
+
+    Attributes:
+        good: Largest effective rate at which the loss has fallen; 0 if none is known.
+        bad: Smallest effective rate that lost the run; inf if none did.
+        in_use: What no update may exceed now; inf if the schedule is free.
+    """
+
+    def __init__(self) -> None:
+        self.good = 0.0
+        self.bad = self.in_use = math.inf
+        self._floor = 0.0
+        self._wait = WAIT
+        self._calm = self._stale = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether the schedule is followed as it is."""
+        return self.in_use == math.inf
+
+    def share(self, rate: float) -> float:
+        """Return what a rate of the schedule is multiplied by, at most 1."""
+        return min(1.0, self.in_use / rate) if rate > 0.0 else 1.0
+
+    def convict(self, rate: float, ratio: float = 0.0) -> float:
+        """Note that a rate lost the run; return the rate to try next: one that the run has learned with, or else far below.
+
+        Args:
+            rate: The effective rate.
+            ratio: Largest update-to-weight ratio that was measured at it; 0 if unknown.
+        """
+        if not rate > 0.0:
+            return self.in_use
+        if self._calm > self._wait:
+            self._wait *= 2  # it was loosened, and has failed again
+        self._calm = 0
+        self.bad = min(self.bad, rate)
+        if self.good >= self.bad:
+            self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
+        below = self.bad / max(DESCENT, min(ratio / SANE, FARTHEST))
+        self.in_use = self._floor = min(self.good or below, BELOW * self.bad)
+        self._stale = 0
+        return self.in_use
+
+    def acquit(self) -> None:
+        """Strike out what convicted the rate: something else was at fault."""
+        self.bad = self.in_use = math.inf
+        self._calm = 0
+
+    def made(self, rate: float, *, best: bool) -> None:
+        """Note an update that was made at this effective rate, and climb or loosen.
+
+        Args:
+            rate: The rate it was made with.
+            best: Whether the loss is at the best level that was reached.
+        """
+        if best:
+            self.good = max(self.good, min(rate, self.bad))
+        if self.bad == math.inf:
+            return
+        self._calm += 1
+        self._stale = 0 if best else self._stale + 1
+        if best and self.in_use < BELOW * self.bad:
+            self.in_use = min(self.in_use * CLIMB, BELOW * self.bad)
+        elif self._stale >= STALE:
+            self.in_use, self._stale = max(0.5 * self.in_use, min(self._floor, self.in_use)), 0
+        if self._calm > self._wait:
+            growth = 2.0 ** (1.0 / DOUBLING)
+            self.bad *= growth
+            self._floor *= growth
+            self.in_use *= growth
+
+    def follow(self, scheduled: float) -> None:
+        """Let go of a schedule that has come down to what is allowed, or that the bound has been loosened to."""
+        if self.bad < math.inf and BELOW * self.bad >= scheduled and self.in_use >= scheduled > 0.0:
+            self.in_use = math.inf
+            if self.bad > 2.0 * scheduled / BELOW:
+                self.bad = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bounds and how long they hold."""
+        return {
+            "good": self.good,
+            "bad": self.bad,
+            "in_use": self.in_use,
+            "floor": self._floor,
+            "wait": self._wait,
+            "calm": self._calm,
+            "stale": self._stale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self.good, self.bad, self.in_use = float(state["good"]), float(state["bad"]), float(state["in_use"])
+        self._floor = float(state["floor"])
+        self._wait, self._calm, self._stale = int(state["wait"]), int(state["calm"]), int(state["stale"])

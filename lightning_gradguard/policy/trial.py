@@ -1,0 +1,166 @@
+"""A treatment on trial: kept if the losses are the better for it, else taken back."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from lightning_gradguard.ranks import chance_of_lower
+
+WINDOW = 16
+"""Accepted losses that are compared at a time."""
+WINDOWS = 4
+"""Windows after which a treatment that has made no difference is taken back."""
+CHANCE = 0.01
+"""Probability, by chance, of a difference that is taken for one."""
+PATIENT = 2
+"""Windows without a cure after which a rate whose updates still replace weights is lowered once more."""
+MOST_DESCENTS = 10
+"""Times that one trial may lower the rate: by the bracket's quarters a factor of a million."""
+QUICK = 3
+"""Losses in a row above all of the window before them that end an attempt inside a trial."""
+LEAP = 2.0
+"""Times the level before them that these losses must have."""
+FIRST = 9
+"""Losses at the beginning of a fresh run that tell what an untrained model has."""
+LEARNED = 0.7
+"""Share of the untrained loss at which nobody need ask for ranks whether something was learned."""
+
+Verdict = Literal["", "kept", "taken back", "calm", "too fast"]
+
+
+class Trial:
+    """Follow the losses of one optimizer after a treatment.
+
+    Args:
+        cause: What was found to be at fault.
+        treatment: Names of the remedies.
+        step: Step at which it began.
+        before: Accepted losses from before the trouble, newest last; of a run that had learned nothing its first ones.
+        trouble: Losses from the trouble until the treatment.
+        learned: Whether the run had learned something before.
+        last: Whether no other treatment is left for this cause.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        treatment: Sequence[str],
+        step: int,
+        *,
+        before: Iterable[float] = (),
+        trouble: Iterable[float] = (),
+        learned: bool = False,
+        last: bool = False,
+    ) -> None:
+        self.cause, self.treatment, self.step = cause, tuple(treatment), step
+        self.before, self.trouble = list(before)[-WINDOW * WINDOWS :], list(trouble)[-WINDOW:]
+        self.learned, self.last = learned, last
+        self.losses: list[float] = []
+        self.unmeasured = 0
+        self.descents = 0
+
+    def descend(self) -> bool:
+        """Begin anew at a lower rate; return False if that was done too often already."""
+        self.descents += 1
+        self.losses.clear()
+        self.unmeasured = 0
+        return self.descents <= MOST_DESCENTS
+
+    def observe(self, loss: float | None) -> None:
+        """Take in the loss of an accepted step."""
+        if loss is None:
+            self.unmeasured += 1
+        else:
+            self.losses.append(loss)
+
+    def lost(self, loss: float | None, untrained: float) -> bool:
+        """Tell whether the run is being lost again: three losses in a row above all of the window before, and twice its level."""
+        if loss is None:
+            return False
+        now = [*self.losses[1 - QUICK :], loss]
+        earlier = self.losses[: 1 - QUICK][-WINDOW:]
+        if len(now) < QUICK:
+            return False
+        if len(earlier) < QUICK:
+            return untrained > 0.0 and min(now) > LEAP * untrained
+        level = statistics.median(earlier)
+        return min(now) > max(earlier) and min(now) > level + (LEAP - 1.0) * abs(level)
+
+    @property
+    def window(self) -> list[float]:
+        """The newest losses, as many as are compared."""
+        return self.losses[-WINDOW:]
+
+    @property
+    def level(self) -> float:
+        """Median of :attr:`window`; NaN of nothing."""
+        return statistics.median(self.window) if self.losses else math.nan
+
+    def verdict(self, *, large: bool = False) -> Verdict:
+        """Return how the trial ends, ``"too fast"`` where its rate should be lowered once more, or an empty string while it goes on.
+
+        Args:
+            large: Whether updates still replace weights.
+        """
+        if self.unmeasured >= WINDOW and not self.losses:
+            return "calm"  # There is nothing to measure by but that no alarm came.
+        if not self.losses or len(self.losses) % WINDOW:
+            return ""
+        if self._cured():
+            return "kept"
+        if (
+            large
+            and "backoff" in self.treatment
+            and len(self.losses) >= PATIENT * WINDOW
+            and self.descents < MOST_DESCENTS
+        ):
+            return "too fast"
+        worse = chance_of_lower(self.trouble, self.window) < CHANCE
+        done = len(self.losses) >= WINDOW * WINDOWS
+        if not worse and not done:
+            return ""
+        better = chance_of_lower(self.window, self.trouble) < CHANCE
+        return "kept" if better and (self.learned or self.last) else "taken back"
+
+    def _cured(self) -> bool:
+        """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
+        if self.learned:
+            return not chance_of_lower(self.before, self.window) < CHANCE
+        first = self.before[:FIRST] + self.losses[:FIRST]
+        newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
+        untrained = statistics.median(first[:FIRST])
+        return 0.0 <= self.level < LEARNED * untrained or chance_of_lower(newest, first) < CHANCE
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything; :meth:`from_state` makes a trial of it."""
+        return {
+            "cause": self.cause,
+            "treatment": list(self.treatment),
+            "step": self.step,
+            "before": list(self.before),
+            "trouble": list(self.trouble),
+            "learned": self.learned,
+            "last": self.last,
+            "losses": list(self.losses),
+            "unmeasured": self.unmeasured,
+            "descents": self.descents,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Trial:
+        """Make a trial of what :meth:`state_dict` returned."""
+        trial = cls(
+            str(state["cause"]),
+            [str(name) for name in state["treatment"]],
+            int(state["step"]),
+            before=map(float, state["before"]),
+            trouble=map(float, state["trouble"]),
+            learned=bool(state["learned"]),
+            last=bool(state["last"]),
+        )
+        trial.losses = [float(v) for v in state["losses"]]
+        trial.unmeasured, trial.descents = int(state["unmeasured"]), int(state["descents"])
+        return trial

@@ -1,0 +1,212 @@
+"""Initialise a whole network by the signal that goes through it: data-dependent initialisation on the batches at hand."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.hooks import RemovableHandle
+
+from lightning_gradguard.fans import gates_of
+from lightning_gradguard.initialisation import draw, fitting
+from lightning_gradguard.layers import layers, parameters_of
+from lightning_gradguard.records import Outcome
+from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.shards import sharded
+from lightning_gradguard.snapshots import forget
+
+ENOUGH = 16
+"""Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
+ALIVE = 1e-3
+"""Share of the layer's RMS that a unit's deviation must have to be scaled by itself."""
+WILD = 10.0
+"""RMS of a first layer's input, up or down, that is named as the cause: standardised inputs have 1."""
+
+
+@dataclass(slots=True)
+class _Scaled:
+    """What was done to one layer: its weight times ``scale``, its bias set to ``bias``; one number a unit."""
+
+    layer: nn.Module
+    scale: Tensor
+    bias: Tensor
+
+
+class Initialize(Remedy):
+    """Draw the weights of a fresh network anew, and scale them by the signal, from input to output.
+
+    Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al. (2016): matrices are
+    drawn as fits the layer and its activation, then, inside the next batch's own forward pass, each linear and convolution layer's output
+    is brought to mean 0 and deviation 1 a unit, before the next layer sees it; so residual branches, normalisations and activations are
+    respected as they are. The step of that batch is held. Several processes average what they measured. Recurrent and attention layers,
+    embeddings and normalisations get the initialisation that fits them; shared weights, sharded, parametrised and custom ones are left alone.
+    """
+
+    name: ClassVar[str] = "initialize"
+    late: ClassVar[bool] = True
+    uses_snapshots: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._scaled: dict[str, _Scaled] = {}
+        self._inputs: list[float] = []
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the next batch is used to measure, so that its step must be held."""
+        return bool(self._handles)
+
+    @torch.no_grad()
+    def apply(self, scene: Scene) -> Outcome:
+        """Draw anew, and have the next forward pass scale what was drawn."""
+        self._rest()
+        found, owned = layers(scene.module), {id(p) for p in scene.parameters.values()}
+        if any(sharded(p) for p in scene.parameters.values()):
+            return Outcome(self.name, False, "the weights are sharded, so that only the rate is searched")
+        uses: dict[int, int] = {}
+        for layer in scene.module.modules():
+            for p in layer._parameters.values():
+                uses[id(p)] = uses.get(id(p), 0) + (p is not None)
+        changed = []
+        for name, layer in found.items():
+            own = parameters_of(layer)
+            if not own or not all(id(p) in owned and uses.get(id(p), 0) == 1 for p in own.values()):
+                continue
+            if _redraw(scene, name, layer):
+                changed.append(name)
+                for parameter in own.values():
+                    forget(scene.optimizer, parameter)
+            if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
+                self._handles.append(layer.register_forward_hook(self._scaler(name)))
+        for layer in scene.module.modules():
+            if isinstance(layer, _NormBase):
+                layer.reset_running_stats()
+        if not changed:
+            self._rest()
+            return Outcome(self.name, False, "no layer of a kind that can be drawn anew")
+        return Outcome(
+            self.name, True, f"{len(changed)} layers drawn anew, to be scaled by the next batch", tuple(changed)
+        )
+
+    def _scaler(self, name: str) -> Any:
+        def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            if name in self._scaled or not isinstance(output, Tensor) or not layer.training:
+                return None
+            if not self._scaled and inputs and isinstance(inputs[0], Tensor):
+                self._inputs = [float(inputs[0].detach().double().square().mean().sqrt())]
+            done = _scale(layer, output.detach())
+            if done is None:
+                return None
+            self._scaled[name], scale, shift = done
+            # The next layer sees the output as it will be; the graph goes on, since the user's backward pass is to come.
+            return (output + shift) * scale
+
+        return measure
+
+    def finish(self, team_mean: Any = None) -> str:
+        """Take the hooks off, agree with the other processes, and return in words what was done.
+
+        Args:
+            team_mean: Averages a list of numbers over the processes; None where there is one.
+        """
+        done, inputs = list(self._scaled.values()), self._inputs
+        if team_mean is not None and done:
+            _agree(done, team_mean)
+        self._rest()
+        if not done:
+            return "no forward pass could be measured (a compiled graph?), so that only the rate is searched"
+        wild = inputs and not 1.0 / WILD <= inputs[0] <= WILD
+        told = f"; the inputs have an RMS of {inputs[0]:.3g}: standardise them" if wild else ""
+        return f"{len(done)} layers scaled by the signal of one batch{told}"
+
+    def _rest(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._scaled, self._inputs = [], {}, []
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._rest()
+
+
+def _redraw(scene: Scene, name: str, layer: nn.Module) -> bool:
+    """Draw the parameters of a layer anew where their role is known and they are not zero on purpose."""
+    done = False
+    for key, parameter in parameters_of(layer).items():
+        plan = fitting(scene.module, name, key)
+        if plan is None or "." in key or (parameter.ndim > 1 and not bool(parameter.any())):
+            continue
+        seed = zlib.crc32(f"{scene.statistics.step}/{name}.{key}".encode())
+        values = draw(plan, parameter.shape, gates_of(layer), torch.Generator().manual_seed(seed))
+        if (padding := getattr(layer, "padding_idx", None)) is not None and key == "weight":
+            values[padding] = 0.0
+        parameter.copy_(values)
+        done = True
+    return done
+
+
+@torch.no_grad()
+def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] | None:
+    """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
+    weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
+    if not bool(weight.any()) or not bool(output.isfinite().all()):
+        return None
+    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > layer.weight.dim() - 1 else 0
+    rest = [d for d in range(output.dim()) if d != axis]
+    units = output.shape[axis]
+    samples = output.shape[0] if axis else 1
+    whole = float(output.double().std(correction=0))
+    by_unit = samples >= ENOUGH and not isinstance(layer, _ConvTransposeNd)
+    if by_unit:
+        deviation = output.std(rest, correction=0)
+        rms = float(output.double().square().mean().sqrt())
+        alive = deviation > ALIVE * rms
+        if not bool(alive.any()):
+            return None
+        scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
+        shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
+    else:
+        if not 0.0 < whole < math.inf:
+            return None
+        scale = output.new_full((units,), 1.0 / whole)
+        shift = output.new_zeros(units)
+    shape = [1] * output.dim()
+    shape[axis] = units
+    bias = layer._parameters.get("bias")
+    if bias is None:
+        shift = torch.zeros_like(shift)
+    # Through .data: the graph of this very pass, whose step is held, must not find its weights changed.
+    across = [1] * weight.dim()
+    if isinstance(layer, _ConvTransposeNd):
+        weight.mul_(scale[0].to(weight.dtype))
+    else:
+        across[0] = units
+        weight.mul_(scale.view(across).to(weight.dtype))
+    if bias is not None:
+        bias.data.copy_(((bias.data.to(shift.dtype) + shift) * scale).to(bias.dtype))
+    kept = _Scaled(layer, scale, bias.data.clone() if bias is not None else shift)
+    return kept, scale.view(shape), shift.view(shape)
+
+
+def _agree(done: list[_Scaled], team_mean: Any) -> None:
+    """Average scales (by their logarithms) and biases over the processes."""
+    numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
+    means = iter(team_mean(numbers))
+    for one in done:
+        scale = torch.tensor([math.exp(next(means)) for _ in range(one.scale.numel())]).to(one.scale)
+        bias = torch.tensor([next(means) for _ in range(one.bias.numel())]).to(one.bias)
+        weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
+        factor = scale / one.scale
+        if isinstance(one.layer, _ConvTransposeNd):
+            weight.mul_(factor[0].to(weight.dtype))
+        else:
+            weight.mul_(factor.view([-1] + [1] * (weight.dim() - 1)).to(weight.dtype))
+        own = one.layer._parameters.get("bias")
+        if own is not None:
+            own.data.copy_(bias.to(own.dtype))
