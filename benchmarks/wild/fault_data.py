@@ -29,7 +29,8 @@ class Parts(NamedTuple):
 
     def scaled(self, inputs: float = 1.0, targets: float = 1.0) -> Parts:
         """Give the same in other units."""
-        return Parts(self.x * inputs, self.y * targets, self.x_test * inputs, self.y_test * targets)
+        scaled = self._replace(x=self.x * inputs, x_test=self.x_test * inputs)
+        return scaled if targets == 1 else scaled._replace(y=self.y * targets, y_test=self.y_test * targets)
 
 
 def parts(x: np.ndarray, y: np.ndarray, test: float = 0.25) -> Parts:
