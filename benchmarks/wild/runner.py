@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
 from benchmarks.wild import contenders
@@ -102,7 +103,7 @@ def execute(job: Job) -> Row:
         seed_all(job.seed + 1)
         resume: dict[str, Any] = {"ckpt_path": task.checkpoint, "weights_only": False} if task.checkpoint else {}
         trainer.fit(task.module, task.batches, **resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SIGTERMException):  # not the run that failed
         raise
     except BaseException as error:  # Lightning turns some failures into SystemExit
         row["error"] = f"{type(error).__name__}: {error}"[:300]

@@ -71,5 +71,5 @@ def summed_and_accumulated(seed: int, variant: Variant) -> Task:
 @case(kind="sick", what="batches of one at a rate for sixty-four", correction="lower rate", steps=800, chance=0.34)
 def one_ring_at_a_time(seed: int, variant: Variant) -> Task:
     """Single samples by SGD with momentum at 0.3."""
-    optimizer = sgd(pick(variant, 0.3, 0.1, 0.004), 0.9)
+    optimizer = sgd(pick(variant, 0.3, 0.1, 0.002), 0.9)
     return classify(mlp([2, 48, 48, 3]), data.rings(), optimizer, seed, size=64 if variant == "twin" else 1)
