@@ -36,11 +36,11 @@ def tumours_raw_columns(seed: int, variant: Variant) -> Task:
     return classify(net, d, using(torch.optim.Adam, pick(variant, 0.02, 0.003, 1e-3)), seed, size=16)
 
 
-@case(kind="sick", what="pixels of 0 to 255", correction="lower rate", steps=400, chance=0.1)
+@case(kind="sick", what="pixels of 0 to 255", correction="lower rate", steps=600, chance=0.1)
 def pixels_up_to_255(seed: int, variant: Variant) -> Task:
     """A digit net whose author forgot to divide by 255, by SGD at 0.1."""
     d = data.digits().scaled(1 / 16 if variant == "twin" else 255 / 16)
-    return classify(mlp([64, 128, 64, 10]), d, sgd(pick(variant, 0.1, 0.1, 3e-5), 0.9), seed)
+    return classify(mlp([64, 128, 64, 10]), d, sgd(pick(variant, 0.1, 0.1, 6e-5), 0.9), seed)
 
 
 @case(
@@ -51,13 +51,13 @@ def pixels_up_to_255(seed: int, variant: Variant) -> Task:
     chance=0.1,
 )
 def cnn_pixels_up_to_255(seed: int, variant: Variant) -> Task:
-    """A small CNN on bytes turned into floats, by Adam at 0.05."""
+    """A small CNN on bytes turned into floats, by Adam at 0.2."""
     d = data.digits().scaled(1 / 16 if variant == "twin" else 255 / 16)
     net = nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 10),
     )  # fmt: skip
-    return classify(net, d, using(torch.optim.Adam, pick(variant, 0.05, 2e-3, 5e-4)), seed)
+    return classify(net, d, using(torch.optim.Adam, pick(variant, 0.2, 2e-3, 5e-4)), seed)
 
 
 @case(kind="sick", what="targets in the thousands", correction="lower rate", steps=600)
