@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.wild import fault_data as data
 from benchmarks.wild.case import Task, Variant, case
-from benchmarks.wild.fault_nets import classify, fit_to_data, he, mlp, pick, regress, sgd, using
+from benchmarks.wild.fault_nets import classify, fit_to_data, mlp, pick, regress, sgd, using
 
 
 @case(kind="sick", what="raw wine table", correction="initialisation by the data, lower rate", steps=400, chance=0.4)
@@ -18,22 +18,6 @@ def wine_raw_columns(seed: int, variant: Variant) -> Task:
     if variant == "corrected":
         fit_to_data(net, d.x[:64], inputs=True)
     return classify(net, d, using(torch.optim.RMSprop, pick(variant, 0.1, 0.003, 1e-4)), seed, size=16)
-
-
-@case(
-    kind="sick",
-    what="raw breast cancer table",
-    correction="initialisation by the data, lower rate",
-    steps=400,
-    chance=0.63,
-)
-def tumours_raw_columns(seed: int, variant: Variant) -> Task:
-    """Thirty columns from 0.01 to 4,000 into a tanh net by Adam."""
-    d = data.cancer().standardized() if variant == "twin" else data.cancer()
-    net = mlp([30, 24, 24, 2], nn.Tanh)
-    if variant == "corrected":
-        fit_to_data(net, d.x[:64], inputs=True)
-    return classify(net, d, using(torch.optim.Adam, pick(variant, 0.02, 0.003, 1e-3)), seed, size=16)
 
 
 @case(kind="sick", what="pixels of 0 to 255", correction="lower rate", steps=600, chance=0.1)
@@ -80,15 +64,3 @@ def flats_all_raw(seed: int, variant: Variant) -> Task:
     if variant == "corrected":
         fit_to_data(net, d.x[:128], inputs=True)
     return regress(net, d, sgd(pick(variant, 0.01, 0.03, 1e-6), 0.9), seed)
-
-
-@case(kind="sick", what="temperatures in kelvin", correction="initialisation by the data, lower rate", steps=500)
-def temperatures_in_kelvin(seed: int, variant: Variant) -> Task:
-    """Four thermometers that read 290 with a deviation of 6, into a net by Adam."""
-    d = data.waves()
-    if variant != "twin":
-        d = d._replace(x=290 + 6 * d.x, x_test=290 + 6 * d.x_test)
-    net = (
-        he(mlp([4, 64, 64, 1])) if variant != "corrected" else fit_to_data(mlp([4, 64, 64, 1]), d.x[:128], inputs=True)
-    )
-    return regress(net, d, using(torch.optim.Adam, pick(variant, 0.02, 0.005, 4e-4)), seed)

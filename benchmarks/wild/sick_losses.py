@@ -68,7 +68,7 @@ class MeanOnly(nn.Module):
         return out if self.training else out[:, :1]
 
 
-@case(kind="sick", what="Gaussian likelihood whose deviation has no floor", correction="lower rate", steps=600)
+@case(kind="sick", what="Gaussian likelihood without a floor, Adam at 0.3", correction="lower rate", steps=600)
 def likelihood_without_floor(seed: int, variant: Variant) -> Task:
     """The deviation shrinks in one step, the squared quotient explodes in the next."""
     d = data.waves()
