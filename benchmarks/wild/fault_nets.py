@@ -15,6 +15,7 @@ from benchmarks.wild import fault_data as data
 from benchmarks.wild.case import Task, Variant
 
 T = TypeVar("T")
+N = TypeVar("N", bound=nn.Module)
 Optimize = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,7 +79,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Seque
     return nn.Sequential(*layers[:-1])
 
 
-def redraw(net: nn.Module, draw: Callable[[Tensor], Any], biases: bool = False) -> nn.Module:
+def redraw(net: N, draw: Callable[[Tensor], Any], biases: bool = False) -> N:
     """Draw all weight matrices and kernels anew; biases become zero, or are drawn as well."""
     with torch.no_grad():
         for p in net.parameters():
@@ -89,7 +90,7 @@ def redraw(net: nn.Module, draw: Callable[[Tensor], Any], biases: bool = False) 
     return net
 
 
-def he(net: nn.Module) -> nn.Module:
+def he(net: N) -> N:
     """Redraw a net by He et al. (2015), the last layer small."""
     redraw(net, lambda p: nn.init.kaiming_normal_(p, nonlinearity="relu"))
     with torch.no_grad():
@@ -97,7 +98,7 @@ def he(net: nn.Module) -> nn.Module:
     return net
 
 
-def orthogonal(net: nn.Module, gain: float = 1.0) -> nn.Module:
+def orthogonal(net: N, gain: float = 1.0) -> N:
     """Redraw a net with orthogonal matrices."""
     return redraw(net, lambda p: nn.init.orthogonal_(p, gain))
 

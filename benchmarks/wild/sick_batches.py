@@ -33,7 +33,7 @@ class SummedMicroBatches(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         total = torch.zeros(())
-        for x, y in zip(*(part.split(self.micro) for part in batch), strict=True):
+        for x, y in zip(*(torch.split(part, self.micro) for part in batch), strict=True):
             loss = F.cross_entropy(self(x), y, reduction="sum")
             self.manual_backward(loss / len(batch[0]) if self.mean else loss)
             total = total + loss.detach()

@@ -77,7 +77,7 @@ def too_small_for_eight_layers(seed: int, variant: Variant) -> Task:
     if variant == "written":
         redraw(net, lambda p: nn.init.normal_(p, 0, 0.01))
     else:
-        net = fit_to_data(net, d.x[:256]) if variant == "corrected" else he(net)  # type: ignore[assignment]
+        net = fit_to_data(net, d.x[:256]) if variant == "corrected" else he(net)
     return regress(net, d, sgd(0.01, 0.9), seed)
 
 

@@ -34,7 +34,7 @@ def clamped_nll(p: Tensor, y: Tensor) -> Tensor:
 def log_of_softmax_by_hand(seed: int, variant: Variant) -> Task:
     """Digits of 0 to 16 and wide weights: a logit passes 88 in the first batch."""
     net, d = mlp([64, 100, 10]), data.digits()
-    net = fit_to_data(net, d.x[:128]) if variant == "corrected" else redraw(net, lambda p: nn.init.normal_(p, 0, 0.3))  # type: ignore[assignment]
+    net = fit_to_data(net, d.x[:128]) if variant == "corrected" else redraw(net, lambda p: nn.init.normal_(p, 0, 0.3))
     loss = F.cross_entropy if variant == "twin" else softmax_by_hand
     return classify(net, d, using(torch.optim.Adam, 1e-3), seed, loss=loss)
 
