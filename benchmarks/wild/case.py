@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 Variant = Literal["written", "twin", "corrected", "slower", "faster"]
-"""``written`` is the run itself. Of a sick run, ``twin`` is the same without the fault, and ``corrected`` keeps the fault's circumstances but
-has the named correction made by hand. Of a healthy run, ``slower`` and ``faster`` have a third and thrice the learning rate."""
+"""``written`` is the run itself. Of a sick run, ``twin`` is the same without the fault, and ``corrected`` keeps the fault's circumstances
+but has the named correction made by hand. Of a healthy run, ``slower`` and ``faster`` have a third and thrice the learning rate."""
 
 
 class Task(NamedTuple):
