@@ -42,7 +42,7 @@ def ramp_that_nobody_ends(seed: int, variant: Variant) -> Task:
 )
 def gamma_of_ten(seed: int, variant: Variant) -> Task:
     h = housing()
-    gamma, lr = (0.1 if variant == "twin" else 10.0), (1e-4 if variant == "corrected" else 0.03)
+    gamma, lr = (0.1 if variant == "twin" else 10.0), (5e-4 if variant == "corrected" else 0.03)
     net = dense(8, 48, 48, 1, act=nn.ELU)
     module = Plain(
         net, mse_loss, lambda p: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True), lambda o: StepLR(o, 100, gamma)
@@ -83,7 +83,7 @@ def one_cycle_too_high(seed: int, variant: Variant) -> Task:
 )
 def cosine_restart_too_high(seed: int, variant: Variant) -> Task:
     d = digits()
-    base, tops = (5e-5 if variant == "corrected" else 2e-3), ((1, 1, 1) if variant == "twin" else (1, 300, 90))
+    base, tops = (5e-5 if variant == "corrected" else 4e-3), ((1, 1, 1) if variant == "twin" else (1, 300, 90))
 
     def rate(step: int) -> float:
         return tops[min(step // 110, 2)] * (0.5 + 0.5 * float(torch.tensor(step % 110 * 3.1416 / 110).cos()))
@@ -112,11 +112,11 @@ class Subtracted(Plain):
 )
 def l2_penalty_subtracted(seed: int, variant: Variant) -> Task:
     h = housing()
-    lr = 0.01 if variant == "corrected" else 0.1
+    lr = 0.02 if variant == "corrected" else 0.1
     module = Subtracted(
         dense(8, 48, 48, 1, act=nn.Tanh), smooth_l1_loss, lambda p: torch.optim.SGD(p, lr, momentum=0.9)
     )
-    module.decay = 0.01 if variant == "twin" else -0.01
+    module.decay = 1e-4 if variant == "twin" else -0.01
     return Task(module, shuffled(h.x, h.y, seed=seed), explained(h.x_test, h.y_test))
 
 

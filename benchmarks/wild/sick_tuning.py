@@ -50,9 +50,9 @@ def cnn_tuned_with_a_high_rate(seed: int, variant: Variant) -> Task:
 )
 def betas_swapped_on_resuming(seed: int, variant: Variant) -> Task:
     d = digits()
-    net = fit(dense(64, 48, 48, 48, 10, act=nn.Tanh), cross_entropy, d.x, d.y, 60)
+    net = fit(dense(64, 48, 48, 48, 48, 10), cross_entropy, d.x, d.y, 60)
     betas = (0.9, 0.999) if variant == "twin" else (0.999, 0.9)
-    lr = 1e-4 if variant == "corrected" else 0.01
+    lr = 1e-4 if variant == "corrected" else 0.03
     module = Plain(net, cross_entropy, lambda p: torch.optim.Adam(p, lr, betas))
     return Task(module, shuffled(d.x, d.y, seed=seed), accuracy(d.x_test, d.y_test))
 
@@ -68,12 +68,12 @@ def one_rate_for_head_and_trunk(seed: int, variant: Variant) -> Task:
     (x, y, *_), (x2, y2, *test) = halves()
     trunk = fit(small_cnn(), cross_entropy, x, y, 80)[:-1]
     net = nn.Sequential(trunk, nn.Linear(32, 5))
-    lr = 0.005 if variant == "corrected" else 0.3
+    lr = 0.02 if variant == "corrected" else 1.0
 
     def optimizer(parameters: object) -> torch.optim.Optimizer:
         rate = lr / 100 if variant == "twin" else lr
-        groups = [{"params": trunk.parameters(), "lr": rate}, {"params": net[1].parameters(), "lr": lr / 10}]
-        return torch.optim.RMSprop(groups, lr / 10)
+        groups = [{"params": trunk.parameters(), "lr": rate}, {"params": net[1].parameters(), "lr": lr}]
+        return torch.optim.SGD(groups, lr, momentum=0.9)
 
     return Task(Plain(net, cross_entropy, optimizer), shuffled(x2, y2, seed=seed), accuracy(*test))
 
@@ -108,7 +108,7 @@ def quantised_weights_without_scale(seed: int, variant: Variant) -> Task:
             p.copy_((p * 127 / p.abs().max()).round())
     if variant == "corrected":
         redraw(net)
-    module = Plain(net, cross_entropy, lambda p: torch.optim.AdamW(p, 2e-3))
+    module = Plain(net, cross_entropy, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9))
     return Task(module, shuffled(d.x, d.y, seed=seed), accuracy(d.x_test, d.y_test))
 
 
