@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss, one_hot, smooth_l1_loss
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
 from benchmarks.wild.case import Task, Variant, case
@@ -112,10 +112,8 @@ class Subtracted(Plain):
 )
 def l2_penalty_subtracted(seed: int, variant: Variant) -> Task:
     h = housing()
-    lr = 0.02 if variant == "corrected" else 0.1
-    module = Subtracted(
-        dense(8, 48, 48, 1, act=nn.Tanh), smooth_l1_loss, lambda p: torch.optim.SGD(p, lr, momentum=0.9)
-    )
+    lr = 0.01 if variant == "corrected" else 0.1
+    module = Subtracted(dense(8, 48, 48, 1, act=nn.Tanh), mse_loss, lambda p: torch.optim.SGD(p, lr, momentum=0.9))
     module.decay = 1e-4 if variant == "twin" else -0.01
     return Task(module, shuffled(h.x, h.y, seed=seed), explained(h.x_test, h.y_test))
 
