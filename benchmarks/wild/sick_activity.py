@@ -102,51 +102,6 @@ def residual_branches_add_up(seed: int, variant: Variant) -> Task:
     return Task(module, shuffled(d.x, d.y, seed=seed), accuracy(d.x_test, d.y_test))
 
 
-class Messages(nn.Module):
-    """Message passing over a graph of all patients of a batch: every node sums up what its neighbours say."""
-
-    def __init__(self, inputs: int, width: int, rounds: int, mean: bool) -> None:
-        super().__init__()
-        self.first, self.head, self.mean = nn.Linear(inputs, width), nn.Linear(width, 2), mean
-        self.own = nn.ModuleList(nn.Linear(width, width) for _ in range(rounds))
-        self.told = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(rounds))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass messages between patients of 64 whose features lie close together."""
-        return torch.cat([self.graph(part) for part in x.split(64)])
-
-    def graph(self, x: Tensor) -> Tensor:
-        """Pass messages in one graph."""
-        near = (torch.cdist(x, x) < 6).float()
-        if self.mean:
-            near = near / near.sum(1, keepdim=True)
-        x = torch.relu(self.first(x))
-        for own, told in zip(self.own, self.told, strict=True):
-            x = torch.relu(own(x) + near @ told(x))
-        out: Tensor = self.head(x)
-        return out
-
-
-@case(
-    kind="sick",
-    what="message passing that sums over dozens of neighbours, five rounds long",
-    correction="data-dependent initialisation: every round scaled to a standard deviation of one",
-    steps=250,
-    chance=0.63,
-)
-def messages_summed_over_neighbours(seed: int, variant: Variant) -> Task:
-    c = breast_cancer()
-    net = Messages(30, 32, 5, mean=variant == "twin")
-    if variant == "corrected":
-        with torch.no_grad():
-            near, x = (torch.cdist(c.x[:64], c.x[:64]) < 6).float(), torch.relu(net.first(c.x[:64]))
-            for own, told in zip(net.own, net.told, strict=True):
-                told.weight.div_((near @ told(x)).std())  # type: ignore[union-attr,operator]
-                x = torch.relu(own(x) + near @ told(x))
-    module = Plain(net, cross_entropy, lambda p: torch.optim.Adam(p, 5e-4))
-    return Task(module, shuffled(c.x, c.y, seed=seed, size=64), accuracy(c.x_test, c.y_test))
-
-
 class Pendulum(LightningModule):
     """A physics-informed net for a damped oscillation: u'' + 0.4 u' + 4 u = 0, u(0) = 1, u'(0) = 0."""
 
