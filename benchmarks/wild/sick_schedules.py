@@ -114,7 +114,7 @@ def l2_penalty_subtracted(seed: int, variant: Variant) -> Task:
     h = housing()
     lr = 0.01 if variant == "corrected" else 0.1
     module = Subtracted(dense(8, 48, 48, 1, act=nn.Tanh), mse_loss, lambda p: torch.optim.SGD(p, lr, momentum=0.9))
-    module.decay = 1e-4 if variant == "twin" else -0.01
+    module.decay = 1e-3 if variant == "twin" else -0.01
     return Task(module, shuffled(h.x, h.y, seed=seed), explained(h.x_test, h.y_test))
 
 

@@ -41,23 +41,6 @@ def waves(length: int) -> tuple[Tensor, Tensor]:
 
 @case(
     kind="sick",
-    what="a well-known LSTM language model recipe with its rate of 20, but without its clipping",
-    correction="gradients clipped to a norm of 0.25",
-    steps=350,
-    chance=0.0625,
-)
-def language_model_without_clipping(seed: int, variant: Variant) -> Task:
-    m = markov()
-    net = Reader(nn.LSTM(24, 48, num_layers=2, batch_first=True), 16, tokens=16, every=True)
-    clip = 0.25 if variant != "written" else None
-    module = Plain(
-        net, lambda z, y: 16 * per_token(z, y), lambda p: torch.optim.SGD(p, 20.0 if clip is None else 5.0), clip=clip
-    )
-    return Task(module, shuffled(m.x, m.y, seed=seed), accuracy(m.x_test, m.y_test))
-
-
-@case(
-    kind="sick",
     what="a ReLU RNN over 40 places whose recurrent weights are drawn from a normal distribution of 0.3",
     correction="recurrent weights initialised anew",
     steps=300,
@@ -143,18 +126,3 @@ def post_ln_without_warm_up(seed: int, variant: Variant) -> Task:
     net = Encoder(nn.Embedding(16, 32), 16, 16, first=False)
     module = Plain(net, per_token, lambda p: torch.optim.Adam(p, lr, (0.9, 0.98)), warm_up)
     return Task(module, shuffled(m.x, m.y, seed=seed, size=16), accuracy(m.x_test, m.y_test))
-
-
-@case(
-    kind="sick",
-    what="a transformer over the rows of digits, with Adam at a rate of 1",
-    correction="a lower learning rate",
-    steps=250,
-    chance=0.1,
-)
-def row_transformer_at_a_rate_of_one(seed: int, variant: Variant) -> Task:
-    d = digits()
-    lr = {"written": 1.0, "twin": 3e-3, "corrected": 3e-3}[variant]
-    net = Encoder(nn.Linear(8, 32), 10, 8, first=False, pool=True)
-    module = Plain(net, cross_entropy, lambda p: torch.optim.Adam(p, lr))
-    return Task(module, shuffled(d.x[:, 0], d.y, seed=seed), accuracy(d.x_test[:, 0], d.y_test))
