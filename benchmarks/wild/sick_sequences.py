@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from benchmarks.wild.case import Task, Variant, case
 from benchmarks.wild.plain import Plain, accuracy, explained, shuffled
-from benchmarks.zoo.data import digits, markov
+from benchmarks.zoo.data import markov
 
 
 class Reader(nn.Module):

@@ -68,11 +68,14 @@ def one_rate_for_head_and_trunk(seed: int, variant: Variant) -> Task:
     (x, y, *_), (x2, y2, *test) = halves()
     trunk = fit(small_cnn(), cross_entropy, x, y, 80)[:-1]
     net = nn.Sequential(trunk, nn.Linear(32, 5))
-    lr = 0.02 if variant == "corrected" else 1.0
+    lr = 0.02 if variant == "corrected" else 0.5
 
     def optimizer(parameters: object) -> torch.optim.Optimizer:
-        rate = lr / 100 if variant == "twin" else lr
-        groups = [{"params": trunk.parameters(), "lr": rate}, {"params": net[1].parameters(), "lr": lr}]
+        rate = lr / 50 if variant == "twin" else lr
+        groups = [
+            {"params": trunk.parameters(), "lr": rate},
+            {"params": net[1].parameters(), "lr": lr / (5 if variant == "twin" else 1)},
+        ]
         return torch.optim.SGD(groups, lr, momentum=0.9)
 
     return Task(Plain(net, cross_entropy, optimizer), shuffled(x2, y2, seed=seed), accuracy(*test))
