@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,15 +82,6 @@ def fit(net: nn.Module, loss: Loss, x: Tensor, y: Tensor, steps: int = 150, lr: 
         loss(net(x[chosen]), y[chosen]).backward()
         optimizer.step()
     return net
-
-
-def redraw(layers: Iterable[nn.Module], gain: float = 1.0) -> None:
-    """Initialise linear and convolutional layers anew, as PyTorch does, times a gain."""
-    for layer in layers:
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            layer.reset_parameters()
-            with torch.no_grad():
-                layer.weight.mul_(gain)
 
 
 def accuracy(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:

@@ -1,4 +1,4 @@
-"""Sick runs that learn from rewards, and one that never clears its gradients."""
+"""A sick run that learns from rewards, and one that never clears its gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from benchmarks.wild.case import Task, Variant, case
 from benchmarks.wild.plain import Plain, accuracy, dense, shuffled
@@ -47,58 +47,13 @@ class Bandit(LightningModule):
     chance=0.2,
 )
 def rewards_of_a_thousand_points(seed: int, variant: Variant) -> Task:
+    """REINFORCE with rewards of a thousand points, neither divided nor centred, at an ordinary rate."""
     d = digits()
     few, few_test = d.y < 5, d.y_test < 5
     module = Bandit(1e-4 if variant == "corrected" else 0.1, 1.0 if variant == "twin" else 1000.0)
     return Task(
         module, shuffled(d.x[few], d.y[few], seed=seed, size=64), accuracy(d.x_test[few_test], d.y_test[few_test])
     )
-
-
-class Walker(LightningModule):
-    """Q-learning on a corridor of twelve places with the goal at its right end."""
-
-    def __init__(self, lr: float, prize: float) -> None:
-        super().__init__()
-        self.net, self.lr, self.prize = dense(12, 48, 48, 2), lr, prize
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the value of going left and of going right."""
-        out: Tensor = self.net(x)
-        return out
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute the error to the value one step later."""
-        place, action = batch
-        after = (place + 2 * action - 1).clamp(0, 11)
-        here, there = (torch.eye(12)[p] for p in (place, after))
-        with torch.no_grad():
-            aim = torch.where(after == 11, self.prize, 0.8 * self(there).amax(1))
-        return mse_loss(self(here).gather(1, action[:, None])[:, 0], aim)
-
-    def configure_optimizers(self) -> Any:
-        """Make SGD with momentum."""
-        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
-
-
-@case(
-    kind="sick",
-    what="Q-learning on a corridor with a squared error and a rate of 1",
-    correction="a lower learning rate",
-    steps=600,
-    chance=0.0,
-)
-def values_of_a_corridor(seed: int, variant: Variant) -> Task:
-    g = torch.Generator().manual_seed(3)
-    place, action = torch.randint(0, 11, (2000,), generator=g), torch.randint(0, 2, (2000,), generator=g)
-
-    @torch.no_grad()
-    def evaluate(module: nn.Module) -> float:
-        left, right = module.eval()(torch.eye(12)[:11]).T
-        return float((right > left).float().mean() * 2 - 1) if right.isfinite().all() else 0.0
-
-    module = Walker({"written": 2.0, "twin": 0.1, "corrected": 0.05}[variant], 1.0)
-    return Task(module, shuffled(place, action, seed=seed), evaluate)
 
 
 class Forgetful(Plain):
@@ -127,6 +82,7 @@ class Forgetful(Plain):
     chance=0.5,
 )
 def gradients_never_cleared(seed: int, variant: Variant) -> Task:
+    """Manual optimization in which nobody clears the gradients."""
     c = breast_cancer()
     module = Forgetful(
         dense(30, 32, 32, 32, 2),

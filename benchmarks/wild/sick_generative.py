@@ -49,6 +49,7 @@ class Variational(LightningModule):
     chance=0.0,
 )
 def vae_of_raw_pixels(seed: int, variant: Variant) -> Task:
+    """A VAE of raw pixels, summed loss, spread without a bound, rate of 0.5."""
     d = digits()
     x, test = (d.x + 1).flatten(1) * 8, (d.x_test + 1).flatten(1) * 8
     module = Variational({"written": 0.5, "twin": 1e-2, "corrected": 1e-2}[variant])
@@ -76,6 +77,7 @@ class MeanOnly(nn.Module):
     chance=0.0,
 )
 def log_variance_without_bound(seed: int, variant: Variant) -> Task:
+    """Gaussian likelihood with a log-variance that nothing bounds: the better the fit, the larger the gradients."""
     h = housing()
 
     def likelihood(out: Tensor, y: Tensor) -> Tensor:
@@ -137,6 +139,7 @@ def moons(seed: int) -> Tensor:
     chance=0.0,
 )
 def flow_with_unbounded_scales(seed: int, variant: Variant) -> Task:
+    """A normalising flow whose scales are exponentials without a bound, with Adam at 0.1."""
     lr = {"written": 0.1, "twin": 0.003, "corrected": 0.005}[variant]
     module = Flow(lambda p: torch.optim.Adam(p, lr))
     return Task(module, shuffled(moons(0), seed=seed, size=128), likelier)
@@ -202,6 +205,7 @@ def alike(module: nn.Module) -> float:
     chance=0.0,
 )
 def critic_far_too_fast(seed: int, variant: Variant) -> Task:
+    """Of the two optimizers of a GAN the critic's has a rate of 5."""
     module = Adversaries(1e-3, {"written": 5.0, "twin": 3e-3, "corrected": 2e-3}[variant])
     return Task(module, shuffled(cloud(0), seed=seed, size=64), alike)
 
@@ -215,6 +219,7 @@ def critic_far_too_fast(seed: int, variant: Variant) -> Task:
     trainer=lambda: {"accumulate_grad_batches": 2},
 )
 def autoencoder_with_summed_error(seed: int, variant: Variant) -> Task:
+    """The squared error of an autoencoder is summed over pixels and batch, and two batches are accumulated."""
     d = digits()
     squeeze = [nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
     widen = [nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, 2)]

@@ -47,6 +47,7 @@ def waves(length: int) -> tuple[Tensor, Tensor]:
     chance=0.0,
 )
 def relu_rnn_over_long_waves(seed: int, variant: Variant) -> Task:
+    """A ReLU RNN over 40 places whose recurrent weights are drawn from a normal distribution of 0.3."""
     x, y = waves(40)
     net = Reader(nn.RNN(1, 40, nonlinearity="relu", batch_first=True), 1)
     if variant == "written":
@@ -65,6 +66,7 @@ def relu_rnn_over_long_waves(seed: int, variant: Variant) -> Task:
     chance=0.0,
 )
 def gru_forecast_with_rmsprop(seed: int, variant: Variant) -> Task:
+    """A GRU forecasts waves with RMSprop at a rate of 0.5."""
     x, y = waves(20)
     lr = {"written": 0.5, "twin": 3e-3, "corrected": 5e-3}[variant]
     module = Plain(Reader(nn.GRU(1, 32, batch_first=True), 1), mse_loss, lambda p: torch.optim.RMSprop(p, lr))
@@ -79,6 +81,7 @@ def gru_forecast_with_rmsprop(seed: int, variant: Variant) -> Task:
     chance=0.0625,
 )
 def summed_loss_of_characters(seed: int, variant: Variant) -> Task:
+    """The cross-entropy of a ReLU RNN is summed over batch and places, the rate is that of a mean."""
     m = markov()
     factor, lr = (1 if variant == "twin" else 512), (1e-3 if variant == "corrected" else 0.3)
     net = Reader(nn.RNN(24, 64, nonlinearity="relu", batch_first=True), 16, tokens=16, every=True)
@@ -117,6 +120,7 @@ class Encoder(nn.Module):
     chance=0.0625,
 )
 def post_ln_without_warm_up(seed: int, variant: Variant) -> Task:
+    """A post-LN transformer starts at a rate of 0.3 without warm-up."""
     m = markov()
     lr = {"written": 0.3, "twin": 3e-3, "corrected": 2e-3}[variant]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from benchmarks.wild.case import Task, Variant, case
-from benchmarks.wild.plain import Plain, accuracy, dense, explained, fit, redraw, shuffled
+from benchmarks.wild.plain import Plain, accuracy, dense, explained, fit, shuffled
 from benchmarks.zoo.data import digits, housing
 
 
@@ -33,6 +33,7 @@ def halves() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     chance=0.2,
 )
 def cnn_tuned_with_a_high_rate(seed: int, variant: Variant) -> Task:
+    """A CNN trained on one half of the digits is tuned on the other half with a far too high rate."""
     (x, y, *_), (x2, y2, *test) = halves()
     net = fit(small_cnn(), cross_entropy, x, y, 80)
     net[-1].reset_parameters()
@@ -49,6 +50,7 @@ def cnn_tuned_with_a_high_rate(seed: int, variant: Variant) -> Task:
     chance=0.1,
 )
 def betas_swapped_on_resuming(seed: int, variant: Variant) -> Task:
+    """Training goes on with Adam's two betas swapped."""
     d = digits()
     net = fit(dense(64, 48, 48, 48, 48, 10), cross_entropy, d.x, d.y, 60)
     betas = (0.9, 0.999) if variant == "twin" else (0.999, 0.9)
@@ -65,6 +67,7 @@ def betas_swapped_on_resuming(seed: int, variant: Variant) -> Task:
     chance=0.2,
 )
 def one_rate_for_head_and_trunk(seed: int, variant: Variant) -> Task:
+    """A trained trunk and a new head get one rate, that of the head."""
     (x, y, *_), (x2, y2, *test) = halves()
     trunk = fit(small_cnn(), cross_entropy, x, y, 80)[:-1]
     net = nn.Sequential(trunk, nn.Linear(32, 5))
@@ -89,30 +92,12 @@ def one_rate_for_head_and_trunk(seed: int, variant: Variant) -> Task:
     chance=0.0,
 )
 def adagrad_without_its_sums(seed: int, variant: Variant) -> Task:
+    """Adagrad goes on without the sums it had: every first step is as large as the rate."""
     h = housing()
     net = fit(dense(8, 64, 64, 64, 1), mse_loss, h.x, h.y, 200)
     lr, sums = (0.01 if variant == "corrected" else 0.5), (50.0 if variant == "twin" else 0.0)
     module = Plain(net, mse_loss, lambda p: torch.optim.Adagrad(p, lr, initial_accumulator_value=sums))
     return Task(module, shuffled(h.x, h.y, seed=seed, size=64), explained(h.x_test, h.y_test))
-
-
-@case(
-    kind="sick",
-    what="weights quantised to eight bits are loaded without their scale, as whole numbers up to 127",
-    correction="all layers initialised anew",
-    steps=400,
-    chance=0.1,
-)
-def quantised_weights_without_scale(seed: int, variant: Variant) -> Task:
-    d = digits()
-    net = fit(dense(64, 48, 48, 48, 10), cross_entropy, d.x, d.y, 60)
-    with torch.no_grad():
-        for p in (p for p in net.parameters() if p.ndim == 2 and variant != "twin"):
-            p.copy_((p * 127 / p.abs().max()).round())
-    if variant == "corrected":
-        redraw(net)
-    module = Plain(net, cross_entropy, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9))
-    return Task(module, shuffled(d.x, d.y, seed=seed), accuracy(d.x_test, d.y_test))
 
 
 class Lion(torch.optim.Optimizer):
@@ -143,6 +128,7 @@ class Lion(torch.optim.Optimizer):
     chance=0.0,
 )
 def lion_with_the_rate_of_sgd(seed: int, variant: Variant) -> Task:
+    """A trained net goes on with Lion at a rate fit for SGD."""
     h = housing()
     net = fit(dense(8, 64, 64, 1, act=nn.GELU), mse_loss, h.x, h.y, 150)
     lr = {"written": 0.1, "twin": 3e-4, "corrected": 1e-3}[variant]
