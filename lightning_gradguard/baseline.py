@@ -90,6 +90,7 @@ class Baseline:
 
     Attributes:
         count: Accepted steps so far.
+        silent: Accepted steps in a row whose gradients were zero.
         high_water: Log of the largest norm that the run survived, slowly forgotten.
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
@@ -102,7 +103,7 @@ class Baseline:
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.silent = 0
         self.high_water = -math.inf
         self._norms = Sample()
         # How far each norm lay above those just before it.
@@ -125,6 +126,7 @@ class Baseline:
     def accept(self, norm: float, loss: float | None) -> None:
         """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
         self.count += 1
+        self.silent = self.silent + 1 if norm <= FLOOR else 0
         if math.isfinite(norm) and norm > FLOOR:
             self._push(math.log(norm))
             if self.count <= RECENT:
@@ -334,6 +336,7 @@ class Baseline:
         """Return what was learned."""
         return {
             "count": self.count,
+            "silent": self.silent,
             "high_water": self.high_water,
             "norms": list(self._norms.values),
             "surprises": list(self._surprises.values),
@@ -351,7 +354,7 @@ class Baseline:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self.count = int(state["count"])
+        self.count, self.silent = int(state["count"]), int(state["silent"])
         self.high_water = float(state["high_water"])
         self._norms, self._surprises = Sample(state["norms"]), Sample(state["surprises"])
         self._losses = array("d", state["losses"])[-NORM_WINDOW:]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import treating
 from lightning_gradguard.attribution.cause import Cause
-from lightning_gradguard.attribution.probe import LayerReading, growth, variation
+from lightning_gradguard.attribution.probe import LayerReading, signal
 from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.investigation import Asked, Investigation, suspects
@@ -118,14 +118,17 @@ class Flow:
         readings = self.investigation.readings(lane)
         if self.mode == "guard" and (pending := treating.pending(lane, scene, self.team)) is not None:
             look = pending.detector != treating.INITIALIZE
+            lane.signal = signal(readings) if readings and look else None
             return pending, self._suspects(lane, statistics, readings, batch) if look else ()
         if lane.steps == 0 and readings and lane.untouched:
-            lane.growth = growth(readings)
-        elif readings and lane.incident is None and (varies := variation(readings)) is not None:
+            lane.growth = signal(readings).growth
+        elif readings and lane.incident is None and (varies := signal(readings).variation) is not None:
             statistics = scene.statistics = dataclasses.replace(statistics, variation=varies)
             lane.dead = varies < DEAD
             lane.snapshots.pinned = lane.snapshots.pinned and lane.dead
         for verdict in lane.judge(statistics):
+            if lane.resigned and verdict.form == "divergence" and not verdict.examine:
+                continue
             if not verdict.alarm:
                 self.recorder.notice(lane, statistics.step, verdict)
             elif not verdict.examine:
@@ -200,6 +203,7 @@ class Flow:
         if lane.trial is not None and lane.trial.verdict() in ("kept", "calm"):
             rested = True
             treating.keep(lane, statistics.step)
+            lane.policy.end_episode(statistics.step)
         if rested and lane.incident is not None:
             # What damaged a layer that was mended may have gone on.
             lane.check_up = "reinitialize" in lane.incident.remedies
@@ -213,6 +217,7 @@ class Flow:
                 self.recorder.warn("snapshots", failure)
             self.update(lane, scene)
         lane.accept(statistics, float("inf"))
+        lane.resigned = lane.resigned and not lane.baseline.at_best
         if lane.asks_for_life() and lane.incident is None:
             self.investigation.arm(lane, self.module, backward=False)
 
@@ -276,6 +281,7 @@ class Flow:
         """End an incident that no treatment has helped, or whose data are to be learned anew."""
         if lane.trial is not None or lane.untreated is not None:
             treating.put_back(lane, scene)
+        lane.resigned = decision.resign
         if decision.cause == Cause.REGIME.value:
             lane.learn_anew()
         if lane.incident is not None and (lane.trials or decision.cause == Cause.REGIME.value):
@@ -308,6 +314,8 @@ class Flow:
             if scene.snapshots.latest is not None:
                 lane.load_memory(scene.snapshots.latest.extra)
             lane.baseline.prior, lane.growth, lane.dead = usual, None, False
+        if "initialize" in done or ("reinitialize" in done and lane.baseline.count == 0):
+            lane.baseline.prior = 0.0  # It was of other weights.
         if "backoff" in done:
             lane.baseline.update_ratio = 0.0  # It was of another rate.
         if done - {"skip", "clip"}:

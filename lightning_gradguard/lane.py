@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.attribution.freshness import drawn
+from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
@@ -100,6 +101,9 @@ class Lane:
         self.dead = False
         # Whether the layers are measured in the batch at hand, before anything is treated.
         self.looking: Verdict | None = None
+        self.signal: Signal | None = None
+        # Whether all treatments have failed, so that only first aid is left.
+        self.resigned = False
         self.looked = False
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()

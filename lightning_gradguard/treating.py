@@ -52,7 +52,7 @@ def case(lane: Lane, *, looked: bool) -> Case:
     """Return what the policy has to know of a run besides the alarm."""
     known = lane.baseline
     unlearned = not known.learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
-    return Case(known, set(lane.remedies), (unlearned or lane.dead) and lane.fresh, looked, lane.trial)
+    return Case(known, set(lane.remedies), (unlearned or lane.dead) and lane.fresh, looked, lane.trial, lane.signal)
 
 
 def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Sequence[Blame]) -> Decision:
@@ -88,6 +88,9 @@ def _levels(lane: Lane, verdict: Verdict) -> tuple[list[float], list[float], boo
 def begin(lane: Lane, scene: Scene) -> None:
     """Make ready for a treatment, if one is about to be made: copy the state from before it."""
     decision = scene.decision
+    if lane.snapshots.empty and lane.baseline.count == 0:
+        # Whatever becomes of the very first steps, there must be something to go back to.
+        lane.snapshots.take(lane.steps - 1, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
     if decision is None or not set(decision.remedies) & LASTING or lane.snapshots.keep == 0:
         return
     if decision.look or (not decision.again and case(lane, looked=False).start and "rollback" in decision.remedies):

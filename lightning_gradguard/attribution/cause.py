@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
+from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.records import Blame, Verdict
 
 FEW_LAYERS = 2
@@ -32,7 +33,9 @@ class Cause(str, Enum):
     """None of these could be told."""
 
 
-def cause_of(verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bool) -> Cause:
+def cause_of(
+    verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bool, signal: Signal | None = None
+) -> Cause:
     """Return the cause that the evidence of an alarm speaks for.
 
     Args:
@@ -40,6 +43,7 @@ def cause_of(verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bo
         blame: Suspects, worst first.
         start: Whether the run is fresh and has learned nothing yet.
         large: Whether updates have replaced weights.
+        signal: What becomes of the signal in a fresh network, where it was measured.
     """
     layers = [suspect for suspect in blame if suspect.layer != "batch"]
     if len(layers) < len(blame):
@@ -53,6 +57,8 @@ def cause_of(verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bo
             return Cause.START
     if layers and len(layers) <= FEW_LAYERS:
         return Cause.LAYER
+    if start and signal is not None and not signal.sound:
+        return Cause.START
     if verdict.form == "divergence" or (large and verdict.form in ("sudden", "non-finite")):
         return Cause.RATE
     if verdict.form == "cold-start":

@@ -16,6 +16,11 @@ from lightning_gradguard.attribution.magnitude import rms, to_host
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.layers import Kind, clean, kind_of, layers
 
+WILD = 10.0
+"""RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
+ALIKE = 0.01
+"""Deviation of a batch's outputs over their RMS below which the signal dies on its way."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerReading:
@@ -280,23 +285,39 @@ def _read(call: _Call, order: int, followed_by: str | None, values: Iterator[flo
     )
 
 
-def growth(readings: tuple[LayerReading, ...]) -> float:
-    """Return the largest RMS of a layer's output over that of the first input, or over 1 if that is larger: 1.0 of nothing.
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What becomes of a batch on its way through the network.
 
-    What a normalisation takes in does not count, since it cancels the scale.
+    Args:
+        source: RMS of the first input.
+        growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes in does not count.
+        variation: :attr:`LayerReading.variation` of the last layer; None where it is unknown.
     """
+
+    source: float
+    growth: float
+    variation: float | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is what an initialisation should make of it: of the order of 1, and different from sample to sample."""
+        return (
+            1.0 / WILD <= self.source <= WILD
+            and self.growth <= WILD
+            and (self.variation is None or self.variation >= ALIKE)
+        )
+
+
+def signal(readings: tuple[LayerReading, ...]) -> Signal:
+    """Return what became of the batch that the readings are of."""
     ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
     source = next((r.rms_in for r in readings if r.rms_in is not None), 1.0)
     largest = max(
         (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
     )
-    return largest / max(source, 1.0) if math.isfinite(source) else 1.0
-
-
-def variation(readings: tuple[LayerReading, ...]) -> float | None:
-    """Return how much the output of the last layer depends on the input, by :attr:`LayerReading.variation`; None where that is unknown."""
-    told = [r for r in readings if r.variation is not None]
-    return told[-1].variation if told else None
+    told = [r.variation for r in readings if r.variation is not None]
+    return Signal(source, largest / max(source, 1.0) if math.isfinite(source) else 1.0, told[-1] if told else None)
 
 
 def _gain(out: float | None, into: float | None) -> float | None:

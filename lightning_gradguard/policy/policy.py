@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
+from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.baseline import LARGE, YOUNG, Baseline
 from lightning_gradguard.policy.ladder import Treatment, treatments
 from lightning_gradguard.policy.trial import Trial
@@ -41,6 +42,7 @@ class Case:
         start: Whether the run is fresh from its initialisation, has learned nothing, and can go back to its first step.
         looked: Whether the layers were measured in this very batch.
         trial: The trial under way, if any.
+        signal: What becomes of the signal at the first step, where that was measured.
     """
 
     baseline: Baseline
@@ -48,6 +50,7 @@ class Case:
     start: bool = False
     looked: bool = True
     trial: Trial | None = None
+    signal: Signal | None = None
 
 
 class Policy:
@@ -105,7 +108,7 @@ class Policy:
     def decide(self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], case: Case) -> Decision:
         """Return what to do about an alarm."""
         self._count(verdict, statistics, blame, case.baseline)
-        cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE)
+        cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
         decision = self._answer(verdict, statistics, blame, cause, case)
         decision = dataclasses.replace(decision, remedies=_available(decision.remedies, case.can))
         if self._held >= self.max_held and "skip" in decision.remedies:
@@ -153,7 +156,7 @@ class Policy:
         if verdict.examine:
             return Decision((), "no layer is found damaged: the data may have changed", cause.value)
         if convicted and known.count:
-            return self._treat(Cause.RATE, "the run has lost what it had", case)
+            return self._treat(Cause.RATE, "the run has lost what it had", case, first_aid="")
         return self._burst(verdict, statistics, blame, cause, case)
 
     def _explodes(self, verdict: Verdict, known: Baseline) -> bool:
@@ -169,7 +172,7 @@ class Policy:
             Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
         }
         cause = cause if cause in reason else Cause.RATE
-        return self._treat(cause, reason.get(cause, "no layer stands out: the rate is too high"), case)
+        return self._treat(cause, reason.get(cause, "no layer stands out: the rate is too high"), case, first_aid="")
 
     def _burst(
         self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], cause: Cause, case: Case
@@ -223,7 +226,7 @@ class Policy:
                 self.trials += 1
                 return Decision(("skip", *found), reason, self._cause, last=self._treatment(case) is None)
         alive = "first aid is all that is left" if self._attempts else "nothing that is switched on can treat this"
-        return Decision((first_aid,) if first_aid == "clip" or self._row else (), alive, cause.value, resign=True)
+        return Decision((first_aid,) if first_aid else (), alive, cause.value, resign=True)
 
     def _treatment(self, case: Case) -> Treatment | None:
         if self.trials >= self.max_trials:

@@ -61,9 +61,11 @@ class RateBracket:
             self._wait *= 2  # it was loosened, and has failed again
         self._calm = 0
         self.bad = min(self.bad, rate)
+        # The size of updates tells how far beyond sanity a rate was that nothing was ever learned with.
+        descent = DESCENT if self.good > 0.0 else max(DESCENT, min(ratio / SANE, FARTHEST))
         if self.good >= self.bad:
             self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
-        below = self.bad / max(DESCENT, min(ratio / SANE, FARTHEST))
+        below = self.bad / descent
         self.in_use = self._floor = min(self.good or below, BELOW * self.bad)
         self._stale = 0
         return self.in_use

@@ -44,8 +44,11 @@ class LearningRateBackoff(Remedy):
     def apply(self, scene: Scene) -> Outcome:
         """Convict the rate that the run was lost with, and choose the next."""
         scheduled = largest_rate(scene.optimizer)
+        anew = scene.decision is not None and "initialize" in scene.decision.remedies
+        if anew:
+            self.bracket.acquit()  # What was seen so far was the old weights' doing as well.
         before = scheduled * self.bracket.share(scheduled)
-        after = self.bracket.convict(before, scene.update_ratio)
+        after = self.bracket.convict(before, 0.0 if anew else scene.update_ratio)
         self._factor = self.bracket.share(scheduled)
         if not scheduled > 0.0:
             return Outcome(self.name, False, "the learning rate is 0")
