@@ -167,8 +167,8 @@ def discriminative_rates(seed: int, variant: Variant) -> Task:
     net = nn.Sequential(trunk_of_low_digits(seed, data), nn.Linear(48, 10))
 
     def optimizer(_: Any) -> Any:
-        groups = [{"params": net[0].parameters(), "lr": lr(variant, 2e-4)}, {"params": net[1].parameters()}]
-        return AdamW(groups, lr(variant, 1e-2))
+        groups = [{"params": net[0].parameters(), "lr": lr(variant, 4e-4)}, {"params": net[1].parameters()}]
+        return AdamW(groups, lr(variant, 2e-2))
 
     return Task(Plain(net, F.cross_entropy, optimizer), loader(seed, data.x, data.y), accuracy(data))
 
