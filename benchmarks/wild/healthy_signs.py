@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from benchmarks.wild._healthy import digits, loader, lr, mlp, r2, scored
@@ -288,36 +288,3 @@ def two_tasks_by_learned_weights(seed: int, variant: Variant) -> Task:
     y = clean + torch.tensor([0.01, 0.5]) * torch.randn(2600, 2)
     score = scored(lambda m: r2(clean[2000:], m.net(x[2000:])))
     return Task(Uncertain(lr(variant, 1e-2)), loader(seed, x[:2000], y[:2000], size=64), score)
-
-
-class Similar(Ordinary):
-    """SimSiam-like training: a predictor follows the other view's stopped projection."""
-
-    optimizer = staticmethod(lambda p, rate: SGD(p, rate, 0.9, weight_decay=1e-4))
-
-    def __init__(self, rate: float) -> None:
-        super().__init__(rate)
-        self.encode = nn.Sequential(
-            nn.Linear(64, 96), nn.BatchNorm1d(96), nn.ReLU(), nn.Linear(96, 48), nn.BatchNorm1d(48)
-        )
-        self.predict = mlp(48, 16, 48)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Draw two noisy views and make them agree: a loss between -1 and 1."""
-        a, b = (self.encode(batch[0] * (torch.rand_like(batch[0]) > 0.3)) for _ in range(2))
-        both = F.cosine_similarity(self.predict(a), b.detach()) + F.cosine_similarity(self.predict(b), a.detach())
-        return -both.mean() / 2
-
-
-def nearest(module: Any) -> float:
-    """Score by the nearest neighbour in the embedding."""
-    data = digits()
-    known, asked = F.normalize(module.encode(data.x)), F.normalize(module.encode(data.x_test))
-    right = data.y[(asked @ known.T).argmax(1)] == data.y_test
-    return float(right.float().mean()) if asked.isfinite().all() else 0.0
-
-
-@case(kind="healthy", what="a loss that begins at zero and ends near minus one", steps=400, chance=0.1)
-def digits_by_similarity_alone(seed: int, variant: Variant) -> Task:
-    """Self-supervised digits, scored by nearest neighbours."""
-    return Task(Similar(lr(variant, 3e-2)), loader(seed, digits().x, size=64), scored(nearest, 0.1))
