@@ -195,11 +195,11 @@ class Staged(Spread):
 )
 def squared_error_then_likelihood(seed: int, variant: Variant) -> Task:
     """Mean first, deviation later."""
-    x = torch.rand(2000, 1)
-    mean, log_std = torch.sin(6 * x), -1.5 + x
+    x = 4 * torch.rand(2000, 1) - 2
+    mean, log_std = torch.sin(2 * x), -1.0 + 0.5 * x
     y = mean + log_std.exp() * torch.randn(2000, 1)
     score = scored(lambda m: (r2(mean, m.net(x)[:, :1]) + r2(log_std, m.net(x)[:, 1:] / 2)) / 2)
-    return Task(Staged(lr(variant, 3e-3)), loader(seed, x, y), score)
+    return Task(Staged(lr(variant, 8e-3)), loader(seed, x, y), score)
 
 
 class Changed(Plain):

@@ -18,8 +18,8 @@ from benchmarks.wild.case import Task, Variant, case
 
 def law(count: int, features: int, noise: float = 0.1) -> Data:
     """Draw a smooth non-linear law with a little noise; the target is a column of size one."""
-    x, w = torch.randn(count + 300, features), torch.randn(features, 1)
-    y = torch.sin(x @ w) + 0.5 * x[:, :1] * x[:, 1:2] + 0.7 * x[:, 2:3]
+    x, w = torch.randn(count + 300, features), F.normalize(torch.randn(features, 1), dim=0)
+    y = torch.sin(1.5 * x @ w) + 0.5 * x[:, :1] * x[:, 1:2] + 0.7 * x[:, 2:3]
     y[:count] += noise * torch.randn(count, 1)
     return Data(x[:count], y[:count], x[count:], y[count:])
 
@@ -92,9 +92,9 @@ def student_noise_one_by_one(seed: int, variant: Variant) -> Task:
 def cauchy_noise_in_pairs(seed: int, variant: Variant) -> Task:
     """Huber regression by an MLP, batch size two."""
     data = law(1600, 5, 0.0)
-    noise = torch.distributions.Cauchy(0.0, 0.1).sample(data.y.shape)
+    noise = torch.distributions.Cauchy(0.0, 0.05).sample(data.y.shape)
     module = Plain(
-        mlp(5, 32, 32, 1), nn.HuberLoss(), lambda p: NAdam(p, lr(variant, 3e-3)), lambda o: CosineAnnealingLR(o, 800)
+        mlp(5, 32, 32, 1), nn.HuberLoss(), lambda p: NAdam(p, lr(variant, 5e-3)), lambda o: CosineAnnealingLR(o, 800)
     )
     return Task(module, loader(seed, data.x, data.y + noise, size=2), fitted(data))
 

@@ -157,7 +157,7 @@ def digits_by_focal_loss(seed: int, variant: Variant) -> Task:
         log = F.log_softmax(logits, 1).gather(1, y[:, None])
         return -((1 - log.exp()) ** 3 * log).mean()
 
-    module = Plain(mlp(64, 64, 10), focal, lambda p: SGD(p, lr(variant, 0.3), 0.9))
+    module = Plain(mlp(64, 64, 10), focal, lambda p: SGD(p, lr(variant, 0.06), 0.9))
     return Task(module, loader(seed, data.x, data.y, size=24), accuracy(data))
 
 
@@ -216,12 +216,12 @@ class Stochastic(Plain):
                     a.lerp_(p, 1 / self.count)
 
 
-@case(kind="healthy", what="the rate jumps up at two thirds, for an average of restless weights", steps=700, chance=0.6)
+@case(kind="healthy", what="the rate is raised twice late on, for an average of restless weights", steps=700, chance=0.6)
 def stochastic_averaging_by_hand(seed: int, variant: Variant) -> Task:
     """SWA with a rate that is raised again, tumours, batches of eight."""
-    data, rate = breast_cancer(), lr(variant, 2e-2)
+    data, rate = breast_cancer(), lr(variant, 1.5e-2)
     module = Stochastic(
-        mlp(30, 32, 2), F.cross_entropy, lambda p: SGD(p, rate, 0.9), lambda o: MultiStepLR(o, [200, 500], 4)
+        mlp(30, 32, 2), F.cross_entropy, lambda p: SGD(p, rate, 0.9), lambda o: MultiStepLR(o, [200, 500], 2)
     )
     evaluate = accuracy(data, 0.6)
     return Task(module, loader(seed, data.x, data.y, size=8), lambda m: evaluate(m.swa if hasattr(m, "swa") else m))
