@@ -216,7 +216,9 @@ class Stochastic(Plain):
                     a.lerp_(p, 1 / self.count)
 
 
-@case(kind="healthy", what="the rate is raised twice late on, for an average of restless weights", steps=700, chance=0.6)
+@case(
+    kind="healthy", what="the rate is raised twice late on, for an average of restless weights", steps=700, chance=0.6
+)
 def stochastic_averaging_by_hand(seed: int, variant: Variant) -> Task:
     """SWA with a rate that is raised again, tumours, batches of eight."""
     data, rate = breast_cancer(), lr(variant, 1.5e-2)
