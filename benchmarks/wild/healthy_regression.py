@@ -120,9 +120,9 @@ def quantiles_of_delivery_times(seed: int, variant: Variant) -> Task:
     def pinball(guess: Tensor, y: Tensor) -> Tensor:
         return torch.maximum(levels * (y - guess), (levels - 1) * (y - guess)).mean()
 
-    module = Plain(mlp(2, 32, 3), pinball, lambda p: RAdam(p, lr(variant, 2e-2)), lambda o: CosineAnnealingLR(o, 500))
+    module = Plain(mlp(2, 32, 3), pinball, lambda p: RAdam(p, lr(variant, 5e-2)), lambda o: CosineAnnealingLR(o, 500))
     score = scored(lambda m: 1 - (m(x) - true).abs().sum() / (true - true.mean(0)).abs().sum())
-    return Task(module, loader(seed, x, y, size=64), lambda m: score(m))
+    return Task(module, loader(seed, x, y, size=64), score)
 
 
 @case(kind="healthy", what="an exponential link on counts up to hundreds; the loss falls far below zero", steps=500)

@@ -24,10 +24,10 @@ def parity(bits: int, count: int = 2000) -> Data:
 
 
 @case(kind="healthy", what="a flat loss of log 2 before it falls all at once", steps=700, chance=0.5)
-def parity_of_three_bits(seed: int, variant: Variant) -> Task:
+def parity_of_four_bits(seed: int, variant: Variant) -> Task:
     """Parity by momentum SGD."""
-    data = parity(3)
-    module = Plain(mlp(8, 64, 2), F.cross_entropy, lambda p: SGD(p, lr(variant, 0.15), 0.9))
+    data = parity(4, 4000)
+    module = Plain(mlp(8, 128, 2), F.cross_entropy, lambda p: SGD(p, lr(variant, 0.15), 0.9))
     return Task(module, loader(seed, data.x, data.y), accuracy(data, 0.5))
 
 
@@ -37,7 +37,7 @@ def xor_of_the_textbook(seed: int, variant: Variant) -> Task:
     x = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]])
     y = torch.tensor([[0.0], [1], [1], [0]])
     net = nn.Sequential(mlp(2, 8, 1, act=nn.Sigmoid), nn.Sigmoid())
-    module = Plain(net, F.mse_loss, lambda p: Adam(p, lr(variant, 5e-2)))
+    module = Plain(net, F.mse_loss, lambda p: Adam(p, lr(variant, 2.5e-2)))
     return Task(module, loader(seed, x, y, size=4), scored(lambda m: 1 - (m(x) - y).abs().mean(), 0.5))
 
 
@@ -67,10 +67,10 @@ class ReZero(nn.Module):
 
 
 @case(kind="healthy", what="gates that are exactly zero, blocks without a gradient at first", steps=400, chance=0.1)
-def twelve_rezero_blocks(seed: int, variant: Variant) -> Task:
+def eight_rezero_blocks(seed: int, variant: Variant) -> Task:
     """A deep ReZero net on the digits."""
     data = digits()
-    net = nn.Sequential(nn.Linear(64, 48), ReZero(12, 48, 0.0), nn.Linear(48, 10))
+    net = nn.Sequential(nn.Linear(64, 48), ReZero(8, 48, 0.0), nn.Linear(48, 10))
     module = Plain(net, F.cross_entropy, lambda p: Adam(p, lr(variant, 3e-3)))
     return Task(module, loader(seed, data.x, data.y), accuracy(data))
 
@@ -171,10 +171,10 @@ def copied(half: int) -> Any:
     return scored(lambda m: (m(x[:, :-1])[:, half - 1 :].argmax(-1) == first).float().mean(), 0.125)
 
 
-@case(kind="healthy", what="a warm-up, a plateau at log 8, then a cliff", steps=350, chance=0.125)
+@case(kind="healthy", what="a warm-up, a plateau at log 8, then a cliff", steps=260, chance=0.125)
 def transformer_learns_to_copy(seed: int, variant: Variant) -> Task:
     """A small transformer on a copying task."""
-    return Task(Copier(lr(variant, 6e-3)), loader(seed, torch.randint(0, 8, (4000, 6))), copied(6))
+    return Task(Copier(lr(variant, 4e-3)), loader(seed, torch.randint(0, 8, (4000, 6))), copied(6))
 
 
 class Lion(Optimizer):
@@ -221,7 +221,7 @@ class Late(nn.Module):
 @case(
     kind="healthy",
     what="a long plateau at the variance, user's clipping active, then a fall",
-    steps=700,
+    steps=450,
     trainer=lambda: {"gradient_clip_val": 0.5},
 )
 def adding_problem_by_lstm(seed: int, variant: Variant) -> Task:
