@@ -131,7 +131,7 @@ def bike_counts_by_poisson(seed: int, variant: Variant) -> Task:
     x = torch.rand(2600, 3)
     rate = torch.exp(3.5 + torch.sin(6.3 * x[:, :1]) + x[:, 1:2] - 0.5 * x[:, 2:])
     y = torch.poisson(rate)
-    module = Plain(mlp(3, 48, 1), nn.PoissonNLLLoss(), lambda p: Adam(p, lr(variant, 1e-2)))
+    module = Plain(mlp(3, 48, 1), nn.PoissonNLLLoss(), lambda p: Adam(p, lr(variant, 3e-2)))
     score = scored(lambda m: r2(rate[2000:].log(), m(x[2000:])))
     return Task(module, loader(seed, x[:2000], y[:2000]), score)
 
@@ -146,11 +146,11 @@ def insurance_claims_by_tweedie(seed: int, variant: Variant) -> Task:
     def tweedie(log: Tensor, y: Tensor) -> Tensor:
         return (2 * y * torch.exp(-0.5 * log) + 2 * torch.exp(0.5 * log)).mean()
 
-    module = Plain(nn.Linear(4, 1), tweedie, lambda p: Adam(p, lr(variant, 3e-2)), lambda o: CosineAnnealingLR(o, 600))
+    module = Plain(nn.Linear(4, 1), tweedie, lambda p: Adam(p, lr(variant, 8e-2)), lambda o: CosineAnnealingLR(o, 600))
     return Task(module, loader(seed, x, y, size=64), scored(lambda m: r2(frequency.log(), m(x) - 1.5)))
 
 
-@case(kind="healthy", what="twenty evaluations a step, each with another loss", steps=60)
+@case(kind="healthy", what="several evaluations a step, each with another loss", steps=150)
 def digits_ink_by_lbfgs(seed: int, variant: Variant) -> Task:
     """Full-batch LBFGS with a line search on the column sums of digits."""
     data = digits()
@@ -158,7 +158,7 @@ def digits_ink_by_lbfgs(seed: int, variant: Variant) -> Task:
         data.x[:600], data.x[:600].view(-1, 8, 8).sum(1).tanh(), data.x_test, data.x_test.view(-1, 8, 8).sum(1).tanh()
     )
     module = Plain(
-        mlp(64, 16, 8, act=nn.Tanh), F.mse_loss, lambda p: LBFGS(p, lr(variant, 1.0), 4, line_search_fn="strong_wolfe")
+        mlp(64, 16, 8, act=nn.Tanh), F.mse_loss, lambda p: LBFGS(p, lr(variant, 1.0), 2, line_search_fn="strong_wolfe")
     )
     return Task(module, loader(seed, data.x, data.y, size=600), fitted(data))
 
