@@ -79,7 +79,7 @@ class Rivals(Ordinary):
         ]
 
 
-def made_well(seed: int) -> Any:
+def made_well() -> Any:
     """Score the averaged generator by the energy distance it saves against the origin."""
     real, z = clouds(500), torch.randn(500, 4)
     far = distance(torch.zeros(500, 2), real)
@@ -89,13 +89,13 @@ def made_well(seed: int) -> Any:
 @case(kind="healthy", what="two losses that chase each other, manual optimization", steps=700)
 def gan_on_a_cloud(seed: int, variant: Variant) -> Task:
     """A plain GAN in the plane."""
-    return Task(Rivals(lr(variant, 3e-3)), loader(seed, clouds(2000), size=64), made_well(seed))
+    return Task(Rivals(lr(variant, 3e-3)), loader(seed, clouds(2000), size=64), made_well())
 
 
 @case(kind="healthy", what="a critic without bounds whose loss changes its sign, and a double backward", steps=500)
 def critic_with_gradient_penalty(seed: int, variant: Variant) -> Task:
     """A Wasserstein GAN with gradient penalty in the plane."""
-    return Task(Rivals(lr(variant, 4e-3), critic=True), loader(seed, clouds(2000), size=64), made_well(seed))
+    return Task(Rivals(lr(variant, 4e-3), critic=True), loader(seed, clouds(2000), size=64), made_well())
 
 
 class Attacked(Plain):
