@@ -27,7 +27,7 @@ def parity(bits: int, count: int = 2000) -> Data:
 def parity_of_four_bits(seed: int, variant: Variant) -> Task:
     """Parity by momentum SGD."""
     data = parity(4, 4000)
-    module = Plain(mlp(8, 128, 2), F.cross_entropy, lambda p: SGD(p, lr(variant, 0.15), 0.9))
+    module = Plain(mlp(8, 128, 2), F.cross_entropy, lambda p: SGD(p, lr(variant, 0.05), 0.9))
     return Task(module, loader(seed, data.x, data.y), accuracy(data, 0.5))
 
 

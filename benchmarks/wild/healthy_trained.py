@@ -257,4 +257,4 @@ def weights_averaged_by_hand(seed: int, variant: Variant) -> Task:
     data = digits()
     module = Averaged(mlp(64, 64, 10), F.cross_entropy, lambda p: RMSprop(p, lr(variant, 3e-3)))
     averaged = accuracy(data)
-    return Task(module, loader(seed, data.x, data.y), lambda m: averaged(m.average))
+    return Task(module, loader(seed, data.x, data.y), lambda m: averaged(getattr(m, "average", m)))
