@@ -5,6 +5,7 @@ Only finite values of accepted steps enter. Medians and quantiles make it indiff
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from bisect import bisect_left, insort
@@ -133,6 +134,8 @@ class Baseline:
                 self.first_norm = max(self.first_norm, norm)
         if loss is not None:
             self._push_loss(loss)
+        if self.count == 2 * YOUNG and self.learned:
+            self.update_ratio = 0.0  # The run has learned with updates of that size.
 
     def accept_rate(self, rate: float) -> None:
         """Learn the rate of an accepted step."""
@@ -263,7 +266,7 @@ class Baseline:
 
     def _pairs(self) -> Iterable[tuple[float, float]]:
         newest = self._losses[-ENOUGH:]
-        return zip(newest, newest[1:], strict=False)
+        return itertools.pairwise(newest)
 
     @property
     def flat(self) -> bool:

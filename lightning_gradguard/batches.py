@@ -14,6 +14,11 @@ from lightning_gradguard.records import Blame
 
 LOUD = 10.0
 """A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
+TAILS = 3.0
+"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond that: data of heavy
+tails exceed themselves."""
+SEEN = 32
+"""Healthy batches that are remembered."""
 ENOUGH = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
@@ -37,8 +42,8 @@ class BatchWitness:
     """
 
     def __init__(self) -> None:
-        self._peaks: list[float] = []
-        self._seen = 0
+        # Of each healthy batch the largest element of each tensor.
+        self._peaks: list[list[float]] = []
         # Healthy ones hold NaN: what is missing is marked so, and the model knows.
         self._gaps = False
 
@@ -49,10 +54,9 @@ class BatchWitness:
         self._gaps = self._gaps or any(map(math.isnan, peaks))
         if not peaks or not all(map(math.isfinite, peaks)):
             return
-        if len(peaks) != len(self._peaks):
-            self._peaks, self._seen = peaks, 0
-        self._peaks = [max(a, b) for a, b in zip(self._peaks, peaks, strict=True)]
-        self._seen += 1
+        if self._peaks and len(peaks) != len(self._peaks[0]):
+            self._peaks = []
+        self._peaks = [*self._peaks[1 - SEEN :], peaks]
 
     @torch.no_grad()
     def accuse(self, batch: Any) -> Blame | None:
@@ -72,21 +76,25 @@ class BatchWitness:
             return None
         if not all(map(math.isfinite, peaks)):
             return Blame("batch", math.inf, "the batch holds NaN or inf")
-        if self._seen < ENOUGH or len(peaks) != len(self._peaks):
+        if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
             return None
-        for peak, known in zip(peaks, self._peaks, strict=True):
-            if known > 0 and peak > LOUD * known:
-                reason = (
-                    f"the batch's largest element is {peak:.3g}, {peak / known:.3g} x the largest of healthy batches"
-                )
-                return Blame("batch", math.log(peak / known), reason)
+        for peak, *seen in zip(peaks, *self._peaks, strict=True):
+            known = sorted(seen)
+            middle, largest_seen = known[len(known) // 2], known[-1]
+            if not middle > 0.0:
+                continue
+            beyond = max(LOUD, (largest_seen / middle) ** TAILS)
+            if peak > beyond * largest_seen:
+                ratio = peak / largest_seen
+                reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"
+                return Blame("batch", math.log(ratio), reason)
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned."""
-        return {"peaks": list(self._peaks), "seen": self._seen, "gaps": self._gaps}
+        return {"peaks": [list(seen) for seen in self._peaks], "gaps": self._gaps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self._peaks, self._seen = [float(p) for p in state["peaks"]], int(state["seen"])
+        self._peaks = [[float(p) for p in seen] for seen in state["peaks"]]
         self._gaps = bool(state["gaps"])

@@ -252,6 +252,7 @@ class Flow:
         decision = treating.decide(lane, verdict, statistics, suspects)
         scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
         scene.buffers = lane.buffers
+        scene.start = lane.fresh and not lane.baseline.learned
         scene.update_ratio = lane.baseline.update_ratio
         scene.limit, scene.target = limit, lane.target(limit)
         if self.mode == "guard":

@@ -111,6 +111,7 @@ def suspects(
                 older=older,
                 updates=updates,
                 changes_only=ask == "changes",
+                fresh=lane.fresh and not lane.baseline.learned,
             )
     except Exception as error:
         # Where shards are gathered for it, the other processes would wait for this one.

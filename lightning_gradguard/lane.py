@@ -104,6 +104,8 @@ class Lane:
         self.signal: Signal | None = None
         # Whether all treatments have failed, so that only first aid is left.
         self.resigned = False
+        # Whether the trouble at hand is that of a start.
+        self.at_start = False
         self.looked = False
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()

@@ -29,6 +29,8 @@ def pending(lane: Lane, scene: Scene, team: Team) -> Verdict | None:
     initialize = lane.remedies.get("initialize")
     if isinstance(initialize, Initialize) and initialize.at_work:
         told = initialize.finish(team.mean if team.size > 1 else None)
+        # From here on this is the beginning that a lower rate goes back to.
+        lane.snapshots.take(lane.steps, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
         return Verdict("cold-start", INITIALIZE, found.norm, math.inf, told)
     trial = lane.trial
     if trial is None or not found.finite:
@@ -52,7 +54,14 @@ def case(lane: Lane, *, looked: bool) -> Case:
     """Return what the policy has to know of a run besides the alarm."""
     known = lane.baseline
     unlearned = not known.learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
-    return Case(known, set(lane.remedies), (unlearned or lane.dead) and lane.fresh, looked, lane.trial, lane.signal)
+    return Case(
+        known,
+        set(lane.remedies),
+        (unlearned or lane.dead or lane.at_start) and lane.fresh,
+        looked,
+        lane.trial,
+        lane.signal,
+    )
 
 
 def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Sequence[Blame]) -> Decision:
@@ -70,6 +79,7 @@ def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Se
             lane.levels = _levels(lane, verdict)
         decision = lane.policy.decide(verdict, found, suspects, here)
     lane.looked = False
+    lane.at_start = here.start
     if decision.look:
         lane.looking, lane.looked = verdict, True
     return decision
@@ -116,7 +126,7 @@ def keep(lane: Lane, step: int) -> None:
     """Keep the treatment on trial."""
     assert lane.trial is not None
     end(lane, step, lane.trial.verdict())
-    lane.untreated = None
+    lane.untreated, lane.at_start = None, False
 
 
 def end(lane: Lane, step: int, outcome: str) -> None:

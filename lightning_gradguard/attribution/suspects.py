@@ -59,6 +59,7 @@ def blame(
     older: Snapshot | None = None,
     updates: int = 0,
     changes_only: bool = False,
+    fresh: bool = True,
 ) -> tuple[Blame, ...]:
     """Name the layers at fault, worst first; nobody if nobody stands out.
 
@@ -74,14 +75,18 @@ def blame(
         older: The snapshot before that; it tells how fast training itself moves each layer.
         updates: Number of updates since ``snapshot``; 0 if unknown.
         changes_only: Hear only what has befallen a layer since the snapshot, not what it is like: a sound run may have made it so.
+        fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of a trained
+            network are rightly far above what their fan calls for.
     """
     traits = examine(module, snapshot)
     by_layer = {reading.layer: reading for reading in readings}
     found = _broken(traits) + _displaced(traits, _explained(module, snapshot, older, updates, statistics))
     if not changes_only and all(t.finite for t in traits):  # else every reading is polluted by it
         history = snapshot is not None and snapshot.step > 0
-        found += _origins(readings, statistics) + _excessive(traits, by_layer, history)
-        found += [] if found else _growing(traits, readings)
+        found += _origins(readings, statistics)
+        if fresh:
+            found += _excessive(traits, by_layer, history)
+            found += [] if found else _growing(traits, readings)
         found += [] if found else _batch(readings)
     order = {t.layer: (by_layer[t.layer].order if t.layer in by_layer else index) for index, t in enumerate(traits)}
     worst: dict[str, Blame] = {}

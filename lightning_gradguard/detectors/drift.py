@@ -12,12 +12,12 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 REFERENCE = 40
 """Accepted steps before a reference is frozen."""
-EXPLOSION = 8.0
-"""Growth below which a norm is no explosion, whatever the loss does; as for a spike."""
+EXAMINED = 3.0
+"""Growth from which the layers are looked at while the loss rises."""
 LEAP = 3.0
 """Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
-GROWN = 1.25
-"""Growth below which nothing is said: two standard errors of a median of nine norms whose logarithms spread by 0.3."""
+GROWN = 2.0
+"""Growth below which nothing is said: norms double and halve for many honest reasons."""
 MOST = 3.0
 """Standard deviations that one step may add to the sum, however far above the reference it lies."""
 LEAST_SPREAD = 0.1
@@ -29,24 +29,21 @@ class Drift(Detector):
 
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
     Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
-    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict first only reports;
-    it is an alarm when the loss keeps rising and the norm has grown eightfold, or when the norm has grown ``growth`` times (an
-    honest start out of a plateau can show a tenfold growth before its loss moves).
+    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict reports; where the loss keeps rising
+    and the norm has grown threefold it asks for a look at the layers. Whether the run is lost, its losses say.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
         threshold: Cumulated excess, in standard deviations, that is called drift (h). At 7 a growth of x1000 over 300 steps, at a spread
             of 0.3, is reported after 20 steps in the median, and log-normal norms are reported without cause some five times in 10,000.
-        growth: Growth of the norm that is an alarm even if the loss stays where it was.
     """
 
     name: ClassVar[str] = "drift"
     late: ClassVar[bool] = True
 
-    def __init__(self, *, slack: float = 0.5, threshold: float = 7.0, growth: float = 30.0) -> None:
+    def __init__(self, *, slack: float = 0.5, threshold: float = 7.0) -> None:
         self.slack = checks.number("slack", slack, least=0.0)
         self.threshold = checks.number("threshold", threshold, above=0.0)
-        self.growth = checks.number("growth", growth, above=1.0)
         self._reset()
 
     def _reset(self) -> None:
@@ -78,17 +75,16 @@ class Drift(Detector):
         worse = rise is not None and rise > 0.2 and self._still_rises(baseline)
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
         leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
-        alarm = not leapt and (grown >= self.growth or (worse and grown >= EXPLOSION))
-        # Less than an explosion, but worth a look at the layers: one of them may be drifting away.
-        examine = not alarm and not leapt and worse and grown >= 3.0
+        # Worth a look at the layers: one of them may be drifting away.
+        examine = not leapt and worse and grown >= EXAMINED
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
             detector=self.name,
             value=statistics.norm,
-            limit=math.exp(self._center) * (self.growth if alarm else GROWN),
+            limit=math.exp(self._center) * GROWN,
             reason=f"the norm has grown {grown:.3g} x over {self._seen} steps{told}",
-            alarm=alarm or examine,
+            alarm=examine,
             examine=examine,
         )
 

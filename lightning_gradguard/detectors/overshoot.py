@@ -66,7 +66,7 @@ class Overshoot(Detector):
         told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.update_ratio:.2g} x the weights"
         if loss > untrained and baseline.above_untrained:
             return self._verdict(level, untrained, told)
-        if baseline.silent >= self.patience and not baseline.at_best:
+        if baseline.silent >= self.patience:
             return self._verdict(level, untrained, f"{told}: the gradients have been zero for {baseline.silent} steps")
         since = baseline.count - self._overshot
         if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - STILL) * abs(untrained):

@@ -24,6 +24,8 @@ GENTLE = 10.0
 """Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
 CURED = 2
 """Calm steps after which an alarm counts as cured: the next one is of another batch's making."""
+ANEW = 24
+"""Alarms in a row that ordinary updates have not brought about, after which the data or the loss are believed to have changed for good."""
 BY_CHANCE = 5e-5
 """Probability of a row of NaN that is taken for no chance: one in twenty runs of a thousand steps sees such a one."""
 LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
@@ -188,6 +190,10 @@ class Policy:
         if self._untested > 1:
             reason = "weights of two healthy times give NaN as well: the data or the loss is at fault"
             return Decision(("skip",), reason, Cause.LOSS.value)
+        if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG:
+            if self._row >= ANEW:
+                return self._accept_regime("what has come is no accident, and no update brought it")
+            return Decision((hold,), "first aid: no update has brought this", cause.value)
         if statistics.finite and 2 * self._harmless > self._row:
             return Decision(("clip",), "norms are large and the loss is not: clipping is enough", cause.value)
         reason = (

@@ -23,6 +23,9 @@ from lightning_gradguard.snapshots import forget
 
 ENOUGH = 16
 """Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
+ALIKE = 0.5
+"""Share of a layer's RMS in its units' deviations over the batch from which the layer is scaled as a whole, as in LSUV; below, samples are
+becoming alike, and each unit is centred and scaled by itself. Centring everywhere makes gradients grow by a fifth a layer."""
 ALIVE = 1e-3
 """Share of the layer's RMS that a unit's deviation must have to be scaled by itself."""
 WILD = 10.0
@@ -43,7 +46,7 @@ class Initialize(Remedy):
 
     Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al. (2016): matrices are
     drawn as fits the layer and its activation, then, inside the next batch's own forward pass, each linear and convolution layer's output
-    is brought to mean 0 and deviation 1 a unit, before the next layer sees it; so residual branches, normalisations and activations are
+    is brought to a deviation of 1 (of units that say the same of every sample, to mean 0 as well), before the next layer sees it; so residual branches, normalisations and activations are
     respected as they are. The step of that batch is held. Several processes average what they measured. Recurrent and attention layers,
     embeddings and normalisations get the initialisation that fits them; shared weights, sharded, parametrised and custom ones are left alone.
     """
@@ -169,6 +172,8 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
         alive = deviation > ALIVE * rms
         if not bool(alive.any()):
             return None
+        by_unit = float(deviation.double().square().mean().sqrt()) < ALIKE * rms
+    if by_unit:
         scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
         shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
     else:

@@ -46,22 +46,23 @@ class Patient:
     generator: torch.Generator
 
 
-def mend(patient: Patient, *, redraw: bool = True, keep: bool = True) -> list[str]:
+def mend(patient: Patient, *, redraw: bool = True, keep: bool = True, rescale: bool = True) -> list[str]:
     """Mend each parameter that is visibly bad, or else all matrices; return in words what was done.
 
     Args:
         patient: The layer.
         redraw: Whether drawing anew is allowed.
+        rescale: Whether weights that are merely too large are rescaled; without it only stray elements are mended.
         keep: Whether to keep the structure of the weights where there is any; False draws everything anew.
     """
-    done = [how for name in patient.parameters if (how := _mend_one(patient, name, redraw, keep))]
+    done = [how for name in patient.parameters if (how := _mend_one(patient, name, redraw, keep, rescale))]
     if not done and redraw:
         # Large gains of weights that are not large come from what they have in common, which no rescaling mends.
         done = [how for name, p in patient.parameters.items() if p.ndim >= 2 and (how := _redraw(patient, name))]
-    return list(dict.fromkeys(done)) or _divide(patient)
+    return list(dict.fromkeys(done)) or (_divide(patient) if rescale else [])
 
 
-def _mend_one(patient: Patient, name: str, redraw: bool, keep: bool) -> str:
+def _mend_one(patient: Patient, name: str, redraw: bool, keep: bool, rescale: bool) -> str:
     value = effective(patient.layer, name, patient.parameters[name]).detach().cpu().double()
     plan = fitting(patient.root, patient.name, local(name))
     stray = _strays(value)
@@ -70,7 +71,7 @@ def _mend_one(patient: Patient, name: str, redraw: bool, keep: bool) -> str:
         write(patient.layer, name, patient.parameters[name], value)
     size = norm(value) / math.sqrt(max(value.numel(), 1))
     zeroed = f"{int(stray.sum())} stray elements of {local(name)} set to zero" if keep and bool(stray.any()) else ""
-    if plan is None:
+    if plan is None or not rescale:
         return zeroed
     if plan.scheme == "constant" and plan.std == 0.0:
         reset = not size <= _TOO_LARGE_A_BIAS or (not keep and kind_of(patient.layer) != "recurrent")

@@ -109,7 +109,9 @@ class Reinitialize(Remedy):
         for suspect in suspects[: self.max_layers]:
             patient = self._admit(scene, found[suspect.layer], suspect)
             snapshot = self._source(patient, scene.snapshots)
-            acted, detail = _repair(patient, snapshot, self.method)
+            acted, detail = _repair(
+                patient, snapshot, self.method if scene.start or self.method != "auto" else "restore"
+            )
             details.append(f"{suspect.layer or 'root'}: {detail}")
             if acted:
                 repaired.append(suspect.layer)
@@ -153,7 +155,10 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
             own[name].copy_(value)
         return True, f"restored from the snapshot of step {snapshot.step}"
     if method == "restore":
-        return False, "no snapshot holds finite values of it"
+        done = mend(patient, redraw=False, keep=True, rescale=False)
+        return bool(done), ", ".join(
+            done
+        ) or "no snapshot holds what it was, and nothing is drawn anew in a run under way"
     done = mend(patient, redraw=method != "rescale", keep=method != "redraw")
     return bool(done), ", ".join(done) or "nothing about its weights could be mended"
 

@@ -33,6 +33,7 @@ class Scene:
         target: Global norm to clip down to, ``<= limit``.
         buffers: The module's buffers that belong to this optimizer's layers, by name.
         scaler: The GradScaler that owns this step, or None.
+        start: Whether the run is fresh from its initialisation and has learned nothing: only then is anything drawn anew or rescaled.
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
         at_best: Tells whether the loss is at the best level that was reached; asked by those who need it.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
@@ -51,6 +52,7 @@ class Scene:
     target: float = float("inf")
     buffers: dict[str, Tensor] = field(default_factory=dict)
     scaler: torch.amp.GradScaler | None = None
+    start: bool = False
     update_ratio: float = 0.0
     at_best: Callable[[], bool] = lambda: False
     grad_scale: float = 1.0

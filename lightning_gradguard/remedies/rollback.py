@@ -35,7 +35,8 @@ class Rollback(Remedy):
     def apply(self, scene: Scene) -> Outcome:
         """Restore the snapshot in place."""
         step = scene.statistics.step
-        if self._last_step is not None and step - self._last_step <= self.patience:
+        latest, recent = scene.snapshots.latest, self._last_step is not None and step - self._last_step <= self.patience
+        if recent and latest is not None and latest.updates:
             scene.snapshots.discard_latest()
         self._last_step = step
         snapshot = scene.snapshots.latest
