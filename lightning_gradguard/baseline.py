@@ -96,6 +96,7 @@ class Baseline:
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` of the updates that were measured, momentum filled.
+        convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next one.
         looked: Rate at which an update was last measured.
         rate: Largest learning rate of an accepted step.
         usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.
@@ -117,6 +118,7 @@ class Baseline:
         self._beginning = math.nan
         self.first_norm = self.prior = 0.0
         self.update_ratio = self.looked = 0.0
+        self.convicted = False
         self.rate = self.usual_rate = 0.0
         self.best_loss = math.inf
         # The losses at that time.
@@ -234,16 +236,28 @@ class Baseline:
 
     @property
     def lost(self) -> bool:
-        """Whether most of what had been learned is lost: all of the last losses lie above nearly all before them, and far from the best."""
+        """Whether most of what had been learned is lost, beyond chance."""
         if not self.learned or len(self._losses) < 2 * RECENT:
             return False
         gone = self.loss_level(RECENT)[0] - self.best_loss > LOST * (self.untrained_loss - self.best_loss)
-        return gone and min(self._losses[-RECENT:]) > max(self._best, default=math.inf)
+        return gone and self.worse
+
+    @property
+    def worse(self) -> bool:
+        """Whether all of the last losses lie above nearly all of those at the best level, so that chance has no part in it."""
+        if len(self._best) < ENOUGH or len(self._losses) < RECENT:
+            return False
+        return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (ENOUGH - 1))]
+
+    @property
+    def best_losses(self) -> list[float]:
+        """The losses at the time of the best level."""
+        return list(self._best)
 
     @property
     def at_best(self) -> bool:
         """Whether the last few losses are the best level that was reached."""
-        return self.loss_level(RECENT)[0] <= self.best_loss
+        return self.best_loss < math.inf and self.loss_level(RECENT)[0] <= self.best_loss
 
     @property
     def above_untrained(self) -> bool:
@@ -353,6 +367,7 @@ class Baseline:
             "first_norm": self.first_norm,
             "prior": self.prior,
             "looked": self.looked,
+            "convicted": self.convicted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -370,7 +385,7 @@ class Baseline:
         self.rate = float(state["rate"])
         self.usual_rate = float(state["usual_rate"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
-        self.looked = float(state["looked"])
+        self.looked, self.convicted = float(state["looked"]), bool(state["convicted"])
 
 
 def _beginning(losses: list[float]) -> float:

@@ -106,7 +106,7 @@ class Flow:
             running=self.running,
             statistics=statistics,
             scaler=scaler,
-            at_best=lambda: lane.baseline.at_best,
+            progress=lambda: (lane.baseline.at_best, lane.baseline.learned),
             grad_scale=scale,
         )
 
@@ -319,6 +319,7 @@ class Flow:
             lane.baseline.prior = 0.0  # It was of other weights.
         if "backoff" in done:
             lane.baseline.update_ratio = 0.0  # It was of another rate.
+            lane.baseline.convicted = True
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()

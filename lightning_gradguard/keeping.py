@@ -28,12 +28,9 @@ def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
     if known.count > FEW and statistics.norm > LOUD * known.typical:
         return False
-    # A new task is waited for only so long.
-    return (
-        not (known.lost and not lane.snapshots.overdue(step))
-        and not known.loss_elevated(loss)
-        and not known.above_untrained
-    )
+    # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
+    lost = known.worse and not lane.snapshots.overdue(step)
+    return not (lost or known.loss_elevated(loss) or known.above_untrained)
 
 
 def keep(lane: Lane, step: int, statistics: GradientStatistics, batch: Any, team: Team) -> str | None:

@@ -16,6 +16,8 @@ from lightning_gradguard.shards import comparable
 
 PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
+PATIENT = 3
+"""Intervals after which a state is copied though the loss is worse than it was."""
 EARLY = 10
 """Steps between the first snapshots; the gap then doubles with the age of the run."""
 
@@ -124,8 +126,8 @@ class SnapshotStore:
         return self.keep > 0 and (step >= self._due or (soon and step >= self._taken + EARLY))
 
     def overdue(self, step: int) -> bool:
-        """Tell whether the next snapshot has been due for a whole interval."""
-        return step >= self._due + self.every
+        """Tell whether the next snapshot has been due for several intervals."""
+        return step >= self._due + PATIENT * self.every
 
     @torch.no_grad()
     def take(

@@ -7,7 +7,7 @@ import statistics as stats
 from collections.abc import Sequence
 
 from lightning_gradguard.baseline import LARGE, RECENT, YOUNG
-from lightning_gradguard.lane import Lane
+from lightning_gradguard.lane import LIFE, Lane
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.policy import LASTING
@@ -90,7 +90,7 @@ def _levels(lane: Lane, verdict: Verdict) -> tuple[list[float], list[float], boo
     known = lane.baseline
     lost = verdict.form == "divergence"
     if known.learned:
-        before = known.latest_losses(WINDOW * WINDOWS, skip=2 * RECENT if lost else 0)
+        before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
         return before, (known.latest_losses(RECENT) if lost else []) + lane.trouble, True
     return known.first_losses[:1], known.latest_losses(WINDOW)[1:] + lane.trouble, False
 
@@ -134,6 +134,7 @@ def end(lane: Lane, step: int, outcome: str) -> None:
     trial, lane.trial = lane.trial, None
     if trial is None:
         return
+    lane.next_look = lane.baseline.count + LIFE
     record = TrialRecord(
         trial.cause,
         trial.treatment,

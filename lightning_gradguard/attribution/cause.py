@@ -50,6 +50,8 @@ def cause_of(
         return Cause.BATCH
     if verdict.form == "state":
         return Cause.OPTIMIZER
+    if layers and large and not start and not any(suspect.broken for suspect in layers):
+        return Cause.RATE  # Updates of that size move layers about.
     if layers and not any(suspect.broken for suspect in layers):
         if len(layers) <= FEW_LAYERS:
             return Cause.LAYER

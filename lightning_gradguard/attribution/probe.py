@@ -312,7 +312,8 @@ class Signal:
 def signal(readings: tuple[LayerReading, ...]) -> Signal:
     """Return what became of the batch that the readings are of."""
     ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
-    source = next((r.rms_in for r in readings if r.rms_in is not None), 1.0)
+    # An embedding takes no signal in, and should give one of the order of 1.
+    source = 1.0 if not readings or readings[0].rms_in is None else readings[0].rms_in
     largest = max(
         (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
     )

@@ -35,7 +35,7 @@ class ColdStart(Detector):
     name: ClassVar[str] = "cold-start"
     late: ClassVar[bool] = True
 
-    def __init__(self, *, max_growth: float = 1000.0) -> None:
+    def __init__(self, *, max_growth: float = 100.0) -> None:
         self.max_growth = checks.number("max_growth", max_growth, above=1.0)
 
     def limit(self, baseline: Baseline) -> float:

@@ -89,6 +89,8 @@ class Overshoot(Detector):
             why = f"updates of {baseline.update_ratio:.2g} x the weights"
         elif baseline.faded:
             why = "gradients that have faded"
+        elif baseline.convicted:
+            why = "a rate that had to be lowered before"
         else:
             return None
         level = baseline.loss_level(RECENT)[0]

@@ -75,14 +75,15 @@ class RateBracket:
         self.bad = self.in_use = math.inf
         self._calm = 0
 
-    def made(self, rate: float, *, best: bool) -> None:
+    def made(self, rate: float, *, best: bool, learned: bool) -> None:
         """Note an update that was made at this effective rate, and climb or loosen.
 
         Args:
             rate: The rate it was made with.
             best: Whether the loss is at the best level that was reached.
+            learned: Whether that is below what it was before training, beyond chance.
         """
-        if best:
+        if best and learned:
             self.good = max(self.good, min(rate, self.bad))
         if self.bad == math.inf:
             return

@@ -118,7 +118,8 @@ class Trial:
             and self.descents < MOST_DESCENTS
         ):
             return "too fast"
-        worse = chance_of_lower(self.trouble, self.window) < CHANCE
+        # A fresh network begins anew, and above what the old one had come to.
+        worse = self.learned and chance_of_lower(self.trouble, self.window) < CHANCE
         done = len(self.losses) >= WINDOW * WINDOWS
         if not worse and not done:
             return ""

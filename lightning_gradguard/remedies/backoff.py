@@ -65,7 +65,8 @@ class LearningRateBackoff(Remedy):
         scheduled = largest_rate(scene.optimizer)
         bracket.follow(scheduled)
         share = self._factor = bracket.share(scheduled)
-        bracket.made(scheduled * share, best=scene.at_best())
+        best, learned = scene.progress()
+        bracket.made(scheduled * share, best=best, learned=learned)
         if share == 1.0:
             return
         for group in scene.optimizer.param_groups:

@@ -35,7 +35,7 @@ class Scene:
         scaler: The GradScaler that owns this step, or None.
         start: Whether the run is fresh from its initialisation and has learned nothing: only then is anything drawn anew or rescaled.
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
-        at_best: Tells whether the loss is at the best level that was reached; asked by those who need it.
+        progress: Tells whether the loss is at the best level that was reached, and whether something was learned; for those who ask.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
@@ -54,7 +54,7 @@ class Scene:
     scaler: torch.amp.GradScaler | None = None
     start: bool = False
     update_ratio: float = 0.0
-    at_best: Callable[[], bool] = lambda: False
+    progress: Callable[[], tuple[bool, bool]] = lambda: (False, False)
     grad_scale: float = 1.0
 
 
