@@ -62,7 +62,9 @@ class RateBracket:
         self._calm = 0
         self.bad = min(self.bad, rate)
         # The size of updates tells how far beyond sanity a rate was that nothing was ever learned with.
-        descent = DESCENT if self.good > 0.0 else max(DESCENT, min(ratio / SANE, FARTHEST))
+        descent = max(DESCENT, min(ratio / SANE, FARTHEST))
+        if self.good > 0.0:
+            descent = math.sqrt(DESCENT * descent)  # Something speaks for the rate, too.
         if self.good >= self.bad:
             self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
         below = self.bad / descent
