@@ -139,6 +139,10 @@ class Baseline:
         if self.count == 2 * YOUNG and self.learned:
             self.update_ratio = 0.0  # The run has learned with updates of that size.
 
+    def accept_update(self, ratio: float) -> None:
+        """Learn the size of an update that was made and measured, against the weights."""
+        self.update_ratio = max(self.update_ratio, ratio)
+
     def accept_rate(self, rate: float) -> None:
         """Learn the rate of an accepted step."""
         if rate > 0.0 and rate != self.usual_rate:
@@ -245,9 +249,9 @@ class Baseline:
     @property
     def worse(self) -> bool:
         """Whether all of the last losses lie above nearly all of those at the best level, so that chance has no part in it."""
-        if len(self._best) < ENOUGH or len(self._losses) < RECENT:
+        if len(self._best) < RECENT or len(self._losses) < RECENT:
             return False
-        return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (ENOUGH - 1))]
+        return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
 
     @property
     def best_losses(self) -> list[float]:

@@ -19,6 +19,7 @@ from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.batches import BatchWitness
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError, named
+from lightning_gradguard.first_look import build_up
 from lightning_gradguard.forward_order import arranged, first_uses, registered
 from lightning_gradguard.gate import Flight, Gate
 from lightning_gradguard.glances import Glances
@@ -271,6 +272,8 @@ class Lane:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
+        if statistics.update_ratio is not None and statistics.norm <= limit:
+            self.baseline.accept_update(statistics.update_ratio * build_up(self.optimizer))
         if statistics.rate is not None:
             self.baseline.accept_rate(statistics.rate)
             if statistics.rate > self.baseline.rate:

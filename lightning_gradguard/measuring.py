@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradguard.baseline import LEAP, RECENT, YOUNG, Baseline
-from lightning_gradguard.first_look import BOUNDED, build_up, first_look, most_moved
+from lightning_gradguard.first_look import BOUNDED, first_look, most_moved
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.state_watch import spoilt
@@ -113,8 +113,6 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     ratio, weight_norm, excess = first_look(module, lane.parameters, lane.optimizer, scale)
     # A rate that was backed off already makes a smaller update.
     ratio = ratio * lane.lr_factor if ratio is not None else None
-    if ratio is not None and statistics.finite:
-        lane.baseline.update_ratio = max(lane.baseline.update_ratio, ratio * build_up(lane.optimizer))
     lane.baseline.looked = statistics.rate or 0.0
     return dataclasses.replace(
         statistics,

@@ -73,6 +73,8 @@ def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Se
         end(lane, found.step, "taken back")
         decision = lane.policy.next_treatment(here, verdict.reason)
     else:
+        if lane.trial is not None and lane.trial.sick_from_its_beginning():
+            lane.snapshots.discard_latest()
         if found.loss is not None:
             lane.trouble = [*lane.trouble, found.loss][-WINDOW:]
         if lane.levels is None or (lane.trial is None and not lane.looked):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-DESCENT = 4.0
+DESCENT = 8.0
 """Times below a rate that lost the run at which it is tried again, at least, where no good rate is known."""
 SANE = 0.05
 """Update-to-weight ratio that such a rate is brought down to; healthy training shows 1e-4 to 1e-1."""
@@ -13,9 +13,9 @@ FARTHEST = 1000.0
 """Times that one conviction lowers the rate at most."""
 CLIMB = 1.05
 """Growth of the rate per update while the loss is at its best: from a quarter to a half of what failed in fifteen updates."""
-STALE = 32
+STALE = 16
 """Updates without a better loss after which the rate has climbed too far, and is halved, down to where it began to climb."""
-BELOW = 0.5
+BELOW = 0.25
 """Share of the smallest rate that failed up to which the rate climbs."""
 WAIT = 100
 """Calm updates before the upper bound is loosened for the first time; each conviction after that doubles the wait."""
@@ -68,7 +68,7 @@ class RateBracket:
         if self.good >= self.bad:
             self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
         below = self.bad / descent
-        self.in_use = self._floor = min(self.good or below, BELOW * self.bad)
+        self.in_use = self._floor = min(BELOW * self.good or below, BELOW * self.bad)
         self._stale = 0
         return self.in_use
 

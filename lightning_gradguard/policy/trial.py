@@ -84,10 +84,16 @@ class Trial:
         earlier = self.losses[: 1 - QUICK][-WINDOW:]
         if len(now) < QUICK:
             return False
-        if len(earlier) < QUICK:
-            return untrained > 0.0 and min(now) > LEAP * untrained
+        if len(earlier) < FIRST:
+            earlier = self.before if self.learned else [untrained]
+        if not earlier or not earlier[0] == earlier[0]:
+            return False
         level = statistics.median(earlier)
         return min(now) > max(earlier) and min(now) > level + (LEAP - 1.0) * abs(level)
+
+    def sick_from_its_beginning(self) -> bool:
+        """Return whether the first losses after going back were as bad as the trouble: the copy was sick already."""
+        return self.learned and chance_of_lower(self.before, self.losses[:FIRST]) < CHANCE
 
     @property
     def window(self) -> list[float]:
