@@ -309,17 +309,19 @@ class Flow:
         if "reinitialize" in done and lane.baseline.count == 0:
             # What the first update would have been was the layer's doing, and says nothing of the rate.
             lane.baseline.update_ratio = 0.0
+        known = lane.baseline
         if "rollback" in done:
-            known = lane.baseline
             usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
+            # What is known of updates and rates does not go back with the weights.
+            ratio, convicted = known.update_ratio, known.convicted
             if scene.snapshots.latest is not None:
                 lane.load_memory(scene.snapshots.latest.extra)
-            lane.baseline.prior, lane.growth, lane.dead = usual, None, False
-        if "initialize" in done or ("reinitialize" in done and lane.baseline.count == 0):
-            lane.baseline.prior = 0.0  # It was of other weights.
+            known.prior, known.update_ratio, known.convicted = usual, ratio, convicted
+            lane.growth, lane.dead = None, False
+        if "initialize" in done or ("reinitialize" in done and known.count == 0):
+            known.prior = 0.0  # It was of other weights.
         if "backoff" in done:
-            lane.baseline.update_ratio = 0.0  # It was of another rate.
-            lane.baseline.convicted = True
+            known.update_ratio, known.convicted = 0.0, True  # It was of another rate.
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()

@@ -190,7 +190,7 @@ class Policy:
         if self._untested > 1:
             reason = "weights of two healthy times give NaN as well: the data or the loss is at fault"
             return Decision(("skip",), reason, Cause.LOSS.value)
-        if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG:
+        if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG and case.trial is None:
             if self._row >= ANEW:
                 return self._accept_regime("what has come is no accident, and no update brought it")
             return Decision((hold,), "first aid: no update has brought this", cause.value)
