@@ -18,6 +18,8 @@ from lightning_gradguard.layers import Kind, clean, kind_of, layers
 
 WILD = 10.0
 """RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
+UNITS = 4
+"""Units from which a layer's are expected to differ."""
 ALIKE = 0.01
 """Deviation of a batch's outputs over their RMS below which the signal dies on its way."""
 
@@ -42,6 +44,7 @@ class LayerReading:
         followed_by: Name of the normalisation that takes its output, None if there is none.
         ceiling: Largest finite number of the output's dtype.
         variation: RMS of the output's deviation from its mean over the batch, over its RMS; None where there is no batch.
+        difference: The same over the units (features or channels) of a layer of four or more; None for others.
     """
 
     layer: str
@@ -59,6 +62,7 @@ class LayerReading:
     followed_by: str | None
     ceiling: float
     variation: float | None = None
+    difference: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +76,7 @@ class _Call:
     grads_out: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     grad_in: tuple[Tensor, int] | None = None
     varied: Tensor | None = None
+    differed: Tensor | None = None
     ceiling: float = torch.finfo(torch.float32).max
 
 
@@ -171,6 +176,9 @@ class Probe:
         call.rms_out, call.ceiling = _size(outputs[0]), torch.finfo(outputs[0].dtype).max
         if outputs[0].dim() > 1 and len(outputs[0]) > 1:
             call.varied = _size(outputs[0].detach() - outputs[0].detach().mean(0))
+            axis = 1 if call.kind == "conv" else -1
+            if call.kind in ("linear", "conv") and outputs[0].shape[axis] >= UNITS:
+                call.differed = _size(outputs[0].detach() - outputs[0].detach().mean(axis, keepdim=True))
         self._calls.append(call)
         base = _base(outputs[0])
         self._made[id(base)] = (weakref.ref(base), outputs[0].numel(), call.layer)
@@ -250,7 +258,7 @@ def _size(tensor: Tensor) -> Tensor | None:
 
 
 def _tensors(call: _Call) -> Iterator[Tensor]:
-    for tensor in (call.rms_in, call.rms_out, call.varied, call.grad_in and call.grad_in[0]):
+    for tensor in (call.rms_in, call.rms_out, call.varied, call.differed, call.grad_in and call.grad_in[0]):
         if tensor is not None:
             yield tensor
     for tensor, _ in call.grads_out.values():
@@ -262,6 +270,7 @@ def _read(call: _Call, order: int, followed_by: str | None, values: Iterator[flo
     rms_in = None if call.rms_in is None else next(values)
     rms_out = None if call.rms_out is None else next(values)
     varied = None if call.varied is None else next(values)
+    differed = None if call.differed is None else next(values)
     grad_in = None if call.grad_in is None else (next(values), call.grad_in[1])
     grads_out = [(next(values), count) for _, count in call.grads_out.values()]
     total = math.hypot(*(value * math.sqrt(count) for value, count in grads_out)) if grads_out else None
@@ -282,6 +291,7 @@ def _read(call: _Call, order: int, followed_by: str | None, values: Iterator[flo
         followed_by=followed_by,
         ceiling=call.ceiling,
         variation=varied / rms_out if varied is not None and rms_out else None,
+        difference=differed / rms_out if differed is not None and rms_out else None,
     )
 
 
@@ -292,7 +302,8 @@ class Signal:
     Args:
         source: RMS of the first input.
         growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes in does not count.
-        variation: :attr:`LayerReading.variation` of the last layer; None where it is unknown.
+        variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if that is less: units that
+            are all alike are one unit; None where both are unknown.
     """
 
     source: float
@@ -317,8 +328,9 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     largest = max(
         (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
     )
-    told = [r.variation for r in readings if r.variation is not None]
-    return Signal(source, largest / max(source, 1.0) if math.isfinite(source) else 1.0, told[-1] if told else None)
+    told = [r.variation for r in readings if r.variation is not None][-1:]
+    told += [r.difference for r in readings if r.difference is not None]
+    return Signal(source, largest / max(source, 1.0) if math.isfinite(source) else 1.0, min(told, default=None))
 
 
 def _gain(out: float | None, into: float | None) -> float | None:
@@ -347,4 +359,5 @@ def _worst(calls: list[LayerReading]) -> LayerReading:
         followed_by=ahead.followed_by,
         ceiling=ahead.ceiling,
         variation=ahead.variation,
+        difference=ahead.difference,
     )

@@ -72,6 +72,12 @@ class RateBracket:
         self._stale = 0
         return self.in_use
 
+    def begin(self, scheduled: float) -> None:
+        """Begin anew well below the schedule, free to climb up to it: what was seen so far was something else's doing."""
+        self.good, self.bad = 0.0, scheduled / BELOW
+        self.in_use = self._floor = scheduled / DESCENT
+        self._calm = self._stale = 0
+
     def acquit(self) -> None:
         """Strike out what convicted the rate: something else was at fault."""
         self.bad = self.in_use = math.inf

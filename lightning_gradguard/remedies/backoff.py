@@ -44,14 +44,15 @@ class LearningRateBackoff(Remedy):
     def apply(self, scene: Scene) -> Outcome:
         """Convict the rate that the run was lost with, and choose the next."""
         scheduled = largest_rate(scene.optimizer)
-        anew = scene.decision is not None and "initialize" in scene.decision.remedies
-        if anew:
-            self.bracket.acquit()  # What was seen so far was the old weights' doing as well.
-        before = scheduled * self.bracket.share(scheduled)
-        after = self.bracket.convict(before, 0.0 if anew else scene.update_ratio)
-        self._factor = self.bracket.share(scheduled)
         if not scheduled > 0.0:
             return Outcome(self.name, False, "the learning rate is 0")
+        if scene.decision is not None and "initialize" in scene.decision.remedies:
+            self.bracket.begin(scheduled)
+            self._factor = self.bracket.share(scheduled)
+            return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
+        before = scheduled * self.bracket.share(scheduled)
+        after = self.bracket.convict(before, scene.update_ratio)
+        self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
     def before_update(self, scene: Scene) -> None:
