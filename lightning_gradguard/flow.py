@@ -14,7 +14,7 @@ from lightning_gradguard.attribution.probe import LayerReading, signal
 from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.investigation import Asked, Investigation, suspects
-from lightning_gradguard.keeping import keep
+from lightning_gradguard.keeping import LOUD, keep
 from lightning_gradguard.lane import Lane, expected
 from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
 from lightning_gradguard.recorder import Recorder
@@ -164,6 +164,8 @@ class Flow:
         if any(s.layer != "batch" for s in found):
             return found
         if found and single:
+            if statistics.norm <= LOUD * lane.baseline.typical:
+                return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.
             if lane.policy.may_hold:
                 return found
             lane.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.

@@ -85,7 +85,7 @@ def measure(
         statistics = _exactly(lane, statistics, grads, scale)
     if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or overruns(lane.baseline, statistics):
         statistics = _with_first_look(lane, module, statistics, scale)
-    if lane.growth is not None:
+    if lane.growth is not None and lane.fresh:
         statistics = dataclasses.replace(statistics, growth=lane.growth)
     if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
         statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))

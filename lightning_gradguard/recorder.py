@@ -127,7 +127,7 @@ class Recorder:
         for i in self.incidents:
             end = {True: "helped", False: "did not help", None: "calm again" if i.closed else "still open"}[i.helped]
             tried = ", ".join(i.remedies) or "nothing"
-            culprit = f", first in {i.culprit}" if i.culprit else ""
+            culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
             reason = i.actions[0].verdict.reason if i.actions else ""
             lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
         return "\n".join(lines) or "no incident"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics as stats
 from collections.abc import Sequence
 
+from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
 from lightning_gradguard.baseline import LARGE, RECENT, YOUNG
 from lightning_gradguard.lane import LIFE, Lane
 from lightning_gradguard.measuring import Team
@@ -69,6 +71,8 @@ def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Se
     if verdict.detector == INITIALIZE:
         return Decision(("skip",), "the batch was used to measure", lane.trial.cause if lane.trial else "")
     here = case(lane, looked=lane.looked)
+    if any(suspect.broken for suspect in suspects):
+        here = dataclasses.replace(here, vanishing=vanishing_number(lane.optimizer))
     if verdict.detector == "trial" and verdict.examine and lane.trial is not None:
         end(lane, found.step, "taken back")
         decision = lane.policy.next_treatment(here, verdict.reason)

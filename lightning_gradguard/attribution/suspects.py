@@ -21,6 +21,8 @@ _DISPLACED = 0.5
 # Times what the layer moved before, in as many updates; and, where that is not known, the largest healthy update.
 _FASTER, _FASTEST = 3.0, 0.1
 _DISPLACED_APART, _DISPLACED_FAR = math.log(5.0), math.log(20.0)
+# Updates after which a layer may honestly be anywhere.
+OLD = 150
 _STILL = math.log(1e-2)
 # Undisturbed since a run that went well: what looks large there was large in health too.
 _TRUSTED = math.log(3.0)
@@ -122,6 +124,8 @@ def _explained(
     statistics: GradientStatistics | None,
 ) -> Callable[[str], float]:
     """Return how far training itself may have moved a layer since the snapshot: as far as before, farther at a higher rate."""
+    if updates > OLD:
+        return lambda layer: math.inf
     if snapshot is None or older is None or snapshot.updates <= older.updates:
         return lambda layer: _FASTEST * updates
     share = updates / (snapshot.updates - older.updates)

@@ -15,6 +15,10 @@ from lightning_gradguard.shards import comparable, gathered, sharded, whole
 from lightning_gradguard.snapshots import Snapshot
 
 
+LEAST = 8
+"""Elements from which the displacement of a parameter means something."""
+
+
 @dataclass(slots=True)
 class WeightTraits:
     """What the weights of one layer say.
@@ -122,7 +126,8 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     stock = type(one.owner).__module__.startswith("torch.nn.")
     if stock and terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
-    if len(numbers) == 4:
+    # A learned scalar near zero (a temperature, a log-variance) moves by many times its size in health.
+    if len(numbers) == 4 and (parameter.numel() >= LEAST or not math.isfinite(size)):
         traits._moved += parameter.numel() * _square(numbers[2])
         traits._size += parameter.numel() * _square(_counted(parameter, numbers[3], size, expected))
 

@@ -29,7 +29,7 @@ class Drift(Detector):
 
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
     Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
-    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict reports; where the loss keeps rising
+    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict reports; where the loss is worse beyond chance
     and the norm has grown threefold it asks for a look at the layers. Whether the run is lost, its losses say.
 
     Args:
@@ -72,11 +72,10 @@ class Drift(Detector):
         rise = self._loss_rise(baseline)
         if rise is not None and rise < -0.02:
             return None
-        worse = rise is not None and rise > 0.2 and self._still_rises(baseline)
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
         leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
         # Worth a look at the layers: one of them may be drifting away.
-        examine = not leapt and worse and grown >= EXAMINED
+        examine = not leapt and baseline.worse and grown >= EXAMINED
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
@@ -87,14 +86,6 @@ class Drift(Detector):
             alarm=examine,
             examine=examine,
         )
-
-    def _still_rises(self, baseline: Baseline) -> bool:
-        """Tell whether the loss is still on its way up, visibly on the scale of the untrained loss.
-
-        After a change of the data it leaps and then falls; and a loss near zero trebles for nothing.
-        """
-        now, before = baseline.loss_level(2 * RECENT)[0], baseline.loss_level(2 * RECENT, skip=2 * RECENT)[0]
-        return now >= before and now - self._loss > 0.25 * abs(baseline.untrained_loss)
 
     def _loss_rise(self, baseline: Baseline) -> float | None:
         level, _ = baseline.loss_level(2 * RECENT)

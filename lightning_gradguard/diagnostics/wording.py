@@ -65,7 +65,7 @@ def suspect(incident: Incident) -> str:
     if not incident.blame:
         return ""
     first = incident.blame[0]
-    name = "the batch" if first.layer == "batch" else f"first in {clean(first.layer)}"
+    name = "the batch" if first.layer == "batch" else f"first in {clean(first.layer) or 'the root module'}"
     evidence = gains(first)
     return f"{name} ({evidence})" if evidence else name
 

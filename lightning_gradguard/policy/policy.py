@@ -45,6 +45,7 @@ class Case:
         looked: Whether the layers were measured in this very batch.
         trial: The trial under way, if any.
         signal: What becomes of the signal at the first step, where that was measured.
+        vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights are not finite.
     """
 
     baseline: Baseline
@@ -53,6 +54,7 @@ class Case:
     looked: bool = True
     trial: Trial | None = None
     signal: Signal | None = None
+    vanishing: str | None = None
 
 
 class Policy:
@@ -112,6 +114,9 @@ class Policy:
         self._count(verdict, statistics, blame, case.baseline)
         cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
         decision = self._answer(verdict, statistics, blame, cause, case)
+        if not statistics.finite and "skip" not in decision.remedies:
+            # Whatever is thought of it, it must not reach the weights.
+            decision = dataclasses.replace(decision, remedies=("skip", *decision.remedies))
         decision = dataclasses.replace(decision, remedies=_available(decision.remedies, case.can))
         if self._held >= self.max_held and "skip" in decision.remedies:
             decision = Decision(("skip",), f"{self._held} steps in a row were held", cause.value, exhausted=True)
@@ -121,12 +126,12 @@ class Policy:
     def _count(self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], known: Baseline) -> None:
         self.strikes += 1
         # Weights whose gradients are finite once are not broken; large gradients may pause for a step.
-        cured = 1 if verdict.form == "non-finite" else CURED
+        cured = CURED if statistics.finite else 1
         fresh = self._row == 0 or self._quiet >= cured
         self._row, self._harmless = (1, 0) if fresh else (self._row + 1, self._harmless)
         self._harmless += known.loss_elevated(statistics.loss) is False
         self._quiet = 0
-        self._nans += verdict.form == "non-finite"
+        self._nans += not statistics.finite
         self._innocent = self._innocent and any(b.layer == "batch" for b in blame)
 
     def _note(self, decision: Decision) -> None:
@@ -147,10 +152,12 @@ class Policy:
         if verdict.form == "cold-start" and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
             return Decision(("rollback",), reason, Cause.BATCH.value)
+        if case.vanishing is not None and any(suspect.broken for suspect in blame):
+            return self._treat(Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case)
         if cause is Cause.OPTIMIZER:
             return self._treat(cause, "neither the data nor the rate is at fault", case)
-        convicted = verdict.form in ("divergence", "cold-start") and not verdict.examine
-        if case.start and (convicted or self._explodes(verdict, known)):
+        convicted = statistics.finite and verdict.form in ("divergence", "cold-start") and not verdict.examine
+        if case.start and (convicted or self._explodes(statistics, known)):
             return self._start(cause, case)
         if cause is Cause.LAYER and (verdict.examine or not convicted) and (known.count >= YOUNG or verdict.examine):
             names = [suspect.layer for suspect in blame][:FEW_LAYERS]
@@ -161,9 +168,9 @@ class Policy:
             return self._treat(Cause.RATE, "the run has lost what it had", case, first_aid="")
         return self._burst(verdict, statistics, blame, cause, case)
 
-    def _explodes(self, verdict: Verdict, known: Baseline) -> bool:
-        """Tell whether a fresh run explodes in step after step: two do where there is nothing to lose."""
-        return self._row >= min(self.patience, 2) and known.count < YOUNG
+    def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
+        """Return whether a fresh run explodes in step after step: two do where there is nothing to lose, unless data hold NaN."""
+        return known.count < YOUNG and self._row >= self._needed(statistics, known)
 
     def _start(self, cause: Cause, case: Case) -> Decision:
         if case.trial is None and not case.looked:
@@ -183,7 +190,7 @@ class Policy:
         gentle = verdict.form == "sudden" and verdict.excess < GENTLE
         hold = "clip" if gentle and known.count >= YOUNG else "skip"
         broken = any(suspect.broken for suspect in blame)
-        if self._row < self._needed(verdict, known) and not broken:
+        if self._row < self._needed(statistics, known) and not broken:
             return Decision((hold,), "first aid", cause.value)
         if self._untested and statistics.finite:
             return self._accept_regime("weights that were good explode as well: the data or the loss have changed")
@@ -201,12 +208,12 @@ class Policy:
         )
         return self._treat(Cause.RATE if known.update_ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=hold)
 
-    def _needed(self, verdict: Verdict, known: Baseline) -> int:
+    def _needed(self, statistics: GradientStatistics, known: Baseline) -> int:
         """Return how many alarms in a row accuse the weights: held steps leave them alone, and bad batches come in rows by chance."""
         patience = min(self.patience, 2) if known.count < YOUNG else self.patience
         if patience == 1:
             return 1
-        if verdict.form == "non-finite":
+        if not statistics.finite:
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
             return max(3 * patience - 1, _row_by_chance(self._nans - self._row, self._calm))
