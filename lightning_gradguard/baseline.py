@@ -120,7 +120,7 @@ class Baseline:
         self.update_ratio = self.looked = 0.0
         self.convicted = False
         self.rate = self.usual_rate = 0.0
-        self.best_loss = math.inf
+        self.best_loss, self._learned = math.inf, False
         # The losses at that time.
         self._best = array("d")
         # Detectors ask for the same few levels again and again between two accepted steps.
@@ -231,20 +231,24 @@ class Baseline:
     @property
     def learned(self) -> bool:
         """Whether the best level of the loss is below what it was before training, beyond chance; False where no loss is known."""
+        if self._learned:
+            return True  # Once and for all: neither the first losses nor the best one change for the worse.
         if len(self.first_losses) < RECENT or not self.best_loss < self.untrained_loss:
             return False
-        # All of nine lower than the median of nine others: one chance in five hundred.
-        return self.best_loss < min(LEARNED * self.untrained_loss, sorted(self.first_losses)[RECENT // 4]) or (
-            self.best_loss < min(self.first_losses)
-        )
+        low = sorted(self.first_losses)[RECENT // 4]
+        self._learned = self.best_loss < max(min(LEARNED * self.untrained_loss, low), min(self.first_losses))
+        return self._learned
+
+    def far_from_best(self, loss: float) -> bool:
+        """Return whether half of what the loss has come down by is gone in ``loss``."""
+        return loss - self.best_loss > LOST * (self.untrained_loss - self.best_loss)
 
     @property
     def lost(self) -> bool:
         """Whether most of what had been learned is lost, beyond chance."""
         if not self.learned or len(self._losses) < 2 * RECENT:
             return False
-        gone = self.loss_level(RECENT)[0] - self.best_loss > LOST * (self.untrained_loss - self.best_loss)
-        return gone and self.worse
+        return self.far_from_best(self.loss_level(RECENT)[0]) and self.worse
 
     @property
     def worse(self) -> bool:
@@ -384,7 +388,7 @@ class Baseline:
         self._center, self._recent = self._norms.quantile(0.5), None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self._beginning = _beginning(self.first_losses)
-        self.best_loss, self._best = float(state["best_loss"]), array("d", state["best"])
+        self.best_loss, self._best, self._learned = float(state["best_loss"]), array("d", state["best"]), False
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
         self.usual_rate = float(state["usual_rate"])

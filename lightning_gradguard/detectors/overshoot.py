@@ -80,7 +80,7 @@ class Overshoot(Detector):
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
-        if statistics.loss <= baseline.best_loss or not baseline.lost:
+        if not baseline.far_from_best(statistics.loss) or not baseline.lost:
             return None
         rate = statistics.rate or 0.0
         if rate > RISEN * self._good > 0.0:
@@ -107,7 +107,6 @@ class Overshoot(Detector):
         if loss is None:
             return
         if baseline.learned:
-            self._overshot, self._idle = -1, 0
             if rate is not None and rate > self._good and baseline.at_best:
                 self._good = rate
             return
