@@ -59,6 +59,7 @@ class Initialize(Remedy):
         self._handles: list[RemovableHandle] = []
         self._scaled: dict[str, _Scaled] = {}
         self._inputs: list[float] = []
+        self._ones: dict[str, Tensor] = {}
 
     @property
     def at_work(self) -> bool:
@@ -99,14 +100,18 @@ class Initialize(Remedy):
 
     def _scaler(self, name: str) -> Any:
         def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            if name in self._scaled or not isinstance(output, Tensor) or not layer.training:
+            if not isinstance(output, Tensor) or not layer.training:
                 return None
+            if name in self._scaled:
+                # Computed again for the backward pass (activation checkpointing), which must find as many tensors as there were.
+                return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
                 self._inputs = [float(inputs[0].detach().double().square().mean().sqrt())]
             done = _scale(layer, output.detach())
             if done is None:
                 return None
             self._scaled[name], scale, shift = done
+            self._ones[name] = torch.ones_like(scale)
             # The next layer sees the output as it will be; the graph goes on, since the user's backward pass is to come.
             return (output + shift) * scale
 
@@ -131,7 +136,7 @@ class Initialize(Remedy):
     def _rest(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._scaled, self._inputs = [], {}, []
+        self._handles, self._scaled, self._inputs, self._ones = [], {}, [], {}
 
     def close(self) -> None:
         """Take the hooks off."""
