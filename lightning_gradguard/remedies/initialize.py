@@ -165,7 +165,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
     if not bool(weight.any()) or not bool(output.isfinite().all()):
         return None
-    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > layer.weight.dim() - 1 else 0
+    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
     rest = [d for d in range(output.dim()) if d != axis]
     units = output.shape[axis]
     samples = output.shape[0] if axis else 1
