@@ -279,7 +279,8 @@ class Baseline:
             return False
         if reference > 0.0:
             # On a logarithmic scale, since losses of heavy tails are common.
-            steps = [abs(math.log(b / a)) for a, b in self._pairs() if a > 0.0 < b]
+            # Logarithms first: a ratio of doubles may be 0.
+            steps = [abs(math.log(b) - math.log(a)) for a, b in self._pairs() if a > 0.0 < b]
             return math.log(ordered[0] / reference) > math.log(2.0) * 0.5 and math.log(
                 ordered[len(ordered) // 2] / reference
             ) > max(math.log(2.0), APART * _noise(steps))

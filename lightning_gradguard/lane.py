@@ -27,7 +27,7 @@ from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import GradientStatistics, Incident, TrialRecord, Verdict, incident_from_json, to_json
-from lightning_gradguard.remedies import LearningRateBackoff, Remedy
+from lightning_gradguard.remedies import Initialize, LearningRateBackoff, Remedy
 from lightning_gradguard.remedies.backoff import largest_rate
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore
 from lightning_gradguard.state_watch import StateWatch
@@ -454,8 +454,11 @@ class Lane:
                 remedy.resume(self.module)
 
     def close(self) -> None:
-        """Put the rates back and take the hook off the optimizer."""
+        """Put the rates back and take the hooks off optimizer and layers."""
         self.after_update()
+        initialize = self.remedies.get("initialize")
+        if isinstance(initialize, Initialize):
+            initialize.close()
         self._hook.remove()
 
 

@@ -14,7 +14,7 @@ from lightning_gradguard.diagnostics.decode import decode
 from lightning_gradguard.errors import GuardError
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import clean
-from lightning_gradguard.policy import Policy
+from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots import SnapshotStore
@@ -76,6 +76,8 @@ def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
         policy=lane.policy,
         snapshots=lane.snapshots,
     ).state_dict()
+    # Of these a fresh lane has none, and what they hold are no plain numbers.
+    model["batches"]["peaks"], model["trial"] = [[0.0]], [Trial("", (), 0).state_dict()]
     _like(model, saved, where)
     meter = saved["meter"]
     if not len(meter["names"]) == len(meter["peaks"]) == len(meter["nonfinite"]):
@@ -90,7 +92,7 @@ def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
 
 
 def _like(model: Any, found: Any, where: str) -> None:
-    """Raise TypeError unless ``found`` has the keys of ``model`` and values of its types."""
+    """Raise TypeError unless ``found`` has the keys of ``model`` and values of its types; of lists, those of its first item."""
     if isinstance(model, dict):
         _expect(found, dict, where)
         for key, value in model.items():
@@ -103,7 +105,10 @@ def _like(model: Any, found: Any, where: str) -> None:
     elif isinstance(model, list):
         _expect(found, list, where)
         for number, item in enumerate(found):
-            _expect(item, (float, int, str), f"{where}[{number}]")
+            if model:
+                _like(model[0], item, f"{where}[{number}]")
+            else:
+                _expect(item, (float, int, str), f"{where}[{number}]")
     elif isinstance(model, float):
         _expect(found, (float, int), where)
     else:

@@ -17,16 +17,19 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
 RANKS = {
-    **dict.fromkeys(("errors", "checks", "records", "layers", "shards"), 0),
+    **dict.fromkeys(("errors", "checks", "ranks", "records", "layers", "shards"), 0),
     **dict.fromkeys(
         ("statistics", "baseline", "running", "batches", "snapshots", "fans", "forward_order", "glances"), 1
     ),
     "state_watch": 1.5,
     "initialisation": 1.5,
-    **dict.fromkeys(("detectors", "attribution", "policy", "remedies", "diagnostics", "meter", "gate"), 2),
+    **dict.fromkeys(("detectors", "attribution", "diagnostics", "meter", "gate"), 2),
+    # The ladder is a table of causes, and the back-off keeps to the bracket of rates.
+    "policy": 2.1,
+    "remedies": 2.2,
     **dict.fromkeys(("first_look", "lane"), 3),
     **dict.fromkeys(("recorder", "rehearsal", "measuring"), 3.5),
-    **dict.fromkeys(("investigation", "keeping"), 3.75),
+    **dict.fromkeys(("investigation", "keeping", "treating"), 3.75),
     "late": 3.9,
     "flow": 3.9,
     "late_flow": 3.95,
@@ -104,24 +107,13 @@ PUBLIC = {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
     },
     detectors: {
-        "ColdStart",
-        "Detector",
-        "Divergence",
-        "Drift",
-        "LossLeap",
-        "NonFinite",
-        "RateLeap",
-        "RateRise",
-        "Spike",
-        "SpoiltState",
-        "Stagnation",
-        "UpdateLeap",
-        "Vanishing",
+        *("ColdStart", "Detector", "Drift", "LossLeap", "NonFinite", "Overshoot", "Spike", "SpoiltState", "Vanishing"),
     },
     remedies: {
         *(
             "Augment",
             "Clip",
+            "Initialize",
             "LearningRateBackoff",
             "Regularize",
             "Reinitialize",

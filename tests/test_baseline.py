@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradguard.baseline import ENOUGH, INSANE, NORM_WINDOW, RECENT, Baseline
+from lightning_gradguard.baseline import ENOUGH, LARGE, NORM_WINDOW, RECENT, YOUNG, Baseline
 from tests.builders import calm, same, taught, through_a_file
 
 NORMS = st.floats(1e-30, 1e30)
@@ -123,21 +123,150 @@ def test_memory_is_bounded() -> None:
     assert all(len(v) <= NORM_WINDOW for v in baseline.state_dict().values() if isinstance(v, list))
 
 
-def test_after_insane_updates_only_the_first_loss_is_untrained() -> None:
+def test_after_large_updates_only_the_first_loss_is_untrained() -> None:
     losses = [2.3, 2.6, 2.7, 2.8, 2.7, 2.6, 2.5, 2.4, 2.4, *[2.3] * 50]
-    sane, insane = taught(calm(59), losses), taught(calm(59), losses)
-    insane.update_ratio = 2 * INSANE
-    assert (sane.untrained_loss, insane.untrained_loss) == (2.4, 2.3)
-    assert not insane.learned
+    sane, large = taught(calm(59), losses), taught(calm(59), losses)
+    large.update_ratio = 2 * LARGE
+    assert (sane.untrained_loss, large.untrained_loss) == (2.4, 2.3)
+    assert not large.learned
 
 
-@pytest.mark.parametrize(("best", "now", "expected"), [(1.3, 2.4, True), (1.3, 2.0, False), (2.0, 2.4, False)])
-def test_a_run_that_is_back_where_it_began_has_lost_what_it_had_learned(
-    best: float, now: float, expected: bool
-) -> None:
-    baseline = taught([1.0] * 60, [2.3] * 20 + [best] * 20 + [now] * 20)
-    assert baseline.lost is expected
+def test_large_updates_are_forgiven_where_the_run_has_learned_with_them() -> None:
+    for last, left in ((0.3, 0.0), (2.3, 2 * LARGE)):
+        baseline = Baseline()
+        baseline.update_ratio = 2 * LARGE
+        for loss in [2.3] * 9 + [last] * 60:
+            baseline.accept(1.0, loss)
+        assert baseline.count > 2 * YOUNG and baseline.update_ratio == left
 
 
-def test_a_loss_that_has_been_negative_has_no_scale_to_be_lost_on() -> None:
-    assert not taught([1.0] * 60, [0.14] * 20 + [-0.48] * 20 + [0.11] * 20).lost
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [(2.0, True), (2.15, True), (2.19, False), (2.3, False), (9.0, False)],  # below all nine of the first
+)
+def test_something_is_learned_below_all_of_the_first_losses(best: float, expected: bool) -> None:
+    first = [2.3, 2.2, 2.4, 2.35, 2.17, 2.3, 2.25, 2.4, 2.45]
+    assert taught([1.0] * 40, first + [best] * 31).learned is expected
+
+
+def test_a_tenth_less_is_learned_though_one_of_the_first_losses_was_lower_by_luck() -> None:
+    first = [2.3, 2.2, 2.4, 2.35, 0.5, 2.3, 2.25, 2.4, 2.45]
+    assert taught([1.0] * 40, first + [1.9] * 31).learned
+    assert not taught([1.0] * 40, first + [2.15] * 31).learned
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the best of many medians of nine lies low by chance: at 64 steps 10 % of such runs (spread 0.02) or 54 % (0.3) count",
+)
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_noise_alone_is_seldom_taken_for_something_learned(spread: float) -> None:
+    """A run that has learned nothing is forgiven its large updates, and nothing is drawn anew in it, if it counts as one that has."""
+    count = 2 * YOUNG
+    learned = [taught(calm(count), calm(count, level=2.3, spread=spread, seed=seed)).learned for seed in range(100)]
+    assert sum(learned) <= 5
+
+
+def test_without_losses_nothing_was_learned_or_lost() -> None:
+    known = taught(calm(100))
+    assert not (known.learned or known.lost or known.worse or known.above_untrained or known.at_best or known.flat)
+
+
+def falling(first: float, best: float, now: float, count: int) -> list[float]:
+    """Losses that fall within ten steps, stay where they are, and are ``now`` at the end; with a little noise."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal(90 + count)
+    parts = [np.full(20, first), np.linspace(first, best, 10), np.full(60, best), np.full(count, now)]
+    return (np.concatenate(parts) + noise).tolist()
+
+
+@pytest.mark.parametrize(
+    ("best", "now", "expected"),
+    [(1.3, 2.4, True), (1.3, 2.0, True), (1.3, 1.7, False), (2.3, 2.9, False), (-1.0, 1.5, True), (-1.0, 0.0, False)],
+)
+def test_a_run_has_lost_what_it_had_learned_when_half_of_it_is_gone(best: float, now: float, expected: bool) -> None:
+    assert taught([1.0] * 110, falling(2.3, best, now, 20)).lost is expected
+
+
+def test_what_is_lost_in_eight_of_nine_losses_is_not_lost_yet() -> None:
+    losses = falling(2.3, 0.3, 2.0, 9)
+    losses[89] = 0.25
+    for count, expected in ((98, False), (99, True)):
+        known = taught([1.0] * count, losses[:count])
+        assert known.lost is known.worse is expected
+
+
+def test_the_best_losses_are_those_at_the_best_level() -> None:
+    known = taught([1.0] * 120, falling(2.0, 0.5, 1.0, 30))
+    assert known.best_loss == pytest.approx(0.5, abs=0.03)
+    assert len(known.best_losses) == ENOUGH and max(known.best_losses) < 0.6
+    assert not known.at_best and taught([1.0] * 60, [2.0] * 30 + [0.5] * 30).at_best
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (1.0, 2.5, True),
+        (1.0, 1.9, False),
+        (-5.0, 1.0, True),
+        (-5.0, -3.0, False),
+        (0.0, 0.1, True),
+        (1e-300, 1e300, True),
+    ],
+)
+def test_a_loss_stands_above_the_untrained_one_by_as_much_again(first: float, last: float, expected: bool) -> None:
+    assert taught([1.0] * 60, [first] * 20 + [last] * 40).above_untrained is expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_that_doubles_a_loss_now_and_then_does_not_stand_above(seed: int) -> None:
+    assert not taught(calm(60), calm(60, spread=1.0, seed=seed)).above_untrained
+
+
+@given(st.lists(st.floats(-1e308, 1e308), max_size=60), st.floats(0.0, 1.0))
+def test_any_losses_can_be_asked_about(losses: list[float], ratio: float) -> None:
+    known = taught([1.0] * len(losses), losses)
+    known.update_ratio = ratio
+    for told in (known.learned, known.lost, known.worse, known.above_untrained, known.at_best, known.flat, known.faded):
+        assert told in (True, False)
+    assert not known.lost or known.learned
+
+
+def test_flat_is_a_loss_that_does_not_fall_beyond_chance() -> None:
+    for slope, expected in ((0.0, True), (0.001, True), (-0.05, False)):
+        losses = [2.0 + slope * step + 0.05 * (step % 3) for step in range(80)]
+        assert taught(calm(80), losses).flat is expected, slope
+    assert not taught(calm(20), [2.0] * 20).flat, "of so few nothing can be said"
+
+
+@pytest.mark.parametrize(("level", "expected"), [(1e-3, True), (0.05, False), (1.0, False)])
+def test_gradients_have_faded_at_a_hundredth(level: float, expected: bool) -> None:
+    assert taught(calm(100) + calm(20, level=level)).faded is expected
+
+
+def test_gradients_that_decay_with_a_loud_beginning_have_not_faded() -> None:
+    assert not taught([1e3] * 9 + calm(100)).faded
+    assert not Baseline().faded
+
+
+def test_zero_gradients_are_counted_until_one_comes() -> None:
+    known = taught([1.0] * 5 + [0.0] * 7)
+    assert known.silent == 7
+    known.accept(1.0, None)
+    assert known.silent == 0
+
+
+def test_a_rate_leaps_from_where_it_was_measured_last() -> None:
+    known = Baseline()
+    assert not known.rate_leapt(1.0), "it was never measured"
+    known.looked = 0.1
+    assert [known.rate_leapt(rate) for rate in (0.29, 0.31, None)] == [False, True, False]
+
+
+def test_the_usual_rate_follows_the_rates_of_late() -> None:
+    baseline = Baseline()
+    for rate in (0.0, 0.1, 0.1):
+        baseline.accept_rate(rate)
+    assert baseline.usual_rate == 0.1
+    for _ in range(64):
+        baseline.accept_rate(1.0)
+    assert baseline.usual_rate == pytest.approx(10 ** -math.exp(-1.0), rel=0.02), "after one time constant 1/e is left"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradguard.batches import BatchWitness
+from lightning_gradguard.batches import SEEN, BatchWitness
 from tests.builders import through_a_file
 
 
@@ -33,6 +33,52 @@ def test_a_batch_far_larger_than_healthy_ones_is_accused() -> None:
     batch["x"] *= 1e3
     blame = witness().accuse(batch)
     assert blame is not None and blame.score > math.log(10)
+
+
+def test_data_of_heavy_tails_exceed_themselves_and_that_is_no_evidence() -> None:
+    """The largest of 32 batches seen was a hundred times the middle one: one of fifty times that is no surprise."""
+    seen = BatchWitness()
+    for peak in (1.0, 0.5, 2.0, 100.0, 1.0):
+        seen.remember(torch.tensor([peak]))
+    assert seen.accuse(torch.tensor([5e3])) is None
+    blame = seen.accuse(torch.tensor([1e9]))
+    assert blame is not None and "1e+07 x" in blame.reason
+
+
+@pytest.mark.parametrize(("seen", "most"), [(8, 0.01), (SEEN, 0.001)])
+@pytest.mark.parametrize("spread", ["log-normal", "Cauchy"])
+def test_batches_of_heavy_tails_are_seldom_accused(spread: str, seen: int, most: float) -> None:
+    """Cauchy's distribution has no largest at all."""
+
+    def draw() -> torch.Tensor:
+        return torch.empty(64).cauchy_() if spread == "Cauchy" else torch.randn(64).mul(2.0).exp()
+
+    accused = 0
+    for _ in range(20):
+        witness = BatchWitness()
+        for _ in range(seen):
+            witness.remember(draw())
+        accused += sum(witness.accuse(draw()) is not None for _ in range(100))
+    assert accused / 2000 <= most
+
+
+def test_what_was_seen_is_bounded() -> None:
+    assert len(witness(200).state_dict()["peaks"]) == SEEN
+
+
+def test_each_tensor_of_a_batch_has_a_scale_of_its_own() -> None:
+    seen = BatchWitness()
+    for _ in range(5):
+        seen.remember([torch.randn(8), 1e6 * torch.randn(8)])
+    assert seen.accuse([1e3 * torch.randn(8), 1e6 * torch.randn(8)]) is not None
+    assert seen.accuse([torch.randn(8), 2e6 * torch.randn(8)]) is None
+
+
+def test_batches_of_another_make_up_are_learned_anew() -> None:
+    seen = witness()
+    for _ in range(2):
+        seen.remember([torch.randn(8), torch.randn(8)])
+    assert len(seen.state_dict()["peaks"]) == 2 and seen.accuse([torch.full((8,), 1e9)] * 2) is None
 
 
 def test_nan_is_no_evidence_where_healthy_batches_hold_it() -> None:

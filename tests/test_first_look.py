@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard.first_look import build_up
+from lightning_gradguard.first_look import build_up, first_look, most_moved
+from lightning_gradguard.snapshots import SnapshotStore
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,43 @@ def test_the_build_up_is_what_a_constant_gradient_comes_to(options: dict[str, An
 
 def test_adams_updates_do_not_build_up() -> None:
     assert build_up(torch.optim.Adam(nn.Linear(1, 1).parameters())) == 1.0
+
+
+@pytest.mark.parametrize("rate", [1e-3, 10.0])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_the_ratio_foretold_is_that_of_the_update_that_comes(kind: Any, rate: float) -> None:
+    layer = nn.Linear(16, 16)
+    optimizer = kind(layer.parameters(), lr=rate)
+    layer(torch.randn(8, 16)).square().sum().backward()
+    nn.init.normal_(layer.weight, std=0.25)  # what its fan calls for
+    before = layer.weight.detach().clone()
+    ratio, _, excess = first_look(layer, dict(layer.named_parameters()), optimizer)
+    optimizer.step()
+    assert ratio is not None
+    assert ratio == pytest.approx(float((layer.weight.detach() - before).norm() / before.norm()), rel=0.1)
+    assert excess == pytest.approx(1.0, abs=0.15)
+
+
+def test_an_optimizer_of_an_unknown_kind_foretells_nothing() -> None:
+    layer = nn.Linear(4, 4)
+    layer(torch.randn(8, 4)).sum().backward()
+    assert first_look(layer, dict(layer.named_parameters()), torch.optim.Rprop(layer.parameters()))[0] is None
+
+
+def test_a_weight_that_starts_at_zero_on_purpose_is_measured_by_what_its_fan_calls_for() -> None:
+    layer = nn.Linear(16, 16)
+    layer(torch.randn(8, 16)).sum().backward()
+    nn.init.zeros_(layer.weight)
+    ratio, _, excess = first_look(layer, dict(layer.named_parameters()), torch.optim.Adam(layer.parameters(), 1e-3))
+    assert ratio == pytest.approx(4e-3) and excess < 1.0
+
+
+def test_the_largest_change_since_a_snapshot_is_found() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    assert most_moved(net, None) is None
+    store = SnapshotStore()
+    store.take(0, dict(net.named_parameters()), {}, torch.optim.SGD(net.parameters(), 0.1))
+    assert most_moved(net, store.latest) == 0.0
+    with torch.no_grad():
+        net[1].weight *= 3.0
+    assert most_moved(net, store.latest) == pytest.approx(2.0, rel=0.3)

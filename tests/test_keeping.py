@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
-from lightning_gradguard.baseline import INSANE
+from lightning_gradguard.baseline import LARGE
 from lightning_gradguard.keeping import worth_keeping
+from lightning_gradguard.policy import Trial
+from lightning_gradguard.records import Incident
 from tests.builders import calm, statistics, taught
 
 
@@ -27,26 +29,69 @@ def lane(norms: list[float], losses: list[float], **known: Any) -> Any:
 CLIMBING = [2.0 + 0.02 * step for step in range(300)]
 
 
+def worth(found: Any, step: int, loss: float, norm: float = 1.0) -> bool:
+    return worth_keeping(found, step, statistics(norm, step=step, loss=loss))
+
+
+def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -> None:
+    assert not worth(lane(calm(300), CLIMBING, update_ratio=2 * LARGE), 300, CLIMBING[-1])
+
+
 @pytest.mark.parametrize(
-    ("known", "kept"), [({}, True), ({"update_ratio": 2 * INSANE}, False), ({"setback": 10}, False)]
+    "steps",
+    [
+        100,
+        pytest.param(
+            300,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="from twice the untrained loss on no state is copied ever again: the run would go back to where that was",
+            ),
+        ),
+    ],
 )
-def test_a_loss_that_honestly_climbs_earns_snapshots(known: dict[str, Any], kept: bool) -> None:
-    found = lane(calm(300), CLIMBING, **known)
-    assert worth_keeping(found, 300, statistics(1.0, step=300, loss=CLIMBING[-1])) is kept
+def test_a_loss_that_honestly_climbs_earns_snapshots(steps: int) -> None:
+    """The loss of a GAN's generator, or of a value that follows its rewards."""
+    assert worth(lane(calm(steps), CLIMBING[:steps]), 10_000, CLIMBING[steps - 1])
 
 
 def test_a_young_run_that_has_not_learned_keeps_its_beginning() -> None:
-    found = lane(calm(20), [2.3] * 20)
-    assert not worth_keeping(found, 20, statistics(1.0, step=20, loss=2.3))
+    assert not worth(lane(calm(20), [2.3] * 20), 20, 2.3)
+    assert worth(lane(calm(20), [2.3] * 10 + [1.0] * 10), 20, 1.0)
 
 
 def test_a_run_that_lost_what_it_had_learned_is_waited_for_but_not_for_ever() -> None:
-    found = lane(calm(300), [2.3] * 100 + [0.2] * 100 + [1.5] * 100)
-    assert not worth_keeping(found, 40, statistics(1.0, step=40, loss=1.5))
-    assert worth_keeping(found, 60, statistics(1.0, step=60, loss=1.5))
+    found = lane(calm(300), [2.3] * 100 + calm(100, level=0.2, spread=0.05) + [1.5] * 100)
+    assert not worth(found, 60, 1.5)
+    assert worth(found, 200, 1.5)
 
 
-def test_a_collapsed_run_is_never_kept() -> None:
-    found = lane(calm(200) + calm(60, level=0.05), [2.3] * 100 + [0.2] * 100 + [1.5] * 60)
-    assert found.baseline.collapsed
-    assert not worth_keeping(found, 10_000, statistics(0.05, step=10_000, loss=1.5))
+def test_a_state_whose_loss_leapt_above_the_untrained_one_is_never_kept() -> None:
+    found = lane(calm(300), [2.3] * 100 + [0.2] * 100 + [9.0] * 100)
+    assert not worth(found, 10_000, 9.0)
+
+
+def test_a_loud_step_or_an_odd_loss_is_no_time_for_a_snapshot() -> None:
+    found = lane(calm(300), [1.0] * 300)
+    assert worth(found, 100, 1.0)
+    assert not worth(found, 100, 1.0, norm=4.0) and not worth(found, 100, 3.0)
+
+
+def test_while_there_is_nothing_to_go_back_to_anything_is_better() -> None:
+    found = lane(calm(20), [2.3] * 20)
+    found.snapshots = SnapshotStore()
+    assert worth(found, 20, 99.0, norm=99.0)
+
+
+def test_during_an_incident_only_a_treatment_that_does_well_earns_snapshots() -> None:
+    found = lane(calm(100), [2.3] * 50 + [0.2] * 50)
+    found.incident = Incident(1, 0, 90, "divergence")
+    assert not worth(found, 100, 0.2)
+    found.trial = Trial("learning rate", ("rollback", "backoff"), 90)
+    assert not worth(found, 100, 0.2), "it has hardly begun"
+    found.trial.losses = [0.2] * 10
+    assert worth(found, 100, 0.2)
+    assert worth(found, 15, 0.2), "sooner than usual"
+    for _ in range(20):
+        found.baseline.accept(1.0, 0.3)
+    assert not worth(found, 100, 0.3)

@@ -20,6 +20,7 @@ from lightning_gradguard.records import (
     Form,
     Incident,
     Outcome,
+    TrialRecord,
     Verdict,
     incident_from_json,
     to_json,
@@ -31,10 +32,11 @@ MAYBE = st.one_of(st.none(), FLOATS)
 TEXTS = st.lists(TEXT, max_size=3).map(tuple)
 FORMS = st.sampled_from(get_args(Form))
 VERDICTS = st.builds(Verdict, FORMS, TEXT, FLOATS, FLOATS, TEXT, TEXTS, st.booleans(), st.booleans())
-DECISIONS = st.builds(Decision, TEXTS, TEXT, FLOATS, st.booleans())
+DECISIONS = st.builds(Decision, TEXTS, TEXT, TEXT, *[st.booleans()] * 5)
 OUTCOMES = st.builds(Outcome, TEXT, st.booleans(), TEXT, TEXTS, st.floats(0, 1))
 ACTIONS = st.builds(Action, st.integers(0), VERDICTS, DECISIONS, st.lists(OUTCOMES, max_size=2).map(tuple))
 BLAMES = st.builds(Blame, TEXT, FLOATS, TEXT, MAYBE, MAYBE, MAYBE)
+TRIALS = st.builds(TrialRecord, TEXT, TEXTS, st.integers(0), st.integers(0), TEXT, FLOATS, FLOATS, FLOATS)
 INCIDENTS = st.builds(
     Incident,
     *(st.integers(0), st.integers(0), st.integers(0), FORMS),
@@ -42,6 +44,7 @@ INCIDENTS = st.builds(
     st.lists(BLAMES, max_size=2).map(tuple),
     *(st.one_of(st.none(), st.integers(0)), st.integers(0), st.one_of(st.none(), st.integers(0))),
     st.one_of(st.none(), st.booleans()),
+    st.lists(TRIALS, max_size=2).map(tuple),
 )
 
 
@@ -49,6 +52,29 @@ INCIDENTS = st.builds(
 def test_an_incident_survives_strict_json(incident: Incident) -> None:
     text = json.dumps(to_json(incident), allow_nan=False)
     assert incident_from_json(json.loads(text)) == incident
+
+
+def test_levels_that_nobody_knew_stay_unknown() -> None:
+    trial = TrialRecord("unknown", ("rollback",), 3, 19, "calm", math.nan, math.nan, math.nan)
+    text = json.dumps(to_json(Incident(1, 0, 3, "sudden", trials=(trial,))), allow_nan=False)
+    (found,) = incident_from_json(json.loads(text)).trials
+    assert found.treatment == ("rollback",) and math.isnan(found.before + found.trouble + found.after)
+
+
+def test_a_journal_of_an_older_version_can_be_read() -> None:
+    """It held a factor on the rate with each decision, and no trials."""
+    verdict = Verdict("rate", "rate-leap", 1.0, 0.1, "why", grave=True)
+    incident = Incident(1, 0, 3, "rate", (Action(3, verdict, Decision(("skip", "backoff"), "why")),))
+    old = to_json(incident)
+    del old["trials"]
+    old["actions"][0]["decision"] = {
+        "remedies": ["skip", "backoff"],
+        "reason": "why",
+        "factor": 0.1,
+        "permanent": True,
+        "exhausted": False,
+    }
+    assert incident_from_json(old) == incident
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])

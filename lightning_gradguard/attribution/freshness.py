@@ -77,7 +77,7 @@ def _drawn(weight: Tensor) -> bool | None:
     largest = float(torch.linalg.matrix_norm(centred, 2)) ** 2 / (variance * max(rows, columns))
     # Largest singular values fluctuate by the power -2/3 of the side (Johnstone, 2001), and more with heavy tails.
     allowed = EDGE + 2.0 * min(rows, columns) ** (-2.0 / 3.0) + max(kurtosis - 3.0, 0.0) / math.sqrt(min(rows, columns))
-    return largest <= allowed * edge
+    return bool(largest <= allowed * edge)
 
 
 def _even(energies: Tensor, kurtosis: float, terms: int) -> bool:

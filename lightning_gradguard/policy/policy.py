@@ -176,12 +176,12 @@ class Policy:
         if case.trial is None and not case.looked:
             reason = "back to the first step, where every layer's gain is measured"
             return Decision(("skip", "rollback"), reason, cause.value, look=True)
-        reason = {
+        told = {
             Cause.LAYER: "a layer stands out from its first step",
             Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
         }
-        cause = cause if cause in reason else Cause.RATE
-        return self._treat(cause, reason.get(cause, "no layer stands out: the rate is too high"), case, first_aid="")
+        cause = cause if cause in told else Cause.RATE
+        return self._treat(cause, told.get(cause, "no layer stands out: the rate is too high"), case, first_aid="")
 
     def _burst(
         self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], cause: Cause, case: Case

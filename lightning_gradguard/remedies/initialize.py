@@ -59,6 +59,7 @@ class Initialize(Remedy):
         self._handles: list[RemovableHandle] = []
         self._scaled: dict[str, _Scaled] = {}
         self._inputs: list[float] = []
+        self._ones: dict[str, Tensor] = {}
 
     @property
     def at_work(self) -> bool:
@@ -99,14 +100,18 @@ class Initialize(Remedy):
 
     def _scaler(self, name: str) -> Any:
         def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            if name in self._scaled or not isinstance(output, Tensor) or not layer.training:
+            if not isinstance(output, Tensor) or not layer.training:
                 return None
+            if name in self._scaled:
+                # Computed again for the backward pass (activation checkpointing), which must find as many tensors as there were.
+                return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
                 self._inputs = [float(inputs[0].detach().double().square().mean().sqrt())]
             done = _scale(layer, output.detach())
             if done is None:
                 return None
             self._scaled[name], scale, shift = done
+            self._ones[name] = torch.ones_like(scale)
             # The next layer sees the output as it will be; the graph goes on, since the user's backward pass is to come.
             return (output + shift) * scale
 
@@ -131,7 +136,7 @@ class Initialize(Remedy):
     def _rest(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._scaled, self._inputs = [], {}, []
+        self._handles, self._scaled, self._inputs, self._ones = [], {}, [], {}
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -160,7 +165,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
     if not bool(weight.any()) or not bool(output.isfinite().all()):
         return None
-    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > layer.weight.dim() - 1 else 0
+    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
     rest = [d for d in range(output.dim()) if d != axis]
     units = output.shape[axis]
     samples = output.shape[0] if axis else 1

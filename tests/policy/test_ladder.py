@@ -1,0 +1,44 @@
+"""The table of causes and treatments."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.policy.ladder import START, UNDER_WAY, treatments
+from lightning_gradguard.policy.policy import LASTING
+
+ROWS = [row for table in (START, UNDER_WAY) for rows in table.values() for row in rows]
+
+
+def test_a_run_under_way_has_nothing_drawn_anew() -> None:
+    assert not any("initialize" in row for rows in UNDER_WAY.values() for row in rows)
+
+
+@pytest.mark.parametrize("cause", [Cause.BATCH, Cause.LOSS, Cause.REGIME])
+@pytest.mark.parametrize("start", [True, False])
+def test_what_no_treatment_can_help_has_none(cause: Cause, start: bool) -> None:
+    assert treatments(cause, start=start) == ()
+
+
+def test_the_same_causes_are_treated_at_the_start_and_later() -> None:
+    assert START.keys() == UNDER_WAY.keys()
+
+
+def test_every_treatment_is_one_that_goes_on_trial_and_that_the_guard_has() -> None:
+    have = {remedy.name for remedy in default_remedies()}
+    assert {name for row in ROWS for name in row} <= LASTING & have
+
+
+@pytest.mark.parametrize("table", [START, UNDER_WAY])
+def test_no_treatment_is_tried_twice_for_one_cause(table: dict[Cause, tuple[tuple[str, ...], ...]]) -> None:
+    for rows in table.values():
+        assert rows and len(set(rows)) == len(rows)
+
+
+def test_whoever_lowers_the_rate_or_draws_anew_goes_back_first() -> None:
+    """On weights that were lost no rate does any good."""
+    for row in ROWS:
+        if {"backoff", "initialize"} & set(row):
+            assert row[0] == "rollback"

@@ -1,0 +1,193 @@
+"""A treatment on trial: kept, taken back, or called calm where there is nothing to measure by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_gradguard import Guard
+from lightning_gradguard.policy import Trial
+from lightning_gradguard.policy.trial import MOST_DESCENTS, PATIENT, WINDOW, WINDOWS
+from tests.builders import calm, same, through_a_file
+
+MOST = WINDOW * WINDOWS
+
+
+def noisy(level: float, count: int, *, spread: float = 0.05, seed: int = 0) -> list[float]:
+    return calm(count, level=level, spread=spread, seed=seed)
+
+
+def outcome(trial: Trial, losses: Sequence[float | None], *, large: bool = False) -> tuple[str, int]:
+    """Return how the trial ends, and after how many steps; an empty string if it goes on."""
+    for step, loss in enumerate(losses, 1):
+        trial.observe(loss)
+        if said := trial.verdict(large=large):
+            return said, step
+    return "", len(losses)
+
+
+def under_way(
+    before: float = 0.3, trouble: float = 2.0, treatment: Sequence[str] = ("rollback",), **more: Any
+) -> Trial:
+    """A trial in a run that had learned."""
+    lost = noisy(before, 64, seed=1), noisy(trouble, 16, seed=2)
+    return Trial("unknown", treatment, 100, before=lost[0], trouble=lost[1], learned=True, **more)
+
+
+def fresh(treatment: Sequence[str] = ("rollback", "backoff"), **more: Any) -> Trial:
+    """A trial in a run that had learned nothing."""
+    return Trial("learning rate", treatment, 5, before=[2.3], trouble=noisy(9.0, 8), learned=False, **more)
+
+
+def test_a_loss_that_is_where_it_was_keeps_the_treatment_after_one_window() -> None:
+    assert outcome(under_way(), noisy(0.3, MOST)) == ("kept", WINDOW)
+    assert outcome(under_way(), noisy(0.25, MOST)) == ("kept", WINDOW)
+
+
+def test_a_treatment_that_made_no_difference_is_taken_back_after_four() -> None:
+    assert outcome(under_way(), noisy(2.0, MOST)) == ("taken back", MOST)
+
+
+def test_one_that_made_it_worse_is_taken_back_at_once() -> None:
+    assert outcome(under_way(), noisy(4.0, MOST)) == ("taken back", WINDOW)
+
+
+def test_one_that_made_it_better_without_curing_it_is_kept_in_the_end() -> None:
+    assert outcome(under_way(), noisy(1.0, MOST)) == ("kept", MOST)
+
+
+@pytest.mark.parametrize("shift", [-5.0, -1.0, 0.0])
+def test_the_sign_of_the_loss_does_not_matter(shift: float) -> None:
+    def shifted(values: list[float]) -> list[float]:
+        return [v + shift for v in values]
+
+    for level, expected in ((0.3, ("kept", WINDOW)), (2.0, ("taken back", MOST)), (4.0, ("taken back", WINDOW))):
+        trial = under_way()
+        trial.before, trial.trouble = shifted(trial.before), shifted(trial.trouble)
+        assert outcome(trial, shifted(noisy(level, MOST))) == expected
+
+
+def test_a_fresh_run_that_learns_keeps_its_treatment() -> None:
+    falling = (np.array(noisy(1.0, MOST)) * np.linspace(2.3, 1.2, MOST)).tolist()
+    said, steps = outcome(fresh(), falling)
+    assert said == "kept" and steps <= 3 * WINDOW
+
+
+def test_a_fresh_run_that_stands_still_does_not_unless_nothing_else_is_left() -> None:
+    assert outcome(fresh(), noisy(2.3, MOST, seed=3)) == ("taken back", MOST)
+    assert outcome(fresh(last=True), noisy(2.3, MOST, seed=3)) == ("kept", MOST), "better than the trouble it was in"
+
+
+def test_noise_alone_is_seldom_taken_for_learning() -> None:
+    def alone(seed: int) -> str:
+        lost = noisy(2.3, 8, spread=0.03, seed=1)
+        trial = Trial("start", ("initialize",), 5, before=[2.3], trouble=lost, learned=False)
+        return outcome(trial, noisy(2.3, MOST, spread=0.03, seed=seed))[0]
+
+    ends = [alone(seed) for seed in range(300)]
+    assert ends.count("kept") + ends.count("taken back") == 300 and ends.count("kept") < 15
+
+
+def test_without_a_loss_there_is_only_calm() -> None:
+    assert outcome(under_way(), [None] * MOST) == ("calm", WINDOW)
+    assert outcome(under_way(), [None, 0.3] * MOST)[0] == "kept", "losses that come now and then are enough"
+
+
+def test_losses_that_are_nan_do_not_keep_it() -> None:
+    assert outcome(under_way(), [math.nan] * MOST)[0] == "taken back"
+    assert outcome(fresh(), [math.nan] * MOST)[0] == "taken back"
+
+
+def test_updates_that_still_replace_weights_call_for_a_lower_rate_once_it_had_time() -> None:
+    still = noisy(2.3, MOST, seed=3)
+    assert outcome(fresh(), still, large=True) == ("too fast", PATIENT * WINDOW)
+    assert outcome(fresh(treatment=("rollback",)), still, large=True) == ("taken back", MOST)
+    often = fresh()
+    often.descents = MOST_DESCENTS
+    assert outcome(often, still, large=True) == ("taken back", MOST)
+
+
+def test_a_rate_is_lowered_only_so_often_within_one_trial() -> None:
+    trial = fresh()
+    trial.observe(1.0)
+    said = [trial.descend() for _ in range(MOST_DESCENTS + 2)]
+    assert said == [True] * MOST_DESCENTS + [False] * 2
+    assert trial.losses == [], "each begins anew"
+
+
+@pytest.mark.parametrize(
+    ("losses", "now", "expected"),
+    [
+        ([1.0] * 10 + [5.0, 5.0], 5.0, True),
+        ([1.0] * 10 + [5.0], 5.0, False),  # two in a row
+        ([1.0] * 10 + [1.9, 1.9], 1.9, False),  # not twice the level
+        ([1.0] * 5 + [8.0] + [1.0] * 5 + [5.0, 5.0], 5.0, False),  # it has been as high
+        ([1.0] * 10 + [5.0, 5.0], None, False),
+        ([-5.0] * 10 + [1.0, 1.0], 1.0, True),
+        ([1.0] * 10 + [math.inf, math.inf], math.inf, True),
+        ([5.0, 5.0], 5.0, True),  # at once, and above twice the untrained
+        ([3.0, 3.0], 3.0, False),
+        ([], 1e9, False),
+    ],
+)
+def test_three_losses_in_a_row_tell_that_the_run_is_being_lost_again(
+    losses: list[float], now: float | None, expected: bool
+) -> None:
+    trial = fresh()
+    for loss in losses:
+        trial.observe(loss)
+    assert trial.lost(now, 2.3) is expected
+
+
+LOSSES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf])), max_size=90)
+
+
+@given(LOSSES, LOSSES, LOSSES, st.booleans(), st.integers(0, 90))
+def test_any_losses_end_it_in_time_and_it_resumes(
+    before: list[Any], trouble: list[Any], losses: list[Any], learned: bool, cut: int
+) -> None:
+    def begin() -> Trial:
+        known = [v for v in before if v is not None], [v for v in trouble if v is not None]
+        return Trial("unknown", ("rollback",), 3, before=known[0], trouble=known[1], learned=learned)
+
+    def play(trial: Trial, part: list[Any]) -> list[Any]:
+        said = []
+        for loss in part:
+            said.append(trial.lost(loss, 1.0))
+            trial.observe(loss)
+            said.append(trial.verdict())
+        return said
+
+    trial = begin()
+    wanted = play(trial, losses)
+    first = begin()
+    said = play(first, losses[:cut])
+    second = Trial.from_state(through_a_file(first.state_dict()))
+    assert said + play(second, losses[cut:]) == wanted
+    assert same(second.state_dict(), trial.state_dict())
+    if sum(loss is not None for loss in losses) >= MOST:
+        assert any(wanted[1::2])
+
+
+def test_a_guard_resumes_in_the_middle_of_a_trial() -> None:
+    def lane_of(guard: Guard) -> Any:
+        return guard.attach(torch.optim.SGD(guard.module.parameters(), 0.1))
+
+    one = lane_of(first := Guard(nn.Linear(2, 2)))
+    one.trial = under_way()
+    one.trial.observe(0.3)
+    for _ in range(3):
+        one.batches.remember(torch.ones(2))
+    second = Guard(nn.Linear(2, 2))
+    second.load_state_dict(through_a_file(first.state_dict()))
+    other = lane_of(second)
+    assert same(other.trial.state_dict(), one.trial.state_dict())
+    assert other.batches.state_dict() == one.batches.state_dict()
