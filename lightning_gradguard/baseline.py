@@ -47,8 +47,9 @@ FADED = 0.01
 """Share of what they were at which gradients have faded."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
-LEARNED = 0.9
-"""Share of the untrained loss at which a run has learned something, whatever its noise."""
+SURE = 1e-4
+"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each new
+best level, so of thousands of steps of pure noise some ten times independently."""
 
 
 class Sample:
@@ -233,10 +234,9 @@ class Baseline:
         """Whether the best level of the loss is below what it was before training, beyond chance; False where no loss is known."""
         if self._learned:
             return True  # Once and for all: neither the first losses nor the best one change for the worse.
-        if len(self.first_losses) < RECENT or not self.best_loss < self.untrained_loss:
+        if len(self.first_losses) < RECENT or len(self._best) < ENOUGH or not self.best_loss < self.untrained_loss:
             return False
-        low = sorted(self.first_losses)[RECENT // 4]
-        self._learned = self.best_loss < max(min(LEARNED * self.untrained_loss, low), min(self.first_losses))
+        self._learned = chance_of_lower(self._best, self.first_losses) < SURE
         return self._learned
 
     def far_from_best(self, loss: float) -> bool:
@@ -298,12 +298,10 @@ class Baseline:
         lately, earlier = self.latest_losses(half), self.latest_losses(half, skip=half)
         return half >= ENOUGH and chance_of_lower(lately, earlier) > FLAT
 
-    @property
-    def faded(self) -> bool:
-        """Whether gradients are a small part of what they were: units have died."""
-        return self.recent < min(
-            self.center, math.log(self.first_norm) if self.first_norm > 0.0 else math.inf
-        ) + math.log(FADED)
+    def faded(self, *, since_first: bool) -> bool:
+        """Return whether gradients are a hundredth of what they were, at first or of late: units have died."""
+        before = math.log(self.first_norm) if since_first and self.first_norm > 0.0 else self.center
+        return self.recent < before + math.log(FADED)
 
     def latest_losses(self, count: int, *, skip: int = 0) -> list[float]:
         """Return the newest of the remembered losses, oldest first, without the last ``skip``."""

@@ -29,8 +29,8 @@ def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool
     if known.count > FEW and statistics.norm > LOUD * known.typical:
         return False
     # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
-    lost = known.worse and not lane.snapshots.overdue(step)
-    return not (lost or known.loss_elevated(loss) or known.above_untrained)
+    worse = (known.worse or known.above_untrained) and not lane.snapshots.overdue(step)
+    return not worse and not known.loss_elevated(loss)
 
 
 def keep(lane: Lane, step: int, statistics: GradientStatistics, batch: Any, team: Team) -> str | None:

@@ -404,7 +404,9 @@ class Lane:
             "untouched": self.untouched,
             "next_look": self.next_look,
             # A checkpoint holds one process's state, and its shards are of no use to the others.
-            "snapshots": self.snapshots.state_dict() if not self.sharded else {"due": 0, "kept": []},
+            "snapshots": self.snapshots.state_dict()
+            if not self.sharded
+            else {"due": 0, "taken": 0, "pinned": False, "kept": []},
             "batches": self.batches.state_dict(),
             "meter": self.meter.state_dict(),
             "incident": to_json(self.incident),

@@ -218,11 +218,11 @@ class SnapshotStore:
             for s in self._kept
         ]
         self._lent = {s.step for s in self._kept}
-        return {"due": self._due, "kept": kept}
+        return {"due": self._due, "taken": self._taken, "pinned": self.pinned, "kept": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self._due = int(state["due"])
+        self._due, self._taken, self.pinned = int(state["due"]), int(state["taken"]), bool(state["pinned"])
         self._kept = [Snapshot(**kept) for kept in state["kept"]]
         self._lent = {s.step for s in self._kept}
 

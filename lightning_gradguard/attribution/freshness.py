@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+from lightning_gradguard.layers import kind_of
 
 LEAST_SIDE, MOST_SIDE = 4, 512
 """Rows and columns that a matrix must have to tell anything, and that are looked at."""
@@ -31,6 +34,16 @@ def untouched(module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     if any(not p.requires_grad for p in module.parameters()):
         return False
     for layer in module.modules():
+        gain = getattr(layer, "weight", None) if kind_of(layer) == "norm" else None
+        # A gain begins as a constant, and no two of its elements are trained alike.
+        if (
+            isinstance(gain, Tensor)
+            and gain.numel() > 1
+            and not is_lazy(gain)
+            and not gain.is_meta
+            and bool((gain != gain.flatten()[0]).any())
+        ):
+            return False
         counted = layer.num_batches_tracked if isinstance(layer, _NormBase) else None
         if counted is not None and not counted.is_meta and int(counted) > 0:
             return False

@@ -14,7 +14,6 @@ from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_
 from lightning_gradguard.shards import comparable, gathered, sharded, whole
 from lightning_gradguard.snapshots import Snapshot
 
-
 LEAST = 8
 """Elements from which the displacement of a parameter means something."""
 

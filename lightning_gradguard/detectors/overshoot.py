@@ -73,8 +73,9 @@ class Overshoot(Detector):
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.latest_losses(2 * ENOUGH), baseline.first_losses
-            if baseline.faded or chance_of_lower(first, lately) < SURE:
-                how = "gradients have faded" if baseline.faded else "the loss stays above the untrained one"
+            faded = baseline.faded(since_first=True)
+            if faded or chance_of_lower(first, lately) < SURE:
+                how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None
 
@@ -87,7 +88,7 @@ class Overshoot(Detector):
             why = f"a learning rate {rate / self._good:.3g} x the largest that it fell with"
         elif baseline.update_ratio > LARGE:
             why = f"updates of {baseline.update_ratio:.2g} x the weights"
-        elif baseline.faded:
+        elif baseline.faded(since_first=False):
             why = "gradients that have faded"
         elif baseline.convicted:
             why = "a rate that had to be lowered before"
@@ -111,11 +112,11 @@ class Overshoot(Detector):
                 self._good = rate
             return
         self._idle += 1
-        if (
-            self._overshot < 0
-            and baseline.update_ratio > LARGE
-            and baseline.stands_above([loss], baseline.untrained_loss)
-        ):
+        if self._overshot >= 0 or baseline.update_ratio <= LARGE or baseline.count < RECENT:
+            return
+        # Only now, since the noise of the losses has to be known.
+        worst = max(baseline.latest_losses(RECENT))
+        if baseline.stands_above([worst], baseline.untrained_loss):
             self._overshot = baseline.count
 
     def state_dict(self) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class Policy:
             self._cause, self._attempts = cause.value, 0
         while (found := self._treatment(case)) is not None:
             self._attempts += 1
-            if set(found) & set(case.can):
+            if set(found) & set(case.can) or set(case.can) - LADDER:
                 self.trials += 1
                 return Decision(("skip", *found), reason, self._cause, last=self._treatment(case) is None)
         alive = "first aid is all that is left" if self._attempts else "nothing that is switched on can treat this"
@@ -245,7 +245,9 @@ class Policy:
         if self.trials >= self.max_trials:
             return None
         ladder = treatments(Cause(self._cause), start=case.start)
-        rows = [row for row in ladder if set(row) - {"rollback"} & set(case.can) or row == ("rollback",)]
+        # Remedies that the ladder does not know stand in for its own where these are switched off.
+        others = set(case.can) - LADDER
+        rows = [row for row in ladder if others or (set(row) - {"rollback"}) & set(case.can) or row == ("rollback",)]
         return rows[self._attempts] if self._attempts < len(rows) else None
 
     def next_treatment(self, case: Case, reason: str) -> Decision:

@@ -35,7 +35,7 @@ class RateBracket:
     def __init__(self) -> None:
         self.good = 0.0
         self.bad = self.in_use = math.inf
-        self._floor = 0.0
+        self._floor = self._asked = 0.0
         self._wait = WAIT
         self._calm = self._stale = 0
 
@@ -60,7 +60,7 @@ class RateBracket:
         if self._calm > self._wait:
             self._wait *= 2  # it was loosened, and has failed again
         self._calm = 0
-        self.bad = min(self.bad, rate)
+        self.bad, self._asked = min(self.bad, rate), max(self._asked, rate)
         # The size of updates tells how far beyond sanity a rate was that nothing was ever learned with.
         descent = max(DESCENT, min(ratio / SANE, FARTHEST))
         if self.good > 0.0:
@@ -74,7 +74,7 @@ class RateBracket:
 
     def begin(self, scheduled: float) -> None:
         """Begin anew well below the schedule, free to climb up to it: what was seen so far was something else's doing."""
-        self.good, self.bad = 0.0, scheduled / BELOW
+        self.good, self.bad, self._asked = 0.0, scheduled / BELOW, scheduled
         self.in_use = self._floor = scheduled / DESCENT
         self._calm = self._stale = 0
 
@@ -108,11 +108,12 @@ class RateBracket:
             self.in_use *= growth
 
     def follow(self, scheduled: float) -> None:
-        """Let go of a schedule that has come down to what is allowed, or that the bound has been loosened to."""
-        if self.bad < math.inf and BELOW * self.bad >= scheduled and self.in_use >= scheduled > 0.0:
-            self.in_use = math.inf
-            if self.bad > 2.0 * scheduled / BELOW:
-                self.bad = math.inf
+        """Let go of the schedule once the bound has been loosened to the largest rate that it has asked for since."""
+        if self.bad == math.inf:
+            return
+        self._asked = max(self._asked, scheduled)
+        if self.in_use >= self._asked > 0.0:
+            self.bad = self.in_use = math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Return the bounds and how long they hold."""
@@ -121,6 +122,7 @@ class RateBracket:
             "bad": self.bad,
             "in_use": self.in_use,
             "floor": self._floor,
+            "asked": self._asked,
             "wait": self._wait,
             "calm": self._calm,
             "stale": self._stale,
@@ -129,5 +131,5 @@ class RateBracket:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.good, self.bad, self.in_use = float(state["good"]), float(state["bad"]), float(state["in_use"])
-        self._floor = float(state["floor"])
+        self._floor, self._asked = float(state["floor"]), float(state["asked"])
         self._wait, self._calm, self._stale = int(state["wait"]), int(state["calm"]), int(state["stale"])
