@@ -23,6 +23,8 @@ _FASTER, _FASTEST = 3.0, 0.1
 _DISPLACED_APART, _DISPLACED_FAR = math.log(5.0), math.log(20.0)
 # Updates after which a layer may honestly be anywhere.
 OLD = 150
+# The same where it is not known how fast training moves it.
+FEW = 20
 _STILL = math.log(1e-2)
 # Undisturbed since a run that went well: what looks large there was large in health too.
 _TRUSTED = math.log(3.0)
@@ -127,7 +129,7 @@ def _explained(
     if updates > OLD:
         return lambda layer: math.inf
     if snapshot is None or older is None or snapshot.updates <= older.updates:
-        return lambda layer: _FASTEST * updates
+        return lambda layer: _FASTEST * updates if updates <= FEW else math.inf
     share = updates / (snapshot.updates - older.updates)
     rate, before = None if statistics is None else statistics.rate, older.extra.get("rate", 0.0)
     share *= max(rate / before, 1.0) if rate is not None and before > 0.0 else 1.0
