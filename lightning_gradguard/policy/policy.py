@@ -156,7 +156,8 @@ class Policy:
             return self._treat(Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case)
         if cause is Cause.OPTIMIZER:
             return self._treat(cause, "neither the data nor the rate is at fault", case)
-        convicted = statistics.finite and verdict.form in ("divergence", "cold-start") and not verdict.examine
+        measured = statistics.finite or statistics.growth is not None
+        convicted = measured and verdict.form in ("divergence", "cold-start") and not verdict.examine
         if case.start and (convicted or self._explodes(statistics, known)):
             return self._start(cause, case)
         if cause is Cause.LAYER and (verdict.examine or not convicted) and (known.count >= YOUNG or verdict.examine):
