@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
@@ -156,6 +156,9 @@ class GradGuard(Callback):
         self.guard.sinks[:] = self._sinks(trainer)
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
+        # WeightAveraging and StochasticWeightAveraging keep theirs to themselves.
+        averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self.guard.followers = tuple(average for average in averages if isinstance(average, nn.Module))
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         self._warn_of_weights_only(trainer)

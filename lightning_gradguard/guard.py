@@ -134,7 +134,9 @@ class Guard:
         self._lanes: dict[int, Lane] = {}
         self._waiting: dict[str, Any] = {}
         self._module: nn.Module | None = None
+        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
         self.resumed = False
+        self.followers: tuple[nn.Module, ...] = ()
         if module is not None:
             self.bind(module)
 
@@ -205,6 +207,7 @@ class Guard:
             )
             self._lanes[id(optimizer)] = lane
             lane.refresh()
+            lane.followers = self.followers
             lane.untouched = lane.snapshots.pinned = not self.resumed and untouched(self.module, optimizer)
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))

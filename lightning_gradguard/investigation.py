@@ -11,6 +11,7 @@ from lightning_gradguard.attribution.probe import LayerReading, Probe
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
+from lightning_gradguard.layers import layers as all_layers
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.records import Blame, GradientStatistics
 
@@ -127,6 +128,11 @@ def suspects(
             if known is None or suspect.score > known.score:
                 merged[suspect.layer] = suspect
     owners = {layer_of(name) for name in lane.parameters} | {"batch"}
+    if any(suspect.broken for suspect in merged.values()):
+        # A layer that nobody trains (a frozen teacher) can be broken too, and is everybody's.
+        owners |= {
+            name for name, layer in all_layers(module).items() if not any(p.requires_grad for p in layer.parameters())
+        }
     return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
 
 

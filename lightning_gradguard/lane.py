@@ -105,6 +105,8 @@ class Lane:
         self.signal: Signal | None = None
         # Whether all treatments have failed, so that only first aid is left.
         self.resigned = False
+        # Averages of the module's weights, kept by others, that go back with them.
+        self.followers: tuple[nn.Module, ...] = ()
         # Whether the trouble at hand is that of a start.
         self.at_start = False
         self.looked = False
@@ -232,7 +234,18 @@ class Lane:
                 for key, buffer in layer.named_buffers(name, recurse=False):
                     if key.rpartition(".")[2] not in layer._non_persistent_buffers_set:
                         found[clean(key)] = buffer
-        return found
+        return found | self.averages
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """Averages of the weights that are kept beside the module (EMA, SWA), by name; the first lane takes them back with the weights."""
+        if self.index:
+            return {}
+        return {
+            f"average{i}.{name}": value
+            for i, average in enumerate(self.followers)
+            for name, value in (*average.named_parameters(), *average.named_buffers())
+        }
 
     def limit(self) -> float:
         """Return the largest global norm that may pass."""
