@@ -23,7 +23,7 @@ from lightning_gradguard.snapshots import SnapshotStore
 VERSION = 2
 """Of the state; that of version 1 is migrated, and another one is refused."""
 # What a fresh lane cannot be the model for: parts that may have changed since, and what is empty at first.
-_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept")
+_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks")
 
 
 def migrate(state: Any) -> Any:
