@@ -94,7 +94,7 @@ def scene_for(
         running=more.pop("running", None) or RunningStatistics(module),
         statistics=measured,
         verdict=Verdict("sudden", "test", measured.norm, 1.0, "for a test"),
-        decision=decision or Decision(("clip",), "for a test", factor=0.5),
+        decision=decision or Decision(("clip",), "for a test"),
         **more,
     )
 
