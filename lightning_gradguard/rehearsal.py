@@ -23,7 +23,7 @@ from lightning_gradguard.snapshots import SnapshotStore
 VERSION = 2
 """Of the state; that of version 1 is migrated, and another one is refused."""
 # What a fresh lane cannot be the model for: parts that may have changed since, and what is empty at first.
-_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks")
+_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
 
 
 def migrate(state: Any) -> Any:
@@ -111,9 +111,11 @@ def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
         raise ValueError(f"{where}.meter has lists of different lengths")
     if saved["incident"] is not None:
         _incident(saved["incident"], f"{where}.incident")
-    for number, snapshot in enumerate(saved["snapshots"]["kept"]):
-        _snapshot(snapshot, module, f"{where}.snapshots.kept[{number}]")
-        _like(model["memory"], snapshot["extra"], f"{where}.snapshots.kept[{number}].extra")
+    copies = {f"{where}.snapshots.kept[{number}]": found for number, found in enumerate(saved["snapshots"]["kept"])}
+    copies |= {f"{where}.treating.untreated": found for found in saved["treating"]["untreated"]}
+    for place, snapshot in copies.items():
+        _snapshot(snapshot, module, place)
+        _like(model["memory"], snapshot["extra"], f"{place}.extra")
         lane.load_memory(snapshot["extra"])
     lane.load_state_dict(saved)
 
