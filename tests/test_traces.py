@@ -38,7 +38,7 @@ def test_another_decision_is_told(
 ) -> None:
     some = [t for t in recorded if any("rollback" in row.get("decision", [[]])[0] for row in t.steps)][:3]
     traces.write(some, tmp_path / "some.gz")
-    monkeypatch.setattr(traces, "Policy", partial(Policy, max_slow=0))
+    monkeypatch.setattr(traces, "Policy", partial(Policy, max_trials=0))
     assert traces.main(["--compare", "--file", str(tmp_path / "some.gz")]) == 0
     shown = capsys.readouterr().out
     assert "| decision |" in shown and "skip+rollback" in shown

@@ -119,7 +119,7 @@ def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, 
 
 
 def quick() -> Policy:
-    return Policy(patience=1, cooldown=0)
+    return Policy(patience=1)
 
 
 def healthy(rank: int, root: Path, guarded: bool, norm: bool, optimizer: Any, **options: Any) -> dict[str, Any]:
@@ -187,17 +187,17 @@ def leaping(rank: int, root: Path) -> dict[str, Any]:
 
 def backing_off(rank: int, root: Path) -> dict[str, Any]:
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
-    return run(module, data(rank, 80), root, GradGuard(policy=Policy(patience=2, cooldown=1)))
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(patience=2)))
 
 
 def hopeless(rank: int, root: Path) -> dict[str, Any]:
     module = Louder(mlp(), ADAM, rank=0, since=30, by=math.nan)
-    return run(module, data(rank, 80), root, GradGuard(policy=Policy(max_held=8, max_slow=2, patience=1, cooldown=0)))
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(max_held=8, max_trials=2, patience=1)))
 
 
 def no_memory(rank: int, root: Path) -> dict[str, Any]:
     """One rank has no memory for a snapshot; then neither may go back to one."""
-    guard = GradGuard(policy=Policy(patience=2, cooldown=1))
+    guard = GradGuard(policy=Policy(patience=2))
     if rank == 1:
         guard.guard._snapshots.take = _fails  # type: ignore[method-assign]
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
@@ -208,11 +208,11 @@ def resumed(rank: int, root: Path) -> dict[str, Any]:
     """Stop in the middle of an incident, and go on from the checkpoint."""
     batches, file = data(rank, 80), root / "resumed.ckpt"
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
-    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2, cooldown=1)), save=Saves(file))
+    ended = run(module, batches, root, GradGuard(policy=Policy(patience=2)), save=Saves(file))
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
     # A resumed epoch goes on counting, but its loader begins anew.
     rest = batches[51:] + batches[:51]
-    more = run(module, rest, root, GradGuard(policy=Policy(patience=2, cooldown=1)), load=file)
+    more = run(module, rest, root, GradGuard(policy=Policy(patience=2)), load=file)
     return more | {"before": ended}
 
 
