@@ -196,7 +196,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
         scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
         shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
     else:
-        if not 0.0 < whole < math.inf:
+        if not torch.finfo(output.dtype).tiny < whole < math.inf:
             return None
         scale = output.new_full((units,), 1.0 / whole)
         shift = output.new_zeros(units)
