@@ -112,6 +112,9 @@ class Policy:
         self._count(verdict, statistics, blame, case.baseline)
         cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
         decision = self._answer(verdict, statistics, blame, cause, case)
+        if not statistics.finite and "skip" not in decision.remedies:
+            # Whatever else there is to say of it, a NaN must not reach the weights.
+            decision = dataclasses.replace(decision, remedies=("skip", *decision.remedies))
         decision = dataclasses.replace(decision, remedies=_available(decision.remedies, case.can))
         if self._held >= self.max_held and "skip" in decision.remedies:
             decision = Decision(("skip",), f"{self._held} steps in a row were held", cause.value, exhausted=True)
