@@ -77,6 +77,7 @@ class Investigation:
         """Take back what :meth:`state_dict` returned; :meth:`arm_again` puts it into effect."""
         self._rearm = str(state["armed"])
         self._awaiting = {int(index) for index in state["awaiting"]}
+        self._probe.disarm()
 
 
 def suspects(
