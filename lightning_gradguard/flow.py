@@ -13,7 +13,7 @@ from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.probe import LayerReading, signal
 from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.detectors.overshoot import DEAD
-from lightning_gradguard.investigation import Asked, Investigation, suspects
+from lightning_gradguard.investigation import Asked, Investigation, agreed, suspects
 from lightning_gradguard.keeping import LOUD, keep
 from lightning_gradguard.lane import Lane, expected
 from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
@@ -118,11 +118,13 @@ class Flow:
         readings = self.investigation.readings(lane)
         if self.mode == "guard" and (pending := treating.pending(lane, scene, self.team)) is not None:
             look = pending.detector != treating.INITIALIZE
-            lane.signal = signal(readings) if readings and look else None
+            lane.signal = agreed(signal(readings), self.team) if readings and look else None
             return pending, self._suspects(lane, statistics, readings, batch) if look else ()
         if lane.steps == 0 and readings and lane.untouched:
-            lane.growth = signal(readings).growth
-        elif readings and lane.incident is None and (varies := signal(readings).variation) is not None:
+            lane.growth = agreed(signal(readings), self.team).growth
+        elif (
+            readings and lane.incident is None and (varies := agreed(signal(readings), self.team).variation) is not None
+        ):
             statistics = scene.statistics = dataclasses.replace(statistics, variation=varies)
             lane.dead = varies < DEAD
             lane.snapshots.pinned = lane.snapshots.pinned and lane.dead

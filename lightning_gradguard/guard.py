@@ -37,7 +37,7 @@ from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
-from lightning_gradguard.rehearsal import VERSION, rehearse
+from lightning_gradguard.rehearsal import VERSION, migrate, rehearse
 from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
@@ -369,9 +369,12 @@ class Guard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
 
+        Of a state of version 1 only the incidents are taken, with a warning: the rules that its numbers were learned by are gone.
+
         Raises:
             GuardError: The state does not fit, or a part cannot load what it saved; nothing has been changed then.
         """
+        state = migrate(state)
         rehearse(
             state,
             self._module,

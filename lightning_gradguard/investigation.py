@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Literal
 
 from torch import nn
 
-from lightning_gradguard.attribution.probe import LayerReading, Probe
+from lightning_gradguard.attribution.probe import LayerReading, Probe, Signal
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.layers import layer_of
@@ -78,6 +79,16 @@ class Investigation:
         """Take back what :meth:`state_dict` returned; :meth:`arm_again` puts it into effect."""
         self._rearm = str(state["armed"])
         self._awaiting = {int(index) for index in state["awaiting"]}
+        self._probe.disarm()
+
+
+def agreed(mine: Signal, team: Team) -> Signal:
+    """Return what became of the signal in the mean over the processes, which must come to the same verdict."""
+    if team.size == 1:
+        return mine
+    unknown = math.nan if mine.variation is None else mine.variation
+    source, growth, variation = team.mean([mine.source, mine.growth, unknown])
+    return Signal(source, growth, None if math.isnan(variation) else variation)
 
 
 def suspects(

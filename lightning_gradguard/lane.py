@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,10 +27,18 @@ from lightning_gradguard.glances import Glances
 from lightning_gradguard.layers import clean
 from lightning_gradguard.meter import Meter
 from lightning_gradguard.policy import Policy, Trial
-from lightning_gradguard.records import GradientStatistics, Incident, TrialRecord, Verdict, incident_from_json, to_json
+from lightning_gradguard.records import (
+    GradientStatistics,
+    Incident,
+    TrialRecord,
+    Verdict,
+    incident_from_json,
+    to_json,
+    verdict_from_json,
+)
 from lightning_gradguard.remedies import Initialize, LearningRateBackoff, Remedy
 from lightning_gradguard.remedies.backoff import largest_rate
-from lightning_gradguard.snapshots import Snapshot, SnapshotStore
+from lightning_gradguard.snapshots import Snapshot, SnapshotStore, plain
 from lightning_gradguard.state_watch import StateWatch
 from lightning_gradguard.statistics import global_norm
 
@@ -417,12 +426,11 @@ class Lane:
             "untouched": self.untouched,
             "next_look": self.next_look,
             # A checkpoint holds one process's state, and its shards are of no use to the others.
-            "snapshots": self.snapshots.state_dict()
-            if not self.sharded
-            else {"due": 0, "taken": 0, "pinned": False, "kept": []},
+            "snapshots": self.snapshots.state_dict() if not self.sharded else SnapshotStore().state_dict(),
+            "treating": self._treating(),
             "batches": self.batches.state_dict(),
             "meter": self.meter.state_dict(),
-            "incident": to_json(self.incident),
+            "incident": to_json(self.incident and dataclasses.replace(self.incident, trials=tuple(self.trials))),
             "steps": self.steps,
             "watchful": self.watchful,
             "glances": [self.glances.last, self.glances.gap],
@@ -444,13 +452,15 @@ class Lane:
                     remedy.load_state_dict(state["remedies"][name])
         self.policy.load_state_dict(state["policy"])
         self.trial = next(map(Trial.from_state, state["trial"]), None)
-        self.untreated = None
+        self._load_treating(state["treating"])
         self.next_look = int(state["next_look"])
         self.trouble, self.untouched = [float(v) for v in state["trouble"]], bool(state["untouched"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.batches.load_state_dict(state["batches"])
         self.meter.load_state_dict(state["meter"])
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
+        self.trials = list(self.incident.trials) if self.incident is not None else []
+        self.incident = self.incident and dataclasses.replace(self.incident, trials=())
         self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
         self.glances = Glances(*map(int, state["glances"]))
         self.audits = Glances(*map(int, state["audits"]))
@@ -462,6 +472,36 @@ class Lane:
         self.shared = [float(v) for v in state["shared"]]
         self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
 
+    def _treating(self) -> dict[str, Any]:
+        """Return what a treatment under way goes by, in the same form where there is none."""
+        before, trouble, learned = self.levels or ([], [], False)
+        signals = [] if self.signal is None else [self.signal]
+        return {
+            "untreated": [plain(self.untreated)] if self.untreated is not None and not self.sharded else [],
+            "measured": self.levels is not None,
+            "before": list(before),
+            "trouble": list(trouble),
+            "learned": learned,
+            "growth": [self.growth] if self.growth is not None else [],
+            "signal": [v for s in signals for v in (s.source, s.growth, s.variation) if v is not None],
+            "looking": [dataclasses.asdict(self.looking)] if self.looking is not None else [],
+            "looked": self.looked,
+            "dead": self.dead,
+            "resigned": self.resigned,
+            "at_start": self.at_start,
+        }
+
+    def _load_treating(self, state: dict[str, Any]) -> None:
+        self.untreated = next((Snapshot(**found) for found in state["untreated"]), None)
+        levels = [float(v) for v in state["before"]], [float(v) for v in state["trouble"]], bool(state["learned"])
+        self.levels = levels if state["measured"] else None
+        self.growth = next(map(float, state["growth"]), None)
+        source, growth, variation, *_ = [*map(float, state["signal"]), None, None, None]
+        self.signal = Signal(source, growth, variation) if source is not None and growth is not None else None
+        self.looking = next((verdict_from_json(to_json(found)) for found in state["looking"]), None)
+        self.looked, self.dead = bool(state["looked"]), bool(state["dead"])
+        self.resigned, self.at_start = bool(state["resigned"]), bool(state["at_start"])
+
     def resume(self) -> None:
         """Let remedies that had changed the module itself do so again, once their state is loaded."""
         for remedy in list(self.remedies.values()):
@@ -469,10 +509,9 @@ class Lane:
                 remedy.resume(self.module)
 
     def close(self) -> None:
-        """Put the rates back and take the hooks off optimizer and layers."""
+        """Put the rates back and take all hooks off optimizer and module."""
         self.after_update()
-        initialize = self.remedies.get("initialize")
-        if isinstance(initialize, Initialize):
+        if isinstance(initialize := self.remedies.get("initialize"), Initialize):
             initialize.close()
         self._hook.remove()
 

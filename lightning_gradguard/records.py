@@ -331,6 +331,12 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def verdict_from_json(data: dict[str, Any]) -> Verdict:
+    """Rebuild a verdict from what :func:`to_json` made of it."""
+    numbers = {key: float(data[key]) for key in ("value", "limit")}
+    return Verdict(**{**data, **numbers, "layers": tuple(data["layers"])})
+
+
 def incident_from_json(data: dict[str, Any]) -> Incident:
     """Rebuild an incident from what :func:`to_json` made of it."""
 
@@ -338,12 +344,11 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         return {**record, **{key: float(record[key]) for key in keys if record.get(key) is not None}}
 
     def action(a: dict[str, Any]) -> Action:
-        verdict = floats(a["verdict"], "value", "limit")
         # Older versions wrote a factor and whether it was permanent, which the bracket of the rate knows now.
         decision = {k: v for k, v in a["decision"].items() if k not in ("factor", "permanent")}
         return Action(
             step=int(a["step"]),
-            verdict=Verdict(**{**verdict, "layers": tuple(verdict["layers"])}),
+            verdict=verdict_from_json(a["verdict"]),
             decision=Decision(**{**decision, "remedies": tuple(decision["remedies"])}),
             outcomes=tuple(Outcome(**{**o, "layers": tuple(o["layers"])}) for o in a["outcomes"]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,38 @@ from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots import SnapshotStore
 
-VERSION = 1
-"""Of the state; another one is refused."""
+VERSION = 2
+"""Of the state; that of version 1 is migrated, and another one is refused."""
 # What a fresh lane cannot be the model for: parts that may have changed since, and what is empty at first.
-_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept")
+_OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
+
+
+def migrate(state: Any) -> Any:
+    """Return a state of version 1 as one of this version: its incidents are kept, and what its rules had learned is dropped."""
+    if not isinstance(state, dict) or state.get("version") != 1:
+        return state
+    warnings.warn(
+        "GradGuard: the saved state is of an older version: its incidents are kept, and what is usual in this run is learned anew",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    incidents = state.get("incidents")
+    kept = list(map(_migrated, incidents)) if isinstance(incidents, list) else incidents
+    return {**state, "version": VERSION, "lanes": {}, "incidents": kept, "armed": "", "awaiting": []}
+
+
+def _migrated(incident: Any) -> Any:
+    """Return an incident without what decisions no longer have; one that was open is over, since nobody is left to close it."""
+    try:
+        gone = ("factor", "permanent")
+        actions = [
+            {**action, "decision": {key: value for key, value in action["decision"].items() if key not in gone}}
+            for action in incident["actions"]
+        ]
+        last = [incident["step"], *(action["step"] for action in actions)][-1]
+        return {**incident, "actions": actions, "closed": last if incident["closed"] is None else incident["closed"]}
+    except (AttributeError, KeyError, TypeError):
+        return incident  # What is wrong with it, the check will tell.
 
 
 def rehearse(
@@ -84,9 +113,11 @@ def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
         raise ValueError(f"{where}.meter has lists of different lengths")
     if saved["incident"] is not None:
         _incident(saved["incident"], f"{where}.incident")
-    for number, snapshot in enumerate(saved["snapshots"]["kept"]):
-        _snapshot(snapshot, module, f"{where}.snapshots.kept[{number}]")
-        _like(model["memory"], snapshot["extra"], f"{where}.snapshots.kept[{number}].extra")
+    copies = {f"{where}.snapshots.kept[{number}]": found for number, found in enumerate(saved["snapshots"]["kept"])}
+    copies |= {f"{where}.treating.untreated": found for found in saved["treating"]["untreated"]}
+    for place, snapshot in copies.items():
+        _snapshot(snapshot, module, place)
+        _like(model["memory"], snapshot["extra"], f"{place}.extra")
         lane.load_memory(snapshot["extra"])
     lane.load_state_dict(saved)
 

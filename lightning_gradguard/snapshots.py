@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -207,17 +208,8 @@ class SnapshotStore:
     def state_dict(self) -> dict[str, Any]:
         """Return the snapshots themselves: a resumed run must be able to go back to where this one would."""
         self._arrive()
-        kept = [
-            {
-                "step": s.step,
-                "parameters": s.parameters,
-                "buffers": s.buffers,
-                "optimizer_state": s.optimizer_state,
-                "extra": s.extra,
-            }
-            for s in self._kept
-        ]
         self._lent = {s.step for s in self._kept}
+        kept = [plain(s) for s in self._kept]
         return {"due": self._due, "taken": self._taken, "pinned": self.pinned, "kept": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,6 +217,11 @@ class SnapshotStore:
         self._due, self._taken, self.pinned = int(state["due"]), int(state["taken"]), bool(state["pinned"])
         self._kept = [Snapshot(**kept) for kept in state["kept"]]
         self._lent = {s.step for s in self._kept}
+
+
+def plain(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as a dict of the very same tensors."""
+    return {field.name: getattr(snapshot, field.name) for field in dataclasses.fields(snapshot)}
 
 
 @torch.no_grad()

@@ -69,7 +69,8 @@ def case(lane: Lane, *, looked: bool) -> Case:
 def decide(lane: Lane, verdict: Verdict, found: GradientStatistics, suspects: Sequence[Blame]) -> Decision:
     """Return what to do about an alarm, that of a treatment under way included."""
     if verdict.detector == INITIALIZE:
-        return Decision(("skip",), "the batch was used to measure", lane.trial.cause if lane.trial else "")
+        held = ("skip",) if "skip" in lane.remedies else ()
+        return Decision(held, "the batch was used to measure", lane.trial.cause if lane.trial else "")
     here = case(lane, looked=lane.looked)
     if any(suspect.broken for suspect in suspects):
         here = dataclasses.replace(here, vanishing=vanishing_number(lane.optimizer))

@@ -77,7 +77,7 @@ class Fails(Callback):
 
 
 def test_rates_and_hooks_are_put_back_after_an_exception_in_mid_step(tmp_path: Path) -> None:
-    guard = GradGuard(journal=False, policy=Policy(patience=1, cooldown=0))
+    guard = GradGuard(journal=False, policy=Policy(patience=1))
     fit = trainer(tmp_path, callbacks=[guard, Fails(26)], gradient_clip_val=0.5)
     module = Grows(mlp(), SGD, since=25, by=1e4, until=26)
     before = hooks_of(module)
@@ -155,7 +155,7 @@ def test_watching_changes_nothing_even_on_a_sick_run(value: float, on_exhausted:
         fit.fit(Net(mlp(norm=True), ADAM), loader(spoil(regression(150), *range(25, 32), value=value)))
         return fit.global_step, frozen_copy(fit)
 
-    guard = GradGuard(mode="watch", journal=False, on_exhausted=on_exhausted, policy=Policy(max_held=5, max_slow=1))
+    guard = GradGuard(mode="watch", journal=False, on_exhausted=on_exhausted, policy=Policy(max_held=5, max_trials=1))
     assert same(run([]), run([guard]))
     assert all(i.remedies == () for i in guard.incidents)
     assert guard.incidents or not math.isnan(value)
@@ -413,9 +413,9 @@ def test_a_spent_budget_can_raise(tmp_path: Path) -> None:
 
 def test_a_spent_budget_can_be_ignored(tmp_path: Path) -> None:
     fit, guard = endless(tmp_path, on_exhausted="continue")
-    module = Grows(mlp(), ADAM, since=20, by=math.nan, until=60)
-    fit.fit(module, loader(regression(100)))
-    assert fit.global_step == 100
+    module = Grows(mlp(), ADAM, since=80, by=math.nan, until=120)
+    fit.fit(module, loader(regression(160)))
+    assert fit.global_step == 160
     assert all(p.isfinite().all() for p in module.parameters())
     assert len(guard.incidents) == 1
 

@@ -44,7 +44,7 @@ class Sick(Net):
 
 
 def guard(optional: bool = False) -> GradGuard:
-    policy = Policy(patience=2, cooldown=2, calm=30)
+    policy = Policy(patience=2, calm=30)
     more = [Regularize(steps=15), Augment(steps=15), SwapActivation()] if optional else []
     return GradGuard(
         journal=False,

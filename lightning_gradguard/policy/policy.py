@@ -253,7 +253,8 @@ class Policy:
 
     def next_treatment(self, case: Case, reason: str) -> Decision:
         """Return what to try after a treatment that did not help."""
-        return self._treat(Cause(self._cause or Cause.UNKNOWN.value), reason, dataclasses.replace(case, trial=None))
+        decision = self._treat(Cause(self._cause or Cause.UNKNOWN.value), reason, dataclasses.replace(case, trial=None))
+        return dataclasses.replace(decision, remedies=_available(decision.remedies, case.can))
 
     # -- resting -------------------------------------------------------------------------------------------------------
 

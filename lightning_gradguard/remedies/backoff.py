@@ -100,9 +100,10 @@ class LearningRateBackoff(Remedy):
         self._applied.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the bracket."""
-        return self.bracket.state_dict()
+        """Return the bracket, and the factor of the last update."""
+        return {**self.bracket.state_dict(), "factor": self._factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Take them back."""
         self.bracket.load_state_dict(state)
+        self._factor = float(state["factor"])

@@ -60,6 +60,8 @@ class Initialize(Remedy):
         self._scaled: dict[str, _Scaled] = {}
         self._inputs: list[float] = []
         self._ones: dict[str, Tensor] = {}
+        # Layers that the next batch is to scale.
+        self._waiting: list[str] = []
 
     @property
     def at_work(self) -> bool:
@@ -88,6 +90,7 @@ class Initialize(Remedy):
                     forget(scene.optimizer, parameter)
             if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
                 self._handles.append(layer.register_forward_hook(self._scaler(name)))
+                self._waiting.append(name)
         for layer in scene.module.modules():
             if isinstance(layer, _NormBase):
                 layer.reset_running_stats()
@@ -136,11 +139,27 @@ class Initialize(Remedy):
     def _rest(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._scaled, self._inputs, self._ones = [], {}, [], {}
+        self._handles, self._scaled, self._inputs, self._ones, self._waiting = [], {}, [], {}, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the layers that the next batch is to scale."""
+        return {"waiting": list(self._waiting)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self._rest()
+        self._waiting = [str(name) for name in state["waiting"]]
+
+    def resume(self, module: nn.Module) -> None:
+        """Have the next forward pass scale what was drawn before the state was saved."""
+        found = layers(module)
+        self._handles = [found[n].register_forward_hook(self._scaler(n)) for n in self._waiting if n in found]
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off; after :meth:`resume` the next batch is still used to measure."""
+        waiting = self._waiting
         self._rest()
+        self._waiting = waiting
 
 
 def _redraw(scene: Scene, name: str, layer: nn.Module) -> bool:
@@ -182,7 +201,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
         scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
         shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
     else:
-        if not 0.0 < whole < math.inf:
+        if not torch.finfo(output.dtype).tiny < whole < math.inf:
             return None
         scale = output.new_full((units,), 1.0 / whole)
         shift = output.new_zeros(units)

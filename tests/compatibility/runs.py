@@ -70,11 +70,11 @@ def thrown_back(module: Callable[[], Any], root: Path, *, batches: Any = None, *
     every = regression(STEPS + 20) if batches is None else batches
     unguarded = fit(module(), every[:STEPS], root, **options)
     plain = frozen_copy(unguarded)
-    guard = GradGuard(journal=False, policy=Policy(patience=2, cooldown=1))
+    guard = GradGuard(journal=False, policy=Policy(patience=2))
     run = fit(module(), every, root, [guard], **options)
     end = frozen_copy(run)
     done = {remedy for incident in guard.incidents for remedy in incident.remedies}
-    assert {"rollback", "backoff"} <= done, done
+    assert "rollback" in done, done
     assert finite(end)
     # What an optimizer keeps must be what it would have made by itself.
     assert shape_of(end["optimizers"]) == shape_of(plain["optimizers"])

@@ -49,7 +49,7 @@ def alarmed(steps: tuple[int, ...]) -> GradGuard:
         def judge(self, statistics: Any, baseline: Any) -> Verdict | None:
             return Verdict("divergence", self.name, 1.0, 1.0, "for a test") if statistics.step in steps else None
 
-    return GradGuard(detectors=[Alarm()], remedies=[LearningRateBackoff(hold=5, recover=10)], journal=False)
+    return GradGuard(detectors=[Alarm()], remedies=[LearningRateBackoff()], journal=False)
 
 
 class Watches(Callback):

@@ -96,7 +96,7 @@ def quiet() -> None:
 
 def watcher() -> GradGuard:
     """Return a guard that goes back soon, and writes often."""
-    return GradGuard(policy=Policy(patience=2, cooldown=2), snapshots=SnapshotStore(every=10), log_every=5)
+    return GradGuard(policy=Policy(patience=2), snapshots=SnapshotStore(every=10), log_every=5)
 
 
 def announced(owner: type, method: str, mark: Mark, name: str) -> None:

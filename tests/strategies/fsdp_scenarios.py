@@ -125,7 +125,7 @@ def backing_off(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
 
 def thrown_back_soon(*optional: Make) -> GradGuard:
     remedies = [*default_remedies(), *(make() for make in optional)]
-    return GradGuard(journal=False, remedies=remedies, policy=Policy(patience=2, cooldown=1))
+    return GradGuard(journal=False, remedies=remedies, policy=Policy(patience=2))
 
 
 def bad_layer(rank: int, root: Path, *optional: Make) -> dict[str, Any]:

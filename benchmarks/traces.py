@@ -1,0 +1,344 @@
+"""Decision traces: what went into detectors and policy at each step of many runs, and what came out.
+
+``python -m benchmarks.traces --record`` does the runs and writes the traces; ``--compare`` feeds what they hold to the package as it is
+now, without training anything, and prints where it comes to other verdicts and decisions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lightning_gradguard import GradGuard, flow
+from lightning_gradguard.first_look import build_up
+from lightning_gradguard.guard import default_detectors, default_remedies
+from lightning_gradguard.lane import Lane
+from lightning_gradguard.measuring import FEW
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.recorder import Recorder
+from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
+from lightning_gradguard.remedies import Remedy, Rollback, Scene
+from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.snapshots import SnapshotStore
+
+FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
+LONGEST, HEALTHY = 600, 10
+"""Steps of the longest runs that are recorded, and number of healthy runs of the field trial among them."""
+
+Row = dict[str, Any]
+"""One step. Into the decision go the fields of the statistics, ``nonfinite`` as a count, and
+
+- ``build_up``: how many times larger the predicted update becomes as momentum fills;
+- ``made``: the rate that the update was made with, where a remedy had lowered it;
+- ``fresh``: True where parameters were added or taken away, so that what was learned was forgotten;
+- ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken]``;
+- ``done``: what remedies did, as ``[remedy, applied, coefficient]``.
+
+Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm, grave, examine]``,
+and ``decision``, as ``[remedies, factor]``. What is None, False or empty is left out.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The steps of one optimizer of one run."""
+
+    run: str
+    optimizer: int
+    steps: list[Row]
+
+
+# -- the adapter: all that knows how the package comes to a decision ---------------------------------------------------
+
+PLAIN = [f.name for f in dataclasses.fields(GradientStatistics) if f.name not in ("names", "norms", "nonfinite")]
+
+
+def outputs(heard: Iterable[Verdict], verdict: Verdict | None, decision: Decision | None) -> Row:
+    """Reduce what came out of a step to what is compared."""
+
+    def flat(v: Verdict) -> list[Any]:
+        return [v.form, v.detector, v.alarm, v.grave, v.examine]
+
+    return {
+        "heard": [flat(v) for v in heard],
+        "verdict": flat(verdict) if verdict else None,
+        "decision": [list(decision.remedies), decision.factor] if decision else None,
+    }
+
+
+def record(run: Callable[[], object]) -> dict[int, list[Row]]:
+    """Do a guarded run, and return the steps of each of its optimizers."""
+    traces: dict[int, list[Row]] = {}
+    groups: dict[Lane, Any] = {}
+    now: Row = {}
+    step, judge, rate, suspects = flow.Flow.step, Lane.judge, Lane.rate, flow.suspects
+
+    def listen(lane: Lane, statistics: GradientStatistics) -> list[Verdict]:
+        now["heard"] = judge(lane, statistics)
+        return now["heard"]
+
+    def note_rate(lane: Lane) -> float | None:
+        now["made"] = rate(lane)
+        return now["made"]
+
+    def ask_all(*args: Any, ask: str = "all") -> tuple[Blame, ...]:
+        # All that may be asked, since another version may ask something else.
+        found = {each: suspects(*args, ask=each) for each in ("batch", "changes", "all")}
+        now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
+        return found[ask]
+
+    def note_step(self: flow.Flow, lane: Lane, scene: Scene, *args: Any) -> flow.StepReport:
+        now.clear()
+        report, s = step(self, lane, scene, *args), scene.statistics
+        row = {key: getattr(s, key) for key in PLAIN}
+        row |= {"nonfinite": len(s.nonfinite) or None, "suspects": now.get("suspects")}
+        row["made"] = made if (made := now.get("made")) != s.rate else None
+        row["build_up"] = build_up(lane.optimizer) if s.update_ratio is not None else None
+        row["fresh"] = groups.setdefault(lane, lane._groups) != lane._groups
+        row["done"] = [[o.remedy, o.applied, o.coefficient] for o in report.outcomes]
+        row |= outputs(now["heard"], report.verdict, report.decision)
+        groups[lane] = lane._groups
+        traces.setdefault(lane.index, []).append(
+            {k: v for k, v in row.items() if v is not None and v is not False and v != []}
+        )
+        return report
+
+    with (
+        patch.object(flow.Flow, "step", note_step),
+        patch.object(Lane, "judge", listen),
+        patch.object(Lane, "rate", note_rate),
+        patch.object(flow, "suspects", ask_all),
+    ):
+        run()
+    return traces
+
+
+class Echo(Remedy):
+    """Stand in for a remedy, and say that it did what it did when the trace was recorded."""
+
+    name: ClassVar[str] = ""
+    uses_snapshots: ClassVar[bool] = True
+
+    def __init__(self, name: str, replay: Replay) -> None:
+        self.name = name  # type: ignore[misc]
+        self.replay = replay
+
+    def apply(self, scene: Scene) -> Outcome:
+        """Return the recorded outcome; one that was not called for then is taken to succeed."""
+        done = {name: rest for name, *rest in self.replay.row.get("done", ())}
+        applied, coefficient = done.get(self.name, (True, 0.0 if self.name == "skip" else 1.0))
+        return Outcome(self.name, applied, "", (), coefficient)
+
+
+class Replay:
+    """Fresh detectors, baseline and policy, to which the package's own flow feeds recorded steps.
+
+    What the flow would learn from the module is played back: statistics, suspects, and what remedies did.
+    """
+
+    def __init__(self) -> None:
+        self.row: Row = {}
+        self.heard: list[Verdict] = []
+        module = nn.Module()
+        self.flow = flow.Flow("guard", Recorder((), 10**9))
+        self.flow.module, self.flow.running = module, RunningStatistics(module)
+        self.lane = lane = Lane(
+            0,
+            module,
+            torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
+            detectors=default_detectors(),
+            remedies=(),
+            policy=Policy(),
+            snapshots=SnapshotStore(),
+        )
+        # A rollback touches only the snapshots, which hold what was known then.
+        lane.remedies = {r.name: Rollback() if r.name == "rollback" else Echo(r.name, self) for r in default_remedies()}
+        lane.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
+        judge = lane.judge
+
+        def listen(statistics: GradientStatistics) -> list[Verdict]:
+            self.heard = judge(statistics)
+            return self.heard
+
+        lane.judge = listen  # type: ignore[method-assign]
+        lane.refresh()
+
+    def step(self, row: Row) -> Row:
+        """Return what comes out of a step now."""
+        self.row, lane = row, self.lane
+        if row.get("fresh"):
+            lane._groups = [(-1, -1)]
+            lane.refresh()
+        if "build_up" in row and lane.baseline.count < FEW:
+            lane.baseline.update_ratio = max(lane.baseline.update_ratio, row["update_ratio"] * row["build_up"])
+        statistics = GradientStatistics(
+            names=(),
+            norms=np.zeros(0),
+            nonfinite=(("", 1),) * row.get("nonfinite", 0),
+            **{key: row[key] for key in PLAIN if key in row},
+        )
+        with patch.object(flow, "suspects", self._suspects):
+            report = self.flow.step(lane, self.flow.scene_of(lane, statistics), None, None)
+        return outputs(self.heard, report.verdict, report.decision)
+
+    def _suspects(self, *args: Any, ask: str = "all") -> tuple[Blame, ...]:
+        # Where nothing was asked when the trace was recorded, nobody is suspected.
+        found = self.row.get("suspects", {}).get(ask, ())
+        return tuple(Blame(layer, score, "", broken=broken) for layer, score, broken in found)
+
+
+# -- comparison --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first step of a trace at which something else comes out: the verdicts of the detectors, or the decision."""
+
+    trace: Trace
+    what: str
+    step: int
+    old: str
+    new: str
+
+
+def differences(trace: Trace) -> Iterator[Difference]:
+    """Yield at most one difference in the verdicts and one in the decision, after which the two runs would part."""
+    replay, differ = Replay(), False
+    for row in trace.steps:
+        new = replay.step(row)
+        parted = not same(row.get("decision"), new["decision"])
+        if not differ and (row.get("heard", []), row.get("verdict")) != (new["heard"], new["verdict"]):
+            differ = True
+            yield Difference(trace, "verdict", row["step"], said(row), said(new))
+        if parted:
+            yield Difference(trace, "decision", row["step"], decided(row), decided(new))
+            return
+
+
+def same(a: list[Any] | None, b: list[Any] | None) -> bool:
+    """Tell whether two decisions agree, but for what mathematical libraries round differently."""
+    if a is None or b is None:
+        return a is b
+    return a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-9)
+
+
+def said(row: Row) -> str:
+    """Put the verdicts of a step into words; the one acted on, where it is none of the detectors', comes last."""
+    heard, verdict = row.get("heard", []), row.get("verdict")
+    more = [verdict] if verdict and verdict not in heard else []
+    return "; ".join(_words(v) + (" *" if v == verdict else "") for v in heard + more) or "–"
+
+
+def _words(verdict: list[Any]) -> str:
+    form, detector, *flags = verdict
+    return " ".join(
+        [f"{form} ({detector})", *(n for n, f in zip(("alarm", "grave", "examine"), flags, strict=True) if f)]
+    )
+
+
+def decided(row: Row) -> str:
+    """Put the decision of a step into words."""
+    if not row.get("decision"):
+        return "–"
+    remedies, factor = row["decision"]
+    return ("+".join(remedies) or "nothing") + (f" {factor:.3g}" if factor != 1.0 else "")
+
+
+def table(found: Iterable[Difference]) -> str:
+    """Write differences as Markdown."""
+    lines = ["| run | what | step | then | now |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {d.trace.run}{f' #{d.trace.optimizer}' if d.trace.optimizer else ''} | {d.what} | {d.step} | {d.old} | {d.new} |"
+        for d in found
+    ]
+    return "\n".join(lines)
+
+
+# -- the runs that are recorded, and their file ------------------------------------------------------------------------
+
+
+def quiet() -> GradGuard:
+    """Return a guard that leaves no file."""
+    return GradGuard(journal=False)
+
+
+def runs() -> dict[str, Callable[[], object]]:
+    """Name the runs: the sick ones of zoo and field trial that are short, and a few healthy ones; none that is held out."""
+    from benchmarks.field.__main__ import held_out
+    from benchmarks.field.healthy import healthy_runs
+    from benchmarks.field.sick import scaled_loss, sick_runs
+    from benchmarks.field.training import Run, Trouble, train
+    from benchmarks.zoo.case import cases
+    from benchmarks.zoo.runner import Job, execute
+
+    zoo = [c for c in cases(held_out="exclude") if c.max_steps <= LONGEST]
+    field = [r for r in sick_runs() if r.steps <= LONGEST and not held_out(r.name)]
+    healthy = [r for r in healthy_runs() if not held_out(r.name)]
+    # Mild enough to be clipped, alone and in a row.
+    mild = Trouble("loss x30 now and then", loss=scaled_loss({60, 110, 160, *range(210, 216)}.__contains__, 30))
+    clipped = Run(
+        "regression, adam 1e-3: loss x30",
+        next(r.recipe for r in healthy if r.recipe.name == "regression"),
+        "adam 1e-3",
+        trouble=mild,
+    )
+    found: dict[str, Callable[[], object]] = {}
+    for case in zoo:
+        found[f"zoo: {case.name}"] = partial(execute, Job(case.name, "benchmarks.traces:quiet", 0))
+    for run in (*field, *healthy[:: len(healthy) // HEALTHY][:HEALTHY], clipped):
+        found[f"field: {run.name}"] = partial(train, run, True)
+    return found
+
+
+def write(traces: Iterable[Trace], file: Path) -> None:
+    """Write traces, one a line; the same ones give the same bytes."""
+    text = "".join(json.dumps(dataclasses.asdict(trace), separators=(",", ":")) + "\n" for trace in traces)
+    file.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read(file: Path = FILE) -> list[Trace]:
+    """Read traces."""
+    return [Trace(**json.loads(line)) for line in gzip.decompress(file.read_bytes()).splitlines()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Record or compare, as asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.traces", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--record", action="store_true", help="do the runs and write the traces anew (some minutes)")
+    what.add_argument("--compare", action="store_true", help="print where another verdict or decision comes out now")
+    parser.add_argument("--file", type=Path, default=FILE, help="the traces")
+    options = parser.parse_args(arguments)
+    if options.record:
+        warnings.filterwarnings("ignore")
+        logging.disable(logging.ERROR)
+        torch.set_num_threads(1)  # so that the runs can be repeated
+        done = ((name, record(run)) for name, run in tqdm(runs().items(), unit="run"))
+        write(
+            (Trace(name, index, steps) for name, lanes in done for index, steps in sorted(lanes.items())), options.file
+        )
+    traces = read(options.file)
+    found = [difference for trace in traces for difference in differences(trace)]
+    print(table(found))
+    print(f"\n{len({d.trace.run for d in found})} of {len({t.run for t in traces})} runs differ.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
