@@ -47,6 +47,8 @@ FADED = 0.01
 """Share of what they were at which gradients have faded."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
+LIKELY = 0.01
+"""The same where the level of the loss has been halved."""
 SURE = 1e-4
 """Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each new
 best level, so of thousands of steps of pure noise some ten times independently."""
@@ -236,7 +238,9 @@ class Baseline:
             return True  # Once and for all: neither the first losses nor the best one change for the worse.
         if len(self.first_losses) < RECENT or len(self._best) < ENOUGH or not self.best_loss < self.untrained_loss:
             return False
-        self._learned = chance_of_lower(self._best, self.first_losses) < SURE
+        # Who learns fast has learned something within the first few losses already, so half of their level needs less proof.
+        half = self.best_loss < 0.5 * sorted(self.first_losses)[RECENT // 2]
+        self._learned = chance_of_lower(self._best, self.first_losses) < (LIKELY if half else SURE)
         return self._learned
 
     def far_from_best(self, loss: float) -> bool:

@@ -15,7 +15,7 @@ from lightning_gradguard.baseline import YOUNG
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.investigation import Asked, Investigation, agreed, suspects
 from lightning_gradguard.keeping import LOUD, keep
-from lightning_gradguard.lane import Lane, expected
+from lightning_gradguard.lane import LIFE, Lane, expected
 from lightning_gradguard.measuring import LOSS_EVERY, Team, measure, scale_of
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import Action, Blame, Decision, GradientStatistics, Outcome, Verdict
@@ -127,7 +127,8 @@ class Flow:
         ):
             statistics = scene.statistics = dataclasses.replace(statistics, variation=varies)
             lane.dead = varies < DEAD
-            lane.snapshots.pinned = lane.snapshots.pinned and lane.dead
+            if lane.baseline.count >= LIFE:
+                lane.snapshots.pinned = lane.snapshots.pinned and lane.dead
         for verdict in lane.judge(statistics):
             if lane.resigned and verdict.form == "divergence" and not verdict.examine:
                 continue
@@ -221,6 +222,10 @@ class Flow:
                 self.recorder.warn("snapshots", failure)
             self.update(lane, scene)
         lane.accept(statistics, float("inf"))
+        self.look_for_life(lane)
+
+    def look_for_life(self, lane: Lane) -> None:
+        """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
         lane.resigned = lane.resigned and not lane.baseline.at_best
         if lane.asks_for_life() and lane.incident is None:
             self.investigation.arm(lane, self.module, backward=False)

@@ -24,12 +24,15 @@ def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool
         return True
     if lane.incident is not None and not (trial and known.at_best and len(lane.losses_on_trial) > RECENT):
         return False
-    if known.first_losses and not known.learned and (known.count < YOUNG or known.update_ratio > LARGE):
+    overdue = lane.snapshots.overdue(step)
+    # Where the first copy stays in any case, a newer one takes nothing away.
+    large = known.update_ratio > LARGE and not (overdue or lane.snapshots.pinned)
+    if known.first_losses and not known.learned and (known.count < YOUNG or large):
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
     if known.count > FEW and statistics.norm > LOUD * known.typical:
         return False
     # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
-    worse = (known.worse or known.above_untrained) and not lane.snapshots.overdue(step)
+    worse = (known.worse or known.above_untrained) and not overdue
     return not worse and not known.loss_elevated(loss)
 
 

@@ -272,8 +272,15 @@ class Lane:
             return limit
         return min(limit, self.baseline.typical * math.exp(max(2.0 * self.baseline.spread, math.log(2.0))))
 
+    @property
+    def searches(self) -> bool:
+        """Whether the optimizer tries points along a line before it takes one, so that what it finds there is its own business."""
+        return isinstance(self.optimizer, torch.optim.LBFGS)
+
     def judge(self, statistics: GradientStatistics) -> list[Verdict]:
         """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
+        if self.searches and statistics.finite:
+            return []
         verdicts = []
         # One that fails is left out of a new list.
         for detector in self.detectors:

@@ -77,6 +77,7 @@ class LateFlow:
                 lane.watchful = lane.steps + late.CLOSE  # The host measures the next one before it is made.
             lane.policy.rest(statistics.step)
             lane.accept(statistics, math.inf)
+            self.flow.look_for_life(lane)
         self.flow.recorder.meter(lane, statistics, found.coefficient, alarm=alarm is not None)
 
     def _first_aid(self, lane: Lane, found: late.Late, verdict: Verdict) -> None:
