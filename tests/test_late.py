@@ -271,7 +271,8 @@ def test_a_slow_trouble_is_asked_of_the_step_in_hand() -> None:
     loop = Loop(detectors=[*default_detectors(), Slow()])
     loop.run(batches(CALM + 10))
     assert loop.guard is not None
-    assert loop.guard.incidents[0].step == CALM + 6
+    incident = loop.guard.incidents[0]
+    assert incident.step == CALM + 6
     assert "rollback" in incident.actions[0].decision.remedies
 
 
