@@ -15,7 +15,7 @@ from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.policy import LASTING
 from lightning_gradguard.policy.trial import WINDOW, WINDOWS
 from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, TrialRecord, Verdict
-from lightning_gradguard.remedies import Initialize, Scene
+from lightning_gradguard.remedies import Initialize, LearningRateBackoff, Scene
 from lightning_gradguard.snapshots import restore
 
 INITIALIZE = "initialize"
@@ -161,6 +161,9 @@ def put_back(lane: Lane, scene: Scene) -> None:
     level = trial.level if trial is not None else math.nan
     end(lane, scene.statistics.step, "taken back")
     lane.untreated = None
+    backoff = lane.remedies.get("backoff")
+    if isinstance(backoff, LearningRateBackoff):
+        backoff.bracket.acquit()  # Whatever was at fault, lowering the rate was no cure.
     worse = bool(lane.trouble) and not _level(lane.trouble) <= level
     if untreated is not None and not (worse and lane.snapshots.latest is not None):
         restore(untreated, lane.parameters, lane.buffers, lane.optimizer)
