@@ -48,8 +48,8 @@ FADED = 0.01
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 SURE = 1e-4
-"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each new
-best level, so of thousands of steps of pure noise some ten times independently."""
+"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each
+new best level, so of thousands of steps of pure noise some ten times independently."""
 
 
 class Sample:

@@ -25,8 +25,8 @@ Form = Literal[
     "state",
     "vanishing",
 ]
-"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``rate`` in the
-learning rate, ``state`` in the optimizer's own."""
+"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``state`` in the
+optimizer's own. ``rate``, a rate that had leapt, is found in journals of older versions only."""
 
 HARDLY = 0.1
 """Change of a weight, relative to its size, that no loss leaps for: the upper end of what is healthy for one update."""
@@ -51,7 +51,8 @@ class GradientStatistics:
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         moved: Largest ``||change|| / ||weight||`` of a layer since the last snapshot; measured only where a young run's loss leaps.
-        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not measured.
+        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
+            measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
         spoilt: What is wrong with the optimizer's state; looked at only where somebody else wrote to it.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
@@ -98,7 +99,6 @@ class Verdict:
         reason: One sentence for a person.
         layers: Layers the evidence points at, worst first; may be empty.
         alarm: True asks for a remedy; False only reports.
-        grave: True if the loss says too that the weights are being lost: such a step is held, and a second one in a row goes back.
         examine: True if a remedy is asked for only where a layer is found damaged: what was seen has innocent causes.
     """
 
@@ -109,7 +109,6 @@ class Verdict:
     reason: str
     layers: tuple[str, ...] = ()
     alarm: bool = True
-    grave: bool = False
     examine: bool = False
 
     @property
@@ -338,8 +337,8 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         return {**record, **{key: float(record[key]) for key in keys if record.get(key) is not None}}
 
     def action(a: dict[str, Any]) -> Action:
-        verdict = floats(a["verdict"], "value", "limit")
-        # Older versions wrote a factor and whether it was permanent, which the bracket of the rate knows now.
+        # Older versions wrote whether a verdict was grave, and a factor on the rate and whether that was permanent.
+        verdict = floats({k: v for k, v in a["verdict"].items() if k != "grave"}, "value", "limit")
         decision = {k: v for k, v in a["decision"].items() if k not in ("factor", "permanent")}
         return Action(
             step=int(a["step"]),
