@@ -18,7 +18,7 @@ CHANCE = 0.01
 PATIENT = 2
 """Windows without a cure after which a rate whose updates still replace weights is lowered once more."""
 MOST_DESCENTS = 10
-"""Times that one trial may lower the rate: by the bracket's quarters a factor of a million."""
+"""Times that one trial may lower the rate: each time to a quarter at most, so a millionfold at least."""
 QUICK = 3
 """Losses in a row above all of the window before them that end an attempt inside a trial."""
 LEAP = 2.0
