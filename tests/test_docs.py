@@ -22,7 +22,10 @@ def causes_in_the_page() -> dict[str, tuple[str, str]]:
 
 def written(ladder: tuple[Treatment, ...]) -> str:
     """Return the cell that a row of the ladder makes."""
-    return "; ".join(" + ".join(f"`{name}`" for name in row) for row in ladder) or "first aid only"
+    tried = [" + ".join(f"`{name}`" for name in treatment) for treatment in ladder]
+    if len(tried) < 2:
+        return "".join(tried) or "first aid only"
+    return "<br>".join(f"{number}. {treatment}" for number, treatment in enumerate(tried, 1))
 
 
 def test_the_page_names_every_cause_once() -> None:

@@ -32,8 +32,9 @@ class Overshoot(Detector):
     - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond chance, or the
       gradients have faded to a hundredth;
     - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its way;
-    - something had been learned, half of it is gone in all of the last nine losses, and the rate is larger than any the loss has
-      fallen with, or updates replaced weights, or the gradients have faded. A change of the data raises the loss without any of these.
+    - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly all of the best ones,
+      and the rate is larger than any the loss has fallen with, or updates replaced weights, or the gradients have faded, or a rate was
+      convicted before. A change of the data raises the loss without any of these.
 
     Args:
         patience: Accepted steps in which a run that overshot may begin to learn.
