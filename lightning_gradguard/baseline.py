@@ -45,13 +45,15 @@ ENOUGH = 16
 """Values from which their spread is worth something."""
 FADED = 0.01
 """Share of what they were at which gradients have faded."""
+GROWN = 1.5
+"""Growth from one level of nine losses to the next, twice in a row, that no change of the data makes: that is a single leap."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
 """The same where the level of the loss has been halved."""
 SURE = 1e-4
-"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each new
-best level, so of thousands of steps of pure noise some ten times independently."""
+"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each
+new best level, so of thousands of steps of pure noise some ten times independently."""
 
 
 class Sample:
@@ -262,6 +264,18 @@ class Baseline:
         return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
 
     @property
+    def recovering(self) -> bool:
+        """Whether the newest three losses lie below all but one of the six before them: what was lost comes back by itself."""
+        newest = self._losses[-RECENT:]
+        return len(newest) == RECENT and max(newest[6:]) < sorted(newest[:6])[1]
+
+    @property
+    def growing(self) -> bool:
+        """Whether the loss grows on and on: each of its last three levels is half as large again as the one before."""
+        levels = [self.loss_level(RECENT, skip=k * RECENT)[0] for k in (2, 1, 0)]
+        return 0.0 < GROWN * levels[0] < levels[1] and GROWN * levels[1] < levels[2]
+
+    @property
     def best_losses(self) -> list[float]:
         """The losses at the time of the best level."""
         return list(self._best)
@@ -343,10 +357,6 @@ class Baseline:
     def outsized(self, norm: float, rate: float | None) -> bool:
         """Tell whether an update would be so much larger than usual that it should be looked at."""
         return rate is not None and norm > self.usual_norm(rate, OUTSIZED)
-
-    def leapt(self, loss: float) -> bool:
-        """Tell whether the loss of a young run lies far above what it was before training."""
-        return 0 < self.count < YOUNG and loss > LEAP * self.untrained_loss > 0.0
 
     def loss_elevated(self, loss: float | None) -> bool | None:
         """Tell whether ``loss`` lies far above its history; None where that cannot be said."""

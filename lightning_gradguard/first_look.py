@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_gradguard.attribution.weights import examine
-from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.fans import expected_rms
 from lightning_gradguard.layers import layer_of, layers
-from lightning_gradguard.shards import sharded
-from lightning_gradguard.snapshots import Snapshot
 from lightning_gradguard.statistics import gradient_norms
 
 # Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
@@ -71,19 +67,6 @@ def build_up(optimizer: torch.optim.Optimizer) -> float:
     group = optimizer.param_groups[0]
     momentum, dampening = float(group.get("momentum", 0.0)), float(group.get("dampening", 0.0))
     return 1.0 if not 0.0 < momentum < 1.0 else max(1.0, (1.0 - dampening) / (1.0 - momentum))
-
-
-def most_moved(module: nn.Module, snapshot: Snapshot | None) -> float | None:
-    """Return the largest ``||change|| / ||weight||`` of a layer since the snapshot; None without one, or without memory for it."""
-    if snapshot is None:
-        return None
-    try:
-        return max((t.displacement for t in examine(module, snapshot) if t.displacement is not None), default=None)
-    except Exception as error:
-        # Where shards are gathered for it, the other processes would wait for this one.
-        if not out_of_memory(error) or any(map(sharded, module.parameters())):
-            raise
-        return None
 
 
 def _measurable(parameter: nn.Parameter) -> bool:

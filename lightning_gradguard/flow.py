@@ -213,7 +213,7 @@ class Flow:
             # What damaged a layer that was mended may have gone on.
             lane.check_up = "reinitialize" in lane.incident.remedies
             self.recorder.close_incident(lane, statistics.step)
-            lane.trouble, lane.levels = [], None
+            lane.trouble, lane.levels, lane.at_start = [], None, False
         if self.mode == "guard":
             if self._hidden(lane, scene, batch):
                 batch = None  # It is no measure of a healthy one.
@@ -297,7 +297,7 @@ class Flow:
         if lane.incident is not None and (lane.trials or decision.cause == Cause.REGIME.value):
             lane.policy.end_episode(scene.statistics.step)
             self.recorder.close_incident(lane, scene.statistics.step)
-            lane.trouble, lane.levels = [], None
+            lane.trouble, lane.levels, lane.at_start = [], None, False
 
     def record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
         """Record an alarm, and measure the next batch layer by layer."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradguard.baseline import LEAP, RECENT, YOUNG, Baseline
-from lightning_gradguard.first_look import BOUNDED, first_look, most_moved
+from lightning_gradguard.first_look import BOUNDED, first_look
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.state_watch import spoilt
@@ -87,8 +87,6 @@ def measure(
         statistics = _with_first_look(lane, module, statistics, scale)
     if lane.growth is not None and lane.fresh:
         statistics = dataclasses.replace(statistics, growth=lane.growth)
-    if statistics.loss is not None and lane.baseline.leapt(statistics.loss):
-        statistics = dataclasses.replace(statistics, moved=most_moved(module, lane.snapshots.latest))
     if lane.tampered:
         largest = math.exp(lane.baseline.high_water)
         found = spoilt(lane.optimizer, lane.parameters, lane.snapshots.latest, largest)

@@ -25,11 +25,8 @@ Form = Literal[
     "state",
     "vanishing",
 ]
-"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``rate`` in the
-learning rate, ``state`` in the optimizer's own."""
-
-HARDLY = 0.1
-"""Change of a weight, relative to its size, that no loss leaps for: the upper end of what is healthy for one update."""
+"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``state`` in the
+optimizer's own. ``rate``, a rate that had leapt, is found in journals of older versions only."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -50,8 +47,8 @@ class GradientStatistics:
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
         weight_norm: Global L2 norm of the weights; measured on the first steps only.
         weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
-        moved: Largest ``||change|| / ||weight||`` of a layer since the last snapshot; measured only where a young run's loss leaps.
-        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not measured.
+        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
+            measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
         spoilt: What is wrong with the optimizer's state; looked at only where somebody else wrote to it.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
@@ -68,7 +65,6 @@ class GradientStatistics:
     normalised: bool = False
     weight_norm: float | None = None
     weight_excess: float | None = None
-    moved: float | None = None
     growth: float | None = None
     variation: float | None = None
     spoilt: str | None = None
@@ -79,11 +75,6 @@ class GradientStatistics:
     def finite(self) -> bool:
         """Whether the global norm is a finite number."""
         return math.isfinite(self.norm)
-
-    @property
-    def still(self) -> bool:
-        """Whether the weights are known to have hardly moved, so that no update can have made the loss leap."""
-        return self.moved is not None and self.moved <= HARDLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,6 @@ class Verdict:
         reason: One sentence for a person.
         layers: Layers the evidence points at, worst first; may be empty.
         alarm: True asks for a remedy; False only reports.
-        grave: True if the loss says too that the weights are being lost: such a step is held, and a second one in a row goes back.
         examine: True if a remedy is asked for only where a layer is found damaged: what was seen has innocent causes.
     """
 
@@ -109,7 +99,6 @@ class Verdict:
     reason: str
     layers: tuple[str, ...] = ()
     alarm: bool = True
-    grave: bool = False
     examine: bool = False
 
     @property
@@ -334,7 +323,9 @@ def to_json(value: Any) -> Any:
 def verdict_from_json(data: dict[str, Any]) -> Verdict:
     """Rebuild a verdict from what :func:`to_json` made of it."""
     numbers = {key: float(data[key]) for key in ("value", "limit")}
-    return Verdict(**{**data, **numbers, "layers": tuple(data["layers"])})
+    # Older versions wrote whether it was grave.
+    known = {key: value for key, value in data.items() if key != "grave"}
+    return Verdict(**{**known, **numbers, "layers": tuple(data["layers"])})
 
 
 def incident_from_json(data: dict[str, Any]) -> Incident:
@@ -344,7 +335,7 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         return {**record, **{key: float(record[key]) for key in keys if record.get(key) is not None}}
 
     def action(a: dict[str, Any]) -> Action:
-        # Older versions wrote a factor and whether it was permanent, which the bracket of the rate knows now.
+        # Older versions wrote a factor on the rate and whether it was permanent, which the bracket of the rate knows now.
         decision = {k: v for k, v in a["decision"].items() if k not in ("factor", "permanent")}
         return Action(
             step=int(a["step"]),

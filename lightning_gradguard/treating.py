@@ -156,7 +156,7 @@ def end(lane: Lane, step: int, outcome: str) -> None:
 
 
 def put_back(lane: Lane, scene: Scene) -> None:
-    """Take the treatments back: to the state from before them if it was no worse, else to the best copy there is."""
+    """Take the treatments back: to the state from before them, unless that was worse than where they have brought the run."""
     trial, untreated = lane.trial, lane.untreated
     level = trial.level if trial is not None else math.nan
     end(lane, scene.statistics.step, "taken back")

@@ -62,8 +62,8 @@ def test_levels_that_nobody_knew_stay_unknown() -> None:
 
 
 def test_a_journal_of_an_older_version_can_be_read() -> None:
-    """It held a factor on the rate with each decision, and no trials."""
-    verdict = Verdict("rate", "rate-leap", 1.0, 0.1, "why", grave=True)
+    """It held a factor on the rate with each decision, how grave each verdict was, and no trials."""
+    verdict = Verdict("rate", "rate-leap", 1.0, 0.1, "why")
     incident = Incident(1, 0, 3, "rate", (Action(3, verdict, Decision(("skip", "backoff"), "why")),))
     old = to_json(incident)
     del old["trials"]
@@ -74,6 +74,7 @@ def test_a_journal_of_an_older_version_can_be_read() -> None:
         "permanent": True,
         "exhausted": False,
     }
+    old["actions"][0]["verdict"]["grave"] = True
     assert incident_from_json(old) == incident
 
 

@@ -302,8 +302,8 @@ class Signal:
     Args:
         source: RMS of the first input.
         growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes in does not count.
-        variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if that is less: units that
-            are all alike are one unit; None where both are unknown.
+        variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if that is less: units
+            that are all alike are one unit; None where both are unknown.
     """
 
     source: float

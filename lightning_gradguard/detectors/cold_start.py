@@ -21,9 +21,9 @@ LARGEST = math.sqrt(3.4028e38)
 class ColdStart(Detector):
     """Find a start that cannot go well: gradients that are not finite, or that no optimizer can hold, or a signal that explodes on its way.
 
-    Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Weights of more than
-    ``max_weight_excess`` make the layers be measured in the first batch, and a signal that grows more than ``max_growth`` times
-    from input to output is an alarm at the second step; the first update is made as written.
+    Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Where a weight is more than four times
+    what its fan calls for the layers are measured in the first batch, and a signal that grows more than ``max_growth`` times from input to
+    output is an alarm at the second step; the first update is made as written.
 
     Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for thousands of
     steps; so their first norm is compared with the few that follow.

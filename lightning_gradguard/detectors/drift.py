@@ -28,14 +28,13 @@ class Drift(Detector):
     """Find growth that is too slow for a spike, by a one-sided CUSUM of the log norm against a frozen reference.
 
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
-    Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference
-    was frozen, the growth is honest and becomes the new reference. If it has not, the verdict reports; where the loss is worse beyond chance
-    and the norm has grown threefold it asks for a look at the layers. Whether the run is lost, its losses say.
+    Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference was frozen, the growth is
+    honest and becomes the new reference. If it has not, the verdict reports; where the loss is worse beyond chance and the norm has grown
+    threefold without a leap, it asks for a look at the layers. Whether the run is lost, its losses say.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
-        threshold: Cumulated excess, in standard deviations, that is called drift (h). At 7 a growth of x1000 over 300 steps, at a spread
-            of 0.3, is reported after 20 steps in the median, and log-normal norms are reported without cause some five times in 10,000.
+        threshold: Cumulated excess, in standard deviations, that is called drift (h).
     """
 
     name: ClassVar[str] = "drift"

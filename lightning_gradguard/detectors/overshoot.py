@@ -32,8 +32,9 @@ class Overshoot(Detector):
     - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond chance, or the
       gradients have faded to a hundredth;
     - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its way;
-    - something had been learned, half of it is gone in all of the last nine losses, and the rate is larger than any the loss has
-      fallen with, or updates replaced weights, or the gradients have faded. A change of the data raises the loss without any of these.
+    - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly all of the best ones,
+      and the rate is larger than any the loss has fallen with, or updates replaced weights, or the gradients have faded, or a rate was
+      convicted before. A change of the data raises the loss without any of these.
 
     Args:
         patience: Accepted steps in which a run that overshot may begin to learn.
@@ -64,7 +65,7 @@ class Overshoot(Detector):
             return None
         level = baseline.loss_level(RECENT)[0]
         told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.update_ratio:.2g} x the weights"
-        if loss > untrained and baseline.above_untrained:
+        if loss > untrained and baseline.above_untrained and not baseline.recovering:
             return self._verdict(level, untrained, told)
         if baseline.silent >= self.patience:
             return self._verdict(level, untrained, f"{told}: the gradients have been zero for {baseline.silent} steps")
@@ -81,7 +82,7 @@ class Overshoot(Detector):
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
-        if not baseline.far_from_best(statistics.loss) or not baseline.lost:
+        if not baseline.far_from_best(statistics.loss) or not baseline.lost or baseline.recovering:
             return None
         rate = statistics.rate or 0.0
         if rate > RISEN * self._good > 0.0:
@@ -90,6 +91,8 @@ class Overshoot(Detector):
             why = f"updates of {baseline.update_ratio:.2g} x the weights"
         elif baseline.faded(since_first=False):
             why = "gradients that have faded"
+        elif baseline.growing:
+            why = "it grows on and on"
         elif baseline.convicted:
             why = "a rate that had to be lowered before"
         else:

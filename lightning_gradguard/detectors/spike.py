@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import LEAP, YOUNG, Baseline
+from lightning_gradguard.baseline import YOUNG, Baseline
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -64,23 +64,16 @@ class Spike(Detector):
         return spike_limit(baseline, self.factor, self.zscore)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Compare the global norm with the limit; early on, ask the loss as a second witness."""
+        """Compare the global norm with the limit; early on, with the widest that there is."""
         if baseline.count >= YOUNG and statistics.norm <= 0.5 * self.factor * baseline.typical:
             # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be known.
             return None
         limit = self.limit(baseline)
         if not statistics.finite:
             return None
-        if 0 < baseline.count < YOUNG and statistics.loss is not None:
-            # With few steps to go by, the loss is the better witness, for and against. One that leaps while the weights
-            # have hardly moved is the data's doing (a sparse reward's first batches are all but zero), and says nothing.
-            if baseline.leapt(statistics.loss) and not statistics.still:
-                steep = statistics.loss > 10.0 * baseline.untrained_loss
-                # Updates whose size does not follow the gradient's overshoot once, and come back by themselves.
-                if steep or not statistics.normalised:
-                    limit = min(limit, (LEAP if steep else self.factor) * baseline.typical)
-            elif baseline.loss_elevated(statistics.loss) is False:
-                limit = HONEST * limit  # Honest growth at the start.
+        if 0 < baseline.count < YOUNG:
+            # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too much.
+            limit = max(limit, math.exp(WIDEST) * baseline.typical)
         if statistics.norm <= limit:
             return None
         usual = baseline.typical if baseline.count else baseline.prior

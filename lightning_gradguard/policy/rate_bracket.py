@@ -12,7 +12,7 @@ SANE = 0.05
 FARTHEST = 1000.0
 """Times that one conviction lowers the rate at most."""
 CLIMB = 1.05
-"""Growth of the rate per update while the loss is at its best: from a quarter to a half of what failed in fifteen updates."""
+"""Growth of the rate per update while the loss is at its best: from an eighth to a quarter of what failed in fifteen updates."""
 STALE = 16
 """Updates without a better loss after which the rate has climbed too far, and is halved, down to where it began to climb."""
 BELOW = 0.25

@@ -18,7 +18,7 @@ CHANCE = 0.01
 PATIENT = 2
 """Windows without a cure after which a rate whose updates still replace weights is lowered once more."""
 MOST_DESCENTS = 10
-"""Times that one trial may lower the rate: by the bracket's quarters a factor of a million."""
+"""Times that one trial may lower the rate: each time to a quarter at most, so a millionfold at least."""
 QUICK = 3
 """Losses in a row above all of the window before them that end an attempt inside a trial."""
 LEAP = 2.0
@@ -85,8 +85,9 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            earlier = self.before if self.learned else [untrained]
-        if not earlier or not earlier[0] == earlier[0]:
+            # The first losses after going back are the copy's, and no rate's doing.
+            earlier = [] if self.learned else [untrained]
+        if not earlier or math.isnan(earlier[0]):
             return False
         level = statistics.median(earlier)
         return min(now) > max(earlier) and min(now) > level + (LEAP - 1.0) * abs(level)
@@ -138,8 +139,8 @@ class Trial:
             return not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
-        untrained = statistics.median(first[:FIRST])
-        return 0.0 <= self.level < LEARNED * untrained or chance_of_lower(newest, first) < CHANCE
+        # Who learns fast has learned within the first few losses, so the very first one counts.
+        return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything; :meth:`from_state` makes a trial of it."""

@@ -45,7 +45,7 @@ class LearningRateBackoff(Remedy):
         """Convict the rate that the run was lost with, and choose the next."""
         scheduled = largest_rate(scene.optimizer)
         if not scheduled > 0.0:
-            return Outcome(self.name, False, "the learning rate is 0")
+            return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
         if scene.decision is not None and "initialize" in scene.decision.remedies:
             self.bracket.begin(scheduled)
             self._factor = self.bracket.share(scheduled)

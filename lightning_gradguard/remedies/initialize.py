@@ -44,11 +44,12 @@ class _Scaled:
 class Initialize(Remedy):
     """Draw the weights of a fresh network anew, and scale them by the signal, from input to output.
 
-    Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al. (2016): matrices are
-    drawn as fits the layer and its activation, then, inside the next batch's own forward pass, each linear and convolution layer's output
-    is brought to a deviation of 1 (of units that say the same of every sample, to mean 0 as well), before the next layer sees it; so residual branches, normalisations and activations are
-    respected as they are. The step of that batch is held. Several processes average what they measured. Recurrent and attention layers,
-    embeddings and normalisations get the initialisation that fits them; shared weights, sharded, parametrised and custom ones are left alone.
+    Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al. (2016): matrices
+    are drawn as fits the layer and its activation; then, inside the next batch's own forward pass, each linear and convolution layer's
+    output is brought to a deviation of 1 (of units that say the same of every sample, to mean 0 as well) before the next layer sees it, so
+    residual branches, normalisations and activations are respected as they are. The step of that batch is held. Several processes average
+    what they measured. Recurrent and attention layers, embeddings and normalisations get the initialisation that fits them; shared
+    weights, sharded, parametrised and custom ones are left alone.
     """
 
     name: ClassVar[str] = "initialize"
