@@ -56,13 +56,12 @@ class Recorder:
         if len(actions) > KEPT_ACTIONS:
             half = KEPT_ACTIONS // 2
             actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work.
+        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order to measure.
+        last = incident.actions[-1] if incident.actions else None
+        looked = last is not None and last.decision.look and bool(last.outcomes)
+        named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
         lane.incident = dataclasses.replace(
-            incident,
-            actions=actions,
-            alarms=alarms,
-            blame=incident.blame or suspects,
-            trials=tuple(lane.trials),
+            incident, actions=actions, alarms=alarms, blame=named, trials=tuple(lane.trials)
         )
         self.replace(lane.incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:

@@ -127,7 +127,8 @@ def verdict(
     if state(newest) == "failed" or any(_exhausted(record) for record in records):
         told = "; the remedies did not help." if _outcomes(newest) else "; the run went on."
         if dicts(newest.get("trials")) and state(newest) == "failed":
-            told = f"; nothing that was tried helped; left: {remains(newest) or 'what was tried was taken back'}."
+            left = remains(newest)
+            told = "; nothing that was tried helped, and it was taken back" + (f"; left: {left}." if left else ".")
         return _verdict("bad", "Not healed", [*words, {"text": told}])
     if newest.get("closed") is None:
         return _verdict("bad", "In trouble", [*words, {"text": "; not over yet."}])

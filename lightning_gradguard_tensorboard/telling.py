@@ -56,7 +56,7 @@ def tell(record: Record) -> dict[str, Any]:
         "glyph": glyph,
         "word": word,
         "findings": [{"name": name, "text": text} for name, text in _findings(record)],
-        "trials": [_trial(trial) for trial in _trials(record)],
+        "trials": [_trial(trial, record) for trial in _trials(record)],
     }
 
 
@@ -109,7 +109,7 @@ def _findings(record: Record) -> Iterable[tuple[str, str]]:
         yield "Left", left
 
 
-def _trial(trial: Record) -> dict[str, str]:
+def _trial(trial: Record, record: Record) -> dict[str, str]:
     names, step = _words(trial.get("treatment")), _whole(trial.get("opened"))
     levels = [_number(trial.get(key)) for key in ("before", "trouble", "after")]
     before, trouble, after = ("NaN or unknown" if math.isnan(level) else _short(level) for level in levels)
@@ -118,16 +118,19 @@ def _trial(trial: Record) -> dict[str, str]:
         "treatment": f"{_treatment(names)} at step {step}",
         "name": {"kept": "Kept", "taken back": "Taken back"}.get(str(trial.get("outcome")), "Tried"),
         "cause": _CAUSES.get(str(trial.get("cause")), str(trial.get("cause"))),
-        "became": _became(trial),
+        "became": _became(trial, record),
         "levels": "no loss was known" if all(map(math.isnan, levels)) else known,
     }
 
 
-def _became(trial: Record) -> str:
+def _became(trial: Record, record: Record) -> str:
     outcome, step = trial.get("outcome"), _whole(trial.get("closed"))
     if outcome == "calm":
         return f"left as it is at step {step}, no loss was known to measure it by"
     why = _why(outcome, *(_number(trial.get(key)) for key in ("before", "trouble", "after")))
+    alarms = [_verdict(action) for action in _actions(record) if action.get("step") == trial.get("closed")]
+    if outcome == "taken back" and alarms and not (alarms[-1].get("detector") == "trial" and alarms[-1].get("examine")):
+        why = f"there was trouble again ({alarms[-1].get('form')})"
     return f"{outcome or '?'} at step {step}" + (f", {why}" if why else "")
 
 
@@ -149,7 +152,7 @@ def _improved(trial: Record, record: Record) -> bool:
     trouble, after = _number(trial.get("trouble")), _number(trial.get("after"))
     if trial.get("outcome") != "kept" or not math.isfinite(after):
         return False
-    forms = [verdict.get("form") for a in _actions(record) if isinstance(verdict := a.get("verdict"), dict)]
+    forms = [_verdict(action).get("form") for action in _actions(record)]
     return after < trouble or (math.isnan(trouble) and "non-finite" in forms)
 
 
@@ -227,6 +230,11 @@ def _decision(action: Record) -> dict[str, Any]:
     return decision if isinstance(decision, dict) else {}
 
 
+def _verdict(action: Record) -> dict[str, Any]:
+    verdict = action.get("verdict")
+    return verdict if isinstance(verdict, dict) else {}
+
+
 def _remedies(action: Record) -> list[str]:
     return _words(_decision(action).get("remedies"))
 
@@ -240,7 +248,8 @@ def _words(value: Any) -> list[str]:
 
 
 def _treatment(names: Sequence[str]) -> str:
-    return " and ".join(_DONE.get(name, f"applied {name}") for name in names) or "nothing was changed"
+    done = [_DONE.get(name, f"applied {name}") for name in names] or ["nothing was changed"]
+    return f"{', '.join(done[:-1])} and {done[-1]}" if done[1:] else done[0]
 
 
 def _whole(value: Any) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lightning_gradguard import Guard
 from lightning_gradguard.diagnostics import Journal, wording
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import Incident, to_json
 from lightning_gradguard.report import RunStory, read_story, render_page, render_text
 from lightning_gradguard_tensorboard import telling
+from tests.builders import mlp, regression
 from tests.diagnostics.examples import HOSTILE, incident, window
 from tests.diagnostics.test_trials_told import (
     ALL_TAKEN_BACK,
@@ -53,8 +56,13 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
         (KEPT_ONLY, "mended", "Calm again", "calm again since step 170"),
         (KEPT_AT_ONCE, "mended", "Mended", "healthy since step 58"),
         (SECOND_KEPT, "mended", "Mended", "healthy since step 170"),
-        (ALL_TAKEN_BACK, "sick", "In trouble", "nothing that was tried helped; left: first aid only"),
-        (case(REDRAWN, trials=(TAKEN_BACK,), helped=False), "sick", "In trouble", "what was tried was taken back"),
+        (
+            ALL_TAKEN_BACK,
+            "sick",
+            "In trouble",
+            "nothing that was tried helped, and it was taken back; left: first aid only",
+        ),
+        (case(REDRAWN, trials=(TAKEN_BACK,), helped=False), "sick", "In trouble", "and it was taken back."),
     ],
 )
 def test_the_verdict_says_no_more_than_was_measured(
@@ -120,7 +128,7 @@ def test_tensorboards_tab_says_the_same(one: Incident) -> None:
     ours = [text for name, text in wording.findings(one, trials=False)]
     assert [finding["text"] for finding in told["findings"]] == ours
     shown = [f"{t['treatment']}: {t['became']} ({t['levels']})" for t in told["trials"]]
-    assert shown == [wording.trial(record) for record in one.trials]
+    assert shown == [wording.trial(record, one) for record in one.trials]
 
 
 def test_an_old_journal_is_shown(tmp_path: Path) -> None:
@@ -142,3 +150,23 @@ def test_hostile_words_do_no_harm(tmp_path: Path) -> None:
     page = render_page([told])
     assert Balance(page).open == [] and "<script" not in page
     assert all(line.isprintable() for line in render_text(told).splitlines())
+
+
+def test_an_incident_under_way_has_its_trials_and_the_suspects_of_the_look() -> None:
+    """A run whose second layer is far too large from the start: what the look at the first step found counts."""
+    torch.manual_seed(1)
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight.mul_(1e5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    guard = Guard(model)
+    for x, y in regression(80):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        guard.before_step(optimizer, loss=loss)
+        optimizer.step()
+    guard.close()
+    (one,) = guard.incidents
+    assert one.culprit == "2" and one.helped and wording.state(one) == "helped"
+    assert "cause: layer 2\n  tried: re-initialised the layer at step" in guard.report()

@@ -24,6 +24,7 @@ class Console(Sink):
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
+        self._found: dict[int, set[tuple[str, str]]] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would swallow the good news and keep the bad.
             logger.addHandler(logging.StreamHandler())
@@ -33,6 +34,7 @@ class Console(Sink):
         """Log one line about an incident."""
         if event == "closed":
             self._told.pop(incident.number, None)
+            self._found.pop(incident.number, None)
             level = logging.WARNING if wording.state(incident) in ("failed", "anew") else logging.INFO
             told = _told(wording.result(incident), wording.findings(incident))
             logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
@@ -45,8 +47,14 @@ class Console(Sink):
         line = f"{wording.opening(incident)}; {wording.done(incident.remedies)}"
         if event == "acted":
             line += f" ({wording.count(incident.alarms, 'alarming step')} so far)"
-        going = [(name, text) for name, text in wording.findings(incident) if name != "cause"]
-        logger.warning("GradGuard: %s", _told(line, going))
+        logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
+
+    def _new_findings(self, incident: Incident) -> list[tuple[str, str]]:
+        """Return what has not been said of an incident under way; its cause is told when it is over."""
+        known = self._found.setdefault(incident.number, set())
+        new = [found for found in wording.findings(incident) if found not in known and found[0] != "cause"]
+        known.update(new)
+        return new
 
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""

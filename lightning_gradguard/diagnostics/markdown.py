@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.records import Action, Blame, Incident, TrialRecord
+from lightning_gradguard.records import Action, Blame, Incident
 
 SUSPECTS = 5
 
@@ -27,7 +27,7 @@ def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> s
         f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
         f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",
         _findings(incident),
-        _trials(incident.trials),
+        _trials(incident),
         _facts(incident),
         _suspects(incident.blame[:SUSPECTS]),
         _actions(incident),
@@ -50,16 +50,16 @@ def _findings(incident: Incident) -> str:
     return " ".join(f"**{name.capitalize()}:** {wording.markdown(text)}." for name, text in told)
 
 
-def _trials(trials: tuple[TrialRecord, ...]) -> str:
+def _trials(incident: Incident) -> str:
     header = ("treatment", "for", "loss before", "in the trouble", "at the end", "what became of it")
     rows = [
         (
             f"**step {t.opened:,}**: {wording.markdown(wording.treatment(t.treatment))}",
             wording.markdown(wording.cause_named(t.cause)),
             *(wording.level(value) for value in (t.before, t.trouble, t.after)),
-            wording.markdown(wording.became(t)),
+            wording.markdown(wording.became(t, incident)),
         )
-        for t in trials
+        for t in incident.trials
     ]
     return _table("What was tried", header, rows)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from lightning_gradguard.records import Action, Blame, Incident, TrialRecord
+from lightning_gradguard.records import Action, Blame, Incident, TrialRecord, Verdict
 
 State = Literal["open", "helped", "kept", "calm", "anew", "failed"]
 """How an incident stands. ``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
@@ -177,30 +177,34 @@ def _at_fault(incident: Incident) -> tuple[str, ...]:
     return tuple(layer or "the root module" for layer in (outcomes[-1].layers if outcomes else blamed)[:2])
 
 
-def trial(record: TrialRecord) -> str:
+def trial(record: TrialRecord, incident: Incident) -> str:
     """Return what was tried, what became of it and why: ``re-initialised the layer at step 40: taken back at step 104, ...``."""
-    return f"{treatment(record.treatment)} at step {record.opened:,}: {became(record)} ({levels(record)})"
+    return f"{treatment(record.treatment)} at step {record.opened:,}: {became(record, incident)} ({levels(record)})"
 
 
 def treatment(names: tuple[str, ...]) -> str:
     """Return what was done as one: ``rolled back to a good snapshot and lowered the learning rate``."""
-    return " and ".join(done((name,)) for name in names) or done(())
+    first, last = ", ".join(done((name,)) for name in names[:-1]), done(names[-1:])
+    return f"{first} and {last}" if first else last
 
 
-def became(record: TrialRecord) -> str:
+def became(record: TrialRecord, incident: Incident) -> str:
     """Return what became of a treatment, and why: ``taken back at step 104, the loss was no better than in the trouble``."""
     if record.outcome == "calm":
         return f"left as it is at step {record.closed:,}, no loss was known to measure it by"
-    return f"{clean(record.outcome)} at step {record.closed:,}" + (f", {_why(record)}" if _why(record) else "")
+    why = _why(record, [action.verdict for action in incident.actions if action.step == record.closed])
+    return f"{clean(record.outcome)} at step {record.closed:,}" + (f", {why}" if why else "")
 
 
-def _why(record: TrialRecord) -> str:
+def _why(record: TrialRecord, alarms: Sequence[Verdict]) -> str:
     if record.outcome == "kept":
         if record.after < record.trouble:
             return "the loss is lower than in the trouble"
         return "the loss is no higher than before the trouble" if record.after <= record.before else ""
     if record.outcome != "taken back":
         return ""
+    if alarms and not (alarms[-1].detector == "trial" and alarms[-1].examine):
+        return f"there was trouble again ({clean(alarms[-1].form)})"
     if math.isnan(record.after):
         return "no finite loss was seen after it"
     if record.after >= record.trouble:
@@ -282,7 +286,7 @@ def findings(incident: Incident, *, trials: bool = True) -> Iterable[tuple[str, 
         unproven = incident.trials and state(incident) == "failed"
         yield ("suspected cause" if unproven else "cause"), found
     for record in incident.trials if trials else ():
-        yield "tried", trial(record)
+        yield "tried", trial(record, incident)
     if pending := on_trial(incident):
         yield "on trial", pending
     if would := would_have(incident):

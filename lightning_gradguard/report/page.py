@@ -85,7 +85,7 @@ def _trials(incident: Incident) -> str:
             f"Step {t.opened:,}: {_text(wording.treatment(t.treatment))}",
             _text(wording.cause_named(t.cause)),
             *(_text(wording.level(value)) for value in (t.before, t.trouble, t.after)),
-            _text(_sentence(wording.became(t))),
+            _text(_sentence(wording.became(t, incident))),
         )
         for t in incident.trials
     ]

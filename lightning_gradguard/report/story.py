@@ -97,10 +97,9 @@ def headline(contents: JournalContents) -> Headline:
         return Headline("sick", f"{sentence}; not over when the journal ends.")
     failed = [i for i in incidents if wording.state(i) == "failed"]
     if failed and failed[-1].trials and not bad_end:
-        what = wording.left(failed[-1]) or "what was tried was taken back"
-        return Headline(
-            "sick", f"{sentence}; incident {failed[-1].number:,}: nothing that was tried helped; left: {what}."
-        )
+        sentence += f"; incident {failed[-1].number:,}: nothing that was tried helped, and it was taken back"
+        left = wording.left(failed[-1])
+        return Headline("sick", f"{sentence}; left: {left}." if left else f"{sentence}.")
     if failed or bad_end:
         return Headline("sick", f"{sentence}; the remedies did not help.")
     return _over(incidents, sentence)

@@ -28,6 +28,7 @@ function suspect(blame, first) {
   );
 }
 
+const isCause = ({ name }) => name === "Cause" || name === "Suspect";
 const entry = (name, ...value) => [h("dt", {}, name), h("dd", {}, value)];
 
 function card(incident, chosen, choose) {
@@ -39,7 +40,7 @@ function card(incident, chosen, choose) {
   const details = [
     actions[0]?.verdict && entry("Evidence", evidence(actions[0].verdict)),
     blame.length > 0 && entry("Blamed", blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
-    findings.map(({ name, text }) => entry(name, text)),
+    findings.filter(isCause).map(({ name, text }) => entry(name, text)),
     trials.map((one) =>
       entry(
         one.name,
@@ -48,6 +49,7 @@ function card(incident, chosen, choose) {
         h("div", { class: "quiet" }, one.levels, chosen && `; for: ${one.cause}`),
       ),
     ),
+    findings.filter((one) => !isCause(one)).map(({ name, text }) => entry(name, text)),
     remedies.length > 0 &&
       entry(
         "Remedy",

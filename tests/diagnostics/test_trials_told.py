@@ -42,6 +42,7 @@ def act(
 FIRST_AID = act(40, "skip", reason="first aid")
 REDRAWN = act(42, "skip", *REDRAW, cause="layer", reason="conv2 is at fault")
 LOWERED = act(106, "skip", *LOWER, cause="learning rate")
+LOWERED = dataclasses.replace(LOWERED, verdict=Verdict("divergence", "trial", 6.5, 6.125, "no better", examine=True))
 RESIGNED = act(170, "skip", cause="learning rate", reason="first aid is all that is left", resign=True)
 REGIME = act(63, "skip", cause="new regime", reason="what has come is no accident")
 
@@ -121,8 +122,24 @@ def test_the_first_taken_back_and_the_second_kept() -> None:
 def test_all_taken_back_leaves_first_aid() -> None:
     text = told(ALL_TAKEN_BACK)
     assert text.startswith("given up after 130 steps, did not help\nsuspected cause: updates")
-    assert "taken back at step 170, the loss was not back where it had been" in text
+    assert "taken back at step 106, the loss was no better than in the trouble" in text
+    assert "taken back at step 170, there was trouble again (sudden)" in text
     assert text.endswith("left: first aid only: the run goes on as you wrote it")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "after", "why"),
+    [
+        (6.0, 5.5, "the loss was not back where it had been"),
+        (6.0, 6.0, "the loss was no better than in the trouble"),
+        (6.0, 0.2, "the loss did not prove a cure"),
+        (6.0, math.nan, "no finite loss was seen after it"),
+        (math.nan, 5.5, "the loss was not back where it had been"),
+    ],
+)
+def test_why_a_trial_that_ran_to_its_end_was_taken_back(trouble: float, after: float, why: str) -> None:
+    record = dataclasses.replace(TAKEN_BACK, trouble=trouble, after=after)
+    assert wording.became(record, ALL_TAKEN_BACK) == f"taken back at step 106, {why}"
 
 
 def test_first_aid_only_is_calm_and_neither_help_nor_failure() -> None:
@@ -206,11 +223,12 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     console.incident(case(FIRST_AID, closed=None), "opened")
     console.incident(case(FIRST_AID, REDRAWN, closed=None), "acted")
     console.incident(case(FIRST_AID, REDRAWN, LOWERED, trials=(TAKEN_BACK,), closed=None), "acted")
+    console.incident(case(FIRST_AID, REDRAWN, LOWERED, RESIGNED, trials=(TAKEN_BACK,), closed=None), "acted")
     console.incident(SECOND_KEPT, "closed")
-    opened, tried, again, closed = caplog.messages
+    opened, tried, again, resigned, closed = caplog.messages
     assert opened.endswith("; skipped the step") and tried.endswith("; on trial: re-initialised the layer at step 42")
     assert "tried: re-initialised the layer at step 42: taken back" in again and "on trial: rolled back" in again
-    assert "closed: calm again after 130 steps, helped; cause: updates" in closed and closed.count("tried: ") == 2
+    assert resigned.endswith("(4 alarming steps so far); left: first aid only: the run goes on as you wrote it")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def watched(**changes: Any) -> dict[str, Any]:
             record("skip", trials=[BACK], resign=True, closed=1964, helped=False),
             "bad",
             "Not healed",
-            "nothing that was tried helped; left: first aid only: the run goes on as you wrote it",
+            "nothing that was tried helped, and it was taken back; left: first aid only: the run goes on as you wrote it",
         ),
     ],
 )
