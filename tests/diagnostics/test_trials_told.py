@@ -229,6 +229,7 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     assert opened.endswith("; skipped the step") and tried.endswith("; on trial: re-initialised the layer at step 42")
     assert "tried: re-initialised the layer at step 42: taken back" in again and "on trial: rolled back" in again
     assert resigned.endswith("(4 alarming steps so far); left: first aid only: the run goes on as you wrote it")
+    assert "closed: calm again after 130 steps, helped; cause: updates" in closed and closed.count("tried: ") == 2
 
 
 @pytest.mark.parametrize(
