@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.records import Action, Blame, GradientStatistics, Incident, Verdict
@@ -55,8 +56,13 @@ class Recorder:
         if len(actions) > KEPT_ACTIONS:
             half = KEPT_ACTIONS // 2
             actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work.
-        lane.incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=incident.blame or suspects)
+        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order to measure.
+        last = incident.actions[-1] if incident.actions else None
+        looked = last is not None and last.decision.look and bool(last.outcomes)
+        named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
+        lane.incident = dataclasses.replace(
+            incident, actions=actions, alarms=alarms, blame=named, trials=tuple(lane.trials)
+        )
         self.replace(lane.incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", lane.incident, event)
@@ -66,7 +72,7 @@ class Recorder:
         assert lane.incident is not None
         trials, lane.trials = tuple(lane.trials), []
         outcomes = {trial.outcome for trial in trials}
-        helped = True if "kept" in outcomes else False if "taken back" in outcomes else None
+        helped = True if "kept" in outcomes else False if outcomes == {"taken back"} else None
         closed = dataclasses.replace(lane.incident, closed=step, helped=helped, trials=trials)
         self.replace(closed)
         lane.incident = None
@@ -122,14 +128,14 @@ class Recorder:
                 self.warn(type(sink).__name__, f"{type(sink).__name__} failed and is switched off: {error!r}")
 
     def report(self) -> str:
-        """Return what happened and what was tried, one line an incident."""
+        """Return what happened, one line an incident, and below it what was found, tried, kept and taken back."""
         lines = []
         for i in self.incidents:
-            end = {True: "helped", False: "did not help", None: "calm again" if i.closed else "still open"}[i.helped]
-            tried = ", ".join(i.remedies) or "nothing"
+            tried = f"tried {', '.join(i.remedies) or 'nothing'}"
             culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
             reason = i.actions[0].verdict.reason if i.actions else ""
-            lines.append(f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); tried {tried}: {end}")
+            line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
+            lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]
         return "\n".join(lines) or "no incident"
 
     def warn(self, key: str, message: str) -> None:

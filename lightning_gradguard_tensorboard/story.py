@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .series import Axis
+from .telling import dicts, remains, state, tell, watched
 
 Level = Literal["good", "warning", "bad"]
 Words = list[dict[str, str]]
@@ -64,6 +65,7 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
             "place": place,
             "time": known["time"] if known else event.wall_time,
             "messages": (known["messages"] if known else []) + _message(event),
+            "told": tell(record),
         }
     return sorted(merged.values(), key=lambda record: (record["place"], record["number"]), reverse=True)
 
@@ -122,16 +124,28 @@ def verdict(
     done += [f"{_count(clipped, 'step')} clipped"] if clipped else []
     words.append({"text": f"; {', '.join(done) or _done(newest)}"})
 
-    if newest.get("helped") is False or any(_exhausted(record) for record in records):
+    if state(newest) == "failed" or any(_exhausted(record) for record in records):
         told = "; the remedies did not help." if _outcomes(newest) else "; the run went on."
+        if dicts(newest.get("trials")) and state(newest) == "failed":
+            left = remains(newest)
+            told = "; nothing that was tried helped, and it was taken back" + (f"; left: {left}." if left else ".")
         return _verdict("bad", "Not healed", [*words, {"text": told}])
     if newest.get("closed") is None:
         return _verdict("bad", "In trouble", [*words, {"text": "; not over yet."}])
     if restless_since is not None:
         return _verdict("bad", "Out of its band", [*words, {"text": f"; {restless}."}])
     calm = end[0] - 1 - newest["place"] if end else 0.0
-    words.append({"text": f"; healthy for {calm:,.0f} steps since." if calm >= 1 else "; healthy since."})
-    return _verdict("warning", "Recovered", words)
+    states = {state(record) for record in records}
+    if state(newest) == "anew":
+        words.append({"text": "; data, loss or task have changed for good, and what is healthy was learned anew"})
+    if all(map(watched, records)):
+        words.append({"text": "; nothing was changed, only watched"})
+    how = "healthy" if "helped" in states else "calm"
+    words.append({"text": f"; {how} for {calm:,.0f} steps since." if calm >= 1 else f"; {how} since."})
+    if states == {"calm"}:
+        return _verdict("good", "Calm again", words)
+    headline = "Learned anew" if state(newest) == "anew" else "Recovered" if "helped" in states else "Calm again"
+    return _verdict("warning", headline, words)
 
 
 def _verdict(level: Level, headline: str, words: Words) -> dict[str, Any]:
@@ -153,16 +167,12 @@ def _message(event: Event) -> list[str]:
     return [str(event.payload["message"])] if event.payload.get("message") else []
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def _outcomes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [o for action in _dicts(record.get("actions")) for o in _dicts(action.get("outcomes")) if o.get("applied")]
+    return [o for action in dicts(record.get("actions")) for o in dicts(action.get("outcomes")) if o.get("applied")]
 
 
 def _culprit(record: Mapping[str, Any]) -> str | None:
-    blame = _dicts(record.get("blame"))
+    blame = dicts(record.get("blame"))
     return str(blame[0].get("layer")) if blame else None
 
 
@@ -180,5 +190,5 @@ def _done(record: Mapping[str, Any]) -> str:
 def _exhausted(record: Mapping[str, Any]) -> bool:
     return any(
         isinstance(action.get("decision"), dict) and action["decision"].get("exhausted") is True
-        for action in _dicts(record.get("actions"))
+        for action in dicts(record.get("actions"))
     )

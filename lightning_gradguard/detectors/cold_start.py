@@ -40,7 +40,7 @@ class ColdStart(Detector):
 
     def limit(self, baseline: Baseline) -> float:
         """Return what a first step may have; later ones have a history."""
-        return math.inf if baseline.count else LARGEST
+        return LARGEST if math.isnan(baseline.center) else math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge until a first step has been accepted, and that one once more when a few have followed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
@@ -14,12 +15,16 @@ logger = logging.getLogger("lightning_gradguard")
 class Console(Sink):
     """Log incidents to the logger ``lightning_gradguard``: warnings when they open, info when they are over.
 
+    One that is given up, or whose data have changed for good, ends with a warning. What was found, tried, kept and taken back is told with
+    the end; a treatment that is taken back before it, as soon as that is known.
+
     An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of alarms
     has doubled, so that a thousand bad steps are ten lines.
     """
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
+        self._found: dict[int, set[tuple[str, str]]] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would swallow the good news and keep the bad.
             logger.addHandler(logging.StreamHandler())
@@ -29,18 +34,32 @@ class Console(Sink):
         """Log one line about an incident."""
         if event == "closed":
             self._told.pop(incident.number, None)
-            level = logging.INFO if incident.helped else logging.WARNING
-            logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", wording.result(incident))
+            self._found.pop(incident.number, None)
+            level = logging.WARNING if wording.state(incident) in ("failed", "anew") else logging.INFO
+            told = _told(wording.result(incident), wording.findings(incident))
+            logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
             return
-        news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length())
+        tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
+        news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length(), tried)
         if event == "acted" and self._told.get(incident.number) == news:
             return
         self._told[incident.number] = news
         line = f"{wording.opening(incident)}; {wording.done(incident.remedies)}"
         if event == "acted":
             line += f" ({wording.count(incident.alarms, 'alarming step')} so far)"
-        logger.warning("GradGuard: %s", line)
+        logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
+
+    def _new_findings(self, incident: Incident) -> list[tuple[str, str]]:
+        """Return what has not been said of an incident under way; its cause is told when it is over."""
+        known = self._found.setdefault(incident.number, set())
+        new = [found for found in wording.findings(incident) if found not in known and found[0] != "cause"]
+        known.update(new)
+        return new
 
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""
         logger.info("GradGuard: at step %s: %s", f"{step:,}", wording.clean(message))
+
+
+def _told(line: str, findings: Iterable[tuple[str, str]]) -> str:
+    return "; ".join([line, *(f"{name}: {text}" for name, text in findings)])

@@ -1,4 +1,4 @@
-"""An incident as Markdown, for TensorBoard's text dashboard: when, which form, which layer, what was done, did it help.
+"""An incident as Markdown, for TensorBoard's text dashboard: when, which form, which layer, what was tried, kept and taken back.
 
 Names come from the user's model: everything that is not ours goes through :func:`~.wording.markdown`.
 """
@@ -26,6 +26,8 @@ def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> s
     parts = [
         f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
         f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",
+        _findings(incident),
+        _trials(incident),
         _facts(incident),
         _suspects(incident.blame[:SUSPECTS]),
         _actions(incident),
@@ -41,6 +43,25 @@ def _facts(incident: Incident) -> str:
     if incident.optimizer:
         facts.append(f"optimizer {incident.optimizer}")
     return ", ".join(facts) + "."
+
+
+def _findings(incident: Incident) -> str:
+    told = wording.findings(incident, trials=False)
+    return " ".join(f"**{name.capitalize()}:** {wording.markdown(text)}." for name, text in told)
+
+
+def _trials(incident: Incident) -> str:
+    header = ("treatment", "for", "loss before", "in the trouble", "at the end", "what became of it")
+    rows = [
+        (
+            f"**step {t.opened:,}**: {wording.markdown(wording.treatment(t.treatment))}",
+            wording.markdown(wording.cause_named(t.cause)),
+            *(wording.level(value) for value in (t.before, t.trouble, t.after)),
+            wording.markdown(wording.became(t, incident)),
+        )
+        for t in incident.trials
+    ]
+    return _table("What was tried", header, rows)
 
 
 def _suspects(blame: tuple[Blame, ...]) -> str:
@@ -62,7 +83,7 @@ def _evidence(action: Action) -> str:
 
 def _deeds(action: Action) -> str:
     if not action.outcomes:
-        return wording.markdown(action.decision.reason) or "–"
+        return wording.markdown(wording.undone(action)) or "–"
     deeds = (("" if o.applied else "could not: ") + f"{o.remedy}: {o.detail}" for o in action.outcomes)
     return "; ".join(wording.markdown(deed) for deed in deeds)
 

@@ -149,6 +149,11 @@ class Policy:
             if statistics.finite and not self.may_hold:
                 return self._accept_regime("so many large batches in a row are no accident")
             return Decision(("skip",), "the batch itself is corrupt", cause.value)
+        if not statistics.finite and self._untested > 1:
+            reason = (
+                "weights of two times give NaN with no update made between: the data, the loss or the code is at fault"
+            )
+            return Decision(("skip",), reason, Cause.LOSS.value)
         if verdict.form == "cold-start" and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
             return Decision(("rollback",), reason, Cause.BATCH.value)
@@ -195,9 +200,6 @@ class Policy:
             return Decision((hold,), "first aid", cause.value)
         if self._untested and statistics.finite:
             return self._accept_regime("weights that were good explode as well: the data or the loss have changed")
-        if self._untested > 1:
-            reason = "weights of two healthy times give NaN as well: the data or the loss is at fault"
-            return Decision(("skip",), reason, Cause.LOSS.value)
         if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG and case.trial is None:
             if self._row >= ANEW:
                 return self._accept_regime("what has come is no accident, and no update brought it")

@@ -142,10 +142,7 @@ def _dot(columns: Sequence[Window], incident: Incident, bottom: int) -> str:
     holds = [i for i, c in enumerate(columns) if c.first_step <= incident.step <= c.step]
     later = [i for i, c in enumerate(columns) if c.step >= incident.step]
     index = holds[-1] if holds else later[0] if later else len(columns) - 1
-    x, state = (
-        _x(columns, index + 0.5),
-        "open" if incident.helped is None else "helped" if incident.helped else "failed",
-    )
+    x, state = _x(columns, index + 0.5), wording.state(incident)
     return (
         f'<a href="#incident-{incident.optimizer}-{incident.number}-{incident.step}"><g class="dot {state}">'
         f"<title>{html.escape(wording.opening(incident))}</title>"

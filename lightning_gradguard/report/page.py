@@ -37,7 +37,7 @@ def _run(story: RunStory) -> str:
     head = story.headline
     parts = [
         f"<h2>{_text(story.name)}</h2>",
-        f'<p class="verdict {head.level}"><strong>{_WORDS[head.level]}</strong> {_text(head.text)}</p>',
+        f'<p class="verdict {head.level}"><strong>{head.word or _WORDS[head.level]}</strong> {_text(head.text)}</p>',
     ]
     for optimizer, timeline in story.timelines.items():
         if len(story.timelines) > 1:
@@ -55,7 +55,7 @@ def _run(story: RunStory) -> str:
 
 
 def _incident(incident: Incident) -> str:
-    state = "open" if incident.helped is None else "helped" if incident.helped else "failed"
+    state = wording.state(incident)
     batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
     culprit = f", first in <code>{_text(incident.culprit)}</code>" if incident.culprit else ""
     result = wording.result(incident)
@@ -63,12 +63,33 @@ def _incident(incident: Incident) -> str:
         f'<article class="{state}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
         f"<h4><span>{incident.number}</span> {_text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
         f"<p>{_text(_sentence(wording.done(incident.remedies)))} {_text(_sentence(result))}</p>"
-        f"{_suspects(incident)}{_actions(incident)}</article>"
+        f"{_findings(incident)}{_trials(incident)}{_suspects(incident)}{_actions(incident)}</article>"
     )
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _findings(incident: Incident) -> str:
+    told = wording.findings(incident, trials=False)
+    return "".join(
+        f"<p><strong>{_text(name.capitalize())}:</strong> {_text(_sentence(text))}</p>" for name, text in told
+    )
+
+
+def _trials(incident: Incident) -> str:
+    header = ("Tried", "For", "Loss before", "In the trouble", "At the end", "What became of it")
+    rows = [
+        (
+            f"Step {t.opened:,}: {_text(wording.treatment(t.treatment))}",
+            _text(wording.cause_named(t.cause)),
+            *(_text(wording.level(value)) for value in (t.before, t.trouble, t.after)),
+            _text(_sentence(wording.became(t, incident))),
+        )
+        for t in incident.trials
+    ]
+    return _table(header, rows)
 
 
 def _suspects(incident: Incident) -> str:
@@ -91,7 +112,7 @@ def _evidence(action: Action) -> str:
 
 def _deeds(action: Action) -> str:
     if not action.outcomes:
-        return _text(action.decision.reason)
+        return _text(wording.undone(action))
     deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {o.detail}" for o in action.outcomes)
     return "<br>".join(_text(deed) for deed in deeds)
 

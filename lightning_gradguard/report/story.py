@@ -13,7 +13,7 @@ from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_journal
 from lightning_gradguard.diagnostics.timeline import Timeline
-from lightning_gradguard.records import Window
+from lightning_gradguard.records import Incident, Window
 
 Level = Literal["healthy", "mended", "sick", "unknown"]
 COLUMNS = 400
@@ -21,10 +21,11 @@ COLUMNS = 400
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The verdict on a run: a level (green, amber, red, grey) and one sentence."""
+    """The verdict on a run: a level (green, amber, red, grey), one sentence, and a word for the level where its own says too much."""
 
     level: Level
     text: str
+    word: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,28 @@ def headline(contents: JournalContents) -> Headline:
     sentence += "".join(f"; {part}" for part in _interventions(last))
     if any(i.closed is None for i in incidents):
         return Headline("sick", f"{sentence}; not over when the journal ends.")
-    if any(i.helped is False for i in incidents) or bad_end:
+    failed = [i for i in incidents if wording.state(i) == "failed"]
+    if failed and failed[-1].trials and not bad_end:
+        sentence += f"; incident {failed[-1].number:,}: nothing that was tried helped, and it was taken back"
+        left = wording.left(failed[-1])
+        return Headline("sick", f"{sentence}; left: {left}." if left else f"{sentence}.")
+    if failed or bad_end:
         return Headline("sick", f"{sentence}; the remedies did not help.")
-    since = max(i.closed or 0 for i in incidents)
-    return Headline("mended", f"{sentence}; healthy since step {since:,}.")
+    return _over(incidents, sentence)
+
+
+def _over(incidents: list[Incident], sentence: str) -> Headline:
+    """Return the verdict on a run whose incidents are all over, none of them given up."""
+    since, states = max(i.closed or 0 for i in incidents), {wording.state(i) for i in incidents}
+    if all(map(wording.watched, incidents)):
+        sentence += "; nothing was changed, only watched"
+    if states == {"calm"}:
+        return Headline("healthy", f"{sentence}; calm again since step {since:,}.", "Calm again")
+    if "anew" in states:
+        anew = max(i.closed or 0 for i in incidents if wording.state(i) == "anew")
+        sentence += f"; a new regime was learned anew from step {anew:,}"
+    word = "" if "helped" in states else "Calm again"
+    return Headline("mended", f"{sentence}; {'calm again' if word else 'healthy'} since step {since:,}.", word)
 
 
 def _interventions(last: list[Window]) -> list[str]:

@@ -51,6 +51,7 @@ def _incident(incident: Incident, color: bool) -> Iterator[str]:
     opening = wording.opening(incident)
     yield _paint(opening[0].upper() + opening[1:], "1", color)
     yield f"  {wording.done(incident.remedies)}; {wording.result(incident)}"
+    yield from (f"  {name}: {text}" for name, text in wording.findings(incident))
     for action in incident.actions[:ACTIONS]:
         measured = f"{wording.number(action.verdict.value)} against {wording.number(action.verdict.limit)}"
         yield f"  step {action.step:,}: {measured}, {wording.clean(action.verdict.reason)}"

@@ -1,15 +1,9 @@
-// The incidents of a run, newest first: what was seen, who is to blame, what was done, and whether it helped.
+// The incidents of a run, newest first: what was seen, who is to blame, what was tried, and what was kept and taken back.
 
 import { formatNumber, formatRatio, formatStep, h } from "./dom.js";
 
 const MOST = 60;
 const list = (value) => (Array.isArray(value) ? value.filter((item) => item && typeof item === "object") : []);
-
-function state(incident) {
-  if (incident.helped === true) return ["good", "✓", "helped"];
-  if (incident.helped === false) return ["bad", "✕", "did not help"];
-  return incident.closed === null || incident.closed === undefined ? ["bad", "●", "open"] : ["warning", "–", "closed"];
-}
 
 function evidence(verdict) {
   const value = Number(String(verdict.value).replace("inf", "Infinity"));
@@ -34,17 +28,28 @@ function suspect(blame, first) {
   );
 }
 
+const isCause = ({ name }) => name === "Cause" || name === "Suspect";
 const entry = (name, ...value) => [h("dt", {}, name), h("dd", {}, value)];
 
 function card(incident, chosen, choose) {
   const actions = list(incident.actions);
   const blame = list(incident.blame);
-  const [level, glyph, word] = state(incident);
+  const { level, glyph, word, findings, trials } = incident.told;
   const outcomes = actions.flatMap((action) => list(action.outcomes));
   const remedies = [...new Map(outcomes.map((outcome) => [outcome.remedy + outcome.detail, outcome])).values()];
   const details = [
     actions[0]?.verdict && entry("Evidence", evidence(actions[0].verdict)),
     blame.length > 0 && entry("Blamed", blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
+    findings.filter(isCause).map(({ name, text }) => entry(name, text)),
+    trials.map((one) =>
+      entry(
+        one.name,
+        h("div", {}, h("b", {}, one.treatment)),
+        h("div", {}, one.became),
+        h("div", { class: "quiet" }, one.levels, chosen && `; for: ${one.cause}`),
+      ),
+    ),
+    findings.filter((one) => !isCause(one)).map(({ name, text }) => entry(name, text)),
     remedies.length > 0 &&
       entry(
         "Remedy",

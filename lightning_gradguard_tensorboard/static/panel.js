@@ -251,7 +251,7 @@ export class Panel {
     const c = this.column(this.view.windows, incident.place);
     const at = [this.x(incident.place + 0.5), c >= 0 && peak[c] > 0 && !nonfinite[c] ? this.y(peak[c]) : top];
     const chosen = this.isChosen(incident);
-    const level = incident.helped === true ? "good" : incident.helped === false || incident.closed == null ? "bad" : "warning";
+    const { level } = incident.told;
     const choose = () => this.say.choose(this, incident);
     return s(
       "g",

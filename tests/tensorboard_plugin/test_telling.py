@@ -1,0 +1,152 @@
+"""Trials as the tab tells them: in its verdict, on the cards, and whatever the journal's version or health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+from browsing import Tab
+
+from lightning_gradguard_tensorboard import story, telling
+
+END = (2400.0, 2399)
+BACK = {
+    "cause": "layer",
+    "treatment": ["reinitialize"],
+    "opened": 1900,
+    "closed": 1964,
+    "outcome": "taken back",
+    "before": 0.25,
+    "trouble": 6.125,
+    "after": 6.5,
+}
+KEPT = {
+    "cause": "learning rate",
+    "treatment": ["rollback", "backoff"],
+    "opened": 1964,
+    "closed": 2028,
+    "outcome": "kept",
+    "before": 0.25,
+    "trouble": "inf",
+    "after": 0.24,
+}
+
+
+def record(*remedies: str, number: int = 1, cause: str = "unknown", **changes: Any) -> dict[str, Any]:
+    decision = {key: changes.pop(key) for key in ("resign", "look") if key in changes}
+    made = synthetic.incident(number, 1900, "sudden", "blocks.7.mlp.fc2", remedies=list(remedies), **changes)
+    made["actions"][0]["decision"] |= {"cause": cause, **decision}
+    return made
+
+
+def verdict(made: dict[str, Any]) -> tuple[str, str, str]:
+    event = story.Event(1, 1.0, 0, {"event": "closed", "incident": made})
+    said = story.verdict(story.incidents([event], {}), END)
+    return said["level"], said["headline"], "".join(word.get("text", word.get("layer", "")) for word in said["words"])
+
+
+def watched(**changes: Any) -> dict[str, Any]:
+    made = record("skip", "reinitialize", cause="layer", **changes)
+    made["actions"][0]["outcomes"] = []
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "level", "headline", "words"),
+    [
+        (record("skip", closed=1920), "good", "Calm again", "calm for 499 steps since"),
+        (watched(closed=1920), "good", "Calm again", "nothing was changed, only watched"),
+        (record("skip", cause="new regime", closed=1924), "warning", "Learned anew", "have changed for good"),
+        (record("skip", trials=[BACK, KEPT], closed=2028, helped=True), "warning", "Recovered", "healthy for 499"),
+        (
+            record("skip", trials=[{**KEPT, "trouble": 0.2}], closed=2028, helped=True),
+            "warning",
+            "Calm again",
+            "calm for",
+        ),
+        (
+            record("skip", trials=[BACK], resign=True, closed=1964, helped=False),
+            "bad",
+            "Not healed",
+            "nothing that was tried helped, and it was taken back; left: first aid only: the run goes on as you wrote it",
+        ),
+    ],
+)
+def test_the_verdict_says_no_more_than_was_measured(
+    made: dict[str, Any], level: str, headline: str, words: str
+) -> None:
+    said = verdict(made)
+    assert said[:2] == (level, headline) and words in said[2]
+
+
+def test_an_incident_of_an_older_version_keeps_what_it_said() -> None:
+    told = telling.tell(synthetic.incident(1, 1900, "sudden", "head", closed=1940, helped=True))
+    assert (told["state"], told["findings"], told["trials"]) == ("helped", [], [])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"trials": 3},
+        {"trials": [None, {}, {"treatment": 3, "opened": "x", "before": [], "outcome": {}}], "closed": 1},
+        {"closed": 1, "helped": "yes", "actions": [{"decision": {"cause": ["new regime"], "remedies": [None]}}]},
+        {"actions": [{"decision": {"remedies": ["backoff"]}, "outcomes": [{"applied": True}]}], "blame": [{}]},
+        {"closed": 1, "helped": True, "trials": [{"outcome": "kept"}], "actions": [{"verdict": 3}, {"decision": 4}]},
+    ],
+)
+def test_whatever_is_broken_is_told_somehow(broken: dict[str, Any]) -> None:
+    told = telling.tell(broken)
+    assert told["state"] in telling.STATES and all(isinstance(f["text"], str) for f in told["findings"])
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    synthetic.write_run(folder / "tried", synthetic.transformer(8), windows=240)
+    writer = synthetic.Writer(folder / "tried")
+    writer.now += 1000
+    made = [
+        record("skip", number=1, closed=520),
+        watched(number=2, closed=760),
+        record("skip", "reinitialize", number=3, cause="learning rate", trials=[BACK, KEPT], closed=2028, helped=True),
+        record("skip", number=4, cause="new regime", closed=1324),
+        record("skip", number=5, cause="layer", trials=[BACK], resign=True, closed=1964, helped=False),
+    ]
+    for one, step in zip(made, (500, 710, 900, 1300, 1900), strict=True):
+        one["step"] = one["actions"][0]["step"] = step
+        writer.incident("closed", step, one)
+    writer.close()
+    return folder
+
+
+@pytest.fixture
+def tab(chromium: Any, serve: Any, logs: Path) -> Iterator[Tab]:
+    with serve(logs) as address:
+        opened = Tab(chromium, address)
+        yield opened
+        opened.context.close()
+        assert opened.complaints == []
+
+
+@pytest.mark.browser
+def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
+    frame = tab.open(run="tried")
+    words = [one.split("\u2009")[-1] for one in frame.locator(".incident .state").all_inner_texts()]
+    assert [word.split(" ", 1)[1] for word in words] == [
+        "did not help",
+        "learned anew",
+        "helped",
+        "calm again",
+        "calm again",
+    ]
+    kinds = [one.get_attribute("class") for one in frame.locator(".dot").all()]
+    assert sorted(kind.split()[1] for kind in kinds) == ["bad", "good", "good", "good", "warning"]
+    card = frame.locator(".incident[data-number='3']")
+    text = card.inner_text()
+    assert "Taken back" in text and "the loss was no better than in the trouble" in text
+    assert "loss before the trouble 0.25, in it 6.12, at the end 6.5" in text and "in it inf, at the end 0.24" in text
+    assert "would have re-initialised the layer" in frame.locator(".incident[data-number='2']").inner_text()
+    assert "the run goes on as you wrote it" in frame.locator(".incident[data-number='5']").inner_text()
