@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -83,7 +84,9 @@ def __getattr__(name: str) -> Callable[[], Callback]:
 def fingerprint(setup: str) -> str:
     """Hash what a set-up's remedies are and how they are configured."""
     made = [(type(remedy).__qualname__, sorted(vars(remedy).items())) for remedy in SETUPS[setup]()]
-    return hashlib.sha256(repr(made).encode()).hexdigest()[:8]
+    # Not where an object lies in memory.
+    told = re.sub(r" at 0x[0-9a-f]+", "", repr(made))
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def label(setup: str) -> str:

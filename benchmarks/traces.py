@@ -26,14 +26,14 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_gradguard import GradGuard, flow
+from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.first_look import build_up
 from lightning_gradguard.guard import default_detectors, default_remedies
 from lightning_gradguard.lane import Lane
-from lightning_gradguard.measuring import FEW
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
-from lightning_gradguard.remedies import Remedy, Rollback, Scene
+from lightning_gradguard.remedies import Initialize, Remedy, Rollback, Scene
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
 
@@ -47,11 +47,13 @@ Row = dict[str, Any]
 - ``build_up``: how many times larger the predicted update becomes as momentum fills;
 - ``made``: the rate that the update was made with, where a remedy had lowered it;
 - ``fresh``: True where parameters were added or taken away, so that what was learned was forgotten;
+- ``untouched`` and ``drawn``, in the first row: whether nobody had trained the module, and whether its weights looked like draws;
+- ``signal``: what became of the batch on its way, as ``[source, growth, variation]``, where its layers were measured;
 - ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken]``;
 - ``done``: what remedies did, as ``[remedy, applied, coefficient]``.
 
 Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm, grave, examine]``,
-and ``decision``, as ``[remedies, factor]``. What is None, False or empty is left out.
+and ``decision``, as ``[remedies, cause]``. What is None, False or empty is left out.
 """
 
 
@@ -78,7 +80,7 @@ def outputs(heard: Iterable[Verdict], verdict: Verdict | None, decision: Decisio
     return {
         "heard": [flat(v) for v in heard],
         "verdict": flat(verdict) if verdict else None,
-        "decision": [list(decision.remedies), decision.factor] if decision else None,
+        "decision": [list(decision.remedies), decision.cause] if decision else None,
     }
 
 
@@ -87,7 +89,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     traces: dict[int, list[Row]] = {}
     groups: dict[Lane, Any] = {}
     now: Row = {}
-    step, judge, rate, suspects = flow.Flow.step, Lane.judge, Lane.rate, flow.suspects
+    step, judge, rate, suspects, agreed = flow.Flow.step, Lane.judge, Lane.rate, flow.suspects, flow.agreed
 
     def listen(lane: Lane, statistics: GradientStatistics) -> list[Verdict]:
         now["heard"] = judge(lane, statistics)
@@ -103,16 +105,23 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
         return found[ask]
 
+    def note_signal(*args: Any) -> Signal:
+        found = agreed(*args)
+        now["signal"] = [found.source, found.growth, found.variation]
+        return found
+
     def note_step(self: flow.Flow, lane: Lane, scene: Scene, *args: Any) -> flow.StepReport:
         now.clear()
         report, s = step(self, lane, scene, *args), scene.statistics
         row = {key: getattr(s, key) for key in PLAIN}
-        row |= {"nonfinite": len(s.nonfinite) or None, "suspects": now.get("suspects")}
+        row |= {"nonfinite": len(s.nonfinite) or None, "suspects": now.get("suspects"), "signal": now.get("signal")}
+        if lane.steps == 1:
+            row |= {"untouched": lane.untouched, "drawn": lane.fresh}
         row["made"] = made if (made := now.get("made")) != s.rate else None
         row["build_up"] = build_up(lane.optimizer) if s.update_ratio is not None else None
         row["fresh"] = groups.setdefault(lane, lane._groups) != lane._groups
         row["done"] = [[o.remedy, o.applied, o.coefficient] for o in report.outcomes]
-        row |= outputs(now["heard"], report.verdict, report.decision)
+        row |= outputs(now.get("heard", []), report.verdict, report.decision)
         groups[lane] = lane._groups
         traces.setdefault(lane.index, []).append(
             {k: v for k, v in row.items() if v is not None and v is not False and v != []}
@@ -124,6 +133,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         patch.object(Lane, "judge", listen),
         patch.object(Lane, "rate", note_rate),
         patch.object(flow, "suspects", ask_all),
+        patch.object(flow, "agreed", note_signal),
     ):
         run()
     return traces
@@ -144,6 +154,30 @@ class Echo(Remedy):
         done = {name: rest for name, *rest in self.replay.row.get("done", ())}
         applied, coefficient = done.get(self.name, (True, 0.0 if self.name == "skip" else 1.0))
         return Outcome(self.name, applied, "", (), coefficient)
+
+
+class Draws(Initialize):
+    """Stand in for the initialisation of a whole network, which uses up the next batch as well."""
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__()
+        self.echo, self.pending = Echo(self.name, replay), False
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the next batch is used to measure."""
+        return self.pending
+
+    def apply(self, scene: Scene) -> Outcome:
+        """Return the recorded outcome."""
+        outcome = self.echo.apply(scene)
+        self.pending = outcome.applied
+        return outcome
+
+    def finish(self, team_mean: Any = None) -> str:
+        """Be done with the batch."""
+        self.pending = False
+        return ""
 
 
 class Replay:
@@ -168,7 +202,8 @@ class Replay:
             snapshots=SnapshotStore(),
         )
         # A rollback touches only the snapshots, which hold what was known then.
-        lane.remedies = {r.name: Rollback() if r.name == "rollback" else Echo(r.name, self) for r in default_remedies()}
+        own = {"rollback": Rollback(), "initialize": Draws(self)}
+        lane.remedies = {r.name: own.get(r.name) or Echo(r.name, self) for r in default_remedies()}
         lane.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
         judge = lane.judge
 
@@ -181,19 +216,29 @@ class Replay:
 
     def step(self, row: Row) -> Row:
         """Return what comes out of a step now."""
-        self.row, lane = row, self.lane
+        self.row, self.heard, lane = row, [], self.lane
+        if lane.steps == 0:
+            lane.untouched = lane.snapshots.pinned = row.get("untouched", False)
+            lane._drawn = row.get("drawn", False)
         if row.get("fresh"):
             lane._groups = [(-1, -1)]
             lane.refresh()
-        if "build_up" in row and lane.baseline.count < FEW:
-            lane.baseline.update_ratio = max(lane.baseline.update_ratio, row["update_ratio"] * row["build_up"])
+        if "build_up" in row:
+            if math.isfinite(row["norm"]):
+                lane.baseline.update_ratio = max(lane.baseline.update_ratio, row["update_ratio"] * row["build_up"])
+            lane.baseline.looked = row.get("rate", 0.0)
         statistics = GradientStatistics(
             names=(),
             norms=np.zeros(0),
             nonfinite=(("", 1),) * row.get("nonfinite", 0),
             **{key: row[key] for key in PLAIN if key in row},
         )
-        with patch.object(flow, "suspects", self._suspects):
+        measured = (self,) if "signal" in row else ()
+        with (
+            patch.object(flow, "suspects", self._suspects),
+            patch.object(self.flow.investigation, "readings", lambda lane: measured),
+            patch.object(flow, "signal", lambda readings: Signal(*row["signal"])),
+        ):
             report = self.flow.step(lane, self.flow.scene_of(lane, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
 
@@ -232,10 +277,8 @@ def differences(trace: Trace) -> Iterator[Difference]:
 
 
 def same(a: list[Any] | None, b: list[Any] | None) -> bool:
-    """Tell whether two decisions agree, but for what mathematical libraries round differently."""
-    if a is None or b is None:
-        return a is b
-    return a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-9)
+    """Tell whether two decisions agree."""
+    return a == b
 
 
 def said(row: Row) -> str:
@@ -256,8 +299,8 @@ def decided(row: Row) -> str:
     """Put the decision of a step into words."""
     if not row.get("decision"):
         return "–"
-    remedies, factor = row["decision"]
-    return ("+".join(remedies) or "nothing") + (f" {factor:.3g}" if factor != 1.0 else "")
+    remedies, cause = row["decision"]
+    return ("+".join(remedies) or "nothing") + (f" ({cause})" if cause else "")
 
 
 def table(found: Iterable[Difference]) -> str:

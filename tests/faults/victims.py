@@ -19,25 +19,38 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from lightning_gradguard import GradGuard, Policy, SnapshotStore
+from lightning_gradguard import GradGuard, SnapshotStore
+from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.detectors import Detector
+from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.records import GradientStatistics, Verdict
 from tests.builders import SAFELY, Net, frozen_copy, mlp, regression, trainer
 
 EPOCH, EPOCHS = 8, 12
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 STEPLR = partial(torch.optim.lr_scheduler.StepLR, step_size=15, gamma=0.8)
-SICK = {22: math.nan, **dict.fromkeys(range(44, 47), 1e5)}
-"""What the loss is multiplied by, and when: a held step, and a burst that ends in a rollback and a back-off."""
+SICK = {22: math.nan, 44: 1.0}
+"""What the loss is multiplied by, and when: a held step, and one at which the run counts as lost, so that it goes back at a lower rate."""
 Mark = Callable[[str], None]
 
 
 class Sick(Net):
-    """A run whose loss is multiplied at some steps, so that the weights are accused and not the batch."""
+    """A run whose loss is multiplied at some steps."""
 
     def __init__(self) -> None:
         super().__init__(mlp(norm=True), ADAMW, STEPLR)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return super().training_step(batch, batch_idx) * SICK.get(self.trainer.global_step, 1.0)
+
+
+class Lost(Detector):
+    """Call the run lost at one step."""
+
+    name = "lost"
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        return Verdict("divergence", self.name, 1.0, 1.0, "for a test") if statistics.step == 44 else None
 
 
 class Resumable:
@@ -96,7 +109,7 @@ def quiet() -> None:
 
 def watcher() -> GradGuard:
     """Return a guard that goes back soon, and writes often."""
-    return GradGuard(policy=Policy(patience=2), snapshots=SnapshotStore(every=10), log_every=5)
+    return GradGuard(detectors=[*default_detectors(), Lost()], snapshots=SnapshotStore(every=10), log_every=5)
 
 
 def announced(owner: type, method: str, mark: Mark, name: str) -> None:

