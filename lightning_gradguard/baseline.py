@@ -101,6 +101,7 @@ class Baseline:
         first_losses: The first few losses of the run.
         best_loss: Lowest loss level (median of a few steps) that the run has reached.
         update_ratio: Largest ``||update|| / ||weight||`` of the updates that were measured, momentum filled.
+        first_ratio: The first of them at the present rate, which is of weights that no large update has changed yet.
         convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next one.
         looked: Rate at which an update was last measured.
         rate: Largest learning rate of an accepted step.
@@ -122,7 +123,7 @@ class Baseline:
         self.first_losses: list[float] = []
         self._beginning = math.nan
         self.first_norm = self.prior = 0.0
-        self.update_ratio = self.looked = 0.0
+        self.update_ratio = self.first_ratio = self.looked = 0.0
         self.convicted = False
         self.rate = self.usual_rate = 0.0
         self.best_loss, self._learned = math.inf, False
@@ -146,6 +147,7 @@ class Baseline:
 
     def accept_update(self, ratio: float) -> None:
         """Learn the size of an update that was made and measured, against the weights."""
+        self.first_ratio = self.first_ratio or ratio
         self.update_ratio = max(self.update_ratio, ratio)
 
     def accept_rate(self, rate: float) -> None:
@@ -240,6 +242,10 @@ class Baseline:
             return True  # Once and for all: neither the first losses nor the best one change for the worse.
         if len(self.first_losses) < RECENT or len(self._best) < ENOUGH or not self.best_loss < self.untrained_loss:
             return False
+        if self.update_ratio > LARGE and self.first_losses[0] > 0.0:
+            # All but the very first loss may be of the weights that large updates have made.
+            self._learned = self.best_loss < 0.5 * self.first_losses[0]
+            return self._learned
         # Who learns fast has learned something within the first few losses already, so half of their level needs less proof.
         half = self.best_loss < 0.5 * sorted(self.first_losses)[RECENT // 2]
         self._learned = chance_of_lower(self._best, self.first_losses) < (LIKELY if half else SURE)
@@ -262,6 +268,13 @@ class Baseline:
         if len(self._best) < RECENT or len(self._losses) < RECENT:
             return False
         return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
+
+    def overrun(self, loss: float) -> bool:
+        """Return whether a young run that has come to nothing yet is being lost to updates that replace weights."""
+        if not self.first_losses or self.update_ratio <= LARGE:
+            return False
+        first = self.first_losses[0]
+        return loss > LEAP * first > 0.0 and min(self.first_losses) > 0.5 * first
 
     @property
     def recovering(self) -> bool:
@@ -388,6 +401,7 @@ class Baseline:
             "first_norm": self.first_norm,
             "prior": self.prior,
             "looked": self.looked,
+            "first_ratio": self.first_ratio,
             "convicted": self.convicted,
         }
 
@@ -406,6 +420,7 @@ class Baseline:
         self.rate = float(state["rate"])
         self.usual_rate = float(state["usual_rate"])
         self.first_norm, self.prior = float(state["first_norm"]), float(state["prior"])
+        self.first_ratio = float(state["first_ratio"])
         self.looked, self.convicted = float(state["looked"]), bool(state["convicted"])
 
 

@@ -263,7 +263,7 @@ class Flow:
         scene.verdict, scene.decision, scene.blame = verdict, decision, suspects
         scene.buffers = lane.buffers
         scene.start = lane.fresh and not lane.baseline.learned
-        scene.update_ratio = lane.baseline.update_ratio
+        scene.update_ratio = lane.baseline.first_ratio or lane.baseline.update_ratio
         scene.limit, scene.target = limit, lane.target(limit)
         if self.mode == "guard":
             treating.begin(lane, scene)
@@ -323,15 +323,16 @@ class Flow:
         if "rollback" in done:
             usual = max(known.first_norm, known.typical) if known.count >= YOUNG else known.prior
             # What is known of updates and rates does not go back with the weights.
-            ratio, convicted = known.update_ratio, known.convicted
+            ratio, first, convicted = known.update_ratio, known.first_ratio, known.convicted
             if scene.snapshots.latest is not None:
                 lane.load_memory(scene.snapshots.latest.extra)
-            known.prior, known.update_ratio, known.convicted = usual, ratio, convicted
+            known.prior, known.update_ratio, known.first_ratio, known.convicted = usual, ratio, first, convicted
             lane.growth, lane.dead = None, False
         if "initialize" in done or ("reinitialize" in done and known.count == 0):
             known.prior = 0.0  # It was of other weights.
         if "backoff" in done:
-            known.update_ratio, known.convicted = 0.0, True  # It was of another rate.
+            known.update_ratio = known.first_ratio = 0.0
+            known.convicted = True  # It was of another rate.
         if done - {"skip", "clip"}:
             # Running statistics may have been restored or reset together with the weights.
             scene.running.accept()

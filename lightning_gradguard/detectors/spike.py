@@ -71,7 +71,7 @@ class Spike(Detector):
         limit = self.limit(baseline)
         if not statistics.finite:
             return None
-        if 0 < baseline.count < YOUNG:
+        if 0 < baseline.count < YOUNG and statistics.loss is not None and not baseline.overrun(statistics.loss):
             # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too much.
             limit = max(limit, math.exp(WIDEST) * baseline.typical)
         if statistics.norm <= limit:
