@@ -172,7 +172,7 @@ class Baseline:
                 self._beginning = _beginning(self.first_losses)
             else:
                 level = self.loss_level(RECENT)[0]
-                if level < self.best_loss:
+                if level <= self.best_loss:
                     self.best_loss, self._best = level, self._losses[-ENOUGH:]
 
     def _push(self, log_norm: float) -> None:
@@ -395,6 +395,7 @@ class Baseline:
             "first_losses": list(self.first_losses),
             "best_loss": self.best_loss,
             "best": list(self._best),
+            "learned": self._learned,
             "update_ratio": self.update_ratio,
             "rate": self.rate,
             "usual_rate": self.usual_rate,
@@ -415,7 +416,11 @@ class Baseline:
         self._center, self._recent = self._norms.quantile(0.5), None
         self.first_losses = [float(v) for v in state["first_losses"]]
         self._beginning = _beginning(self.first_losses)
-        self.best_loss, self._best, self._learned = float(state["best_loss"]), array("d", state["best"]), False
+        self.best_loss, self._best, self._learned = (
+            float(state["best_loss"]),
+            array("d", state["best"]),
+            bool(state["learned"]),
+        )
         self.update_ratio = float(state["update_ratio"])
         self.rate = float(state["rate"])
         self.usual_rate = float(state["usual_rate"])

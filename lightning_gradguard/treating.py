@@ -158,7 +158,7 @@ def end(lane: Lane, step: int, outcome: str) -> None:
 def put_back(lane: Lane, scene: Scene) -> None:
     """Take the treatments back: to the state from before them, unless that was worse than where they have brought the run."""
     trial, untreated = lane.trial, lane.untreated
-    level = trial.level if trial is not None else math.nan
+    level = trial.level if trial is not None else lane.trials[-1].after if lane.trials else math.nan
     end(lane, scene.statistics.step, "taken back")
     lane.untreated = None
     backoff = lane.remedies.get("backoff")
