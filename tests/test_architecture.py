@@ -23,11 +23,12 @@ RANKS = {
     ),
     "state_watch": 1.5,
     "initialisation": 1.5,
+    "first_look": 2.9,
     **dict.fromkeys(("detectors", "attribution", "diagnostics", "meter", "gate"), 2),
     # The ladder is a table of causes, and the back-off keeps to the bracket of rates.
     "policy": 2.1,
     "remedies": 2.2,
-    **dict.fromkeys(("first_look", "lane"), 3),
+    "lane": 3,
     **dict.fromkeys(("recorder", "rehearsal", "measuring"), 3.5),
     **dict.fromkeys(("investigation", "keeping", "treating"), 3.75),
     "late": 3.9,

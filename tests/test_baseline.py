@@ -131,11 +131,16 @@ def test_after_large_updates_only_the_first_loss_is_untrained() -> None:
     assert not large.learned
 
 
+def near(level: float, count: int) -> list[float]:
+    """Losses of one level, a thousandth of it apart."""
+    return calm(count, level=level, spread=1e-3, seed=count)
+
+
 def test_large_updates_are_forgiven_where_the_run_has_learned_with_them() -> None:
     for last, left in ((0.3, 0.0), (2.3, 2 * LARGE)):
         baseline = Baseline()
         baseline.update_ratio = 2 * LARGE
-        for loss in [2.3] * 9 + [last] * 60:
+        for loss in near(2.3, 9) + near(last, 60):
             baseline.accept(1.0, loss)
         assert baseline.count > 2 * YOUNG and baseline.update_ratio == left
 
@@ -146,23 +151,59 @@ def test_large_updates_are_forgiven_where_the_run_has_learned_with_them() -> Non
 )
 def test_something_is_learned_below_all_of_the_first_losses(best: float, expected: bool) -> None:
     first = [2.3, 2.2, 2.4, 2.35, 2.17, 2.3, 2.25, 2.4, 2.45]
-    assert taught([1.0] * 40, first + [best] * 31).learned is expected
+    assert taught([1.0] * 40, first + near(best, 31)).learned is expected
 
 
-def test_a_tenth_less_is_learned_though_one_of_the_first_losses_was_lower_by_luck() -> None:
-    first = [2.3, 2.2, 2.4, 2.35, 0.5, 2.3, 2.25, 2.4, 2.45]
-    assert taught([1.0] * 40, first + [1.9] * 31).learned
-    assert not taught([1.0] * 40, first + [2.15] * 31).learned
+def test_sixteen_losses_below_the_first_nine_are_needed_and_then_it_is_decided_once() -> None:
+    losses = near(2.3, 9) + np.linspace(1.0, 0.9, 16).tolist()
+    assert not taught([1.0] * 23, losses[:23]).learned
+    known = taught([1.0] * 25, losses)
+    assert known.learned
+    for loss in near(9.0, 2 * NORM_WINDOW):
+        known.accept(1.0, loss)
+    assert known.learned
+    again = Baseline()
+    again.load_state_dict(through_a_file(known.state_dict()))
+    assert again.learned
 
 
 @pytest.mark.xfail(
     strict=True,
-    reason="the best of many medians of nine lies low by chance: at 64 steps 10 % of such runs (spread 0.02) or 54 % (0.3) count",
+    reason="what was decided is not in the state: it is asked again of the newest best losses, half of which may be high",
 )
+def test_what_was_learned_is_still_known_after_a_resume() -> None:
+    known = taught([1.0] * 25, near(2.3, 9) + np.linspace(1.0, 0.9, 16).tolist())
+    assert known.learned
+    for step in range(40):
+        known.accept(1.0, 9.0 if step % 9 < 4 else 0.5 - 0.001 * step)
+    again = Baseline()
+    again.load_state_dict(through_a_file(known.state_dict()))
+    assert known.learned and again.learned
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="one of nine first losses that is low by luck costs 16 of 144 pairs (p = 8e-4): nothing counts until all 16 lie below it too",
+)
+def test_something_is_learned_though_one_of_the_first_losses_was_lower_by_luck() -> None:
+    first = [2.3, 2.2, 2.4, 2.35, 0.5, 2.3, 2.25, 2.4, 2.45]
+    assert not taught([1.0] * 40, first + near(2.3, 31)).learned
+    assert taught([1.0] * 200, first + near(0.6, 191)).learned
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the best losses are replaced by lower ones only: of a loss that fell to 0 within 15 steps, those of its fall are remembered",
+)
+def test_a_loss_that_falls_to_exactly_zero_and_stays_there_has_learned() -> None:
+    """A hinge loss, or a cross-entropy in single precision."""
+    assert taught([1.0] * 200, near(2.3, 9) + [1.0] * 3 + [0.0] * 188).learned
+
+
+@pytest.mark.parametrize("count", [2 * YOUNG, 400])
 @pytest.mark.parametrize("spread", [0.02, 0.3])
-def test_noise_alone_is_seldom_taken_for_something_learned(spread: float) -> None:
+def test_noise_alone_is_seldom_taken_for_something_learned(spread: float, count: int) -> None:
     """A run that has learned nothing is forgiven its large updates, and nothing is drawn anew in it, if it counts as one that has."""
-    count = 2 * YOUNG
     learned = [taught(calm(count), calm(count, level=2.3, spread=spread, seed=seed)).learned for seed in range(100)]
     assert sum(learned) <= 5
 
@@ -226,7 +267,8 @@ def test_noise_that_doubles_a_loss_now_and_then_does_not_stand_above(seed: int) 
 def test_any_losses_can_be_asked_about(losses: list[float], ratio: float) -> None:
     known = taught([1.0] * len(losses), losses)
     known.update_ratio = ratio
-    for told in (known.learned, known.lost, known.worse, known.above_untrained, known.at_best, known.flat, known.faded):
+    faded = known.faded(since_first=True), known.faded(since_first=False)
+    for told in (known.learned, known.lost, known.worse, known.above_untrained, known.at_best, known.flat, *faded):
         assert told in (True, False)
     assert not known.lost or known.learned
 
@@ -240,12 +282,18 @@ def test_flat_is_a_loss_that_does_not_fall_beyond_chance() -> None:
 
 @pytest.mark.parametrize(("level", "expected"), [(1e-3, True), (0.05, False), (1.0, False)])
 def test_gradients_have_faded_at_a_hundredth(level: float, expected: bool) -> None:
-    assert taught(calm(100) + calm(20, level=level)).faded is expected
+    known = taught(calm(100) + calm(20, level=level))
+    assert [known.faded(since_first=first) for first in (True, False)] == [expected] * 2
 
 
-def test_gradients_that_decay_with_a_loud_beginning_have_not_faded() -> None:
-    assert not taught([1e3] * 9 + calm(100)).faded
-    assert not Baseline().faded
+def test_gradients_have_faded_since_the_first_or_of_late() -> None:
+    loud = taught([1e3] * 9 + calm(100))
+    assert loud.faded(since_first=True) and not loud.faded(since_first=False)
+    risen = taught(calm(9, level=1e-4) + calm(100) + calm(20, level=1e-3))
+    assert risen.faded(since_first=False) and not risen.faded(since_first=True)
+    dead = taught(calm(9) + calm(300, level=1e-3))
+    assert dead.faded(since_first=True) and not dead.faded(since_first=False), "the window has faded with them"
+    assert not any(Baseline().faded(since_first=first) for first in (True, False))
 
 
 def test_zero_gradients_are_counted_until_one_comes() -> None:

@@ -18,6 +18,7 @@ from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.glances import Glances
 from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.ranks import chance_of_lower
 from lightning_gradguard.records import Incident, Verdict, Window
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
 from tests.builders import mlp, regression, same, spoil
@@ -174,8 +175,9 @@ def test_a_report_tells_what_was_done() -> None:
 
 
 def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
-    loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10), on_exhausted="continue")
-    loop.run(regression(40))
+    loop = Loop(detectors=[Alarm(at=[150])], snapshots=SnapshotStore(every=10), on_exhausted="continue")
+    loop.run(regression(150))
+    assert loop.guard.attach(loop.optimizer).baseline.learned
     taken = loop.guard.attach(loop.optimizer).snapshots.latest
     assert taken is not None
     loop.step(regression(1)[0])
@@ -186,10 +188,6 @@ def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a trial takes the best level for the untrained one, and a run that went back to its start for one lost again",
-)
 def test_going_back_to_the_start_does_not_let_a_corrupt_batch_be_the_measure() -> None:
     """The snapshot of step 0 knows no norm, but the run did."""
     loop = Loop(detectors=[Alarm(at=[40]), *default_detectors()])
@@ -252,6 +250,20 @@ def test_a_rate_that_leaps_is_convicted_by_the_losses_it_makes_and_the_run_goes_
     assert loop.optimizer.param_groups[0]["lr"] == 100.0
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="after going back far, losses as high as they were there count as lost again: eleven rates down to 1e-10, none kept",
+)
+def test_a_run_that_goes_back_far_is_not_lost_again_because_its_loss_is_where_it_was_then() -> None:
+    loop, batches = Loop(), regression(450)
+    loop.run(batches[:150])
+    loop.optimizer.param_groups[0]["lr"] = 0.3
+    reports = loop.run(batches[150:])
+    assert 0.3 * loop.guard.attach(loop.optimizer).lr_factor > 1e-4
+    assert loop.guard.incidents[0].helped
+    assert sum(float(r.statistics.loss) for r in reports[-20:]) / 20 < 0.02
+
+
 def test_a_rising_rate_is_brought_down_each_time_that_it_loses_the_run() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -280,6 +292,21 @@ def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered()
     loop.run(regression(1))
     assert 0.0 < lane.lr_factor < 1.0
     assert lane.baseline.rate == pytest.approx(0.01 * lane.lr_factor, rel=0.01)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="after large first updates no state is copied until something counts as learned: in two of four such runs not in 1500 steps",
+)
+def test_a_healthy_run_of_noisy_losses_has_a_state_of_late_to_go_back_to() -> None:
+    """Its loss falls to a quarter, in batches of eight; its first updates were a sixth of the weights."""
+    loop = Loop(norm=True)
+    loop.optimizer = torch.optim.SGD(loop.network.parameters(), lr=0.05)
+    reports = loop.run(regression(400))
+    lane = loop.guard.attach(loop.optimizer)
+    losses = [float(report.statistics.loss) for report in reports]
+    assert chance_of_lower(losses[-100:], losses[:9]) < 1e-3 and not loop.guard.incidents
+    assert lane.snapshots.latest.step >= 200
 
 
 @pytest.mark.parametrize("first", [0.0, 1e-3, 0.01])
@@ -377,6 +404,21 @@ def test_a_batch_that_saturates_the_network_is_held_by_loss_and_scale() -> None:
     assert {i.actions[0].verdict.detector for i in loop.guard.incidents} == {"loss-leap"}
     assert {i.culprit for i in loop.guard.incidents} == {"batch"}
     assert same(clean.network.state_dict(), loop.network.state_dict())
+
+
+@pytest.mark.parametrize("frozen", ["0", "2"])
+def test_a_broken_layer_that_nobody_trains_is_named(frozen: str) -> None:
+    loop = Loop(policy=Policy(patience=1))
+    layer = loop.network.get_submodule(frozen).requires_grad_(False)
+    others = [p for p in loop.network.parameters() if p.requires_grad]
+    loop.optimizer = torch.optim.SGD(others, lr=0.01)
+    loop.guard.attach(loop.optimizer)
+    loop.run(regression(30))
+    with torch.no_grad():
+        layer.weight.fill_(math.nan)  # type: ignore[operator, union-attr]
+    loop.run(regression(5))
+    (incident,) = loop.guard.incidents
+    assert (incident.step, incident.culprit) == (30, frozen)
 
 
 def test_data_that_have_changed_for_good_are_not_held_for_ever() -> None:

@@ -13,6 +13,7 @@ from lightning_gradguard.baseline import LARGE
 from lightning_gradguard.keeping import worth_keeping
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
+from lightning_gradguard.snapshots import PATIENT
 from tests.builders import calm, statistics, taught
 
 
@@ -37,27 +38,16 @@ def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -
     assert not worth(lane(calm(300), CLIMBING, update_ratio=2 * LARGE), 300, CLIMBING[-1])
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        100,
-        pytest.param(
-            300,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="from twice the untrained loss on no state is copied ever again: the run would go back to where that was",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("steps", [100, 300])
 def test_a_loss_that_honestly_climbs_earns_snapshots(steps: int) -> None:
     """The loss of a GAN's generator, or of a value that follows its rewards."""
     assert worth(lane(calm(steps), CLIMBING[:steps]), 10_000, CLIMBING[steps - 1])
 
 
 def test_a_young_run_that_has_not_learned_keeps_its_beginning() -> None:
-    assert not worth(lane(calm(20), [2.3] * 20), 20, 2.3)
-    assert worth(lane(calm(20), [2.3] * 10 + [1.0] * 10), 20, 1.0)
+    first = calm(9, level=2.3, spread=0.02)
+    assert not worth(lane(calm(30), first + calm(21, level=2.3, spread=0.02)), 30, 2.3)
+    assert worth(lane(calm(30), first + calm(21, level=1.0, spread=0.02)), 30, 1.0)
 
 
 def test_a_run_that_lost_what_it_had_learned_is_waited_for_but_not_for_ever() -> None:
@@ -66,9 +56,14 @@ def test_a_run_that_lost_what_it_had_learned_is_waited_for_but_not_for_ever() ->
     assert worth(found, 200, 1.5)
 
 
-def test_a_state_whose_loss_leapt_above_the_untrained_one_is_never_kept() -> None:
-    found = lane(calm(300), [2.3] * 100 + [0.2] * 100 + [9.0] * 100)
-    assert not worth(found, 10_000, 9.0)
+def test_a_state_whose_loss_is_above_the_untrained_one_is_refused_for_three_intervals() -> None:
+    """A new task may begin there; whoever died there is convicted by then."""
+    found = lane(calm(300), [2.3] * 100 + [0.2] * 40 + [9.0] * 160)
+    due = 10
+    said = [worth(found, due + step, 9.0) for step in (0, PATIENT * 50 - 1, PATIENT * 50)]
+    assert said == [False, False, True]
+    level = lane(calm(300), [2.3] * 100 + [0.2] * 200)
+    assert worth(level, due, 0.2)
 
 
 def test_a_loud_step_or_an_odd_loss_is_no_time_for_a_snapshot() -> None:

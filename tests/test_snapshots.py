@@ -169,10 +169,6 @@ def test_all_but_the_oldest_can_be_dropped() -> None:
     assert steps_of(store) == [0]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a resumed run does not know that its first snapshot was pinned, and drops it at the next but one",
-)
 def test_a_pinned_first_outlives_a_resume() -> None:
     store, again = SnapshotStore(), SnapshotStore()
     store.pinned = True

@@ -96,15 +96,11 @@ def test_a_rate_a_hundred_times_too_high_is_brought_down_and_the_run_learns() ->
     treated = next(a for a in first.actions if "backoff" in a.decision.remedies)
     assert treated.decision.cause == "learning rate" and treated.decision.remedies == ("skip", "rollback", "backoff")
     assert told(first) == [("learning rate", ("rollback", "backoff"), "kept")]
-    assert first.trials[0].after < 0.7 * first.trials[0].before
+    assert first.trials[0].after < first.trials[0].before < first.trials[0].trouble
     (x, y), *_ = digits(1, size=1000, seed=9)
     assert float((loop.network(x).argmax(1) == y).float().mean()) > 0.95 and min(lost[-50:]) > 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a trial takes the best level for the untrained one, and a run that went back to its start for one lost again",
-)
 def test_inputs_a_hundred_times_too_large_do_not_keep_a_run_from_learning() -> None:
     loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
     loop.run(digits(400, scale=100.0))
@@ -166,6 +162,53 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert "made nothing better" in shown, "why the first was taken back"
 
 
+def in_vain() -> tuple[Loop, list[Tensor], Any]:
+    """A run whose targets become noise just before its optimizer is accused: neither treatment helps.
+
+    Returns:
+        The loop, the weights before the first treatment, and the report of the step at which all is taken back.
+    """
+    torch.manual_seed(0)
+    loop = Loop(nn.Linear(8, 1), partial(torch.optim.SGD, lr=0.02), nn.functional.mse_loss)
+    loop.guard = Guard(loop.network, detectors=[Suspects()])
+    generator = torch.Generator().manual_seed(5)
+    batches = [
+        (x, y + (i >= 200) * 2.0 * torch.randn(y.shape, generator=generator)) for i, (x, y) in enumerate(noisy(400))
+    ]
+    loop.run(batches[:204])
+    before = [p.detach().clone() for p in loop.network.parameters()]
+    for batch in batches[204:]:
+        report = loop.step(batch)
+        if report.decision is not None and report.decision.resign:
+            return loop, before, report
+    raise AssertionError("it was given up at no step")
+
+
+def test_treatments_that_made_it_worse_are_given_up_in_turn() -> None:
+    loop, _, report = in_vain()
+    (incident,) = loop.guard.incidents
+    assert told(incident) == [
+        ("optimizer", ("rollback",), "taken back"),
+        ("optimizer", ("rollback", "backoff"), "taken back"),
+    ]
+    assert report.held and incident.helped is False and incident.closed == report.statistics.step
+    assert all(trial.after > trial.trouble for trial in incident.trials)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the last trial has ended when all is to be taken back, so that its level is NaN, and nothing is restored",
+)
+def test_weights_of_before_are_restored_where_treatments_have_made_it_worse() -> None:
+    loop, before, _ = in_vain()
+    assert same(before, [p.detach() for p in loop.network.parameters()])
+
+
+@pytest.mark.xfail(strict=True, reason="nobody calls RateBracket.acquit: a rate that was lowered in vain stays lowered")
+def test_a_rate_that_was_lowered_in_vain_is_given_back() -> None:
+    assert in_vain()[0].lane.lr_factor == 1.0
+
+
 # -- healthy, and not like any other
 
 
@@ -195,9 +238,6 @@ def train_on(root: Path, callbacks: list[Callback], *, epochs: int = 4, ckpt: Pa
     return fit
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the growth of the signal accuses weights of which nobody has asked whether they are draws"
-)
 def test_a_regression_that_trains_on_at_its_solution_stays_bit_identical(tmp_path: Path) -> None:
     guard = GradGuard(journal=False)
     assert same(frozen_copy(train_on(tmp_path, [])), frozen_copy(train_on(tmp_path, [guard])))
@@ -239,7 +279,7 @@ def test_a_sick_run_ends_with_the_same_bits_each_time() -> None:
     assert first.guard.incidents and same(first.state(), second.state())
 
 
-@pytest.mark.parametrize("cut", [3, 4, 5, 12, 40, 60])
+@pytest.mark.parametrize("cut", [3, 4, 5, 8, 12, 18])
 def test_a_run_that_is_cut_in_mid_trial_goes_on_as_if_it_had_not_been(cut: int) -> None:
     batches = digits(150)
     whole, resumed = hundredfold(), hundredfold()

@@ -49,6 +49,17 @@ def test_a_loss_that_leapt_and_came_back_without_learning_is_convicted_when_pati
     assert convicted(losses, ratio=SANE) is None
 
 
+def test_an_overshoot_is_noted_once_there_are_losses_to_tell_their_noise_from() -> None:
+    losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *[2.3] * 80], 0.02)
+    for count, expected in ((8, -1), (9, 9)):
+        baseline, detector = taught([], []), Overshoot()
+        run(detector, calm(count), losses[:count], baseline=baseline, ratio=INSANE)
+        assert detector.state_dict()["overshot"] == expected
+    noise = [2.3, 12.0, 0.5, 30.0, 1.0, 9.0, 2.0, 16.0, 1.5]
+    run(detector := Overshoot(), calm(9), noise, ratio=INSANE)
+    assert detector.state_dict()["overshot"] == -1, "a loss that jumps about like this has not leapt"
+
+
 def test_an_overshoot_from_which_the_run_learns_is_forgiven() -> None:
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *np.linspace(3.0, 0.2, 60), *[0.2] * 100])
     assert convicted(losses, ratio=INSANE) is None
@@ -66,19 +77,7 @@ def test_a_plateau_at_the_untrained_loss_is_waited_on() -> None:
         assert convicted(noisy([2.3] * 400, 0.05, seed), ratio=INSANE) is None
 
 
-@pytest.mark.parametrize(
-    "since",
-    [
-        60,
-        pytest.param(
-            20,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the median of the window fades with the gradients before anybody asks: what dies early is not seen",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("since", [60, 20])
 def test_faded_gradients_end_the_wait_on_a_plateau(since: int) -> None:
     losses = noisy([2.3] * 200, 0.05)
     norms = calm(since) + calm(200 - since, level=1e-3)
@@ -94,7 +93,7 @@ def test_gradients_that_are_zero_end_it_after_patience() -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="the very first loss alone is the measure, and may be low by luck: 12 to 35 of 100 such runs are convicted",
+    reason="the very first loss alone is the measure, and may be low by luck: 18 to 48 of 100 such runs are convicted",
 )
 @pytest.mark.parametrize(
     ("levels", "spread"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_schedule_that_nobody_convicted_is_free() -> None:
     assert bracket.good == 0.1
 
 
-def test_where_nothing_has_worked_the_next_rate_is_a_quarter() -> None:
+def test_where_nothing_has_worked_the_next_rate_is_an_eighth() -> None:
     bracket = RateBracket()
     assert bracket.convict(0.8) == pytest.approx(0.8 / DESCENT)
     assert bracket.share(0.8) == pytest.approx(1.0 / DESCENT) and bracket.share(0.1) == 1.0
@@ -53,11 +52,11 @@ def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: f
     assert RateBracket().convict(1.0, ratio) == pytest.approx(1.0 / times)
 
 
-def test_a_rate_that_has_worked_is_gone_back_to() -> None:
+def test_after_going_back_the_rate_is_a_quarter_of_the_largest_that_has_worked() -> None:
     bracket = RateBracket()
     updates(bracket, 5, 0.01, best=True)
-    assert bracket.convict(1.0, 50.0) == pytest.approx(0.01)
-    assert bracket.convict(0.01) < 0.01 and bracket.good == 0.0, (
+    assert bracket.convict(1.0, 50.0) == pytest.approx(BELOW * 0.01)
+    assert bracket.convict(0.01) < BELOW * 0.01 and bracket.good == 0.0, (
         "lost at what it had worked with, which is no proof any more"
     )
 
@@ -69,11 +68,11 @@ def test_a_loss_that_is_no_better_than_untrained_proves_no_rate() -> None:
     assert bracket.good == 0.0
 
 
-def test_it_climbs_while_the_loss_is_at_its_best_up_to_half_of_what_failed() -> None:
+def test_it_climbs_while_the_loss_is_at_its_best_up_to_a_quarter_of_what_failed() -> None:
     bracket = RateBracket()
     bracket.convict(1.0)
     rates = updates(bracket, 40, 1.0, best=True)
-    assert rates[0] == pytest.approx(0.25) and rates[-1] == pytest.approx(BELOW)
+    assert rates[0] == pytest.approx(1.0 / DESCENT) and rates[-1] == pytest.approx(BELOW)
     assert all(after <= CLIMB * before * (1 + 1e-12) for before, after in itertools.pairwise(rates))
 
 
@@ -109,17 +108,37 @@ def test_bounds_are_loosened_when_calm_has_lasted_and_twice_as_late_after_a_rela
     assert wait(bracket) == 4 * WAIT
 
 
-def test_a_schedule_that_comes_down_by_itself_is_let_go() -> None:
+def test_a_schedule_that_comes_down_by_itself_is_followed_and_what_failed_is_not_forgotten() -> None:
     bracket = RateBracket()
     bracket.convict(1.0)
     assert updates(bracket, 3, 0.1, best=False) == [0.1] * 3
-    assert bracket.free and bracket.bad == math.inf
+    assert not bracket.free and bracket.bad == 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a schedule that was let go is never taken back: 0.1 lost the run, and 0.2 is used at the next peak of a cycle",
-)
+def test_the_schedule_is_free_once_the_bound_has_been_loosened_to_the_largest_rate_it_has_asked_for() -> None:
+    bracket = RateBracket()
+    bracket.convict(1.0)
+    updates(bracket, 1, 2.0, best=False)
+    rates = updates(bracket, WAIT + 6 * DOUBLING, 0.5, best=True)
+    assert max(rates) == 0.5 and bracket.free
+    held = [rate for rate in rates if rate < 0.5]
+    assert WAIT < len(held) <= WAIT + DOUBLING + 1, "from a quarter of 1 to a half"
+    bracket = RateBracket()
+    bracket.convict(1.0)
+    updates(bracket, 1, 2.0, best=False)
+    updates(bracket, len(held) + DOUBLING, 0.5, best=True)
+    assert not bracket.free and bracket.share(2.0) < 1.0, "the schedule has asked for 2"
+
+
+def test_after_a_start_that_was_mended_it_climbs_from_an_eighth_to_the_whole_schedule() -> None:
+    bracket = RateBracket()
+    bracket.convict(1.0, 1e9)
+    bracket.begin(1.0)
+    assert bracket.good == 0.0
+    rates = updates(bracket, 60, 1.0, best=True)
+    assert rates[0] == pytest.approx(1.0 / DESCENT) and rates[-1] == 1.0 and bracket.free
+
+
 @pytest.mark.parametrize("low", [0.01, 0.03])
 def test_a_schedule_that_rises_again_is_held_below_what_lost_the_run(low: float) -> None:
     bracket = RateBracket()

@@ -1,4 +1,4 @@
-"""The learning-rate back-off: seen by the update, by no scheduler, and gone afterwards."""
+"""The learning-rate back-off: seen by the update, by no scheduler, and held between what has worked and what has failed."""
 
 from __future__ import annotations
 
@@ -10,119 +10,186 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_gradguard.records import Decision, Verdict
+from lightning_gradguard import Guard
+from lightning_gradguard.policy.rate_bracket import BELOW, CLIMB, DESCENT, FARTHEST, SANE
+from lightning_gradguard.records import Decision
 from lightning_gradguard.remedies import LearningRateBackoff
 from tests.builders import same, scene_for, through_a_file
 
 
-def scene(optimizer: Any, module: nn.Module, factor: float = 0.5) -> Any:
-    return scene_for(module, optimizer, decision=Decision(("backoff",), "for a test", factor=factor))
+def scene(
+    optimizer: Any, module: nn.Module, *remedies: str, best: bool = False, learned: bool = True, ratio: float = 0.0
+) -> Any:
+    decision = Decision((*remedies, "backoff"), "for a test")
+    return scene_for(
+        module, optimizer, decision=decision, update_ratio=ratio, progress=lambda: (best, best and learned)
+    )
 
 
-def linear(rate: Any = 0.1, **options: Any) -> tuple[nn.Module, Any]:
+def linear(*rates: Any, **options: Any) -> tuple[nn.Module, Any]:
     module = nn.Linear(2, 2)
-    groups = [{"params": [module.weight]}, {"params": [module.bias], "lr": 0.01}]
-    return module, torch.optim.SGD(groups, lr=rate, **options)
+    first, second = rates or (0.1, 0.01)
+    groups = [{"params": [module.weight], "lr": first}, {"params": [module.bias], "lr": second}]
+    return module, torch.optim.SGD(groups, lr=0.1, **options)
 
 
-def test_the_factor_is_on_the_rates_during_the_update_only() -> None:
-    module, optimizer = linear()
-    backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
-    backoff.before_update(scene(optimizer, module))
-    assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.005]
-    backoff.after_update()
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
-    backoff.after_update()
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
+def rates(optimizer: Any) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def test_a_factor_of_one_takes_back_what_no_update_has_used() -> None:
-    module, optimizer = linear()
-    backoff, fresh = LearningRateBackoff(), LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
-    backoff.apply(scene(optimizer, module))
-    through = through_a_file(backoff.state_dict())
-    backoff.load_state_dict(through)
-    assert backoff.apply(scene(optimizer, module, factor=1.0)).applied
-    assert same(backoff.state_dict(), fresh.state_dict())
-    backoff.apply(scene(optimizer, module))
-    backoff.before_update(scene(optimizer, module))
-    backoff.after_update()
-    assert not backoff.apply(scene(optimizer, module, factor=1.0)).applied and backoff.factor == 0.5
-
-
-def test_weights_get_back_the_rate_they_had_lived_with_unless_that_was_a_warm_ups() -> None:
-    for step, expected in ((10, 0.05 * 0.5), (80, 0.001 * 0.5)):
-        module, optimizer = linear()
-        there = scene_for(module, optimizer, decision=Decision(("rollback", "backoff"), "for a test", factor=0.5))
-        there.snapshots.take(step, {}, {}, optimizer, {"rate": 0.1 * 0.001})
-        backoff = LearningRateBackoff()
-        backoff.apply(there)
-        assert backoff.factor == pytest.approx(expected)
-
-
-def test_a_rate_is_never_raised_however_far_the_schedule_has_run_away() -> None:
-    module, optimizer = linear(rate=0.1)
-    backoff = LearningRateBackoff(min_factor=1e-3)
-    backoff.apply(scene(optimizer, module))
-    optimizer.param_groups[0]["lr"] = 1e6
-    capped = backoff.share(1e6) * 1e6
-    backoff.apply(scene(optimizer, module))
-    assert capped == pytest.approx(0.05) and backoff.share(1e6) * 1e6 <= capped
-
-
-def test_a_leap_becomes_a_warm_up_and_is_forgotten_when_the_schedule_comes_back() -> None:
-    module, optimizer = linear(rate=10.0)
-    there = scene(optimizer, module, factor=0.01)
-    there.verdict = Verdict("rate", "rate-leap", 10.0, 0.1, "for a test")
-    backoff = LearningRateBackoff(hold=3, recover=1)
-    backoff.apply(there)
-    rates = []
-    for _ in range(6):
-        backoff.before_update(there)
-        rates.append(optimizer.param_groups[0]["lr"])
+def updates(backoff: LearningRateBackoff, optimizer: Any, module: nn.Module, count: int, **seen: Any) -> list[float]:
+    """Return the largest rate of each of so many updates."""
+    made = []
+    for _ in range(count):
+        backoff.before_update(scene(optimizer, module, **seen))
+        made.append(max(rates(optimizer)))
         backoff.after_update()
-        assert optimizer.param_groups[0]["lr"] == 10.0
-    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.2, 0.4]) and backoff.factor == 1.0
-    optimizer.param_groups[0]["lr"] = 0.1
-    backoff.before_update(there)
-    assert optimizer.param_groups[0]["lr"] == 0.1 and backoff.share(10.0) == 1.0
+    return made
 
 
-def test_of_several_groups_only_the_one_that_leapt_is_held() -> None:
-    module = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD([{"params": [module.bias], "lr": 0.01}, {"params": [module.weight], "lr": 10.0}])
-    there = scene(optimizer, module)
-    there.verdict = Verdict("rate", "rate-leap", 10.0, 0.1, "for a test")
+def test_the_lower_rate_is_on_the_groups_during_the_update_only() -> None:
+    module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    backoff.apply(there)
-    backoff.before_update(there)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.1])
-    backoff.after_update()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 10.0]
-
-
-def test_groups_keep_their_proportions_when_all_are_lowered() -> None:
-    module = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD([{"params": [module.bias], "lr": 0.0}, {"params": [module.weight], "lr": 1.0}])
-    backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module, factor=0.5))
-    optimizer.param_groups[0]["lr"] = 2.0  # a schedule unfreezes it, at a rate above the cap
+    outcome = backoff.apply(scene(optimizer, module))
+    assert outcome.applied and outcome.detail == "learning rate 0.0125, after 0.1 had lost the run"
+    assert rates(optimizer) == [0.1, 0.01] and not backoff.in_effect
     backoff.before_update(scene(optimizer, module))
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.25])
+    assert rates(optimizer) == [0.1 / DESCENT, 0.01 / DESCENT] and backoff.in_effect
+    assert backoff.factor == 1.0 / DESCENT
+    for _ in range(2):
+        backoff.after_update()
+        assert rates(optimizer) == [0.1, 0.01] and not backoff.in_effect
+
+
+def test_nobody_who_has_not_lost_a_run_is_held_back() -> None:
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    assert updates(backoff, optimizer, module, 30, best=True) == [0.1] * 30
+    assert backoff.factor == 1.0 and backoff.bracket.good == 0.1
+
+
+def test_groups_keep_their_proportions_also_when_a_schedule_unfreezes_one() -> None:
+    module, optimizer = linear(0.0, 1.0)
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module))
+    optimizer.param_groups[0]["lr"] = 2.0
+    backoff.before_update(scene(optimizer, module))
+    assert rates(optimizer) == pytest.approx([1.0 / DESCENT, 0.5 / DESCENT])
+    backoff.after_update()
+    assert rates(optimizer) == [2.0, 1.0]
+
+
+def test_it_is_the_lowered_rate_that_is_convicted_when_the_run_is_lost_again() -> None:
+    module, optimizer = linear(0.8, 0.0)
+    backoff = LearningRateBackoff()
+    for expected in (0.8 / DESCENT, 0.8 / DESCENT**2):
+        backoff.apply(scene(optimizer, module))
+        assert updates(backoff, optimizer, module, 1) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize(("ratio", "times"), [(0.0, DESCENT), (5.0, 5.0 / SANE), (1e9, FARTHEST)])
+def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: float) -> None:
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module, ratio=ratio))
+    assert updates(backoff, optimizer, module, 1) == pytest.approx([0.1 / times])
+
+
+def test_a_rate_that_leaps_is_brought_to_a_quarter_of_what_the_run_had_learned_with() -> None:
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    updates(backoff, optimizer, module, 5, best=True)
+    optimizer.param_groups[0]["lr"] = 10.0
+    backoff.apply(scene(optimizer, module, ratio=50.0))
+    assert updates(backoff, optimizer, module, 1) == pytest.approx([BELOW * 0.1])
+    assert rates(optimizer) == [10.0, 0.01]
+
+
+def test_a_larger_rate_that_the_loss_falls_with_is_remembered_and_one_without_a_fall_is_not() -> None:
+    module, optimizer = linear(0.1, 0.01)
+    for best, expected in ((True, 0.2), (False, 0.1)):
+        backoff = LearningRateBackoff()
+        updates(backoff, optimizer, module, 5, best=True)
+        for group, rate in zip(optimizer.param_groups, (0.2, 0.02), strict=True):
+            group["lr"] = rate
+        there = scene(optimizer, module, best=best)
+        object.__setattr__(there.statistics, "rate", 0.2)
+        backoff.before_update(there)
+        backoff.after_update()
+        assert backoff.bracket.good == expected
+        for group, rate in zip(optimizer.param_groups, (0.1, 0.01), strict=True):
+            group["lr"] = rate
+
+
+def test_it_climbs_only_while_the_loss_is_at_its_best_and_not_above_a_quarter_of_what_failed() -> None:
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module))
+    assert updates(backoff, optimizer, module, 10) == pytest.approx([0.1 / DESCENT] * 10)
+    climbing = updates(backoff, optimizer, module, 5, best=True)
+    assert climbing == pytest.approx([0.1 / DESCENT * CLIMB**i for i in range(5)])
+    stood = updates(backoff, optimizer, module, 5)
+    assert stood == pytest.approx([climbing[-1] * CLIMB] * 5)
+    assert max(updates(backoff, optimizer, module, 60, best=True)) == pytest.approx(BELOW * 0.1)
+    assert rates(optimizer) == [0.1, 0.01]
+
+
+@pytest.mark.parametrize("low", [0.001, 0.03])
+def test_a_schedule_that_dips_forgets_nothing(low: float) -> None:
+    module, optimizer = linear(0.1, 0.0)
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module))
+    optimizer.param_groups[0]["lr"] = low
+    dipped = updates(backoff, optimizer, module, 20)
+    assert max(dipped) == min(low, 0.1 / DESCENT)
+    optimizer.param_groups[0]["lr"] = 0.2
+    assert updates(backoff, optimizer, module, 3) == pytest.approx([0.1 / DESCENT] * 3)
+
+
+def test_after_a_network_was_drawn_anew_the_rate_climbs_up_to_the_whole_schedule() -> None:
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    backoff.apply(scene(optimizer, module))
+    outcome = backoff.apply(scene(optimizer, module, "rollback", "initialize"))
+    assert outcome.applied and outcome.detail == "learning rate 0.0125, to climb to 0.1"
+    made = updates(backoff, optimizer, module, 60, best=True)
+    assert made[0] == pytest.approx(0.1 / DESCENT) and made[-1] == 0.1 and backoff.bracket.free
+
+
+def test_a_rate_of_zero_cannot_be_lowered() -> None:
+    module, optimizer = linear(0.0, 0.0)
+    backoff = LearningRateBackoff()
+    assert not backoff.apply(scene(optimizer, module)).applied and backoff.bracket.free
 
 
 def test_an_update_that_never_happened_does_not_add_up() -> None:
-    module, optimizer = linear()
+    module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
     backoff.apply(scene(optimizer, module))
     for _ in range(5):
         backoff.before_update(scene(optimizer, module))
-    assert optimizer.param_groups[0]["lr"] == 0.05
+        assert rates(optimizer) == [0.1 / DESCENT, 0.01 / DESCENT]
     backoff.after_update()
-    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert rates(optimizer) == [0.1, 0.01]
+
+
+def test_an_optimizer_that_raises_in_its_step_gets_its_rates_back() -> None:
+    def raises(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    module, optimizer = linear(0.1, 0.01)
+    guard = Guard(module)
+    backoff: Any = guard.attach(optimizer).remedies["backoff"]
+    backoff.apply(scene(optimizer, module))
+    optimizer.register_step_pre_hook(raises)
+    for _ in range(2):
+        module(torch.ones(3, 2)).square().mean().backward()
+        guard.before_step(optimizer)
+        assert rates(optimizer) == [0.1 / DESCENT, 0.01 / DESCENT], "lowered once, whatever became of the last update"
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+    guard.after_step()
+    assert rates(optimizer) == [0.1, 0.01]
 
 
 def test_a_tensor_rate_that_groups_share_is_scaled_once_and_in_place() -> None:
@@ -132,63 +199,41 @@ def test_a_tensor_rate_that_groups_share_is_scaled_once_and_in_place() -> None:
     backoff = LearningRateBackoff()
     backoff.apply(scene(optimizer, module))
     backoff.before_update(scene(optimizer, module))
-    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.05, 0.05])
+    assert rates(optimizer) == pytest.approx([0.1 / DESCENT] * 2)
     backoff.after_update()
-    assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.1, 0.1])
-    assert optimizer.param_groups[0]["lr"] is rate
+    assert rates(optimizer) == pytest.approx([0.1] * 2)
+    assert all(group["lr"] is rate for group in optimizer.param_groups)
 
 
-def test_it_holds_then_recovers_to_one_after_a_first_trouble() -> None:
-    module, optimizer = linear()
-    backoff = LearningRateBackoff(hold=5, recover=10)
-    backoff.apply(scene(optimizer, module))
-    factors = []
-    for _ in range(30):
-        backoff.before_update(scene(optimizer, module))
-        factors.append(optimizer.param_groups[0]["lr"] / 0.1)
-        backoff.after_update()
-    assert factors[:6] == pytest.approx([0.5] * 6)
-    assert factors == sorted(factors) and factors[-1] == pytest.approx(1.0)
-    assert factors[15] == pytest.approx(1.0, rel=0.1)
+EVENTS = st.one_of(
+    st.tuples(st.just("lost"), st.floats(0.0, 1e4)),
+    st.tuples(st.just("schedule"), st.floats(1e-6, 10.0)),
+    st.tuples(st.just("updates"), st.booleans(), st.integers(1, 40)),
+)
 
 
-def test_trouble_that_returns_leaves_a_permanent_ceiling() -> None:
-    module, optimizer = linear()
-    backoff = LearningRateBackoff(hold=0, recover=1)
-    backoff.apply(scene(optimizer, module))
-    backoff.apply(scene(optimizer, module))
-    for _ in range(50):
-        backoff.before_update(scene(optimizer, module))
-        backoff.after_update()
-    assert 0.25 < backoff.factor < 0.5
-
-
-@given(st.lists(st.one_of(st.floats(1e-6, 1.0), st.none()), max_size=60))
-def test_the_factor_stays_between_its_floor_and_a_ceiling_that_never_rises(events: list[float | None]) -> None:
-    module, optimizer = linear()
-    backoff = LearningRateBackoff(hold=2, recover=3, min_factor=1e-4)
-    ceiling = 1.0
-    for factor in events:
-        if factor is not None:
-            before = backoff.factor
-            backoff.apply(scene(optimizer, module, factor))
-            assert backoff.factor <= before
-        backoff.before_update(scene(optimizer, module))
-        backoff.after_update()
-        assert 1e-4 <= backoff.factor <= max(backoff.ceiling, 1e-4) <= ceiling
-        ceiling = backoff.ceiling
-        again = LearningRateBackoff()
-        again.load_state_dict(through_a_file(backoff.state_dict()))
-        assert same(again.state_dict(), backoff.state_dict())
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.01]
-
-
-def test_a_rate_that_was_insane_from_the_start_stays_where_it_was_brought_down_to() -> None:
-    module, optimizer = linear()
-    backoff = LearningRateBackoff(hold=0, recover=1)
-    decision = Decision(("backoff",), "for a test", factor=0.1, permanent=True)
-    backoff.apply(scene_for(module, optimizer, decision=decision))
-    for _ in range(50):
-        backoff.before_update(scene(optimizer, module))
-        backoff.after_update()
-    assert backoff.factor == pytest.approx(0.1)
+@given(st.lists(EVENTS, max_size=25), st.integers(0, 25))
+def test_any_history_keeps_below_schedule_and_bound_and_resumes(events: list[Any], cut: int) -> None:
+    module, optimizer = linear(0.1, 0.01)
+    whole, resumed = LearningRateBackoff(), LearningRateBackoff()
+    for index, (kind, *told) in enumerate(events):
+        if index == cut:
+            resumed.load_state_dict(through_a_file(whole.state_dict()))
+        both = (whole, resumed) if index >= cut else (whole,)
+        if kind == "lost":
+            for backoff in both:
+                backoff.apply(scene(optimizer, module, ratio=told[0]))
+            continue
+        if kind == "schedule":
+            optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = told[0], 0.1 * told[0]
+            continue
+        before = rates(optimizer)
+        for _ in range(told[1]):
+            allowed, made = whole.bracket.in_use, []
+            for backoff in both:
+                made += updates(backoff, optimizer, module, 1, best=told[0])
+            assert len(set(made)) == 1 and 0.0 < made[0] <= min(before[0], allowed) * (1 + 1e-12)
+            assert 0.0 < whole.factor <= 1.0
+        assert rates(optimizer) == before
+    if cut < len(events):
+        assert same(whole.state_dict(), resumed.state_dict())

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard import Guard, Policy, SnapshotStore
+from lightning_gradguard import Guard, SnapshotStore
+from lightning_gradguard.detectors import Detector
+from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Regularize, Skip
 from tests.builders import mlp, regression, same, scene_for, through_a_file
 
@@ -85,16 +88,25 @@ def test_it_goes_on_after_a_checkpoint_where_it_was() -> None:
     torch.testing.assert_close(module[0].weight - good["0.weight"], torch.full_like(module[0].weight, left))  # type: ignore[index]
 
 
+class Accuses(Detector):
+    """Accuse the optimizer at one step."""
+
+    name = "accuses"
+
+    def judge(self, statistics: Any, baseline: Any) -> Verdict | None:
+        return Verdict("state", self.name, 1.0, 1.0, "for a test") if statistics.step == 100 else None
+
+
 @pytest.mark.parametrize("trouble", [False, True])
 def test_under_the_guard_it_acts_after_trouble_only_and_has_snapshots_to_pull_to(trouble: bool) -> None:
     def run(remedies: list[Any]) -> Any:
         network = mlp()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-        guard = Guard(network, remedies=remedies, policy=Policy(patience=1))
-        for step, (x, y) in enumerate(regression(80)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.03)
+        detectors = [*([Accuses()] if trouble else []), *default_detectors()]
+        guard = Guard(network, detectors=detectors, remedies=remedies)
+        for x, y in regression(120):
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(network(x), y)
-            loss = loss * 1e6 if trouble and 50 <= step < 53 else loss
             loss.backward()
             guard.before_step(optimizer, loss=loss)
             optimizer.step()
@@ -105,4 +117,4 @@ def test_under_the_guard_it_acts_after_trouble_only_and_has_snapshots_to_pull_to
     assert same(plain, pulled) is not trouble
     assert ("regularize" in {name for i in guard.incidents for name in i.remedies}) is trouble
     details = [o.detail for i in guard.incidents for a in i.actions for o in a.outcomes if o.remedy == "regularize"]
-    assert all("pulled towards those of step" in detail for detail in details)
+    assert bool(details) is trouble and all("pulled towards those of step" in detail for detail in details)

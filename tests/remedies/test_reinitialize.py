@@ -42,6 +42,7 @@ def treat(
     snapshot: Snapshot | None = None,
     before: Snapshot | None = None,
     gain: float | None = None,
+    start: bool = False,
 ) -> Outcome:
     parameters = dict(module.named_parameters())
     scene = Scene(
@@ -52,6 +53,7 @@ def treat(
         running=RunningStatistics(module),
         statistics=GradientStatistics(7, (), np.zeros(0), 0.0),
         blame=tuple(Blame(layer, 1.0, "test", forward_gain=gain) for layer in layers),
+        start=start,
     )
     return (remedy or Reinitialize()).apply(scene)
 
@@ -79,7 +81,7 @@ def test_a_layer_that_is_too_large_is_rescaled_and_keeps_its_structure():
     before = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight.mul_(1e8)
-    outcome = treat(model, "0")
+    outcome = treat(model, "0", start=True)
     assert outcome.applied and outcome.layers == ("0",) and "rescaled" in outcome.detail
     assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=1e-3)
     assert torch.cosine_similarity(before.flatten(), model[0].weight.detach().flatten(), dim=0) > 0.9999
@@ -89,7 +91,28 @@ def test_a_layer_that_is_too_large_is_rescaled_and_keeps_its_structure():
 def test_a_degenerate_layer_is_redrawn(value):
     model = net()
     nn.init.constant_(model[0].weight, value)
-    assert "Kaiming" in treat(model, "0").detail
+    assert "Kaiming" in treat(model, "0", start=True).detail
+    assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["constant", "nan", "large"])
+def test_nothing_is_drawn_anew_or_rescaled_in_a_run_under_way(how):
+    model = net()
+    with torch.no_grad():
+        values = {"constant": torch.tensor(0.1), "nan": torch.tensor(math.nan), "large": 1e8 * model[0].weight}
+        model[0].weight.copy_(values[how])
+    before = copy.deepcopy(model.state_dict())
+    outcome = treat(model, "0")
+    assert not outcome.applied and outcome.layers == () and "in a run under way" in outcome.detail
+    assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(("method", "how"), [("redraw", "Kaiming"), ("rescale", "rescaled")])
+def test_a_way_that_was_asked_for_by_name_is_taken_in_a_run_under_way_too(method, how):
+    model = net()
+    with torch.no_grad():
+        model[0].weight.mul_(1e8)
+    assert how in treat(model, "0", remedy=Reinitialize(method=method)).detail
     assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=0.1)
 
 
@@ -157,21 +180,23 @@ def test_a_snapshot_that_is_as_bad_is_not_restored():
     model = net()
     with torch.no_grad():
         model[0].weight.mul_(1e4)
-    assert "rescaled" in treat(model, "0", snapshot=keep(model)).detail
+    assert not treat(model, "0", snapshot=keep(model)).applied, "it did not move since"
     spoilt = keep(net())
     spoilt.parameters["0.weight"][0] = math.nan
-    assert "rescaled" in treat(model, "0", snapshot=spoilt).detail or size(model[0].weight) < 1.0
+    assert not treat(model, "0", snapshot=spoilt).applied and model[0].weight.isfinite().all()
+    assert "rescaled" in treat(model, "0", snapshot=keep(model), start=True).detail
     refused = treat(model, "0", snapshot=spoilt, remedy=Reinitialize(method="restore"))
     assert not refused.applied and "snapshot" in refused.detail
 
 
+@pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("value", [1e30, math.inf, math.nan])
-def test_stray_elements_are_zeroed_and_the_others_kept(value):
+def test_stray_elements_are_zeroed_and_the_others_kept(value, start):
     model = net()
     before = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight[1, 2, 0, 0] = value
-    assert "1 stray" in treat(model, "0").detail
+    assert "1 stray" in treat(model, "0", start=start).detail
     before[1, 2, 0, 0] = 0.0
     assert torch.equal(before, model[0].weight)
 
@@ -232,10 +257,13 @@ def test_nothing_else_is_touched():
 def test_frozen_layers_are_left_unless_they_are_not_finite():
     model = net()
     model[0].requires_grad_(False)
-    assert not treat(model, "0").applied
-    with torch.no_grad():
-        model[0].weight.fill_(math.nan)
-    assert treat(model, "0").applied and model[0].weight.isfinite().all()
+    kept = keep(model)
+    for start in (True, False):
+        assert not treat(model, "0", start=start).applied
+        with torch.no_grad():
+            model[0].weight.fill_(math.nan)
+        assert treat(model, "0", start=start, snapshot=kept).applied
+        assert torch.equal(model[0].weight, kept.parameters["0.weight"])
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
@@ -253,8 +281,9 @@ def test_custom_layers_are_divided_by_their_gain():
             self.matrix = nn.Parameter(torch.full((4, 4), 50.0))
 
     model = nn.Sequential(Custom())
-    assert not treat(model, "0").applied
-    assert treat(model, "0", gain=100.0).applied and size(model[0].matrix) == pytest.approx(0.5)
+    assert not treat(model, "0", start=True).applied
+    assert not treat(model, "0", gain=100.0).applied
+    assert treat(model, "0", gain=100.0, start=True).applied and size(model[0].matrix) == pytest.approx(0.5)
 
 
 def test_batch_and_unknown_layers_are_passed_over():
