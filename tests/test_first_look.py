@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard.first_look import build_up, first_look, most_moved
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.first_look import build_up, first_look
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,3 @@ def test_a_weight_that_starts_at_zero_on_purpose_is_measured_by_what_its_fan_cal
     nn.init.zeros_(layer.weight)
     ratio, _, excess = first_look(layer, dict(layer.named_parameters()), torch.optim.Adam(layer.parameters(), 1e-3))
     assert ratio == pytest.approx(4e-3) and excess < 1.0
-
-
-def test_the_largest_change_since_a_snapshot_is_found() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    assert most_moved(net, None) is None
-    store = SnapshotStore()
-    store.take(0, dict(net.named_parameters()), {}, torch.optim.SGD(net.parameters(), 0.1))
-    assert most_moved(net, store.latest) == 0.0
-    with torch.no_grad():
-        net[1].weight *= 3.0
-    assert most_moved(net, store.latest) == pytest.approx(2.0, rel=0.3)
