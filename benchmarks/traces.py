@@ -52,7 +52,7 @@ Row = dict[str, Any]
 - ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken]``;
 - ``done``: what remedies did, as ``[remedy, applied, coefficient]``.
 
-Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm, grave, examine]``,
+Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm, examine]``,
 and ``decision``, as ``[remedies, cause]``. What is None, False or empty is left out.
 """
 
@@ -75,7 +75,7 @@ def outputs(heard: Iterable[Verdict], verdict: Verdict | None, decision: Decisio
     """Reduce what came out of a step to what is compared."""
 
     def flat(v: Verdict) -> list[Any]:
-        return [v.form, v.detector, v.alarm, v.grave, v.examine]
+        return [v.form, v.detector, v.alarm, v.examine]
 
     return {
         "heard": [flat(v) for v in heard],
@@ -290,9 +290,7 @@ def said(row: Row) -> str:
 
 def _words(verdict: list[Any]) -> str:
     form, detector, *flags = verdict
-    return " ".join(
-        [f"{form} ({detector})", *(n for n, f in zip(("alarm", "grave", "examine"), flags, strict=True) if f)]
-    )
+    return " ".join([f"{form} ({detector})", *(n for n, f in zip(("alarm", "examine"), flags, strict=True) if f)])
 
 
 def decided(row: Row) -> str:

@@ -286,6 +286,9 @@ class Baseline:
     def growing(self) -> bool:
         """Whether the loss grows on and on: each of its last three levels is half as large again as the one before."""
         levels = [self.loss_level(RECENT, skip=k * RECENT)[0] for k in (2, 1, 0)]
+        newest = self._losses[-RECENT:]
+        if len(newest) < RECENT or not min(newest[6:]) > max(newest[:3]):
+            return False
         return 0.0 < GROWN * levels[0] < levels[1] and GROWN * levels[1] < levels[2]
 
     @property

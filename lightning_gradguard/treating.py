@@ -55,7 +55,9 @@ def pending(lane: Lane, scene: Scene, team: Team) -> Verdict | None:
 def case(lane: Lane, *, looked: bool) -> Case:
     """Return what the policy has to know of a run besides the alarm."""
     known = lane.baseline
-    unlearned = not known.learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
+    # Who had learned something before the trouble is at no start, wherever it has gone back to.
+    had_learned = lane.levels is not None and lane.levels[2]
+    unlearned = not known.learned and not had_learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
     return Case(
         known,
         set(lane.remedies),
@@ -163,7 +165,7 @@ def put_back(lane: Lane, scene: Scene) -> None:
     lane.untreated = None
     backoff = lane.remedies.get("backoff")
     if isinstance(backoff, LearningRateBackoff):
-        backoff.bracket.acquit()  # Whatever was at fault, lowering the rate was no cure.
+        backoff.acquit()  # Whatever was at fault, lowering the rate was no cure.
     worse = bool(lane.trouble) and not _level(lane.trouble) <= level
     if untreated is not None and not (worse and lane.snapshots.latest is not None):
         restore(untreated, lane.parameters, lane.buffers, lane.optimizer)

@@ -191,8 +191,8 @@ def resnet() -> nn.Sequential:
 def test_watching_changes_no_order_of_summation(tmp_path: Path) -> None:
     def run(callbacks: list[Callback]) -> Any:
         fit = trainer(tmp_path, callbacks=callbacks)
-        module = Grows(resnet(), partial(torch.optim.SGD, lr=1e-3), since=20, by=100.0, until=24)
-        fit.fit(module, loader(regression(40)))
+        module = Grows(resnet(), partial(torch.optim.SGD, lr=1e-3), since=50, by=100.0, until=54)
+        fit.fit(module, loader(regression(70)))
         return frozen_copy(fit)
 
     guard = GradGuard(mode="watch", journal=False)

@@ -230,6 +230,8 @@ class Policy:
     def _treat(self, cause: Cause, reason: str, case: Case, *, first_aid: str = "skip") -> Decision:
         """Return the next treatment of a cause; during the trial of a rate a lower rate; first aid where none is left."""
         trial = case.trial
+        if trial is not None and trial.descents and trial.sick_from_its_beginning():
+            return self._accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
         if trial is not None and "backoff" in trial.treatment and trial.descend():
             return Decision(("skip", "rollback", "backoff"), "lost again: a lower rate", trial.cause, again=True)
         if trial is not None:

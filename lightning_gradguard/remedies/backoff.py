@@ -55,6 +55,11 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
+    def acquit(self) -> None:
+        """Let the schedule go: something else was at fault."""
+        self.bracket.acquit()
+        self._factor = 1.0
+
     def before_update(self, scene: Scene) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
         self.after_update()
