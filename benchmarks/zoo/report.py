@@ -20,8 +20,8 @@ REASONS: dict[str, str] = {
     "gan_nan_batch": "the one bad batch is skipped and nothing else is done; a GAN that lacks a batch ends elsewhere",
 }
 """Why a sick case is lost, as far as it was found out; the table of lost cases gives them."""
-KNOWN_LOST: frozenset[str] = frozenset()
-"""Sick cases that GradGuard is not expected to rescue in the quick form."""
+KNOWN_LOST: frozenset[str] = frozenset({"cnn_one_layer_1e8"})
+"""Sick cases that GradGuard is not expected to rescue in the quick form: this one ends at 0.92 with seed 0, and at 0.97 with seed 1."""
 
 
 def reference(rows: Iterable[Row]) -> dict[tuple[str, int], Row]:
