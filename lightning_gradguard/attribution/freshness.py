@@ -38,8 +38,8 @@ def untouched(module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         # A gain begins as a constant, and no two of its elements are trained alike.
         if (
             isinstance(gain, Tensor)
-            and gain.numel() > 1
             and not is_lazy(gain)
+            and gain.numel() > 1
             and not gain.is_meta
             and bool((gain != gain.flatten()[0]).any())
         ):

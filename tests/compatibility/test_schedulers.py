@@ -110,10 +110,6 @@ def test_no_scheduler_undoes_the_factor_nor_sees_it(case: tuple[str, str], tmp_p
     assert ratios[:4] == [1.0] * 4 and max(ratios[4:7]) < 0.99 and max(ratios) == 1.0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a schedule that comes down below what is allowed sets itself free, and comes back to what was convicted",
-)
 @pytest.mark.parametrize("name", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR"])
 def test_a_schedule_that_comes_back_does_not_bring_back_a_rate_that_lost_the_run(name: str, tmp_path: Path) -> None:
     watches = Watches()

