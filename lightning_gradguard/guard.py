@@ -29,10 +29,10 @@ from lightning_gradguard.detectors import (
 )
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.first_look import first_look
 from lightning_gradguard.flow import Flow, StepReport
 from lightning_gradguard.lane import Lane
 from lightning_gradguard.late_flow import LateFlow
+from lightning_gradguard.layers import compiled
 from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.recorder import Recorder
@@ -41,9 +41,6 @@ from lightning_gradguard.rehearsal import VERSION, migrate, rehearse
 from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
 from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
-
-SUSPICIOUS = 4.0
-"""RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
 
 
 def default_detectors() -> list[Detector]:
@@ -212,8 +209,8 @@ class Guard:
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
                 lane.resume()
-            elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
-                # Measured at once, a bad start is mended one batch earlier.
+            elif lane.untouched and not compiled(self.module):
+                # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(lane, self.module, backward=False)
         return lane
 
