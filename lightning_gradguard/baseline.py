@@ -172,7 +172,8 @@ class Baseline:
                 self._beginning = _beginning(self.first_losses)
             else:
                 level = self.loss_level(RECENT)[0]
-                if level <= self.best_loss:
+                # A median of nine shrugs off four losses of a run that is being lost, and those are no measure of the best.
+                if level <= self.best_loss and loss <= level:
                     self.best_loss, self._best = level, self._losses[-ENOUGH:]
 
     def _push(self, log_norm: float) -> None:

@@ -127,7 +127,7 @@ class Flow:
         ):
             statistics = scene.statistics = dataclasses.replace(statistics, variation=varies)
             lane.dead = varies < DEAD
-            if lane.baseline.count >= LIFE:
+            if lane.baseline.count >= 2 * LIFE:
                 lane.snapshots.pinned = lane.snapshots.pinned and lane.dead
         for verdict in lane.judge(statistics):
             if lane.resigned and verdict.form == "divergence" and not verdict.examine:
@@ -327,7 +327,8 @@ class Flow:
             if scene.snapshots.latest is not None:
                 lane.load_memory(scene.snapshots.latest.extra)
             known.prior, known.update_ratio, known.first_ratio, known.convicted = usual, ratio, first, convicted
-            lane.growth, lane.dead = None, False
+            # What was measured of the first weights holds when the layers are looked at there.
+            lane.growth, lane.dead = (lane.growth if decision.look else None), False
         if "initialize" in done or ("reinitialize" in done and known.count == 0):
             known.prior = 0.0  # It was of other weights.
         if "backoff" in done:

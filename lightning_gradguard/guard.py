@@ -205,7 +205,7 @@ class Guard:
             self._lanes[id(optimizer)] = lane
             lane.refresh()
             lane.followers = self.followers
-            lane.untouched = lane.snapshots.pinned = not self.resumed and untouched(self.module, optimizer)
+            lane.untouched, lane.snapshots.pinned = not self.resumed and untouched(self.module, optimizer), True
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
                 lane.resume()

@@ -44,7 +44,7 @@ from lightning_gradguard.statistics import global_norm
 
 T = TypeVar("T")
 
-LIFE = 80
+LIFE = 40
 """Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input; then after
 twice as many each time."""
 LOSSES = 32
@@ -177,7 +177,7 @@ class Lane:
             return False
         self.next_look *= 2
         still = self.baseline.flat
-        self.snapshots.pinned = self.snapshots.pinned and still
+        self.snapshots.pinned = self.snapshots.pinned and (still or self.baseline.count < 2 * LIFE)
         return still
 
     def learn_anew(self) -> None:

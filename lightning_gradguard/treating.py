@@ -58,13 +58,15 @@ def case(lane: Lane, *, looked: bool) -> Case:
     # Who had learned something before the trouble is at no start, wherever it has gone back to.
     had_learned = lane.levels is not None and lane.levels[2]
     unlearned = not known.learned and not had_learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
+    unlearned = unlearned or lane.dead or lane.at_start
     return Case(
         known,
         set(lane.remedies),
-        (unlearned or lane.dead or lane.at_start) and lane.fresh,
+        unlearned and lane.fresh,
         looked,
         lane.trial,
         lane.signal,
+        unlearned=unlearned,
     )
 
 
@@ -98,7 +100,7 @@ def _levels(lane: Lane, verdict: Verdict) -> tuple[list[float], list[float], boo
     """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
     known = lane.baseline
     lost = verdict.form == "divergence"
-    if known.learned:
+    if known.learned and not lane.dead:
         before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
         return before, (known.latest_losses(RECENT) if lost else []) + lane.trouble, True
     return known.first_losses[:1], known.latest_losses(WINDOW)[1:] + lane.trouble, False
@@ -112,7 +114,7 @@ def begin(lane: Lane, scene: Scene) -> None:
         lane.snapshots.take(lane.steps - 1, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
     if decision is None or not set(decision.remedies) & LASTING or lane.snapshots.keep == 0:
         return
-    if decision.look or (not decision.again and case(lane, looked=False).start and "rollback" in decision.remedies):
+    if decision.look or (not decision.again and case(lane, looked=False).unlearned and "rollback" in decision.remedies):
         lane.snapshots.only_first()
     if lane.untreated is None and scene.statistics.finite:
         lane.untreated = lane.snapshots.capture(

@@ -17,6 +17,10 @@ RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they do not depend on the input; an untrained network has a hundredth."""
+WHOLE = 1.0
+"""Update-to-weight ratio from which an update replaces all of the weights."""
+NEARLY_ALL = 0.9
+"""Share of the losses of late that must lie above the very first one where nothing but that is known of untrained weights."""
 SURE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
 
@@ -76,7 +80,9 @@ class Overshoot(Detector):
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.latest_losses(2 * ENOUGH), baseline.first_losses
             faded = baseline.faded(since_first=True)
-            if faded or chance_of_lower(first, lately) < SURE:
+            # Where updates replaced all of the weights, only the very first loss is of the untrained ones.
+            above = sum(v > untrained for v in lately) >= NEARLY_ALL * len(lately)
+            if faded or (above if baseline.update_ratio > WHOLE else chance_of_lower(first, lately) < SURE):
                 how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None

@@ -46,6 +46,7 @@ class Case:
         trial: The trial under way, if any.
         signal: What becomes of the signal at the first step, where that was measured.
         vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights are not finite.
+        unlearned: Whether nothing has been learned since the first step at hand, fresh or not.
     """
 
     baseline: Baseline
@@ -55,6 +56,7 @@ class Case:
     trial: Trial | None = None
     signal: Signal | None = None
     vanishing: str | None = None
+    unlearned: bool = False
 
 
 class Policy:
@@ -220,6 +222,8 @@ class Policy:
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
             return max(3 * patience - 1, _row_by_chance(self._nans - self._row, self._calm))
+        if known.update_ratio > LARGE:
+            return patience  # Chance need not be asked where updates replace weights.
         return max(patience, _row_by_chance(self.strikes - self._row - self._convicted, self._ordinary))
 
     def _accept_regime(self, reason: str) -> Decision:
