@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradguard import late
+from lightning_gradguard import deferred as late
 
 SCALARS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"})
 COPIES = frozenset({Tensor.cpu, Tensor.tolist})

@@ -25,17 +25,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lightning_gradguard import GradGuard, flow
+from lightning_gradguard import GradGuard
+from lightning_gradguard import step as flow
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.first_look import build_up
+from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.guard import default_detectors, default_remedies
-from lightning_gradguard.lane import Lane
+from lightning_gradguard.optimizer_track import Lane
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
 from lightning_gradguard.remedies import Initialize, Remedy, Rollback, Scene
-from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.statistics.update_ratio import build_up
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
 LONGEST, HEALTHY = 600, 10

@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
-from lightning_gradguard.flow import StepReport
 from lightning_gradguard.guard import Guard
-from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
-from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import can_sum_over_shards
+from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.measure import Team
+from lightning_gradguard.statistics.norms import can_sum_over_shards
+from lightning_gradguard.step import StepReport
 
 log = logging.getLogger("lightning_gradguard")
 

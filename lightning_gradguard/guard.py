@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.freshness import untouched
+from lightning_gradguard.checkpoint import VERSION, migrate, rehearse
+from lightning_gradguard.deferred_step import LateFlow
 from lightning_gradguard.detectors import (
     ColdStart,
     Detector,
@@ -27,20 +29,18 @@ from lightning_gradguard.detectors import (
     SpoiltState,
     Vanishing,
 )
+from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.first_look import first_look
-from lightning_gradguard.flow import Flow, StepReport
-from lightning_gradguard.lane import Lane
-from lightning_gradguard.late_flow import LateFlow
-from lightning_gradguard.measuring import Team
+from lightning_gradguard.optimizer_track import Lane
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
-from lightning_gradguard.rehearsal import VERSION, migrate, rehearse
 from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
-from lightning_gradguard.running import RunningStatistics
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.measure import Team
+from lightning_gradguard.statistics.update_ratio import first_look
+from lightning_gradguard.step import Flow, StepReport
 
 SUSPICIOUS = 4.0
 """RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""

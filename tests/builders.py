@@ -14,12 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import Decision, GradientStatistics, Verdict
 from lightning_gradguard.remedies import Scene
-from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import global_norm, gradient_norms
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.statistics.norms import global_norm, gradient_norms
 
 SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load a checkpoint without executing anything, where this Lightning can be told."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
 from lightning_gradguard.diagnostics import read_journal
-from lightning_gradguard.measuring import Team
 from lightning_gradguard.remedies import Reinitialize, Skip
+from lightning_gradguard.statistics.measure import Team
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
 ADAM = partial(torch.optim.Adam, lr=0.01)

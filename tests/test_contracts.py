@@ -22,9 +22,9 @@ from torch import nn
 
 import lightning_gradguard
 from lightning_gradguard import GradGuard, Guard, Policy, SnapshotStore
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import Action, Blame, Decision, Incident, Outcome, Verdict, Window
 from lightning_gradguard.remedies import Remedy
 from tests.builders import same, scene_for, statistics, taught, through_a_file

@@ -16,9 +16,9 @@ from torch import nn
 from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, TrainingDiverged
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
-from lightning_gradguard.glances import Glances
 from lightning_gradguard.guard import default_detectors
-from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.history.interval import Glances
+from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import Incident, Verdict, Window
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
 from tests.builders import mlp, regression, same, spoil

@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 

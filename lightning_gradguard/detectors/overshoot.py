@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import ENOUGH, LARGE, RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.history.baseline import ENOUGH, LARGE, RECENT, Baseline
+from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 STILL = 0.85

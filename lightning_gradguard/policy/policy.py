@@ -15,7 +15,7 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.baseline import LARGE, YOUNG, Baseline
+from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
 from lightning_gradguard.policy.ladder import Treatment, treatments
 from lightning_gradguard.policy.trial import Trial
 from lightning_gradguard.records import Blame, Decision, Form, GradientStatistics, Verdict

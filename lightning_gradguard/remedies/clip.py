@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.statistics import global_norm, host_norms, local
+from lightning_gradguard.statistics.norms import global_norm, host_norms, local
 
 
 def unit_norm(tensor: Tensor) -> Tensor:

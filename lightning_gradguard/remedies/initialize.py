@@ -13,13 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradguard.fans import gates_of
-from lightning_gradguard.initialisation import draw, fitting
-from lightning_gradguard.layers import layers, parameters_of
+from lightning_gradguard.layers.fan import gates_of
+from lightning_gradguard.layers.initialization import draw, fitting
+from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.shards import sharded
-from lightning_gradguard.snapshots import forget
+from lightning_gradguard.snapshots.store import forget
+from lightning_gradguard.statistics.sharding import sharded
 
 ENOUGH = 16
 """Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""

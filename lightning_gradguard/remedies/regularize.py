@@ -9,7 +9,7 @@ import torch
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.statistics import local
+from lightning_gradguard.statistics.norms import local
 
 
 class Regularize(Remedy):

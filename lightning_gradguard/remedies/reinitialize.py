@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
+from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Blame, Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.shards import comparable, gathered, sharded, whole, write
-from lightning_gradguard.snapshots import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
 if TYPE_CHECKING:
-    from lightning_gradguard.remedies.mending import Patient
+    from lightning_gradguard.remedies.repair import Patient
 
 Method = Literal["auto", "rescale", "restore", "redraw"]
 
@@ -121,7 +121,7 @@ class Reinitialize(Remedy):
         return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
 
     def _admit(self, scene: Scene, layer: nn.Module, suspect: Blame) -> Patient:
-        from lightning_gradguard.remedies.mending import Patient  # only now: most runs never repair a layer
+        from lightning_gradguard.remedies.repair import Patient  # only now: most runs never repair a layer
 
         live = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(whole(p))}
         # All ranks mend a copy of the whole alike, and each takes its part of it.
@@ -143,7 +143,7 @@ class Reinitialize(Remedy):
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
     """Change one layer in place; return whether it was changed, and how in words."""
-    from lightning_gradguard.remedies.mending import mend
+    from lightning_gradguard.remedies.repair import mend
 
     own = patient.parameters
     if not own:
@@ -175,7 +175,7 @@ def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
 
 def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     """Whether the layer left the snapshot's values behind, by its norm; a NaN counts as damage."""
-    from lightning_gradguard.remedies.mending import norm
+    from lightning_gradguard.remedies.repair import norm
 
     if not before:
         return False
@@ -185,7 +185,7 @@ def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 
 def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     """Whether the layer grew from one snapshot to the next as no training makes it grow."""
-    from lightning_gradguard.remedies.mending import norm
+    from lightning_gradguard.remedies.repair import norm
 
     return (
         bool(before) and math.hypot(*map(norm, now.values())) > _GROWN * math.hypot(*map(norm, before.values())) > 0.0

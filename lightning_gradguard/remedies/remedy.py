@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
-from lightning_gradguard.running import RunningStatistics
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.snapshots.store import SnapshotStore
 
 
 @dataclass(slots=True)

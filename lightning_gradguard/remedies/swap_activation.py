@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.layers import clean, kind_of, layers, parameters_of
+from lightning_gradguard.layers.names import clean, kind_of, layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.snapshots import forget
+from lightning_gradguard.snapshots.store import forget
 
 Choice = Literal["Softsign", "Tanh", "ReLU6", "SELU"]
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gradguard import SnapshotStore
-from lightning_gradguard.detectors.cold_start import LARGEST
+from lightning_gradguard.detectors.bad_start import LARGEST
 from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.records import Blame, Decision, Outcome
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
-from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from tests.builders import mlp, regression, same, scene_for, through_a_file
 
 RATE = 0.01

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_gradguard import Policy
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.baseline import LARGE, Baseline
+from lightning_gradguard.history.baseline import LARGE, Baseline
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.policy import ANEW, LASTING
 from lightning_gradguard.policy.trial import MOST_DESCENTS

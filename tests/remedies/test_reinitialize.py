@@ -14,8 +14,8 @@ from torch import nn
 from lightning_gradguard.records import Blame, GradientStatistics, Outcome
 from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Scene
-from lightning_gradguard.running import RunningStatistics
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from tests.builders import same
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard.remedies import Skip
-from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from tests.builders import mlp, same, scene_for
 
 OPTIMIZERS: dict[str, Any] = {
