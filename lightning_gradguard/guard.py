@@ -32,6 +32,7 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.layers.names import compiled
 from lightning_gradguard.optimizer_track import Lane
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
@@ -39,11 +40,7 @@ from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, 
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.measure import Team
-from lightning_gradguard.statistics.update_ratio import first_look
 from lightning_gradguard.step import Flow, StepReport
-
-SUSPICIOUS = 4.0
-"""RMS of a weight over what its fan calls for, above which the first step is measured layer by layer."""
 
 
 def default_detectors() -> list[Detector]:
@@ -212,8 +209,8 @@ class Guard:
             if str(index) in self._waiting:
                 lane.load_state_dict(self._waiting.pop(str(index)))
                 lane.resume()
-            elif first_look(self.module, lane.parameters, optimizer)[2] > SUSPICIOUS:
-                # Measured at once, a bad start is mended one batch earlier.
+            elif lane.untouched and not compiled(self.module):
+                # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(lane, self.module, backward=False)
         return lane
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -118,7 +119,8 @@ class Overshoot(Detector):
         if self._overshot >= 0 or baseline.update_ratio <= LARGE or baseline.count < RECENT:
             return
         # Only now, since the noise of the losses has to be known.
-        worst = max(baseline.latest_losses(RECENT))
+        # Two in a row: what weights do lasts, and a hard batch is followed by another one.
+        worst = max(map(min, itertools.pairwise(baseline.latest_losses(RECENT))), default=loss)
         if baseline.stands_above([worst], baseline.untrained_loss):
             self._overshot = baseline.count
 

@@ -25,7 +25,7 @@ LEAP = 3.0
 RISE = 3.0
 """Times the largest rate so far above which an update is measured before it is made."""
 MEMORY = 5000.0
-"""Time constant, in accepted steps, with which the high-water mark sinks towards the typical norm."""
+"""Accepted steps in which the high-water mark sinks by a factor of e: what a run has lived with, it lives with again."""
 LARGE = 0.1
 """Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
 APART = 4.0
@@ -180,8 +180,7 @@ class Baseline:
             self._surprises.push(log_norm - self.recent)
         self._norms.push(log_norm)
         self._center, self._recent = self._norms.quantile(0.5), None
-        sunk = self.high_water - (self.high_water - self._center) / MEMORY if self.high_water > -math.inf else log_norm
-        self.high_water = max(log_norm, sunk)
+        self.high_water = max(log_norm, self.high_water - 1.0 / MEMORY)
 
     @property
     def log_norms(self) -> tuple[float, ...]:

@@ -83,3 +83,11 @@ def select_layers(module: nn.Module, patterns: Iterable[str]) -> set[str]:
             raise ValueError(f"layer pattern {pattern!r} matches no layer; the layers are: {', '.join(names)}")
         chosen |= found
     return chosen
+
+
+def compiled(module: nn.Module) -> bool:
+    """Return whether a part of ``module`` is compiled: hooks that come and go would make it compile again."""
+    return any(
+        getattr(m, "_compiled_call_impl", None) is not None or type(m).__name__ == "OptimizedModule"
+        for m in module.modules()
+    )

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradguard.attribution.optimizer_state import spoilt
-from lightning_gradguard.history.baseline import LEAP, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import LEAP, OUTSIZED, RECENT, YOUNG, Baseline
 from lightning_gradguard.optimizer_track import Lane
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
-from lightning_gradguard.statistics.update_ratio import BOUNDED, first_look
+from lightning_gradguard.statistics.update_ratio import BOUNDED, first_look, moved
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
@@ -83,7 +83,9 @@ def measure(
     )
     if not statistics.finite:
         statistics = _exactly(lane, statistics, grads, scale)
-    if lane.baseline.count < FEW or lane.baseline.rate_leapt(statistics.rate) or overruns(lane.baseline, statistics):
+    known = lane.baseline
+    young = known.count < FEW or (known.count < YOUNG and norm > OUTSIZED * known.typical)
+    if young or known.rate_leapt(statistics.rate) or overruns(known, statistics):
         statistics = _with_first_look(lane, module, statistics, scale)
     if lane.growth is not None and lane.fresh:
         statistics = dataclasses.replace(statistics, growth=lane.growth)
@@ -111,6 +113,10 @@ def _with_first_look(lane: Lane, module: nn.Module, statistics: GradientStatisti
     ratio, weight_norm, excess = first_look(module, lane.parameters, lane.optimizer, scale)
     # A rate that was backed off already makes a smaller update.
     ratio = ratio * lane.lr_factor if ratio is not None else None
+    first = lane.snapshots.first
+    if ratio is None and lane.baseline.count == 1 and first is not None and not lane.sharded:
+        # What an optimizer does that nobody foretells is seen in what it did.
+        ratio = moved(module, lane.parameters, first.parameters)
     lane.baseline.looked = statistics.rate or 0.0
     return dataclasses.replace(
         statistics,

@@ -60,6 +60,27 @@ def first_look(
     return ratio if known else None, math.sqrt(total), excess
 
 
+@torch.no_grad()
+def moved(module: nn.Module, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> float:
+    """Return the largest ``||change|| / ||weight||`` of the matrices and kernels since a copy of them was made, as in :func:`first_look`.
+
+    Args:
+        module: The root module.
+        parameters: The parameters, on any device.
+        before: Their values at that time, by the same names, on the host.
+    """
+    owners, ratio = layers(module), 0.0
+    for name, p in parameters.items():
+        owner = layer_of(name)
+        fan = expected_rms(owners[owner], name[len(owner) + 1 :] if owner else name) if owner in owners else None
+        if fan is None or p.dim() < 2 or not _measurable(p) or name not in before:
+            continue
+        old = before[name].float()
+        change, weight = _norms([p.detach().cpu().float() - old, old])
+        ratio = max(ratio, change / max(weight, fan * math.sqrt(p.numel())))
+    return ratio
+
+
 def build_up(optimizer: torch.optim.Optimizer) -> float:
     """Return how many times larger than the first one an update of SGD becomes as its momentum fills: a geometric series."""
     if type(optimizer).__name__ not in PROPORTIONAL:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_gradguard.detectors import Spike
 from lightning_gradguard.history.baseline import Baseline
 from tests.builders import calm, statistics, taught
+from tests.detectors.feeding import run
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.2, 0.5])
@@ -58,3 +59,10 @@ def test_a_young_runs_spike_is_one_only_where_large_updates_have_come_to_nothing
     assert spike.judge(leapt, young(0.01, [2.0, 2.5, 2.2])) is None, "small updates do no such harm"
     assert spike.judge(leapt, young(1.0, [2.0, 0.5, 0.4])) is None, "it had learned with them"
     assert spike.judge(statistics(2000.0, loss=2.0), young(0.01, [2.0])) is not None, "no tail is so long"
+
+
+@pytest.mark.parametrize(("ratio", "asked"), [(1e-3, True), (1.0, False), (0.0, False)])
+def test_a_young_spike_after_small_updates_accuses_nobody_by_itself(ratio: float, asked: bool) -> None:
+    """Whose weights are what they were has met a hard batch, or was solved: only a batch or a layer found at fault is treated."""
+    ((_, verdict),) = run(Spike(), [1e-7] * 5 + [1.0], [1e-12] * 5 + [1e-6], ratio=ratio)
+    assert verdict.examine is asked

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard.statistics.update_ratio import build_up, first_look
+from lightning_gradguard.statistics.update_ratio import build_up, first_look, moved
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,13 @@ def test_a_weight_that_starts_at_zero_on_purpose_is_measured_by_what_its_fan_cal
     nn.init.zeros_(layer.weight)
     ratio, _, excess = first_look(layer, dict(layer.named_parameters()), torch.optim.Adam(layer.parameters(), 1e-3))
     assert ratio == pytest.approx(4e-3) and excess < 1.0
+
+
+def test_what_an_optimizer_of_any_kind_did_is_measured_against_a_copy() -> None:
+    module = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+    nn.init.normal_(module[0].weight, std=0.125)  # what its fan calls for
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    with torch.no_grad():
+        module[0].weight.add_(0.05 * before["0.weight"].sign())
+        module[1].weight.add_(100.0)  # no matrix: it may be replaced without harm
+    assert moved(module, dict(module.named_parameters()), before) == pytest.approx(0.05 / 0.125, rel=0.1)
