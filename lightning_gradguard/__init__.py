@@ -8,7 +8,7 @@ from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
-from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.step import StepReport
 
 __all__ = [

@@ -14,7 +14,7 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics.decode import decode
 from lightning_gradguard.errors import GuardError
 from lightning_gradguard.layers.names import clean
-from lightning_gradguard.optimizer_track import Lane
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
@@ -22,7 +22,7 @@ from lightning_gradguard.snapshots.store import SnapshotStore
 
 VERSION = 2
 """Of the state; that of version 1 is migrated, and another one is refused."""
-# What a fresh lane cannot be the model for: parts that may have changed since, and what is empty at first.
+# What a fresh track cannot be the model for: parts that may have changed since, and what is empty at first.
 _OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
 
 
@@ -78,7 +78,7 @@ def rehearse(
         for number, incident in enumerate(state["incidents"]):
             _incident(incident, f"incidents[{number}]")
         for index, saved in state["lanes"].items():
-            lane = Lane(
+            track = OptimizerTrack(
                 int(index),
                 nn.Module(),
                 torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
@@ -88,28 +88,28 @@ def rehearse(
                 snapshots=snapshots,
                 isolate=(lambda error: None) if isolate else None,
             )
-            _lane(lane, saved, module, f"lanes.{index}")
+            _track(track, saved, module, f"lanes.{index}")
     except GuardError:
         raise
     except Exception as error:
         raise GuardError(f"the guard's saved state cannot be used: {error}") from error
 
 
-def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
-    model = Lane(
+def _track(track: OptimizerTrack, saved: Any, module: nn.Module | None, where: str) -> None:
+    model = OptimizerTrack(
         0,
-        lane.module,
-        lane.optimizer,
+        track.module,
+        track.optimizer,
         detectors=(),
         remedies=(),
-        policy=lane.policy,
-        snapshots=lane.snapshots,
+        policy=track.policy,
+        snapshots=track.snapshots,
     ).state_dict()
-    # Of these a fresh lane has none, and what they hold are no plain numbers.
+    # Of these a fresh track has none, and what they hold are no plain numbers.
     model["batches"]["peaks"], model["trial"] = [[0.0]], [Trial("", (), 0).state_dict()]
     _like(model, saved, where)
-    meter = saved["meter"]
-    if not len(meter["names"]) == len(meter["peaks"]) == len(meter["nonfinite"]):
+    accumulator = saved["meter"]
+    if not len(accumulator["names"]) == len(accumulator["peaks"]) == len(accumulator["nonfinite"]):
         raise ValueError(f"{where}.meter has lists of different lengths")
     if saved["incident"] is not None:
         _incident(saved["incident"], f"{where}.incident")
@@ -118,8 +118,8 @@ def _lane(lane: Lane, saved: Any, module: nn.Module | None, where: str) -> None:
     for place, snapshot in copies.items():
         _snapshot(snapshot, module, place)
         _like(model["memory"], snapshot["extra"], f"{place}.extra")
-        lane.load_memory(snapshot["extra"])
-    lane.load_state_dict(saved)
+        track.load_memory(snapshot["extra"])
+    track.load_state_dict(saved)
 
 
 def _like(model: Any, found: Any, where: str) -> None:

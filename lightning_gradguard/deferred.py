@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
-from lightning_gradguard.device_gate import Flight, Gate
+from lightning_gradguard.device_gate import DeviceGate, Flight
 from lightning_gradguard.history.baseline import YOUNG
-from lightning_gradguard.optimizer_track import Lane
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE
-from lightning_gradguard.records import Blame, GradientStatistics, Outcome
+from lightning_gradguard.records import GradientStatistics, Outcome, Suspect
 from lightning_gradguard.remedies import Clip
 from lightning_gradguard.snapshots.when import worth_keeping
-from lightning_gradguard.statistics.measure import Team, joint_loss
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.measure import joint_loss
 from lightning_gradguard.statistics.norms import global_norm
 
 DEVICES = frozenset({"cuda"})
@@ -32,7 +33,7 @@ CLOSE = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Late:
+class Finding:
     """What is known of a step when the next one is about to be made.
 
     Args:
@@ -44,7 +45,7 @@ class Late:
 
     statistics: GradientStatistics
     coefficient: float
-    accused: Blame | None
+    accused: Suspect | None
     batch_index: int | None
 
     @property
@@ -57,42 +58,44 @@ class Late:
         return Outcome("skip", True, "held the step on the device: its gradients did not count", (), 0.0)
 
 
-def ready(lane: Lane, *, act: bool, scaler: Any, awaited: bool) -> tuple[tuple[str, ...], list[Tensor]] | None:
+def ready(
+    track: OptimizerTrack, *, act: bool, scaler: Any, awaited: bool
+) -> tuple[tuple[str, ...], list[Tensor]] | None:
     """Return names and gradients of a step that may be left to one of :data:`DEVICES`; None where the host must judge it."""
     if (
-        lane.device not in DEVICES
-        or lane.incident is not None
-        or lane.check_up
-        or lane.tampered
+        track.device not in DEVICES
+        or track.incident is not None
+        or track.check_up
+        or track.tampered
         or awaited
-        or lane.baseline.count < YOUNG
-        or lane.steps < lane.watchful
+        or track.baseline.count < YOUNG
+        or track.steps < track.watchful
     ):
         return None
-    if (scaler is not None and scaler.is_enabled()) or lane.sharded or not _parts_can_wait(lane, act=act):
+    if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
         return None
-    rate, last = lane.rate(), lane.last
-    if last is None or rate is None or lane.baseline.rate_leapt(rate):
+    rate, last = track.rate(), track.last
+    if last is None or rate is None or track.baseline.rate_leapt(rate):
         return None
-    if act and lane.snapshots.due(lane.steps) and worth_keeping(lane, lane.steps, last):
+    if act and track.snapshots.due(track.steps) and worth_keeping(track, track.steps, last):
         return None
-    names, grads = lane.gradients()
-    return (names, grads) if names == last.names and Gate.fits(grads) else None
+    names, grads = track.gradients()
+    return (names, grads) if names == last.names and DeviceGate.fits(grads) else None
 
 
-def _parts_can_wait(lane: Lane, *, act: bool) -> bool:
+def _parts_can_wait(track: OptimizerTrack, *, act: bool) -> bool:
     # LBFGS makes many updates in one step, with the gradients between them out of sight.
-    if isinstance(lane.optimizer, torch.optim.LBFGS) or not all(d.late for d in lane.detectors):
+    if isinstance(track.optimizer, torch.optim.LBFGS) or not all(d.deferrable for d in track.detectors):
         return False
-    clip = lane.remedies.get("clip")
-    first_aid = isinstance(clip, Clip) and clip.algorithm == "norm" and "skip" in lane.remedies
-    seen = any(d.name == "non-finite" for d in lane.detectors)
+    clip = track.remedies.get("clip")
+    first_aid = isinstance(clip, Clip) and clip.algorithm == "norm" and "skip" in track.remedies
+    seen = any(d.name == "non-finite" for d in track.detectors)
     # With no patience the first alarm asks for a slow remedy, which would find the weights of a step later.
-    return not act or (first_aid and seen and lane.policy.patience > 1 and all(r.late for r in lane.lasting))
+    return not act or (first_aid and seen and track.policy.patience > 1 and all(r.deferrable for r in track.lasting))
 
 
 def launch(
-    lane: Lane,
+    track: OptimizerTrack,
     names: tuple[str, ...],
     grads: list[Tensor],
     *,
@@ -105,7 +108,7 @@ def launch(
     """Leave a step to the device; return whether its update is made, as a tensor there.
 
     Args:
-        lane: The optimizer's lane.
+        track: The optimizer's track.
         names: Names of the parameters that have a gradient.
         grads: Their gradients.
         act: False only measures.
@@ -114,19 +117,19 @@ def launch(
         batch: Its batch.
         batch_index: The number of that batch.
     """
-    limit = lane.limit()
+    limit = track.limit()
     there = isinstance(loss, Tensor) and loss.device == grads[0].device
-    passed = lane.gate.judge(
-        lane.optimizer,
+    passed = track.gate.judge(
+        track.optimizer,
         grads,
         limit=limit,
-        target=lane.target(limit),
+        target=track.target(limit),
         gentle=GENTLE,
         act=act,
         loss=loss if there else None,  # type: ignore[arg-type]
         peaks=_peaks(batch, grads[0].device),
     )
-    lane.flight = Flight(step, names, None if there or loss is None else float(loss), lane.rate(), batch_index)
+    track.flight = Flight(step, names, None if there or loss is None else float(loss), track.rate(), batch_index)
     return passed
 
 
@@ -134,14 +137,14 @@ def _peaks(batch: Any, device: torch.device) -> Sequence[Tensor]:
     return largest(batch, device) if batch is not None else ()
 
 
-def collect(lane: Lane, team: Team) -> Late | None:
+def collect(track: OptimizerTrack, collectives: Collectives) -> Finding | None:
     """Return what the device found at the last step, if it was left to it."""
-    reading, flight = lane.gate.collect(), lane.flight
+    reading, flight = track.gate.collect(), track.flight
     if reading is None or flight is None:
         return None
-    lane.flight = None
+    track.flight = None
     norm = global_norm(reading.norms)
-    loss = joint_loss(lane, team, flight.loss if reading.loss is None else reading.loss, norm)
+    loss = joint_loss(track, collectives, flight.loss if reading.loss is None else reading.loss, norm)
     # Elements can no longer be counted: the gradients are gone.
     bad = (
         () if math.isfinite(norm) else tuple((flight.names[i], 0) for i in np.flatnonzero(~np.isfinite(reading.norms)))
@@ -149,4 +152,4 @@ def collect(lane: Lane, team: Team) -> Late | None:
     statistics = GradientStatistics(
         flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
     )
-    return Late(statistics, reading.coefficient, lane.batches.accuse_peaks(reading.peaks), flight.batch_index)
+    return Finding(statistics, reading.coefficient, track.batches.accuse_peaks(reading.peaks), flight.batch_index)

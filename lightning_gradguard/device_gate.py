@@ -59,7 +59,7 @@ class Flight:
     batch_index: int | None
 
 
-class Gate:
+class DeviceGate:
     """Judge one optimizer's gradients on their device.
 
     On a *fused* optimizer both answers are free: ``found_inf`` makes its kernel leave parameters and state alone, and
@@ -117,22 +117,22 @@ class Gate:
         fused = _fused(optimizer, len(grads))
         # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where: that
         # would make a tensor of them on the host first, and wait for its way to the device.
-        hold = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
-        coefficient = (target / total).masked_fill(total <= limit, 1.0).masked_fill(hold, 0.0)
+        skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
+        coefficient = (target / total).masked_fill(total <= limit, 1.0).masked_fill(skip, 0.0)
         if not act:
             coefficient = torch.ones_like(coefficient)
         elif fused:
-            self._mark(optimizer, coefficient, hold)
+            self._mark(optimizer, coefficient, skip)
         else:
-            _multiply_bits(grads, ~hold)
+            _multiply_bits(grads, ~skip)
         given = [] if loss is None else [loss]
         self._send(norms, [coefficient, *given, *peaks], len(given))
         made: Tensor = coefficient > 0.0
         return made
 
-    def _mark(self, optimizer: torch.optim.Optimizer, coefficient: Tensor, hold: Tensor) -> None:
-        optimizer.grad_scale = coefficient.masked_fill(hold, 1.0).reciprocal().float()  # type: ignore[attr-defined]
-        optimizer.found_inf = hold.float()  # type: ignore[attr-defined]
+    def _mark(self, optimizer: torch.optim.Optimizer, coefficient: Tensor, skip: Tensor) -> None:
+        optimizer.grad_scale = coefficient.masked_fill(skip, 1.0).reciprocal().float()  # type: ignore[attr-defined]
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         self._marked = optimizer
 
     def _send(self, norms: Tensor, more: Sequence[Tensor], losses: int) -> None:

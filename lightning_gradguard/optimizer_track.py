@@ -19,11 +19,11 @@ from lightning_gradguard.attribution.freshness import drawn
 from lightning_gradguard.attribution.optimizer_state import StateWatch
 from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.device_gate import Flight, Gate
-from lightning_gradguard.diagnostics.window import Meter
+from lightning_gradguard.device_gate import DeviceGate, Flight
+from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.errors import GuardError, named
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.interval import Glances
+from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.layers.forward_order import arranged, first_uses, registered
 from lightning_gradguard.layers.names import clean
 from lightning_gradguard.policy import Policy, Trial
@@ -51,17 +51,17 @@ LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
 
-class Lane:
-    """The guard's memory of one optimizer. Several optimizers (a GAN) have a lane each: one's trouble is not the other's.
+class OptimizerTrack:
+    """The guard's memory of one optimizer. Several optimizers (a GAN) have a track each: one's trouble is not the other's.
 
     Args:
         index: Position of the optimizer.
         module: The root module.
         optimizer: The optimizer.
-        detectors: Prototypes; the lane works on copies.
-        remedies: Prototypes; the lane works on copies.
-        policy: Prototype; the lane works on a copy.
-        snapshots: Prototype; the lane works on a copy.
+        detectors: Prototypes; the track works on copies.
+        remedies: Prototypes; the track works on copies.
+        policy: Prototype; the track works on a copy.
+        snapshots: Prototype; the track works on a copy.
         isolate: Told of a detector or remedy that failed and is left out from then on; None lets the error pass.
     """
 
@@ -85,7 +85,7 @@ class Lane:
         self.detectors = copy.deepcopy(list(detectors))
         self._own: tuple[list[Detector], dict[str, list[Detector]]] = ([], {})
         self.remedies = {remedy.name: remedy for remedy in copy.deepcopy(list(remedies))}
-        # Made once a part; parts live as long as the lane.
+        # Made once a part; parts live as long as the track.
         self._blocks: dict[int, named] = {}
         # Most remedies act once and need not be asked at every step.
         self.lasting = [r for r in self.remedies.values() if _overrides(r, Remedy, "before_update", "after_update")]
@@ -122,11 +122,11 @@ class Lane:
         self.snapshots = copy.deepcopy(snapshots)
         self.baseline = Baseline()
         self.batches = BatchWitness()
-        self.meter = Meter()
+        self.accumulator = WindowAccumulator()
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
-        self.gate = Gate()
+        self.gate = DeviceGate()
         self.flight: Flight | None = None
         # Steps before which the host judges each by itself.
         self.watchful = 0
@@ -134,10 +134,10 @@ class Lane:
         # Losses of this process that are to be averaged, and averages that are to be learned from.
         self.losses: list[float] = []
         self.shared: list[float] = []
-        self.glances = Glances()
+        self.odd_loss_interval = ExponentialInterval()
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
-        self.audits = Glances()
+        self.audit_interval = ExponentialInterval()
         self.tampered = False
         # Whether the layers are to be looked at in the next step that the host judges.
         self.check_up = False
@@ -163,7 +163,7 @@ class Lane:
             self.detectors = copy.deepcopy(list(self._prototypes))
             self.snapshots.hurry(self.steps)
         self._groups = groups
-        self.meter.order = self.meter.order or registered(self.module)
+        self.accumulator.order = self.accumulator.order or registered(self.module)
         names = {id(p): clean(name) for name, p in self.module.named_parameters()}
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(held)}
@@ -199,7 +199,7 @@ class Lane:
             uses = first_uses(loss)
             # The loss may be another optimizer's.
             if any(id(p) in uses for p in self.parameters.values()):
-                self.meter.order, self._to_follow = arranged(self.module, uses), 0
+                self.accumulator.order, self._to_follow = arranged(self.module, uses), 0
 
     def isolating(self, part: Detector | Remedy) -> named:
         """Return a ``with`` block that names ``part`` if it fails, and leaves it out from then on where that is wanted."""
@@ -232,7 +232,7 @@ class Lane:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Persistent buffers of the layers this optimizer trains; the first lane has those of layers without parameters too."""
+        """Persistent buffers of the layers this optimizer trains; the first track has those of layers without parameters too."""
         mine = {id(p) for p in self.parameters.values()}
         found = {}
         for name, layer in self.module.named_modules():
@@ -247,7 +247,7 @@ class Lane:
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """Averages of the weights that are kept beside the module (EMA, SWA), by name; the first lane takes them back with the weights."""
+        """Averages of the weights that are kept beside the module (EMA, SWA), by name; the first track takes them back with the weights."""
         if self.index:
             return {}
         return {
@@ -329,10 +329,10 @@ class Lane:
             raise error
 
     def reject(self, statistics: GradientStatistics) -> None:
-        """Tell all who learn that a step was held; its loss must not count in the mean over processes."""
+        """Tell all who learn that a step was skipped; its loss must not count in the mean over processes."""
         if self.losses:
             self.losses.pop()
-        self.watch.hold()
+        self.watch.skip()
         for detector in list(self.detectors):
             with self.isolating(detector):
                 detector.reject(statistics)
@@ -436,12 +436,12 @@ class Lane:
             "snapshots": self.snapshots.state_dict() if not self.sharded else SnapshotStore().state_dict(),
             "treating": self._treating(),
             "batches": self.batches.state_dict(),
-            "meter": self.meter.state_dict(),
+            "meter": self.accumulator.state_dict(),
             "incident": to_json(self.incident and dataclasses.replace(self.incident, trials=tuple(self.trials))),
             "steps": self.steps,
             "watchful": self.watchful,
-            "glances": [self.glances.last, self.glances.gap],
-            "audits": [self.audits.last, self.audits.gap],
+            "glances": [self.odd_loss_interval.last, self.odd_loss_interval.gap],
+            "audits": [self.audit_interval.last, self.audit_interval.gap],
             "writes": -1 if self.watch.usual is None else self.watch.usual,
             "check_up": self.check_up,
             "last": _plain(self.last),
@@ -464,13 +464,13 @@ class Lane:
         self.trouble, self.untouched = [float(v) for v in state["trouble"]], bool(state["untouched"])
         self.snapshots.load_state_dict(state["snapshots"])
         self.batches.load_state_dict(state["batches"])
-        self.meter.load_state_dict(state["meter"])
+        self.accumulator.load_state_dict(state["meter"])
         self.incident = incident_from_json(state["incident"]) if state["incident"] else None
         self.trials = list(self.incident.trials) if self.incident is not None else []
         self.incident = self.incident and dataclasses.replace(self.incident, trials=())
         self.steps, self.watchful = int(state["steps"]), int(state["watchful"])
-        self.glances = Glances(*map(int, state["glances"]))
-        self.audits = Glances(*map(int, state["audits"]))
+        self.odd_loss_interval = ExponentialInterval(*map(int, state["glances"]))
+        self.audit_interval = ExponentialInterval(*map(int, state["audits"]))
         self.watch.usual = None if state["writes"] < 0 else int(state["writes"])
         self.check_up = bool(state["check_up"])
         self.last = _statistics(state["last"])

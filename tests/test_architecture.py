@@ -18,7 +18,9 @@ PACKAGE = "lightning_gradguard"
 # The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
 RANKS = {
     **dict.fromkeys(("errors", "checks", "history.ranks", "records", "layers.names", "statistics.sharding"), 0),
-    **dict.fromkeys(("statistics.norms", "history", "snapshots", "layers", "attribution.batch"), 1),
+    **dict.fromkeys(
+        ("statistics.norms", "statistics.collectives", "history", "snapshots", "layers", "attribution.batch"), 1
+    ),
     **dict.fromkeys(("attribution.optimizer_state", "layers.initialization"), 1.5),
     "statistics.update_ratio": 2.9,
     **dict.fromkeys(("detectors", "attribution", "diagnostics", "device_gate"), 2),
@@ -106,14 +108,14 @@ PUBLIC = {
     },
     detectors: {
         *(
-            "ColdStart",
+            "BadStart",
             "Detector",
             "Drift",
-            "LossLeap",
+            "LossSpike",
             "NonFinite",
             "Overshoot",
             "Spike",
-            "SpoiltState",
+            "OptimizerStateCorruption",
             "Vanishing",
         ),
     },
@@ -127,7 +129,7 @@ PUBLIC = {
             "Reinitialize",
             "Remedy",
             "Rollback",
-            "Scene",
+            "RemedyContext",
             "Skip",
         ),
         *("SwapActivation", "restore_activations"),

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradguard import Guard, Policy, SnapshotStore
-from lightning_gradguard import deferred as late
+from lightning_gradguard import Guard, Policy, SnapshotStore, deferred
 from lightning_gradguard.detectors import Detector, Spike
 from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
@@ -41,7 +40,7 @@ ALL = [(family, path) for family in OPTIMIZERS for path in PATHS]
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU count as a device that works on by itself."""
-    monkeypatch.setattr(late, "DEVICES", frozenset({"cpu", "cuda"}))
+    monkeypatch.setattr(deferred, "DEVICES", frozenset({"cpu", "cuda"}))
 
 
 class Loop:
@@ -57,7 +56,7 @@ class Loop:
         self.done = 0
 
     @property
-    def lane(self) -> Any:
+    def track(self) -> Any:
         assert self.guard is not None
         return self.guard.attach(self.optimizer)
 
@@ -68,7 +67,7 @@ class Loop:
         report = None
         if self.guard is not None:
             report = self.guard.before_step(self.optimizer, loss=loss, batch=batch, batch_index=self.done)
-            self.left += self.lane.flight is not None
+            self.left += self.track.flight is not None
         self.optimizer.step()
         self.done += 1
         return report
@@ -139,7 +138,7 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
         grad = odd.clamp(-6e4, 6e4).to(dtype).reshape(6, 1)
         network.weight.grad = grad.clone()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        late.Gate().judge(optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True)
+        deferred.DeviceGate().judge(optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True)
         word = torch.int32 if dtype == torch.float32 else torch.int16
         assert torch.equal(network.weight.grad.view(word), grad.view(word))
 
@@ -147,7 +146,7 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
 def test_what_is_learned_is_what_the_host_would_have_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     there = Loop()
     there.run(batches(120))
-    monkeypatch.setattr(late, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred, "DEVICES", frozenset())
     here = Loop()
     here.run(batches(120))
     assert there.left > 50 and here.left == 0
@@ -164,7 +163,7 @@ def before_and_after(family: str, path: str, spoiled: Any, by: float = 1.0) -> t
     loop.run(good[:CALM])
     before = through_a_file(loop.state())
     loop.step(spoiled(good[CALM]), by)
-    assert loop.lane.flight is not None, "the step was left to the device"
+    assert loop.track.flight is not None, "the step was left to the device"
     after = through_a_file(loop.state())
     loop.run(good[CALM + 1 :])
     return loop, before, after
@@ -210,7 +209,7 @@ def test_a_moderate_spike_is_clipped_by_a_fused_optimizer_as_the_host_would(monk
     (incident,) = there.guard.incidents
     outcome = incident.actions[0].outcomes[0]
     assert outcome.remedy == "clip" and 0.0 < outcome.coefficient < 1.0
-    monkeypatch.setattr(late, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred, "DEVICES", frozenset())
     here = Loop("sgd", "fused")
     good = batches(CALM + 1)
     here.run(good[:CALM])
@@ -262,7 +261,7 @@ def test_a_damaged_layer_is_repaired_one_step_later() -> None:
 def test_a_slow_trouble_is_asked_of_the_step_in_hand() -> None:
     class Slow(Detector):
         name = "slow"
-        late = True
+        deferrable = True
 
         def judge(self, statistics: Any, baseline: Any) -> Any:
             if statistics.step < CALM + 5:
@@ -331,7 +330,7 @@ def test_what_cannot_wait_is_judged_by_the_host(options: Any) -> None:
 def test_steps_with_a_snapshot_are_judged_by_the_host() -> None:
     loop = Loop(snapshots=SnapshotStore(every=20))
     loop.run(batches(100))
-    snapshot = loop.lane.snapshots.latest
+    snapshot = loop.track.snapshots.latest
     assert snapshot is not None and snapshot.step >= 80
     assert 40 < loop.left < 68
 
@@ -425,7 +424,7 @@ def waits(loop: Loop, batch: Any) -> int:
     loss = nn.functional.mse_loss(loop.network(batch[0]), batch[1])
     loss.backward()
     assert loop.guard is not None
-    with Waits() as dispatched, Reads(loop.lane.gate) as read:
+    with Waits() as dispatched, Reads(loop.track.gate) as read:
         loop.guard.before_step(loop.optimizer, loss=loss, batch=batch)
     loop.optimizer.step()
     with Waits() as after:
@@ -439,7 +438,7 @@ def test_the_healthy_path_waits_for_nothing(family: str, path: str) -> None:
     loop.run(batches())
     counted = []
     for batch in batches(20):
-        if loop.lane.snapshots.due(loop.lane.steps + 1):
+        if loop.track.snapshots.due(loop.track.steps + 1):
             loop.step(batch)  # The host copies the state, for which it waits.
         else:
             counted.append(waits(loop, batch))
@@ -449,7 +448,7 @@ def test_the_healthy_path_waits_for_nothing(family: str, path: str) -> None:
 def test_the_count_sees_the_host_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop()
     loop.run(batches())
-    monkeypatch.setattr(late, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred, "DEVICES", frozenset())
     assert waits(loop, batches(1)[0]) > 0
 
 
@@ -458,7 +457,7 @@ def test_what_is_kept_on_the_device_is_small() -> None:
     network = nn.ParameterList([nn.Parameter(torch.ones(4)) for _ in range(1000)])
     for p in network:
         p.grad = torch.ones(4)
-    gate = late.Gate()
+    gate = deferred.DeviceGate()
     gate.judge(
         torch.optim.SGD(network.parameters()), [p.grad for p in network], limit=1e9, target=1.0, gentle=10.0, act=True
     )
@@ -482,8 +481,8 @@ def test_cuda_runs_under_the_strictest_watch_for_synchronisation(family: str, pa
         loss = nn.functional.mse_loss(network(batch[0]), batch[1])
         loss.backward()
         assert loop.guard is not None
-        lane = loop.lane
-        calm = not lane.snapshots.due(lane.steps + 1)
+        track = loop.track
+        calm = not track.snapshots.due(track.steps + 1)
         torch.cuda.set_sync_debug_mode("error" if calm else "default")
         try:
             loop.guard.before_step(loop.optimizer, loss=loss, batch=batch)

@@ -54,7 +54,7 @@ class Loop:
         self.guard.attach(self.optimizer)
 
     @property
-    def lane(self) -> Any:
+    def track(self) -> Any:
         return self.guard.attach(self.optimizer)
 
     def step(self, batch: Batch) -> Any:
@@ -104,7 +104,7 @@ def test_a_rate_a_hundred_times_too_high_is_brought_down_and_the_run_learns() ->
 def test_inputs_a_hundred_times_too_large_do_not_keep_a_run_from_learning() -> None:
     loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
     loop.run(digits(400, scale=100.0))
-    assert loop.lane.lr_factor > 1e-5
+    assert loop.track.lr_factor > 1e-5
     assert all(incident.helped for incident in loop.guard.incidents)
 
 
@@ -192,7 +192,7 @@ def test_treatments_that_made_it_worse_are_given_up_in_turn() -> None:
         ("optimizer", ("rollback",), "taken back"),
         ("optimizer", ("rollback", "backoff"), "taken back"),
     ]
-    assert report.held and incident.helped is False and incident.closed == report.statistics.step
+    assert report.skipped and incident.helped is False and incident.closed == report.statistics.step
     assert all(trial.after > trial.trouble for trial in incident.trials)
 
 
@@ -202,7 +202,7 @@ def test_weights_of_before_are_restored_where_treatments_have_made_it_worse() ->
 
 
 def test_a_rate_that_was_lowered_in_vain_is_given_back() -> None:
-    assert in_vain()[0].lane.lr_factor == 1.0
+    assert in_vain()[0].track.lr_factor == 1.0
 
 
 # -- healthy, and not like any other
@@ -259,9 +259,9 @@ def test_a_loss_that_is_switched_is_never_stopped_and_no_slow_treatment_lasts(ki
     loop.loss = ways[kind]
     reports += loop.run(digits(100, seed=1))
     assert not any(report.stop for report in reports)
-    assert loop.lane.trial is None and loop.lane.lr_factor == 1.0
+    assert loop.track.trial is None and loop.track.lr_factor == 1.0
     reports = loop.run(digits(100, seed=2))
-    assert not any(report.held for report in reports)
+    assert not any(report.skipped for report in reports)
     assert sum(r.statistics.loss for r in reports[-20:]) < sum(r.statistics.loss for r in reports[:20])
 
 
@@ -284,7 +284,7 @@ def test_a_run_that_is_cut_in_mid_trial_goes_on_as_if_it_had_not_been(after: int
         cut += 1
     whole.run(batches[cut : cut + after])
     cut += after
-    assert whole.guard.incidents[-1].closed is None and (after or whole.lane.looking is not None)
+    assert whole.guard.incidents[-1].closed is None and (after or whole.track.looking is not None)
     saved = through_a_file(whole.state())
     whole.run(batches[cut:])
     resumed.load(saved)
@@ -305,7 +305,7 @@ def test_a_run_that_is_cut_while_its_layers_are_to_be_scaled_goes_on_as_if_it_ha
     for cut in range(2, 8):
         whole, resumed = loud(), loud()
         whole.run(batches[:cut])
-        cuts.append(whole.lane.remedies["initialize"].at_work)
+        cuts.append(whole.track.remedies["initialize"].at_work)
         resumed.load(through_a_file(whole.state()))
         for loop in (whole, resumed):
             loop.run(batches[cut:])
@@ -319,7 +319,7 @@ def test_nothing_is_left_on_the_module_of_a_run_that_ends_before_its_layers_are_
         for p in network.parameters():
             p.mul_(30.0)
     loop = Loop(network, partial(torch.optim.SGD, lr=0.1))
-    while not loop.lane.remedies["initialize"].at_work:
+    while not loop.track.remedies["initialize"].at_work:
         loop.step(digits(1)[0])
     loop.guard.close()
     assert not any(layer._forward_hooks for layer in network.modules())

@@ -12,9 +12,9 @@ from lightning_gradguard.attribution.probe import LayerReading, Probe, Signal
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.layers.names import layers as all_layers
-from lightning_gradguard.optimizer_track import Lane
-from lightning_gradguard.records import Blame, GradientStatistics
-from lightning_gradguard.statistics.measure import Team
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import GradientStatistics, Suspect
+from lightning_gradguard.statistics.collectives import Collectives
 
 Asked = Literal["batch", "changes", "all"]
 
@@ -33,13 +33,13 @@ class Investigation:
         """``"full"`` or ``"forward"`` while layers are measured or will be again, empty otherwise."""
         return self._probe.armed or self._rearm
 
-    def awaits(self, lane: Lane) -> bool:
-        """Tell whether the lane's next step brings readings."""
-        return lane.index in self._awaiting
+    def awaits(self, track: OptimizerTrack) -> bool:
+        """Tell whether the track's next step brings readings."""
+        return track.index in self._awaiting
 
-    def arm(self, lane: Lane, module: nn.Module, *, backward: bool) -> None:
+    def arm(self, track: OptimizerTrack, module: nn.Module, *, backward: bool) -> None:
         """Measure every layer during the next batch."""
-        self._awaiting.add(lane.index)
+        self._awaiting.add(track.index)
         self._probe.arm(module, backward=backward)
 
     def arm_again(self, module: nn.Module) -> None:
@@ -61,12 +61,12 @@ class Investigation:
         """Forget what was asked for of another module."""
         self._rearm, self._awaiting = "", set()
 
-    def readings(self, lane: Lane) -> tuple[LayerReading, ...]:
-        """Return what the probe measured for this lane since its last step."""
-        if lane.index not in self._awaiting:
+    def readings(self, track: OptimizerTrack) -> tuple[LayerReading, ...]:
+        """Return what the probe measured for this track since its last step."""
+        if track.index not in self._awaiting:
             return ()
         readings = self._probe.readings() if self._probe.armed else ()
-        self._awaiting.discard(lane.index)
+        self._awaiting.discard(track.index)
         if not self._awaiting:
             self._probe.disarm()
         return readings
@@ -82,25 +82,25 @@ class Investigation:
         self._probe.disarm()
 
 
-def agreed(mine: Signal, team: Team) -> Signal:
+def agreed(mine: Signal, collectives: Collectives) -> Signal:
     """Return what became of the signal in the mean over the processes, which must come to the same verdict."""
-    if team.size == 1:
+    if collectives.size == 1:
         return mine
     unknown = math.nan if mine.variation is None else mine.variation
-    source, growth, variation = team.mean([mine.source, mine.growth, unknown])
+    source, growth, variation = collectives.mean([mine.source, mine.growth, unknown])
     return Signal(source, growth, None if math.isnan(variation) else variation)
 
 
 def suspects(
-    lane: Lane,
+    track: OptimizerTrack,
     module: nn.Module,
-    team: Team,
+    collectives: Collectives,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    accused: Blame | None,
+    accused: Suspect | None,
     *,
     ask: Asked = "all",
-) -> tuple[Blame, ...]:
+) -> tuple[Suspect, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
 
     Where there may be nothing wrong at all, only ``"changes"`` since the snapshot count, or only the ``"batch"``, which costs next to
@@ -109,12 +109,12 @@ def suspects(
     from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
 
     # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
-    snapshot = lane.snapshots.latest if ask != "batch" else None
-    layers: tuple[Blame, ...] = ()
+    snapshot = track.snapshots.latest if ask != "batch" else None
+    layers: tuple[Suspect, ...] = ()
     try:
         if ask != "batch" and (readings or snapshot is not None):
-            updates = 0 if snapshot is None else max(lane.baseline.count - snapshot.updates, 0)
-            older = lane.snapshots.older
+            updates = 0 if snapshot is None else max(track.baseline.count - snapshot.updates, 0)
+            older = track.snapshots.older
             layers = blame(
                 module,
                 readings=readings,
@@ -123,22 +123,22 @@ def suspects(
                 older=older,
                 updates=updates,
                 changes_only=ask == "changes",
-                fresh=lane.fresh and not lane.baseline.learned,
+                fresh=track.fresh and not track.baseline.learned,
             )
     except Exception as error:
         # Where shards are gathered for it, the other processes would wait for this one.
-        if lane.sharded or not out_of_memory(error):
+        if track.sharded or not out_of_memory(error):
             raise
         warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
     mine = ([accused] if accused else []) + list(layers)
     # What one process sees (its batch, its gains) all must know, in the same order.
-    merged: dict[str, Blame] = {}
-    for other in team.gather(mine):
+    merged: dict[str, Suspect] = {}
+    for other in collectives.gather(mine):
         for suspect in other:
             known = merged.get(suspect.layer)
             if known is None or suspect.score > known.score:
                 merged[suspect.layer] = suspect
-    owners = {layer_of(name) for name in lane.parameters} | {"batch"}
+    owners = {layer_of(name) for name in track.parameters} | {"batch"}
     if any(suspect.broken for suspect in merged.values()):
         # A layer that nobody trains (a frozen teacher) can be broken too, and is everybody's.
         owners |= {
@@ -147,5 +147,5 @@ def suspects(
     return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
 
 
-def _rank(suspect: Blame) -> tuple[float, str]:
+def _rank(suspect: Suspect) -> tuple[float, str]:
     return -suspect.score, suspect.layer

@@ -48,8 +48,8 @@ class StateWatch:
         self._writes = 0
         # Writes of a step that is made; None until one has been seen.
         self.usual: int | None = None
-        # Whether the last step was held.
-        self._held = False
+        # Whether the last step was skipped.
+        self._skipped = False
 
     def written(self) -> bool:
         """Tell so, once before each step."""
@@ -63,16 +63,16 @@ class StateWatch:
             return replaced
         before, self._writes = self._writes, sum(map(_version, self._tensors))
         new = self._writes - before
-        held, self._held = self._held, False
+        skipped, self._skipped = self._skipped, False
         if self.usual is None:
-            self.usual = None if held else new
+            self.usual = None if skipped else new
             return False
         # Fewer are those of a step in which some parameters had no gradient; none, of tensors that have been replaced.
-        return new > self.usual or (new == 0 < self.usual and not held and self._look_up())
+        return new > self.usual or (new == 0 < self.usual and not skipped and self._look_up())
 
-    def hold(self) -> None:
+    def skip(self) -> None:
         """Note that the step at hand is not made."""
-        self._held = True
+        self._skipped = True
 
     def _look_up(self) -> bool:
         """Look up the tensors, and tell whether they are others than before."""

@@ -18,7 +18,7 @@ LARGEST = math.sqrt(3.4028e38)
 """Norm whose square is about to overflow float32: Adam's second moment would be inf, and its weights never move again."""
 
 
-class ColdStart(Detector):
+class BadStart(Detector):
     """Find a start that cannot go well: gradients that are not finite, or that no optimizer can hold, or a signal that explodes on its way.
 
     Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Where a weight is more than four times
@@ -33,7 +33,7 @@ class ColdStart(Detector):
     """
 
     name: ClassVar[str] = "cold-start"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, max_growth: float = 100.0) -> None:
         self.max_growth = checks.number("max_growth", max_growth, above=1.0)

@@ -38,7 +38,7 @@ class Drift(Detector):
     """
 
     name: ClassVar[str] = "drift"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, slack: float = 0.5, threshold: float = 7.0) -> None:
         self.slack = checks.number("slack", slack, least=0.0)

@@ -10,7 +10,7 @@ from lightning_gradguard.history.baseline import BEFORE, RECENT, YOUNG, Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
-class LossLeap(Detector):
+class LossSpike(Detector):
     """Find a loss above those before by more than the larger of their level and six robust standard deviations.
 
     Layers that saturate, and normalisations, hide from the gradient what a corrupt batch or a damaged weight does to the
@@ -20,7 +20,7 @@ class LossLeap(Detector):
     """
 
     name: ClassVar[str] = "loss-leap"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""

@@ -22,7 +22,7 @@ class NonFinite(Detector):
     """
 
     name: ClassVar[str] = "non-finite"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 16) -> None:
         self.patience = checks.whole("patience", patience, least=1)

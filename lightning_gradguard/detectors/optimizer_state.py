@@ -10,7 +10,7 @@ from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
-class SpoiltState(Detector):
+class OptimizerStateCorruption(Detector):
     """Find momentum or second moments that are not what the optimizer has made of the gradients.
 
     The gradients of that step are healthy ones, so nothing else can tell before the weights are gone. The state is looked at only
@@ -18,7 +18,7 @@ class SpoiltState(Detector):
     """
 
     name: ClassVar[str] = "spoilt-state"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge where the state was looked at."""

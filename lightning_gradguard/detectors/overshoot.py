@@ -42,7 +42,7 @@ class Overshoot(Detector):
     """
 
     name: ClassVar[str] = "overshoot"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)

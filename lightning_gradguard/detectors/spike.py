@@ -53,7 +53,7 @@ class Spike(Detector):
     """
 
     name: ClassVar[str] = "spike"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 8.0, zscore: float = 6.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

@@ -21,7 +21,7 @@ class Vanishing(Detector):
     """
 
     name: ClassVar[str] = "vanishing"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 1e6) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.optimizer_track import Lane
-from lightning_gradguard.records import Action, Blame, GradientStatistics, Incident, Verdict
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import Action, GradientStatistics, Incident, Suspect, Verdict
 
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
@@ -40,15 +40,17 @@ class Recorder:
         self.incidents: list[Incident] = []
         self._warned: set[str] = set()
 
-    def record(self, lane: Lane, action: Action, suspects: tuple[Blame, ...], batch_index: int | None) -> None:
-        """Add an alarming step to the lane's incident, or open one with it."""
+    def record(
+        self, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
+    ) -> None:
+        """Add an alarming step to the track's incident, or open one with it."""
         event: Event = "acted"
-        incident = lane.incident
+        incident = track.incident
         if incident is None:
             event = "opened"
             number = self.incidents[-1].number + 1 if self.incidents else 1
-            form = lane.policy.form(action.verdict, action.step)
-            incident = Incident(number, lane.index, action.step, form, batch=batch_index)
+            form = track.policy.form(action.verdict, action.step)
+            incident = Incident(number, track.index, action.step, form, batch=batch_index)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         alarms = incident.alarms + 1
@@ -60,60 +62,64 @@ class Recorder:
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        lane.incident = dataclasses.replace(
-            incident, actions=actions, alarms=alarms, blame=named, trials=tuple(lane.trials)
+        track.incident = dataclasses.replace(
+            incident, actions=actions, alarms=alarms, blame=named, trials=tuple(track.trials)
         )
-        self.replace(lane.incident)
+        self.replace(track.incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
-            self.tell("incident", lane.incident, event)
+            self.tell("incident", track.incident, event)
 
-    def close_incident(self, lane: Lane, step: int) -> None:
-        """Close the lane's incident: it helped if a treatment was kept, and did not if all were taken back."""
-        assert lane.incident is not None
-        trials, lane.trials = tuple(lane.trials), []
+    def close_incident(self, track: OptimizerTrack, step: int) -> None:
+        """Close the track's incident: it helped if a treatment was kept, and did not if all were taken back."""
+        assert track.incident is not None
+        trials, track.trials = tuple(track.trials), []
         outcomes = {trial.outcome for trial in trials}
         helped = True if "kept" in outcomes else False if outcomes == {"taken back"} else None
-        closed = dataclasses.replace(lane.incident, closed=step, helped=helped, trials=trials)
+        closed = dataclasses.replace(track.incident, closed=step, helped=helped, trials=trials)
         self.replace(closed)
-        lane.incident = None
+        track.incident = None
         self.tell("incident", closed, "closed")
 
     def replace(self, incident: Incident) -> None:
         """Put a newer version of an incident in place of the old."""
         self.incidents = [incident if i.number == incident.number else i for i in self.incidents]
 
-    def meter(self, lane: Lane, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
+    def add_step(
+        self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool
+    ) -> None:
         """Take in a step; send a window when it is full, sooner where something was done."""
-        lane.last = statistics
-        lane.meter.add(statistics, coefficient, alarm=alarm)
-        full = min(self.log_every, 1 + lane.steps // EARLY)
-        if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
-            self.log(lane, statistics, coefficient)
+        track.last = statistics
+        track.accumulator.add(statistics, coefficient, alarm=alarm)
+        full = min(self.log_every, 1 + track.steps // EARLY)
+        if track.accumulator.steps >= full or (coefficient < 1.0 and track.accumulator.steps >= self.log_every // 5):
+            self.log(track, statistics, coefficient)
 
-    def show(self, lane: Lane, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float) -> None:
+    def show(
+        self, track: OptimizerTrack, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+    ) -> None:
         """Let the sinks look at the gradients themselves, now and then."""
-        if lane.steps % self.log_every == 0:
-            self.tell("gradients", step, lane.index, names, grads, grad_scale)
+        if track.steps % self.log_every == 0:
+            self.tell("gradients", step, track.index, names, grads, grad_scale)
 
-    def log(self, lane: Lane, statistics: GradientStatistics, coefficient: float) -> None:
+    def log(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float) -> None:
         """Send the window that ends with this step."""
         # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
-        limit = lane.limit() if lane.baseline.count else math.inf
-        window = lane.meter.window(
+        limit = track.limit() if track.baseline.count else math.inf
+        window = track.accumulator.window(
             statistics,
-            lane.baseline,
-            optimizer=lane.index,
+            track.baseline,
+            optimizer=track.index,
             limit=limit,
             coefficient=coefficient,
-            lr_factor=lane.lr_factor,
+            lr_factor=track.lr_factor,
             incidents=len(self.incidents),
         )
         self.tell("window", window)
 
-    def notice(self, lane: Lane, step: int, verdict: Verdict) -> None:
+    def notice(self, track: OptimizerTrack, step: int, verdict: Verdict) -> None:
         """Tell what asks for no remedy, now and then."""
-        if step - lane.noticed.get(verdict.detector, -NOTICE_EVERY) >= NOTICE_EVERY:
-            lane.noticed[verdict.detector] = step
+        if step - track.noticed.get(verdict.detector, -NOTICE_EVERY) >= NOTICE_EVERY:
+            track.noticed[verdict.detector] = step
             self.tell("notice", step, f"{verdict.form}: {verdict.reason}")
 
     def tell(self, what: str, *args: Any) -> None:

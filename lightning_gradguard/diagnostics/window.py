@@ -13,7 +13,7 @@ from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import FloatArray, GradientStatistics, Window
 
 
-class Meter:
+class WindowAccumulator:
     """Keep window peaks per parameter, and the counts of the whole run.
 
     Attributes:

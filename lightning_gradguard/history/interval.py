@@ -9,7 +9,7 @@ GAP, WIDEST = 10, 320
 
 
 @dataclass(slots=True)
-class Glances:
+class ExponentialInterval:
     """When layers are examined because of a single odd loss: at once, but where those are common less and less often.
 
     Args:

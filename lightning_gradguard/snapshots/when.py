@@ -5,28 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_gradguard.history.baseline import LARGE, RECENT, YOUNG
-from lightning_gradguard.optimizer_track import Lane
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
-from lightning_gradguard.statistics.measure import FEW, Team
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.measure import FEW
 
 LOUD = 3.0
 """Times the typical norm from which a step's state is not copied."""
 
 
-def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool:
+def worth_keeping(track: OptimizerTrack, step: int, statistics: GradientStatistics) -> bool:
     """Return whether the state before ``step`` should be copied: it is time, and nothing is suspicious."""
-    trial = lane.trial is not None
+    trial = track.trial is not None
     # The one question of nearly every step; the others can wait until the answer is yes.
-    if not lane.snapshots.due(step, soon=trial) or not any(r.uses_snapshots for r in lane.remedies.values()):
+    if not track.snapshots.due(step, soon=trial) or not any(r.uses_snapshots for r in track.remedies.values()):
         return False
-    known, loss = lane.baseline, statistics.loss
-    if lane.snapshots.empty:
+    known, loss = track.baseline, statistics.loss
+    if track.snapshots.empty:
         return True
-    if lane.incident is not None and not (trial and known.at_best and len(lane.losses_on_trial) > RECENT):
+    if track.incident is not None and not (trial and known.at_best and len(track.losses_on_trial) > RECENT):
         return False
-    overdue = lane.snapshots.overdue(step)
+    overdue = track.snapshots.overdue(step)
     # Where the first copy stays in any case, a newer one takes nothing away.
-    large = known.update_ratio > LARGE and not (overdue or lane.snapshots.pinned)
+    large = known.update_ratio > LARGE and not (overdue or track.snapshots.pinned)
     if known.first_losses and not known.learned and (known.count < YOUNG or large):
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
     if known.count > FEW and statistics.norm > LOUD * known.typical:
@@ -36,21 +37,23 @@ def worth_keeping(lane: Lane, step: int, statistics: GradientStatistics) -> bool
     return not worse and not known.loss_elevated(loss)
 
 
-def keep(lane: Lane, step: int, statistics: GradientStatistics, batch: Any, team: Team) -> str | None:
+def keep(
+    track: OptimizerTrack, step: int, statistics: GradientStatistics, batch: Any, collectives: Collectives
+) -> str | None:
     """Take a snapshot if it is worth it, and note how large a healthy batch is; return what to warn of, if anything."""
     if batch is not None and step < FEW:
-        lane.batches.remember(batch)
-    if not worth_keeping(lane, step, statistics):
+        track.batches.remember(batch)
+    if not worth_keeping(track, step, statistics):
         return None
     if batch is not None:
-        lane.batches.remember(batch)
+        track.batches.remember(batch)
     failure: str | None = None
     try:
-        lane.snapshots.take(step, lane.parameters, lane.buffers, lane.optimizer, lane.memory())
+        track.snapshots.take(step, track.parameters, track.buffers, track.optimizer, track.memory())
     except (MemoryError, RuntimeError) as error:
         failure = str(error)
     # Where one process has no snapshot to go back to, the others must not go back either.
-    if not team.mean([float(failure is not None)]) > [0.0]:
+    if not collectives.mean([float(failure is not None)]) > [0.0]:
         return None
-    lane.snapshots.switch_off()
+    track.snapshots.switch_off()
     return f"no memory for a snapshot ({failure or 'on another process'}); rollback is switched off, training goes on"

@@ -118,7 +118,7 @@ def hot() -> Both:
 
 
 def held_ten(*optional: Remedy) -> GradGuard:
-    return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_held=10))
+    return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_skipped=10))
 
 
 SINGLE: dict[str, tuple[Any, Any]] = {
