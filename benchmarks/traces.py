@@ -197,8 +197,8 @@ class Replay:
         self.row: Row = {}
         self.heard: list[Verdict] = []
         module = nn.Module()
-        self.step = steps.Step("guard", Recorder((), 10**9))
-        self.step.module, self.step.running = module, RunningStatistics(module)
+        self.host = steps.Step("guard", Recorder((), 10**9))
+        self.host.module, self.host.running = module, RunningStatistics(module)
         self.track = track = OptimizerTrack(
             0,
             module,
@@ -243,10 +243,10 @@ class Replay:
         measured = (self,) if "signal" in row else ()
         with (
             patch.object(steps, "suspects", self._suspects),
-            patch.object(self.step.investigation, "readings", lambda track: measured),
+            patch.object(self.host.investigation, "readings", lambda track: measured),
             patch.object(steps, "signal", lambda readings: Signal(*row["signal"])),
         ):
-            report = self.step.run(track, self.step.context_of(track, statistics), None, None)
+            report = self.host.run(track, self.host.context_of(track, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
 
     def _suspects(self, *args: Any, ask: str = "all") -> tuple[Suspect, ...]:
