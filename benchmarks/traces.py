@@ -106,9 +106,9 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         now["made"] = rate(track)
         return now["made"]
 
-    def ask_all(*args: Any, ask: str = "all") -> tuple[Suspect, ...]:
+    def ask_all(*args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # All that may be asked, since another version may ask something else.
-        found = {each: suspects(*args, ask=each) for each in ("batch", "changes", "all")}
+        found = {each: suspects(*args, ask=each, **known) for each in ("batch", "changes", "all")}
         now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
         return found[ask]
 
@@ -243,13 +243,13 @@ class Replay:
         measured = (self,) if "signal" in row else ()
         with (
             patch.object(steps, "suspects", self._suspects),
-            patch.object(self.host.investigation, "readings", lambda track: measured),
+            patch.object(self.host.investigation, "readings", lambda optimizer: measured),
             patch.object(steps, "signal", lambda readings: Signal(*row["signal"])),
         ):
             report = self.host.run(track, self.host.context_of(track, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
 
-    def _suspects(self, *args: Any, ask: str = "all") -> tuple[Suspect, ...]:
+    def _suspects(self, *args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # Where nothing was asked when the trace was recorded, nobody is suspected.
         found = self.row.get("suspects", {}).get(ask, ())
         return tuple(Suspect(layer, score, "", broken=broken) for layer, score, broken in found)

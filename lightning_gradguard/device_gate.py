@@ -32,12 +32,14 @@ class Reading:
         coefficient: What the gradients were multiplied by: 1 untouched, 0 held.
         loss: The step's loss, or None where none was given.
         peaks: Largest absolute elements of the batch's tensors.
+        flight: What the host knew of the step when it left it to the device.
     """
 
     norms: FloatArray
     coefficient: float
     loss: float | None
     peaks: tuple[float, ...]
+    flight: Flight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class DeviceGate:
         self._pinned: Tensor | None = None
         self._event: torch.cuda.Event | None = None
         self._waiting: tuple[int, int] | None = None
+        self._flight: Flight | None = None
         self._marked: torch.optim.Optimizer | None = None
 
     @staticmethod
@@ -95,6 +98,7 @@ class DeviceGate:
         act: bool,
         loss: Tensor | None = None,
         peaks: Sequence[Tensor] = (),
+        flight: Flight | None = None,
     ) -> Tensor:
         """Clip or hold the step that is about to be made, and send its norms on their way.
 
@@ -107,6 +111,7 @@ class DeviceGate:
             act: False only measures.
             loss: The step's loss, one element.
             peaks: Largest absolute elements of the batch's tensors, one element each.
+            flight: What the host knows of the step, to be read together with what the device finds.
 
         Returns:
             Whether the step's update is made, as a bool tensor of no dimension on the gradients' device.
@@ -127,6 +132,7 @@ class DeviceGate:
             _multiply_bits(grads, ~skip)
         given = [] if loss is None else [loss]
         self._send(norms, [coefficient, *given, *peaks], len(given))
+        self._flight = flight
         made: Tensor = coefficient > 0.0
         return made
 
@@ -160,7 +166,12 @@ class DeviceGate:
         values = self._pinned.numpy().astype(np.float64)
         rest = values[count:].tolist()
         loss = rest[1] if losses else None
-        return Reading(values[:count], rest[0], loss, tuple(rest[1 + losses :]))
+        return Reading(values[:count], rest[0], loss, tuple(rest[1 + losses :]), self._flight)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step was left to the device and has not been read yet."""
+        return self._waiting is not None
 
     def after_update(self) -> None:
         """Take back what a fused optimizer was told: it would obey at the next step too."""

@@ -211,7 +211,7 @@ class Guard:
                 track.resume()
             elif track.untouched and not compiled(self.module):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
-                self._investigation.arm(track, self.module, backward=False)
+                self._investigation.arm(track.index, self.module, backward=False)
         return track
 
     def augment(self, batch: Any) -> Any:
@@ -281,9 +281,7 @@ class Guard:
         """
         for track in self._tracks.values():
             self._deferred.catch_up(track)
-            if track.losses:
-                track.shared += self._step.collectives.mean(track.losses)
-                track.losses.clear()
+            track.joint_loss.settle(self._step.collectives)
 
     def _catch_up(self) -> None:
         """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
@@ -338,7 +336,7 @@ class Guard:
         self._catch_up()
         for track in self._tracks.values():
             if track.accumulator.steps and track.last is not None:
-                self._recorder.log(track, track.last, 1.0)
+                self._step.log(track, track.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""

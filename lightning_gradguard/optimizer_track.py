@@ -19,10 +19,11 @@ from lightning_gradguard.attribution.freshness import drawn
 from lightning_gradguard.attribution.optimizer_state import StateWatch
 from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.device_gate import DeviceGate, Flight
+from lightning_gradguard.device_gate import DeviceGate
+from lightning_gradguard.diagnostics.recorder import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.errors import GuardError, named
-from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.baseline import LEAP, RECENT, YOUNG, Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.layers.forward_order import arranged, first_uses, registered
 from lightning_gradguard.layers.names import clean
@@ -39,6 +40,8 @@ from lightning_gradguard.records import (
 from lightning_gradguard.remedies import Initialize, LearningRateBackoff, Remedy
 from lightning_gradguard.remedies.backoff import largest_rate
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, plain
+from lightning_gradguard.snapshots.when import worth_keeping
+from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.statistics.update_ratio import build_up
 
@@ -47,6 +50,8 @@ T = TypeVar("T")
 LIFE = 80
 """Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input; then after
 twice as many each time."""
+CLOSE = 20
+"""Steps that the host judges at once after an alarm that calls for more than the device can do."""
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the optimizer's parameters are."""
 
@@ -127,13 +132,10 @@ class OptimizerTrack:
         self.last: GradientStatistics | None = None
         self.steps = 0
         self.gate = DeviceGate()
-        self.flight: Flight | None = None
         # Steps before which the host judges each by itself.
         self.watchful = 0
         self._to_follow = LOSSES
-        # Losses of this process that are to be averaged, and averages that are to be learned from.
-        self.losses: list[float] = []
-        self.shared: list[float] = []
+        self.joint_loss = JointLoss()
         self.odd_loss_interval = ExponentialInterval()
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
@@ -141,7 +143,7 @@ class OptimizerTrack:
         self.tampered = False
         # Whether the layers are to be looked at in the next step that the host judges.
         self.check_up = False
-        self.noticed: dict[str, int] = {}
+        self.notices = Notices()
         self.parameters: dict[str, nn.Parameter] = {}
         self._names: tuple[str, ...] = ()
         self.sharded = False
@@ -330,8 +332,7 @@ class OptimizerTrack:
 
     def reject(self, statistics: GradientStatistics) -> None:
         """Tell all who learn that a step was skipped; its loss must not count in the mean over processes."""
-        if self.losses:
-            self.losses.pop()
+        self.joint_loss.drop()
         self.watch.skip()
         for detector in list(self.detectors):
             with self.isolating(detector):
@@ -385,11 +386,6 @@ class OptimizerTrack:
         return rate
 
     @property
-    def losses_on_trial(self) -> list[float]:
-        """Losses since the treatment on trial; empty where there is none."""
-        return self.trial.losses if self.trial is not None else []
-
-    @property
     def fresh(self) -> bool:
         """Whether the run began with weights that nobody had trained, and its first step can be gone back to."""
         first = self.snapshots.first
@@ -398,6 +394,38 @@ class OptimizerTrack:
         if self._drawn is None:
             self._drawn = drawn(first.parameters.values())
         return self._drawn
+
+    def loss_can_wait(self, norm: float) -> bool:
+        """Return, alike on all processes, whether nothing calls for the loss of a step with this norm as a second witness."""
+        known = self.baseline
+        if self.incident is not None or known.count < RECENT or known.outsized(norm, self.rate()):
+            return False
+        # In a young run a limit is wide, and the loss is asked long before it.
+        return norm <= (self.limit() if known.count >= YOUNG else LEAP * known.typical)
+
+    def worth_keeping(self, step: int, statistics: GradientStatistics) -> bool:
+        """Return whether the state before ``step`` should be copied."""
+        trial = None if self.trial is None else len(self.trial.losses)
+        # The one question of nearly every step; the others can wait until the answer is yes.
+        if not self.snapshots.due(step, soon=trial is not None):
+            return False
+        if not any(remedy.uses_snapshots for remedy in self.remedies.values()):
+            return False
+        return worth_keeping(
+            self.snapshots, step, statistics, self.baseline, incident=self.incident is not None, trial=trial
+        )
+
+    def take_snapshot(self, step: int) -> None:
+        """Keep a copy of the state before ``step``."""
+        self.snapshots.take(step, self.parameters, self.buffers, self.optimizer, self.memory())
+
+    def capture(self) -> Snapshot:
+        """Return a copy of the state of now."""
+        return self.snapshots.capture(self.steps, self.parameters, self.buffers, self.optimizer, self.memory())
+
+    def watch_closely(self) -> None:
+        """Have the host judge each of the next few steps by itself."""
+        self.watchful = self.steps + CLOSE
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
@@ -445,9 +473,9 @@ class OptimizerTrack:
             "writes": -1 if self.watch.usual is None else self.watch.usual,
             "check_up": self.check_up,
             "last": _plain(self.last),
-            "losses": list(self.losses),
-            "shared": list(self.shared),
-            "noticed": dict(self.noticed),
+            "losses": list(self.joint_loss.own),
+            "shared": list(self.joint_loss.averaged),
+            "noticed": self.notices.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -475,9 +503,9 @@ class OptimizerTrack:
         self.check_up = bool(state["check_up"])
         self.last = _statistics(state["last"])
         self.gate.drop()
-        self.losses = [float(v) for v in state["losses"]]
-        self.shared = [float(v) for v in state["shared"]]
-        self.noticed = {str(k): int(v) for k, v in state["noticed"].items()}
+        self.joint_loss.own = [float(v) for v in state["losses"]]
+        self.joint_loss.averaged = [float(v) for v in state["shared"]]
+        self.notices.load_state_dict(state["noticed"])
 
     def _treating(self) -> dict[str, Any]:
         """Return what a treatment under way goes by, in the same form where there is none."""

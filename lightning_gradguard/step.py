@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from lightning_gradguard import treatment
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.investigation import Asked, Investigation, agreed, suspects
+from lightning_gradguard.attribution.optimizer_state import spoilt
 from lightning_gradguard.attribution.probe import LayerReading, signal
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.diagnostics.recorder import Recorder
@@ -19,9 +21,10 @@ from lightning_gradguard.optimizer_track import LIFE, OptimizerTrack, expected
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
-from lightning_gradguard.snapshots.when import LOUD, keep
+from lightning_gradguard.snapshots.when import LOUD, attempt
 from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.statistics.measure import LOSS_EVERY, measure, scale_of
+from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.statistics.measure import FEW, asks_for_update, measure, scale_of, with_update
 
 EXAMINE_EVERY = 10
 
@@ -82,8 +85,29 @@ class Step:
         else:
             report = self._treat(track, context, alarm, suspects, batch_index)
             coefficient = min((o.coefficient for o in report.outcomes), default=1.0)
-        self.recorder.add_step(track, context.statistics, coefficient, alarm=alarm is not None)
+        self.note(track, context.statistics, coefficient, alarm=alarm is not None)
         return report
+
+    def note(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
+        """Take a step into the window under way, and send the window when it is full."""
+        track.last = statistics
+        if self.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps):
+            self.log(track, statistics, coefficient)
+
+    def log(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float) -> None:
+        """Send the window that ends with this step."""
+        # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
+        limit = track.limit() if track.baseline.count else math.inf
+        window = track.accumulator.window(
+            statistics,
+            typical=track.baseline.typical,
+            optimizer=track.index,
+            limit=limit,
+            coefficient=coefficient,
+            lr_factor=track.lr_factor,
+            incidents=len(self.recorder.incidents),
+        )
+        self.recorder.tell("window", window)
 
     # -- gradients -> statistics ---------------------------------------------------------------------------------------
 
@@ -92,13 +116,49 @@ class Step:
     ) -> RemedyContext:
         """Measure the gradients, and return all that remedies work with."""
         scaled = scaler is not None and scaler.is_enabled()
-        scale, number = scale_of(track, scaler), track.steps if step is None else step
+        scale, number = scale_of(track.optimizer, scaler), track.steps if step is None else step
         names, grads = track.gradients()
-        self.recorder.show(track, number, names, grads, scale)
+        self.recorder.show(track.steps, number, track.index, names, grads, scale)
         statistics = measure(
-            track, self.module, self.collectives, loss, names, grads, step=number, scaled=scaled, scale=scale
+            names,
+            grads,
+            step=number,
+            loss=lambda norm: self.loss_of(track, loss, norm),
+            rate=track.rate(),
+            scale=scale,
+            sharded=track.sharded,
+            scaled=scaled,
         )
-        return self.context_of(track, statistics, scaler if scaled else None, scale)
+        return self.context_of(track, self._look_closer(track, statistics, scale), scaler if scaled else None, scale)
+
+    def loss_of(self, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
+        """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
+        earlier, now = track.joint_loss.of(loss, self.collectives, track.steps, lambda: track.loss_can_wait(norm))
+        track.baseline.recall(earlier)
+        return now
+
+    def _look_closer(self, track: OptimizerTrack, statistics: GradientStatistics, scale: float) -> GradientStatistics:
+        """Measure also what is worth its cost in few steps only."""
+        known = track.baseline
+        if asks_for_update(known, statistics):
+            first = track.snapshots.first if known.count == 1 and not track.sharded else None
+            statistics = with_update(
+                statistics,
+                self.module,
+                track.parameters,
+                track.optimizer,
+                scale=scale,
+                factor=track.lr_factor,
+                first=None if first is None else first.parameters,
+            )
+            known.look(statistics.rate)
+        if track.growth is not None and track.fresh:
+            statistics = dataclasses.replace(statistics, growth=track.growth)
+        if track.tampered:
+            largest = math.exp(known.high_water)
+            found = spoilt(track.optimizer, track.parameters, track.snapshots.latest, largest)
+            statistics = dataclasses.replace(statistics, spoilt=found)
+        return statistics
 
     def context_of(
         self, track: OptimizerTrack, statistics: GradientStatistics, scaler: Any = None, scale: float = 1.0
@@ -124,7 +184,7 @@ class Step:
     ) -> tuple[Verdict | None, tuple[Suspect, ...]]:
         """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
         statistics = context.statistics
-        readings = self.investigation.readings(track)
+        readings = self.investigation.readings(track.index)
         if self.mode == "guard" and (pending := treatment.pending(track, context, self.collectives)) is not None:
             look = pending.detector != treatment.INITIALIZE
             track.signal = agreed(signal(readings), self.collectives) if readings and look else None
@@ -144,7 +204,7 @@ class Step:
             if track.resigned and verdict.form == "divergence" and not verdict.examine:
                 continue
             if not verdict.alarm:
-                self.recorder.notice(track, statistics.step, verdict)
+                self.recorder.notice(track.notices, statistics.step, verdict)
             elif not verdict.examine:
                 return verdict, self._suspects(track, statistics, readings, batch)
             elif found := self._look(track, statistics, readings, batch, verdict):
@@ -186,7 +246,7 @@ class Step:
                 return found
             track.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.
         if weigh and not single:
-            self.recorder.notice(track, statistics.step, verdict)
+            self.recorder.notice(track.notices, statistics.step, verdict)
         return ()
 
     def _suspects(
@@ -198,7 +258,31 @@ class Step:
         ask: Asked = "all",
     ) -> tuple[Suspect, ...]:
         accused = track.batches.accuse(batch) if batch is not None else None
-        return suspects(track, self.module, self.collectives, statistics, readings, accused, ask=ask)
+        return self.suspects(track, statistics, readings, accused, ask=ask)
+
+    def suspects(
+        self,
+        track: OptimizerTrack,
+        statistics: GradientStatistics,
+        readings: tuple[LayerReading, ...],
+        accused: Suspect | None,
+        *,
+        ask: Asked = "all",
+    ) -> tuple[Suspect, ...]:
+        """Return whom the evidence speaks against, worst first."""
+        return suspects(
+            self.module,
+            self.collectives,
+            statistics,
+            readings,
+            accused,
+            snapshots=track.snapshots,
+            parameters=track.parameters,
+            accepted=track.baseline.count,
+            fresh=track.fresh and not track.baseline.learned,
+            sharded=track.sharded,
+            ask=ask,
+        )
 
     def _time_to_examine(self, step: int) -> bool:
         # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
@@ -225,24 +309,34 @@ class Step:
         if rested and track.incident is not None:
             # What damaged a layer that was mended may have gone on.
             track.check_up = "reinitialize" in track.incident.remedies
-            self.recorder.close_incident(track, statistics.step)
-            track.trouble, track.levels, track.at_start = [], None, False
+            self._close(track, statistics.step)
         if self.mode == "guard":
             if self._hidden(track, context, batch):
                 batch = None  # It is no measure of a healthy one.
             # What damaged a layer may have gone on until now.
-            failure = None if track.check_up else keep(track, track.steps - 1, statistics, batch, self.collectives)
-            if failure is not None:
-                self.recorder.warn("snapshots", failure)
+            if not track.check_up:
+                self._keep(track, statistics, batch)
             self.update(track, context)
         track.accept(statistics, float("inf"))
         self.look_for_life(track)
+
+    def _keep(self, track: OptimizerTrack, statistics: GradientStatistics, batch: Any) -> None:
+        """Copy the state from before this step if it is worth it, and note how large a healthy batch is."""
+        step = track.steps - 1
+        if batch is not None and step < FEW:
+            track.batches.remember(batch)
+        if not track.worth_keeping(step, statistics):
+            return
+        if batch is not None:
+            track.batches.remember(batch)
+        if failure := attempt(track.snapshots, lambda: track.take_snapshot(step), self.collectives):
+            self.recorder.warn("snapshots", failure)
 
     def look_for_life(self, track: OptimizerTrack) -> None:
         """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
         track.resigned = track.resigned and not track.baseline.at_best
         if track.asks_for_life() and track.incident is None:
-            self.investigation.arm(track, self.module, backward=False)
+            self.investigation.arm(track.index, self.module, backward=False)
 
     def _hidden(self, track: OptimizerTrack, context: RemedyContext, batch: Any) -> bool:
         """Tell whether a normalisation hid from the gradient what must not stay in its running statistics."""
@@ -315,8 +409,7 @@ class Step:
             track.learn_anew()
         if track.incident is not None and (track.trials or decision.cause == Cause.REGIME.value):
             track.policy.end_episode(context.statistics.step)
-            self.recorder.close_incident(track, context.statistics.step)
-            track.trouble, track.levels, track.at_start = [], None, False
+            self._close(track, context.statistics.step)
 
     def record(
         self, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
@@ -325,8 +418,23 @@ class Step:
         # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
         # had never seen it.
         again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
-        self.investigation.arm(track, self.module, backward=again and self.mode == "guard")
-        self.recorder.record(track, action, suspects, batch_index)
+        self.investigation.arm(track.index, self.module, backward=again and self.mode == "guard")
+        track.incident = self.recorder.record(
+            track.incident,
+            action,
+            suspects,
+            optimizer=track.index,
+            form=track.policy.form(action.verdict, action.step),
+            batch_index=batch_index,
+            trials=track.trials,
+        )
+
+    def _close(self, track: OptimizerTrack, step: int) -> None:
+        """Close the open incident, and forget the trouble that it was about."""
+        assert track.incident is not None
+        self.recorder.close_incident(track.incident, step, track.trials)
+        track.incident, track.trials = None, []
+        track.trouble, track.levels, track.at_start = [], None, False
 
     def _apply(self, track: OptimizerTrack, context: RemedyContext, decision: Decision) -> tuple[Outcome, ...]:
         outcomes = []

@@ -32,7 +32,7 @@ def pending(track: OptimizerTrack, context: RemedyContext, collectives: Collecti
     if isinstance(initialize, Initialize) and initialize.at_work:
         told = initialize.finish(collectives.mean if collectives.size > 1 else None)
         # From here on this is the beginning that a lower rate goes back to.
-        track.snapshots.take(track.steps, track.parameters, track.buffers, track.optimizer, track.memory())
+        track.take_snapshot(track.steps)
         return Verdict("cold-start", INITIALIZE, found.norm, math.inf, told)
     trial = track.trial
     if trial is None or not found.finite:
@@ -109,15 +109,13 @@ def begin(track: OptimizerTrack, context: RemedyContext) -> None:
     decision = context.decision
     if track.snapshots.empty and track.baseline.count == 0:
         # Whatever becomes of the very first steps, there must be something to go back to.
-        track.snapshots.take(track.steps - 1, track.parameters, track.buffers, track.optimizer, track.memory())
+        track.take_snapshot(track.steps - 1)
     if decision is None or not set(decision.remedies) & LASTING or track.snapshots.keep == 0:
         return
     if decision.look or (not decision.again and case(track, looked=False).start and "rollback" in decision.remedies):
         track.snapshots.only_first()
     if track.untreated is None and context.statistics.finite:
-        track.untreated = track.snapshots.capture(
-            track.steps, track.parameters, track.buffers, track.optimizer, track.memory()
-        )
+        track.untreated = track.capture()
 
 
 def open_trial(track: OptimizerTrack, decision: Decision, outcomes: Sequence[Outcome], step: int) -> None:

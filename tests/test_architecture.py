@@ -15,27 +15,22 @@ from lightning_gradguard import attribution, detectors, diagnostics, remedies
 ROOT = Path(lightning_gradguard.__file__).parent
 PACKAGE = "lightning_gradguard"
 
-# The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
-RANKS = {
-    **dict.fromkeys(("errors", "checks", "history.ranks", "records", "layers.names", "statistics.sharding"), 0),
-    **dict.fromkeys(
-        ("statistics.norms", "statistics.collectives", "history", "snapshots", "layers", "attribution.batch"), 1
-    ),
-    **dict.fromkeys(("attribution.optimizer_state", "layers.initialization"), 1.5),
-    "statistics.update_ratio": 2.9,
-    **dict.fromkeys(("detectors", "attribution", "diagnostics", "device_gate"), 2),
-    # The ladder is a table of causes, and the back-off keeps to the bracket of rates.
-    "policy": 2.1,
-    "remedies": 2.2,
-    "optimizer_track": 3,
-    **dict.fromkeys(("diagnostics.recorder", "checkpoint", "statistics.measure"), 3.5),
-    **dict.fromkeys(("attribution.investigation", "snapshots.when", "treatment"), 3.75),
-    "deferred": 3.9,
-    "step": 3.9,
-    "deferred_step": 3.95,
-    "guard": 4,
-    "callback": 5,
-}
+# The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
+RIVER = (
+    ("errors", "checks", "records", "layers", "history"),
+    ("statistics",),
+    ("detectors", "snapshots", "diagnostics", "device_gate"),
+    ("attribution",),
+    ("policy",),
+    ("remedies",),
+    ("optimizer_track",),
+    ("treatment", "checkpoint"),
+    ("step",),
+    ("deferred_step",),
+    ("guard",),
+    ("callback",),
+)
+RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -50,9 +45,8 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def part(module: str) -> str:
-    """``lightning_gradguard.detectors.spike.Spike`` -> ``detectors``, or what of it has a rank of its own."""
-    names = module.split(".")[1:]
-    return next((name for name in (".".join(names[:2]),) if name in RANKS), names[0])
+    """``lightning_gradguard.detectors.spike`` -> ``detectors``."""
+    return module.split(".")[1]
 
 
 def inner() -> list[tuple[Path, str, str]]:
@@ -60,7 +54,7 @@ def inner() -> list[tuple[Path, str, str]]:
     found = []
     for file in sorted(ROOT.rglob("*.py")):
         path = file.relative_to(ROOT)
-        own = part(".".join([PACKAGE, *path.with_suffix("").parts]))
+        own = path.parts[0].removesuffix(".py")
         found += [(path, own, part(m)) for m in imports(file) if m.startswith(PACKAGE + ".")]
     return found
 
@@ -75,7 +69,7 @@ def test_imports_flow_one_way() -> None:
 
 
 def test_every_part_of_the_river_exists() -> None:
-    assert [name for name in RANKS if not list(ROOT.glob(name.replace(".", "/") + "*"))] == []
+    assert set(RANKS) <= {path.name.removesuffix(".py") for path in ROOT.iterdir()}
 
 
 def test_outer_parts_are_imported_by_nobody_inside() -> None:

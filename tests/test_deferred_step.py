@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradguard import Guard, Policy, SnapshotStore, deferred
+from lightning_gradguard import Guard, Policy, SnapshotStore, deferred_step
 from lightning_gradguard.detectors import Detector, Spike
 from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
@@ -40,7 +40,7 @@ ALL = [(family, path) for family in OPTIMIZERS for path in PATHS]
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU count as a device that works on by itself."""
-    monkeypatch.setattr(deferred, "DEVICES", frozenset({"cpu", "cuda"}))
+    monkeypatch.setattr(deferred_step, "DEVICES", frozenset({"cpu", "cuda"}))
 
 
 class Loop:
@@ -67,7 +67,7 @@ class Loop:
         report = None
         if self.guard is not None:
             report = self.guard.before_step(self.optimizer, loss=loss, batch=batch, batch_index=self.done)
-            self.left += self.track.flight is not None
+            self.left += self.track.gate.waiting
         self.optimizer.step()
         self.done += 1
         return report
@@ -138,7 +138,9 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
         grad = odd.clamp(-6e4, 6e4).to(dtype).reshape(6, 1)
         network.weight.grad = grad.clone()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        deferred.DeviceGate().judge(optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True)
+        deferred_step.DeviceGate().judge(
+            optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True
+        )
         word = torch.int32 if dtype == torch.float32 else torch.int16
         assert torch.equal(network.weight.grad.view(word), grad.view(word))
 
@@ -146,7 +148,7 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
 def test_what_is_learned_is_what_the_host_would_have_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     there = Loop()
     there.run(batches(120))
-    monkeypatch.setattr(deferred, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred_step, "DEVICES", frozenset())
     here = Loop()
     here.run(batches(120))
     assert there.left > 50 and here.left == 0
@@ -163,7 +165,7 @@ def before_and_after(family: str, path: str, spoiled: Any, by: float = 1.0) -> t
     loop.run(good[:CALM])
     before = through_a_file(loop.state())
     loop.step(spoiled(good[CALM]), by)
-    assert loop.track.flight is not None, "the step was left to the device"
+    assert loop.track.gate.waiting, "the step was left to the device"
     after = through_a_file(loop.state())
     loop.run(good[CALM + 1 :])
     return loop, before, after
@@ -209,7 +211,7 @@ def test_a_moderate_spike_is_clipped_by_a_fused_optimizer_as_the_host_would(monk
     (incident,) = there.guard.incidents
     outcome = incident.actions[0].outcomes[0]
     assert outcome.remedy == "clip" and 0.0 < outcome.coefficient < 1.0
-    monkeypatch.setattr(deferred, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred_step, "DEVICES", frozenset())
     here = Loop("sgd", "fused")
     good = batches(CALM + 1)
     here.run(good[:CALM])
@@ -300,7 +302,7 @@ def test_after_an_update_that_may_have_overrun_the_weights_the_host_measures_the
         optimizer.zero_grad()
         loss.backward()
         report = guard.before_step(optimizer, loss=loss)
-        left.append(guard.attach(optimizer).flight is not None)
+        left.append(guard.attach(optimizer).gate.waiting)
         large.append((report.statistics.update_ratio or 0.0) > 0.1)
         optimizer.step()
         schedule.step()
@@ -448,7 +450,7 @@ def test_the_healthy_path_waits_for_nothing(family: str, path: str) -> None:
 def test_the_count_sees_the_host_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop()
     loop.run(batches())
-    monkeypatch.setattr(deferred, "DEVICES", frozenset())
+    monkeypatch.setattr(deferred_step, "DEVICES", frozenset())
     assert waits(loop, batches(1)[0]) > 0
 
 
@@ -457,7 +459,7 @@ def test_what_is_kept_on_the_device_is_small() -> None:
     network = nn.ParameterList([nn.Parameter(torch.ones(4)) for _ in range(1000)])
     for p in network:
         p.grad = torch.ones(4)
-    gate = deferred.DeviceGate()
+    gate = deferred_step.DeviceGate()
     gate.judge(
         torch.optim.SGD(network.parameters()), [p.grad for p in network], limit=1e9, target=1.0, gentle=10.0, act=True
     )

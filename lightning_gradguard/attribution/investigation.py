@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from typing import Any, Literal
 
 from torch import nn
@@ -12,8 +13,8 @@ from lightning_gradguard.attribution.probe import LayerReading, Probe, Signal
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.layers.names import layers as all_layers
-from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect
+from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 
 Asked = Literal["batch", "changes", "all"]
@@ -24,7 +25,7 @@ class Investigation:
 
     def __init__(self) -> None:
         self._probe = Probe()
-        # Lanes that the probe measures for; each takes the readings at its own next step.
+        # Optimizers that the probe measures for; each takes the readings at its own next step.
         self._awaiting: set[int] = set()
         self._rearm = ""
 
@@ -33,13 +34,13 @@ class Investigation:
         """``"full"`` or ``"forward"`` while layers are measured or will be again, empty otherwise."""
         return self._probe.armed or self._rearm
 
-    def awaits(self, track: OptimizerTrack) -> bool:
-        """Tell whether the track's next step brings readings."""
-        return track.index in self._awaiting
+    def awaits(self, optimizer: int) -> bool:
+        """Return whether the next step of an optimizer brings readings."""
+        return optimizer in self._awaiting
 
-    def arm(self, track: OptimizerTrack, module: nn.Module, *, backward: bool) -> None:
-        """Measure every layer during the next batch."""
-        self._awaiting.add(track.index)
+    def arm(self, optimizer: int, module: nn.Module, *, backward: bool) -> None:
+        """Measure every layer during the next batch, for one optimizer."""
+        self._awaiting.add(optimizer)
         self._probe.arm(module, backward=backward)
 
     def arm_again(self, module: nn.Module) -> None:
@@ -61,12 +62,12 @@ class Investigation:
         """Forget what was asked for of another module."""
         self._rearm, self._awaiting = "", set()
 
-    def readings(self, track: OptimizerTrack) -> tuple[LayerReading, ...]:
-        """Return what the probe measured for this track since its last step."""
-        if track.index not in self._awaiting:
+    def readings(self, optimizer: int) -> tuple[LayerReading, ...]:
+        """Return what the probe measured for an optimizer since its last step."""
+        if optimizer not in self._awaiting:
             return ()
         readings = self._probe.readings() if self._probe.armed else ()
-        self._awaiting.discard(track.index)
+        self._awaiting.discard(optimizer)
         if not self._awaiting:
             self._probe.disarm()
         return readings
@@ -92,29 +93,46 @@ def agreed(mine: Signal, collectives: Collectives) -> Signal:
 
 
 def suspects(
-    track: OptimizerTrack,
     module: nn.Module,
     collectives: Collectives,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
     accused: Suspect | None,
     *,
+    snapshots: SnapshotStore,
+    parameters: Collection[str],
+    accepted: int = 0,
+    fresh: bool = False,
+    sharded: bool = False,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
 
     Where there may be nothing wrong at all, only ``"changes"`` since the snapshot count, or only the ``"batch"``, which costs next to
     nothing.
+
+    Args:
+        module: The root module.
+        collectives: The processes that must come to the same verdict.
+        statistics: The gradients of the step.
+        readings: What the probe has measured in this batch.
+        accused: The evidence against the batch, or None.
+        snapshots: States known to be good.
+        parameters: Names of the optimizer's parameters.
+        accepted: Steps that were accepted so far.
+        fresh: Whether the run is fresh from its initialisation and has learned nothing.
+        sharded: Whether parameters are sharded over the processes.
+        ask: What may be at fault.
     """
     from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
 
     # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
-    snapshot = track.snapshots.latest if ask != "batch" else None
+    snapshot = snapshots.latest if ask != "batch" else None
     layers: tuple[Suspect, ...] = ()
     try:
         if ask != "batch" and (readings or snapshot is not None):
-            updates = 0 if snapshot is None else max(track.baseline.count - snapshot.updates, 0)
-            older = track.snapshots.older
+            updates = 0 if snapshot is None else max(accepted - snapshot.updates, 0)
+            older = snapshots.older
             layers = blame(
                 module,
                 readings=readings,
@@ -123,11 +141,11 @@ def suspects(
                 older=older,
                 updates=updates,
                 changes_only=ask == "changes",
-                fresh=track.fresh and not track.baseline.learned,
+                fresh=fresh,
             )
     except Exception as error:
         # Where shards are gathered for it, the other processes would wait for this one.
-        if track.sharded or not out_of_memory(error):
+        if sharded or not out_of_memory(error):
             raise
         warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
     mine = ([accused] if accused else []) + list(layers)
@@ -138,7 +156,7 @@ def suspects(
             known = merged.get(suspect.layer)
             if known is None or suspect.score > known.score:
                 merged[suspect.layer] = suspect
-    owners = {layer_of(name) for name in track.parameters} | {"batch"}
+    owners = {layer_of(name) for name in parameters} | {"batch"}
     if any(suspect.broken for suspect in merged.values()):
         # A layer that nobody trains (a frozen teacher) can be broken too, and is everybody's.
         owners |= {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,14 +12,36 @@ from torch import Tensor
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.records import Action, GradientStatistics, Incident, Suspect, Verdict
+from lightning_gradguard.diagnostics.window import WindowAccumulator
+from lightning_gradguard.records import Action, Form, GradientStatistics, Incident, Suspect, TrialRecord, Verdict
 
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
 NOTICE_EVERY = 500
 EARLY = 10
 """A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
+
+
+class Notices:
+    """Remember when each detector was last told of, since what asks for no remedy is told only now and then."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def due(self, detector: str, step: int) -> bool:
+        """Return whether a detector's notice is to be told at this step, and remember that it is."""
+        if step - self._last.get(detector, -NOTICE_EVERY) < NOTICE_EVERY:
+            return False
+        self._last[detector] = step
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of each detector's last notice."""
+        return dict(self._last)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._last = {str(k): int(v) for k, v in state.items()}
 
 
 class Recorder:
@@ -41,16 +62,32 @@ class Recorder:
         self._warned: set[str] = set()
 
     def record(
-        self, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
-    ) -> None:
-        """Add an alarming step to the track's incident, or open one with it."""
+        self,
+        incident: Incident | None,
+        action: Action,
+        suspects: tuple[Suspect, ...],
+        *,
+        optimizer: int,
+        form: Form,
+        batch_index: int | None,
+        trials: Sequence[TrialRecord] = (),
+    ) -> Incident:
+        """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
+
+        Args:
+            incident: The open one, or None.
+            action: What was found and done.
+            suspects: Who is suspected of it.
+            optimizer: The optimizer's position.
+            form: The form of trouble, for an incident that opens.
+            batch_index: The number of the batch.
+            trials: How the trials of the incident have ended so far.
+        """
         event: Event = "acted"
-        incident = track.incident
         if incident is None:
             event = "opened"
             number = self.incidents[-1].number + 1 if self.incidents else 1
-            form = track.policy.form(action.verdict, action.step)
-            incident = Incident(number, track.index, action.step, form, batch=batch_index)
+            incident = Incident(number, optimizer, action.step, form, batch=batch_index)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         alarms = incident.alarms + 1
@@ -62,64 +99,42 @@ class Recorder:
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        track.incident = dataclasses.replace(
-            incident, actions=actions, alarms=alarms, blame=named, trials=tuple(track.trials)
-        )
-        self.replace(track.incident)
+        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        self.replace(incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
-            self.tell("incident", track.incident, event)
+            self.tell("incident", incident, event)
+        return incident
 
-    def close_incident(self, track: OptimizerTrack, step: int) -> None:
-        """Close the track's incident: it helped if a treatment was kept, and did not if all were taken back."""
-        assert track.incident is not None
-        trials, track.trials = tuple(track.trials), []
+    def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
+        """Close an incident: it helped if a treatment was kept, and did not if all were taken back."""
         outcomes = {trial.outcome for trial in trials}
         helped = True if "kept" in outcomes else False if outcomes == {"taken back"} else None
-        closed = dataclasses.replace(track.incident, closed=step, helped=helped, trials=trials)
+        closed = dataclasses.replace(incident, closed=step, helped=helped, trials=tuple(trials))
         self.replace(closed)
-        track.incident = None
         self.tell("incident", closed, "closed")
 
     def replace(self, incident: Incident) -> None:
         """Put a newer version of an incident in place of the old."""
         self.incidents = [incident if i.number == incident.number else i for i in self.incidents]
 
-    def add_step(
-        self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool
-    ) -> None:
-        """Take in a step; send a window when it is full, sooner where something was done."""
-        track.last = statistics
-        track.accumulator.add(statistics, coefficient, alarm=alarm)
-        full = min(self.log_every, 1 + track.steps // EARLY)
-        if track.accumulator.steps >= full or (coefficient < 1.0 and track.accumulator.steps >= self.log_every // 5):
-            self.log(track, statistics, coefficient)
+    def add(
+        self, windows: WindowAccumulator, statistics: GradientStatistics, coefficient: float, *, alarm: bool, steps: int
+    ) -> bool:
+        """Take in a step of an optimizer that has made ``steps``; return whether its window is full, sooner where something was done."""
+        windows.add(statistics, coefficient, alarm=alarm)
+        full = min(self.log_every, 1 + steps // EARLY)
+        return windows.steps >= full or (coefficient < 1.0 and windows.steps >= self.log_every // 5)
 
     def show(
-        self, track: OptimizerTrack, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+        self, steps: int, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
     ) -> None:
-        """Let the sinks look at the gradients themselves, now and then."""
-        if track.steps % self.log_every == 0:
-            self.tell("gradients", step, track.index, names, grads, grad_scale)
+        """Let the sinks look at the gradients themselves, now and then: of an optimizer that has made ``steps``."""
+        if steps % self.log_every == 0:
+            self.tell("gradients", step, optimizer, names, grads, grad_scale)
 
-    def log(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float) -> None:
-        """Send the window that ends with this step."""
-        # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
-        limit = track.limit() if track.baseline.count else math.inf
-        window = track.accumulator.window(
-            statistics,
-            track.baseline,
-            optimizer=track.index,
-            limit=limit,
-            coefficient=coefficient,
-            lr_factor=track.lr_factor,
-            incidents=len(self.incidents),
-        )
-        self.tell("window", window)
-
-    def notice(self, track: OptimizerTrack, step: int, verdict: Verdict) -> None:
+    def notice(self, noticed: Notices, step: int, verdict: Verdict) -> None:
         """Tell what asks for no remedy, now and then."""
-        if step - track.noticed.get(verdict.detector, -NOTICE_EVERY) >= NOTICE_EVERY:
-            track.noticed[verdict.detector] = step
+        if noticed.due(verdict.detector, step):
             self.tell("notice", step, f"{verdict.form}: {verdict.reason}")
 
     def tell(self, what: str, *args: Any) -> None:

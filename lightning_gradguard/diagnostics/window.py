@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import FloatArray, GradientStatistics, Window
 
@@ -82,8 +81,8 @@ class WindowAccumulator:
     def window(
         self,
         statistics: GradientStatistics,
-        baseline: Baseline,
         *,
+        typical: float,
         optimizer: int,
         limit: float,
         coefficient: float,
@@ -105,7 +104,7 @@ class WindowAccumulator:
             norm_peak=self._peak,
             norm_before=norm,
             norm_after=0.0 if coefficient == 0.0 else norm * coefficient,
-            typical=baseline.typical,
+            typical=typical,
             limit=limit if math.isfinite(limit) else math.nan,
             coefficient=self._coefficient,
             lr_factor=lr_factor,

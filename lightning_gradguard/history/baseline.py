@@ -150,6 +150,10 @@ class Baseline:
         self.first_ratio = self.first_ratio or ratio
         self.update_ratio = max(self.update_ratio, ratio)
 
+    def look(self, rate: float | None) -> None:
+        """Note the rate of a step whose update was measured."""
+        self.looked = rate or 0.0
+
     def accept_rate(self, rate: float) -> None:
         """Learn the rate of an accepted step."""
         if rate > 0.0 and rate != self.usual_rate:

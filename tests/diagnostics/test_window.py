@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradguard.diagnostics.window import WindowAccumulator
-from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Window
 from lightning_gradguard.statistics.norms import global_norm
 from tests.builders import same, through_a_file
@@ -27,7 +26,7 @@ def seen(step: int, norms: Any, names: tuple[str, ...] = NAMES) -> GradientStati
 
 def close(accumulator: WindowAccumulator, last: GradientStatistics) -> Window:
     return accumulator.window(
-        last, Baseline(), optimizer=0, limit=math.inf, coefficient=1.0, lr_factor=1.0, incidents=0
+        last, typical=math.nan, optimizer=0, limit=math.inf, coefficient=1.0, lr_factor=1.0, incidents=0
     )
 
 

@@ -13,7 +13,6 @@ from lightning_gradguard.history.baseline import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
 from lightning_gradguard.snapshots.store import PATIENT
-from lightning_gradguard.snapshots.when import worth_keeping
 from tests.builders import calm, statistics, taught
 
 
@@ -31,7 +30,7 @@ CLIMBING = [2.0 + 0.02 * step for step in range(300)]
 
 
 def worth(found: Any, step: int, loss: float, norm: float = 1.0) -> bool:
-    return worth_keeping(found, step, statistics(norm, step=step, loss=loss))
+    return bool(found.worth_keeping(step, statistics(norm, step=step, loss=loss)))
 
 
 def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -> None:

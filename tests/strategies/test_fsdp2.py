@@ -17,7 +17,7 @@ from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.history.baseline import RECENT
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
-from lightning_gradguard.statistics.measure import LOSS_EVERY
+from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from tests.builders import Net, loader, mlp, same, spoil, trainer
 from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep
 from tests.strategies.fsdp_scenarios import HOT, OPTIONAL, SCENARIOS, Damages, Mirror, thrown_back_soon
