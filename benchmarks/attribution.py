@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_gradguard.attribution import Probe, blame
-from lightning_gradguard.layers import kind_of, layer_of, layers
+from lightning_gradguard.layers.names import kind_of, layer_of, layers
 from lightning_gradguard.snapshots import Snapshot
 
 

@@ -162,7 +162,7 @@ optimizers that is free (`found_inf`, `grad_scale`); on others it takes the pass
 without a gradient, in which momentum and weight decay go on. Norms, loss and the batch's largest elements come back through
 pinned memory and an event when the next step is judged. The host waits in the first steps, once in 100 for a snapshot, during
 an incident, with several processes once in 8 to average their losses, and where a detector or remedy of your own does not say
-`late = True`. `tests/test_late.py` counts what would wait (nothing, on the calm path) with the CPU in the device's part, and
+`deferrable = True`. `tests/test_deferred_step.py` counts what would wait (nothing, on the calm path) with the CPU in the device's part, and
 runs under `torch.cuda.set_sync_debug_mode("error")` where there is a GPU."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradguard import late
+from lightning_gradguard import deferred_step
 
 SCALARS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"})
 COPIES = frozenset({Tensor.cpu, Tensor.tolist})
@@ -44,7 +44,7 @@ class Copies(TorchFunctionMode):
 @contextmanager
 def as_a_device() -> Iterator[None]:
     """Let the CPU count as a device that works on by itself, so that the guard treats it as it treats a GPU."""
-    with mock.patch.object(late, "DEVICES", frozenset({"cpu"})):
+    with mock.patch.object(deferred_step, "DEVICES", frozenset({"cpu"})):
         yield
 
 

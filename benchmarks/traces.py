@@ -25,17 +25,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from lightning_gradguard import GradGuard, flow
+from lightning_gradguard import GradGuard
+from lightning_gradguard import step as steps
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.first_look import build_up
+from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.guard import default_detectors, default_remedies
-from lightning_gradguard.lane import Lane
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.recorder import Recorder
-from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
-from lightning_gradguard.remedies import Initialize, Remedy, Rollback, Scene
-from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Rollback
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.statistics.update_ratio import build_up
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
 LONGEST, HEALTHY = 600, 10
@@ -87,21 +88,27 @@ def outputs(heard: Iterable[Verdict], verdict: Verdict | None, decision: Decisio
 def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     """Do a guarded run, and return the steps of each of its optimizers."""
     traces: dict[int, list[Row]] = {}
-    groups: dict[Lane, Any] = {}
+    groups: dict[OptimizerTrack, Any] = {}
     now: Row = {}
-    step, judge, rate, suspects, agreed = flow.Flow.step, Lane.judge, Lane.rate, flow.suspects, flow.agreed
+    step, judge, rate, suspects, agreed = (
+        steps.Step.run,
+        OptimizerTrack.judge,
+        OptimizerTrack.rate,
+        steps.suspects,
+        steps.agreed,
+    )
 
-    def listen(lane: Lane, statistics: GradientStatistics) -> list[Verdict]:
-        now["heard"] = judge(lane, statistics)
+    def listen(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
+        now["heard"] = judge(track, statistics)
         return now["heard"]
 
-    def note_rate(lane: Lane) -> float | None:
-        now["made"] = rate(lane)
+    def note_rate(track: OptimizerTrack) -> float | None:
+        now["made"] = rate(track)
         return now["made"]
 
-    def ask_all(*args: Any, ask: str = "all") -> tuple[Blame, ...]:
+    def ask_all(*args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # All that may be asked, since another version may ask something else.
-        found = {each: suspects(*args, ask=each) for each in ("batch", "changes", "all")}
+        found = {each: suspects(*args, ask=each, **known) for each in ("batch", "changes", "all")}
         now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
         return found[ask]
 
@@ -110,30 +117,30 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         now["signal"] = [found.source, found.growth, found.variation]
         return found
 
-    def note_step(self: flow.Flow, lane: Lane, scene: Scene, *args: Any) -> flow.StepReport:
+    def note_step(self: steps.Step, track: OptimizerTrack, context: RemedyContext, *args: Any) -> steps.StepReport:
         now.clear()
-        report, s = step(self, lane, scene, *args), scene.statistics
+        report, s = step(self, track, context, *args), context.statistics
         row = {key: getattr(s, key) for key in PLAIN}
         row |= {"nonfinite": len(s.nonfinite) or None, "suspects": now.get("suspects"), "signal": now.get("signal")}
-        if lane.steps == 1:
-            row |= {"untouched": lane.untouched, "drawn": lane.fresh}
+        if track.steps == 1:
+            row |= {"untouched": track.untouched, "drawn": track.fresh}
         row["made"] = made if (made := now.get("made")) != s.rate else None
-        row["build_up"] = build_up(lane.optimizer) if s.update_ratio is not None else None
-        row["fresh"] = groups.setdefault(lane, lane._groups) != lane._groups
+        row["build_up"] = build_up(track.optimizer) if s.update_ratio is not None else None
+        row["fresh"] = groups.setdefault(track, track._groups) != track._groups
         row["done"] = [[o.remedy, o.applied, o.coefficient] for o in report.outcomes]
         row |= outputs(now.get("heard", []), report.verdict, report.decision)
-        groups[lane] = lane._groups
-        traces.setdefault(lane.index, []).append(
+        groups[track] = track._groups
+        traces.setdefault(track.index, []).append(
             {k: v for k, v in row.items() if v is not None and v is not False and v != []}
         )
         return report
 
     with (
-        patch.object(flow.Flow, "step", note_step),
-        patch.object(Lane, "judge", listen),
-        patch.object(Lane, "rate", note_rate),
-        patch.object(flow, "suspects", ask_all),
-        patch.object(flow, "agreed", note_signal),
+        patch.object(steps.Step, "run", note_step),
+        patch.object(OptimizerTrack, "judge", listen),
+        patch.object(OptimizerTrack, "rate", note_rate),
+        patch.object(steps, "suspects", ask_all),
+        patch.object(steps, "agreed", note_signal),
     ):
         run()
     return traces
@@ -149,7 +156,7 @@ class Echo(Remedy):
         self.name = name  # type: ignore[misc]
         self.replay = replay
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Return the recorded outcome; one that was not called for then is taken to succeed."""
         done = {name: rest for name, *rest in self.replay.row.get("done", ())}
         applied, coefficient = done.get(self.name, (True, 0.0 if self.name == "skip" else 1.0))
@@ -168,9 +175,9 @@ class Draws(Initialize):
         """Whether the next batch is used to measure."""
         return self.pending
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Return the recorded outcome."""
-        outcome = self.echo.apply(scene)
+        outcome = self.echo.apply(context)
         self.pending = outcome.applied
         return outcome
 
@@ -190,9 +197,9 @@ class Replay:
         self.row: Row = {}
         self.heard: list[Verdict] = []
         module = nn.Module()
-        self.flow = flow.Flow("guard", Recorder((), 10**9))
-        self.flow.module, self.flow.running = module, RunningStatistics(module)
-        self.lane = lane = Lane(
+        self.host = steps.Step("guard", Recorder((), 10**9))
+        self.host.module, self.host.running = module, RunningStatistics(module)
+        self.track = track = OptimizerTrack(
             0,
             module,
             torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
@@ -203,30 +210,30 @@ class Replay:
         )
         # A rollback touches only the snapshots, which hold what was known then.
         own = {"rollback": Rollback(), "initialize": Draws(self)}
-        lane.remedies = {r.name: own.get(r.name) or Echo(r.name, self) for r in default_remedies()}
-        lane.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
-        judge = lane.judge
+        track.remedies = {r.name: own.get(r.name) or Echo(r.name, self) for r in default_remedies()}
+        track.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
+        judge = track.judge
 
         def listen(statistics: GradientStatistics) -> list[Verdict]:
             self.heard = judge(statistics)
             return self.heard
 
-        lane.judge = listen  # type: ignore[method-assign]
-        lane.refresh()
+        track.judge = listen  # type: ignore[method-assign]
+        track.refresh()
 
     def step(self, row: Row) -> Row:
         """Return what comes out of a step now."""
-        self.row, self.heard, lane = row, [], self.lane
-        if lane.steps == 0:
-            lane.untouched = lane.snapshots.pinned = row.get("untouched", False)
-            lane._drawn = row.get("drawn", False)
+        self.row, self.heard, track = row, [], self.track
+        if track.steps == 0:
+            track.untouched = track.snapshots.pinned = row.get("untouched", False)
+            track._drawn = row.get("drawn", False)
         if row.get("fresh"):
-            lane._groups = [(-1, -1)]
-            lane.refresh()
+            track._groups = [(-1, -1)]
+            track.refresh()
         if "build_up" in row:
             if math.isfinite(row["norm"]):
-                lane.baseline.update_ratio = max(lane.baseline.update_ratio, row["update_ratio"] * row["build_up"])
-            lane.baseline.looked = row.get("rate", 0.0)
+                track.baseline.update_ratio = max(track.baseline.update_ratio, row["update_ratio"] * row["build_up"])
+            track.baseline.looked = row.get("rate", 0.0)
         statistics = GradientStatistics(
             names=(),
             norms=np.zeros(0),
@@ -235,17 +242,17 @@ class Replay:
         )
         measured = (self,) if "signal" in row else ()
         with (
-            patch.object(flow, "suspects", self._suspects),
-            patch.object(self.flow.investigation, "readings", lambda lane: measured),
-            patch.object(flow, "signal", lambda readings: Signal(*row["signal"])),
+            patch.object(steps, "suspects", self._suspects),
+            patch.object(self.host.investigation, "readings", lambda optimizer: measured),
+            patch.object(steps, "signal", lambda readings: Signal(*row["signal"])),
         ):
-            report = self.flow.step(lane, self.flow.scene_of(lane, statistics), None, None)
+            report = self.host.run(track, self.host.context_of(track, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
 
-    def _suspects(self, *args: Any, ask: str = "all") -> tuple[Blame, ...]:
+    def _suspects(self, *args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # Where nothing was asked when the trace was recorded, nobody is suspected.
         found = self.row.get("suspects", {}).get(ask, ())
-        return tuple(Blame(layer, score, "", broken=broken) for layer, score, broken in found)
+        return tuple(Suspect(layer, score, "", broken=broken) for layer, score, broken in found)
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------
@@ -372,7 +379,8 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(1)  # so that the runs can be repeated
         done = ((name, record(run)) for name, run in tqdm(runs().items(), unit="run"))
         write(
-            (Trace(name, index, steps) for name, lanes in done for index, steps in sorted(lanes.items())), options.file
+            (Trace(name, index, steps) for name, tracks in done for index, steps in sorted(tracks.items())),
+            options.file,
         )
     traces = read(options.file)
     found = [difference for trace in traces for difference in differences(trace)]

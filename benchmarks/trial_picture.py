@@ -53,7 +53,7 @@ class Run:
 
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     back: list[int] = field(default_factory=list)
     trials: list[TrialRecord] = field(default_factory=list)
     accuracy: float = math.nan
@@ -86,9 +86,9 @@ def train(setting: Setting, *, guarded: bool) -> Run:
         loss.backward()
         report = guard.before_step(optimizer, loss=loss, batch=data.x[chosen])
         run.losses.append(loss.item())
-        run.rates.append(math.nan if report.held else float(optimizer.param_groups[0]["lr"]))
-        if report.held:
-            run.held.append(step)
+        run.rates.append(math.nan if report.skipped else float(optimizer.param_groups[0]["lr"]))
+        if report.skipped:
+            run.skipped.append(step)
         if any(o.applied and o.remedy == "rollback" for o in report.outcomes):
             run.back.append(step)
         optimizer.step()
@@ -164,7 +164,7 @@ def _losses(axis: Axes, setting: Setting, run: Run, alone: Run) -> None:
             fontweight="bold",
             ha="right" if inside else "left",
         )
-    only = [step for step in run.held if step not in run.back]
+    only = [step for step in run.skipped if step not in run.back]
     for marked, fill in ((only, "white"), (run.back, HELD)):
         heights = [run.losses[step] for step in marked]
         axis.scatter(marked, heights, s=30, facecolor=fill, edgecolor=HELD, linewidth=1.5, zorder=5)

@@ -5,11 +5,11 @@
 
 from lightning_gradguard.callback import GradGuard
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.flow import StepReport
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.step import StepReport
 
 __all__ = [
     "GradGuard",

@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
-from lightning_gradguard.flow import StepReport
 from lightning_gradguard.guard import Guard
-from lightning_gradguard.measuring import Team
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
-from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import can_sum_over_shards
+from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.norms import can_sum_over_shards
+from lightning_gradguard.step import StepReport
 
 log = logging.getLogger("lightning_gradguard")
 
@@ -147,7 +147,7 @@ class GradGuard(Callback):
         strategy = trainer.strategy
         size = trainer.world_size
         self.guard.share(
-            Team(
+            Collectives(
                 size,
                 mean=lambda values: _mean(strategy, values),
                 gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
@@ -250,7 +250,7 @@ class GradGuard(Callback):
             step=trainer.global_step,
             scaler=scaler,
         )
-        if report.held:
+        if report.skipped:
             self._suspend_clipping(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
             self._stop(trainer, report)

@@ -16,42 +16,42 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.freshness import untouched
+from lightning_gradguard.checkpoint import VERSION, migrate, rehearse
+from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.detectors import (
-    ColdStart,
+    BadStart,
     Detector,
     Drift,
-    LossLeap,
+    LossSpike,
     NonFinite,
+    OptimizerStateCorruption,
     Overshoot,
     Spike,
-    SpoiltState,
     Vanishing,
 )
+from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.flow import Flow, StepReport
-from lightning_gradguard.lane import Lane
-from lightning_gradguard.late_flow import LateFlow
-from lightning_gradguard.layers import compiled
-from lightning_gradguard.measuring import Team
+from lightning_gradguard.layers.names import compiled
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.recorder import Recorder
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
-from lightning_gradguard.rehearsal import VERSION, migrate, rehearse
 from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
-from lightning_gradguard.running import RunningStatistics
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.step import Step, StepReport
 
 
 def default_detectors() -> list[Detector]:
     """Return one detector for each form of trouble, in the order in which they are asked."""
     return [
-        ColdStart(),
-        SpoiltState(),
+        BadStart(),
+        OptimizerStateCorruption(),
         NonFinite(),
         Spike(),
         Overshoot(),
-        LossLeap(),
+        LossSpike(),
         Drift(),
         Vanishing(),
     ]
@@ -94,7 +94,7 @@ class Guard:
         >>> guard = Guard(model)
         >>> loss = model(torch.ones(8, 4)).square().mean()
         >>> loss.backward()
-        >>> guard.before_step(optimizer, loss=loss).held
+        >>> guard.before_step(optimizer, loss=loss).skipped
         False
         >>> optimizer.step()
     """
@@ -117,9 +117,9 @@ class Guard:
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
-        self._flow = Flow(mode, self._recorder)
-        self._late = LateFlow(self._flow)
-        self._investigation = self._flow.investigation
+        self._step = Step(mode, self._recorder)
+        self._deferred = DeferredStep(self._step)
+        self._investigation = self._step.investigation
         self._detectors = checks.instances(
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
@@ -128,7 +128,7 @@ class Guard:
         self._snapshots = checks.instance(
             "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
         )
-        self._lanes: dict[int, Lane] = {}
+        self._tracks: dict[int, OptimizerTrack] = {}
         self._waiting: dict[str, Any] = {}
         self._module: nn.Module | None = None
         # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
@@ -137,14 +137,14 @@ class Guard:
         if module is not None:
             self.bind(module)
 
-    def share(self, team: Team | None = None) -> None:
+    def share(self, collectives: Collectives | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
-        self._flow.team = team or Team()
+        self._step.collectives = collectives or Collectives()
 
     @property
     def processes(self) -> int:
         """Number of processes that train together."""
-        return self._flow.team.size
+        return self._step.collectives.size
 
     @property
     def module(self) -> nn.Module:
@@ -169,7 +169,7 @@ class Guard:
         if self._module is not None and self._module is not module:
             self._waiting, self._recorder.incidents = {}, []
             self._investigation.forget()
-        self._module = self._flow.module = module
+        self._module = self._step.module = module
 
     @property
     def sinks(self) -> list[Sink]:
@@ -181,18 +181,18 @@ class Guard:
         """The incidents of the run, oldest first, the open one included."""
         return tuple(self._recorder.incidents)
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> Lane:
+    def attach(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
         """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
 
         Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
         """
-        if self._flow.running is None:
-            self._flow.running = RunningStatistics(self.module)
+        if self._step.running is None:
+            self._step.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
-        lane = self._lanes.get(id(optimizer))
-        if lane is None:
-            index = len(self._lanes)
-            lane = Lane(
+        track = self._tracks.get(id(optimizer))
+        if track is None:
+            index = len(self._tracks)
+            track = OptimizerTrack(
                 index,
                 self.module,
                 optimizer,
@@ -202,17 +202,17 @@ class Guard:
                 snapshots=self._snapshots,
                 isolate=self._isolate if self.on_error == "warn" else None,
             )
-            self._lanes[id(optimizer)] = lane
-            lane.refresh()
-            lane.followers = self.followers
-            lane.untouched, lane.snapshots.pinned = not self.resumed and untouched(self.module, optimizer), True
+            self._tracks[id(optimizer)] = track
+            track.refresh()
+            track.followers = self.followers
+            track.untouched, track.snapshots.pinned = not self.resumed and untouched(self.module, optimizer), True
             if str(index) in self._waiting:
-                lane.load_state_dict(self._waiting.pop(str(index)))
-                lane.resume()
-            elif lane.untouched and not compiled(self.module):
+                track.load_state_dict(self._waiting.pop(str(index)))
+                track.resume()
+            elif track.untouched and not compiled(self.module):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
-                self._investigation.arm(lane, self.module, backward=False)
-        return lane
+                self._investigation.arm(track.index, self.module, backward=False)
+        return track
 
     def augment(self, batch: Any) -> Any:
         """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
@@ -220,7 +220,7 @@ class Guard:
         Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
         # A second one, of another optimizer, would put back what the first has made.
-        any(lane.before_forward(batch) for lane in self._lanes.values())
+        any(track.before_forward(batch) for track in self._tracks.values())
         return batch
 
     def follow(self, loss: Tensor) -> None:
@@ -228,8 +228,8 @@ class Guard:
 
         Only needed where :meth:`before_step` is given a loss without its graph, or none; the callback calls it.
         """
-        for lane in self._lanes.values():
-            lane.follow(loss)
+        for track in self._tracks.values():
+            track.follow(loss)
 
     def before_step(
         self,
@@ -255,52 +255,50 @@ class Guard:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
         """
-        lane = self._lanes.get(id(optimizer)) or self.attach(optimizer)
-        lane.begin()
+        track = self._tracks.get(id(optimizer)) or self.attach(optimizer)
+        track.begin()
         try:
-            self._late.catch_up(lane)
-            lane.refresh()
+            self._deferred.catch_up(track)
+            track.refresh()
             # Several processes need not agree on it, and must not part ways.
-            lane.tampered = self.processes == 1 and lane.watch.written() and lane.audits.due(lane.steps)
+            track.tampered = self.processes == 1 and track.watch.written() and track.audit_interval.due(track.steps)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
-                lane.follow(loss)
-            report = self._late.leave(lane, loss, batch, batch_index, step, scaler)
+                track.follow(loss)
+            report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
-                report = self._flow.step(lane, self._flow.scene(lane, loss, step, scaler), batch, batch_index)
+                report = self._step.run(track, self._step.context(track, loss, step, scaler), batch, batch_index)
             if report.stop:
-                self._exhausted(lane, report)
+                self._exhausted(track, report)
             return report
         except Exception as error:
-            self._never_worse(lane, error)
-        return StepReport(GradientStatistics(lane.steps if step is None else step, (), np.zeros(0), math.nan))
+            self._never_worse(track, error)
+        return StepReport(GradientStatistics(track.steps if step is None else step, (), np.zeros(0), math.nan))
 
     def settle(self) -> None:
         """Learn of the last step, and average the losses that are still each process's own: one process's state is that of all.
 
         Every process must call it at the same point; what is learned from the losses, and when, does not change.
         """
-        for lane in self._lanes.values():
-            self._late.catch_up(lane)
-            if lane.losses:
-                lane.shared += self._flow.team.mean(lane.losses)
-                lane.losses.clear()
+        for track in self._tracks.values():
+            self._deferred.catch_up(track)
+            track.joint_loss.settle(self._step.collectives)
 
     def _catch_up(self) -> None:
         """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
         if self.processes == 1:
-            for lane in self._lanes.values():
-                self._late.catch_up(lane)
+            for track in self._tracks.values():
+                self._deferred.catch_up(track)
 
     # -- when all else fails -------------------------------------------------------------------------------------------
 
-    def _exhausted(self, lane: Lane, report: StepReport) -> None:
+    def _exhausted(self, track: OptimizerTrack, report: StepReport) -> None:
         if self.on_exhausted == "continue":
             return
-        if lane.incident is not None and lane.incident.helped is None:
+        if track.incident is not None and track.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
-            lane.incident = dataclasses.replace(lane.incident, closed=report.statistics.step, helped=False)
-            self._recorder.replace(lane.incident)
-            self._recorder.tell("incident", lane.incident, "closed")
+            track.incident = dataclasses.replace(track.incident, closed=report.statistics.step, helped=False)
+            self._recorder.replace(track.incident)
+            self._recorder.tell("incident", track.incident, "closed")
         if self.on_exhausted == "raise":
             raise TrainingDiverged(self.report())
 
@@ -308,10 +306,10 @@ class Guard:
         """Return what happened and what was tried, one line an incident."""
         return self._recorder.report()
 
-    def _never_worse(self, lane: Lane, error: Exception) -> None:
+    def _never_worse(self, track: OptimizerTrack, error: Exception) -> None:
         """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""
-        lane.after_update()
-        lane.gate.drop()
+        track.after_update()
+        track.gate.drop()
         if isinstance(error, TrainingDiverged):
             raise error
         self._investigation.disarm()
@@ -326,8 +324,8 @@ class Guard:
 
     def after_step(self) -> None:
         """Put learning rates back; only needed where ``optimizer.step()`` was not reached."""
-        for lane in self._lanes.values():
-            lane.after_update()
+        for track in self._tracks.values():
+            track.after_update()
 
     def epoch(self) -> None:
         """Tell the sinks that an epoch has ended."""
@@ -336,29 +334,29 @@ class Guard:
     def flush(self) -> None:
         """Send the window under way to the sinks."""
         self._catch_up()
-        for lane in self._lanes.values():
-            if lane.meter.steps and lane.last is not None:
-                self._recorder.log(lane, lane.last, 1.0)
+        for track in self._tracks.values():
+            if track.accumulator.steps and track.last is not None:
+                self._step.log(track, track.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
         self._catch_up()
         self._investigation.rest()
-        for lane in self._lanes.values():
-            lane.close()
-        self._waiting |= {str(lane.index): lane.state_dict() for lane in self._lanes.values()}
-        self._lanes.clear()
-        self._flow.running = None
+        for track in self._tracks.values():
+            track.close()
+        self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
+        self._tracks.clear()
+        self._step.running = None
         self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
         self._catch_up()
         # Optimizers that have not been met yet keep what was loaded for them.
-        lanes = {**self._waiting, **{str(lane.index): lane.state_dict() for lane in self._lanes.values()}}
+        tracks = {**self._waiting, **{str(track.index): track.state_dict() for track in self._tracks.values()}}
         return {
             "version": VERSION,
-            "lanes": lanes,
+            "lanes": tracks,
             "incidents": [to_json(i) for i in self._recorder.incidents],
             **self._investigation.state_dict(),
         }
@@ -383,12 +381,12 @@ class Guard:
         )
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._waiting = dict(state["lanes"])
-        for lane in self._lanes.values():
-            if str(lane.index) in self._waiting:
-                lane.load_state_dict(self._waiting.pop(str(lane.index)))
-                lane.resume()
+        for track in self._tracks.values():
+            if str(track.index) in self._waiting:
+                track.load_state_dict(self._waiting.pop(str(track.index)))
+                track.resume()
         self._investigation.load_state_dict(state)
-        if self._lanes:
+        if self._tracks:
             # The module's own state has been loaded too, and what is held next must not undo that.
-            self._flow.running = RunningStatistics(self.module)
+            self._step.running = RunningStatistics(self.module)
             self._investigation.arm_again(self.module)

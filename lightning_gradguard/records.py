@@ -110,7 +110,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Blame:
+class Suspect:
     """One suspect: a layer (or the batch) with the evidence against it.
 
     Args:
@@ -235,7 +235,7 @@ class Incident:
     step: int
     form: Form
     actions: tuple[Action, ...] = ()
-    blame: tuple[Blame, ...] = ()
+    blame: tuple[Suspect, ...] = ()
     batch: int | None = None
     alarms: int = 0
     closed: int | None = None
@@ -344,7 +344,7 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
             outcomes=tuple(Outcome(**{**o, "layers": tuple(o["layers"])}) for o in a["outcomes"]),
         )
 
-    blame = (Blame(**floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")) for b in data["blame"])
+    blame = (Suspect(**floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")) for b in data["blame"])
     trials = (
         TrialRecord(**{**floats(t, "before", "trouble", "after"), "treatment": tuple(t["treatment"])})
         for t in data.get("trials", ())

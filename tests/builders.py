@@ -14,12 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import Decision, GradientStatistics, Verdict
-from lightning_gradguard.remedies import Scene
-from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots import SnapshotStore
-from lightning_gradguard.statistics import global_norm, gradient_norms
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.statistics.norms import global_norm, gradient_norms
 
 SAFELY: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
 """How ``Trainer.fit`` is told to load a checkpoint without executing anything, where this Lightning can be told."""
@@ -71,22 +71,22 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def scene_for(
+def context_for(
     module: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     *,
     decision: Decision | None = None,
     snapshots: SnapshotStore | None = None,
     **more: Any,
-) -> Scene:
-    """Return the scene of a step of ``module`` with the gradients that it has now."""
+) -> RemedyContext:
+    """Return the context of a step of ``module`` with the gradients that it has now."""
     parameters = dict(module.named_parameters())
     optimizer = optimizer or torch.optim.SGD(list(parameters.values()), lr=0.1)
     held = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     norms = gradient_norms(list(held.values())).double().numpy()
     norms = norms / more.get("grad_scale", 1.0)
     measured = GradientStatistics(more.pop("step", 0), tuple(held), norms, global_norm(norms))
-    return Scene(
+    return RemedyContext(
         module=module,
         optimizer=optimizer,
         parameters=parameters,

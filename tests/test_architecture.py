@@ -15,28 +15,22 @@ from lightning_gradguard import attribution, detectors, diagnostics, remedies
 ROOT = Path(lightning_gradguard.__file__).parent
 PACKAGE = "lightning_gradguard"
 
-# The river. A part may import from strictly lower ranks, and within itself; parts of one rank are siblings.
-RANKS = {
-    **dict.fromkeys(("errors", "checks", "ranks", "records", "layers", "shards"), 0),
-    **dict.fromkeys(
-        ("statistics", "baseline", "running", "batches", "snapshots", "fans", "forward_order", "glances"), 1
-    ),
-    "state_watch": 1.5,
-    "initialisation": 1.5,
-    "first_look": 2.9,
-    **dict.fromkeys(("detectors", "attribution", "diagnostics", "meter", "gate"), 2),
-    # The ladder is a table of causes, and the back-off keeps to the bracket of rates.
-    "policy": 2.1,
-    "remedies": 2.2,
-    "lane": 3,
-    **dict.fromkeys(("recorder", "rehearsal", "measuring"), 3.5),
-    **dict.fromkeys(("investigation", "keeping", "treating"), 3.75),
-    "late": 3.9,
-    "flow": 3.9,
-    "late_flow": 3.95,
-    "guard": 4,
-    "callback": 5,
-}
+# The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
+RIVER = (
+    ("errors", "checks", "records", "layers", "history"),
+    ("statistics",),
+    ("detectors", "snapshots", "diagnostics", "device_gate"),
+    ("attribution",),
+    ("policy",),
+    ("remedies",),
+    ("optimizer_track",),
+    ("treatment", "checkpoint"),
+    ("step",),
+    ("deferred_step",),
+    ("guard",),
+    ("callback",),
+)
+RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -75,8 +69,7 @@ def test_imports_flow_one_way() -> None:
 
 
 def test_every_part_of_the_river_exists() -> None:
-    names = {p.name.removesuffix(".py") for p in ROOT.iterdir()}
-    assert set(RANKS) <= names
+    assert set(RANKS) <= {path.name.removesuffix(".py") for path in ROOT.iterdir()}
 
 
 def test_outer_parts_are_imported_by_nobody_inside() -> None:
@@ -108,7 +101,17 @@ PUBLIC = {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
     },
     detectors: {
-        *("ColdStart", "Detector", "Drift", "LossLeap", "NonFinite", "Overshoot", "Spike", "SpoiltState", "Vanishing"),
+        *(
+            "BadStart",
+            "Detector",
+            "Drift",
+            "LossSpike",
+            "NonFinite",
+            "Overshoot",
+            "Spike",
+            "OptimizerStateCorruption",
+            "Vanishing",
+        ),
     },
     remedies: {
         *(
@@ -120,7 +123,7 @@ PUBLIC = {
             "Reinitialize",
             "Remedy",
             "Rollback",
-            "Scene",
+            "RemedyContext",
             "Skip",
         ),
         *("SwapActivation", "restore_activations"),

@@ -48,7 +48,7 @@ class Loop:
             self.optimizer.zero_grad()
             loss = nn.functional.mse_loss(self.network(x), y)
             loss.backward()
-            if not self.guard.before_step(self.optimizer, loss=loss).held:
+            if not self.guard.before_step(self.optimizer, loss=loss).skipped:
                 self.optimizer.step()
                 self.average.update_parameters(self.network)
 
@@ -72,8 +72,8 @@ def test_only_the_first_of_several_optimizers_takes_averages_back() -> None:
     network = mlp()
     guard = Guard(network)
     guard.followers = (AveragedModel(network),)
-    lanes = [guard.attach(torch.optim.SGD(network[i].parameters(), lr=0.01)) for i in (0, 2)]
-    assert [any(name.startswith("average0.") for name in lane.buffers) for lane in lanes] == [True, False]
+    tracks = [guard.attach(torch.optim.SGD(network[i].parameters(), lr=0.01)) for i in (0, 2)]
+    assert [any(name.startswith("average0.") for name in track.buffers) for track in tracks] == [True, False]
 
 
 def test_a_run_that_is_resumed_takes_the_average_back_to_where_the_first_would_have() -> None:

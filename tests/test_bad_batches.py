@@ -184,7 +184,7 @@ def test_a_nan_that_is_not_the_batchs_fault_is_held_as_well() -> None:
         loss.backward()
         report = guard.before_step(optimizer, loss=loss, batch=(x, y))
         optimizer.step()
-        assert report.held is (index == 20)
+        assert report.skipped is (index == 20)
         assert same(before, dict(network.state_dict())) is (index == 20)
 
 
@@ -211,7 +211,7 @@ def test_sparse_idle_and_frozen_parameters_are_guarded_too() -> None:
         optimizer.zero_grad()
         loss = network(torch.tensor([1, 2, 2, step % 10])) * (math.nan if step == 20 else 1e9 if step == 25 else 1.0)
         loss.backward()
-        held.append(guard.before_step(optimizer, loss=loss).held)
+        held.append(guard.before_step(optimizer, loss=loss).skipped)
         optimizer.step()
     assert [i for i, h in enumerate(held) if h] == [20, 25]
     assert all(p.isfinite().all() for p in network.parameters())

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
 from lightning_gradguard.diagnostics import read_journal
-from lightning_gradguard.measuring import Team
 from lightning_gradguard.remedies import Reinitialize, Skip
+from lightning_gradguard.statistics.collectives import Collectives
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -103,7 +103,7 @@ def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) 
 
 def test_the_callback_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(GradGuard()), pickle.loads(pickle.dumps(GradGuard()))):
-        assert other.incidents == () and other.guard._flow.team == Team()
+        assert other.incidents == () and other.guard._step.collectives == Collectives()
 
 
 def test_the_callback_can_be_pickled_after_a_run_too(tmp_path: Path) -> None:
@@ -155,7 +155,9 @@ def test_watching_changes_nothing_even_on_a_sick_run(value: float, on_exhausted:
         fit.fit(Net(mlp(norm=True), ADAM), loader(spoil(regression(150), *range(25, 32), value=value)))
         return fit.global_step, frozen_copy(fit)
 
-    guard = GradGuard(mode="watch", journal=False, on_exhausted=on_exhausted, policy=Policy(max_held=5, max_trials=1))
+    guard = GradGuard(
+        mode="watch", journal=False, on_exhausted=on_exhausted, policy=Policy(max_skipped=5, max_trials=1)
+    )
     assert same(run([]), run([guard]))
     assert all(i.remedies == () for i in guard.incidents)
     assert guard.incidents or not math.isnan(value)
@@ -361,9 +363,9 @@ def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
 
         class Reads(Callback):
             def on_train_batch_end(self, *_: Any, seen: list[float] = seen, guard: GradGuard = guard) -> None:
-                lane = next(iter(guard.guard._lanes.values()))
-                assert lane.last is not None
-                seen.append(lane.last.norm)
+                track = next(iter(guard.guard._tracks.values()))
+                assert track.last is not None
+                seen.append(track.last.norm)
 
         fit.callbacks.insert(0, Reads())  # type: ignore[attr-defined]
         fit.fit(Net(mlp(), partial(torch.optim.AdamW, fused=fused)), loader(regression(3)))
@@ -391,7 +393,7 @@ def test_a_scale_that_keeps_falling_is_an_incident(tmp_path: Path) -> None:
 
 
 def endless(root: Path, **options: Any) -> tuple[Trainer, GradGuard]:
-    guard = GradGuard(journal=False, policy=Policy(max_held=5), **options)
+    guard = GradGuard(journal=False, policy=Policy(max_skipped=5), **options)
     fit = trainer(root, callbacks=[guard])
     return fit, guard
 
@@ -451,7 +453,7 @@ class Stumbles(Skip):
 
     name = "skip"
 
-    def apply(self, scene: Any) -> Any:
+    def apply(self, context: Any) -> Any:
         raise LookupError("another mistake")
 
 

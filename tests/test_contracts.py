@@ -22,12 +22,12 @@ from torch import nn
 
 import lightning_gradguard
 from lightning_gradguard import GradGuard, Guard, Policy, SnapshotStore
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Sink
-from lightning_gradguard.records import Action, Blame, Decision, Incident, Outcome, Verdict, Window
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.records import Action, Decision, Incident, Outcome, Suspect, Verdict, Window
 from lightning_gradguard.remedies import Remedy
-from tests.builders import same, scene_for, statistics, taught, through_a_file
+from tests.builders import context_for, same, statistics, taught, through_a_file
 
 
 def modules() -> Iterator[types.ModuleType]:
@@ -228,13 +228,18 @@ def test_a_remedy_survives_every_kind_of_gradient(kind: Any, scale: float) -> No
     snapshots.take(0, dict(module.named_parameters()), dict(module.named_buffers()), optimizer)
     module(scale).backward()
     decision = Decision((kind.name,), "for a test")
-    blame = (Blame("batch", 1.0, "x"), Blame("linear", 1.0, "x"), Blame("embedding", 1.0, "x"), Blame("gone", 1.0, "x"))
-    scene = scene_for(module, optimizer, decision=decision, snapshots=snapshots, blame=blame, limit=2.0, target=1.0)
+    blame = (
+        Suspect("batch", 1.0, "x"),
+        Suspect("linear", 1.0, "x"),
+        Suspect("embedding", 1.0, "x"),
+        Suspect("gone", 1.0, "x"),
+    )
+    context = context_for(module, optimizer, decision=decision, snapshots=snapshots, blame=blame, limit=2.0, target=1.0)
     remedy = kind()
     for _ in range(3):
-        outcome = remedy.apply(scene)
+        outcome = remedy.apply(context)
         assert isinstance(outcome, Outcome) and outcome.remedy == kind.name and outcome.detail
-        remedy.before_update(scene)
+        remedy.before_update(context)
         remedy.after_update()
         assert optimizer.param_groups[0]["lr"] == 0.1
     again = kind()
@@ -246,7 +251,7 @@ def test_a_remedy_survives_every_kind_of_gradient(kind: Any, scale: float) -> No
 @pytest.mark.parametrize("kind", REMEDIES, ids=lambda k: k.__name__)
 def test_a_remedy_survives_a_module_without_any_gradient(kind: Any) -> None:
     module = nn.Linear(2, 2)
-    assert kind().apply(scene_for(module, target=1.0)).remedy == kind.name
+    assert kind().apply(context_for(module, target=1.0)).remedy == kind.name
 
 
 # -- sinks
@@ -269,7 +274,7 @@ def test_a_sink_takes_whatever_a_broken_run_has_to_tell(kind: Any, tmp_path: Pat
     sink.window(window(tick=1, step=1, loss=math.nan, **layers))
     verdict = Verdict("non-finite", "x", math.nan, math.inf, "why | `not`\n<b>")
     action = Action(3, verdict, Decision((), "nothing"), (Outcome("skip", True, "done"),))
-    incident = Incident(1, 0, 3, "non-finite", (action,), (Blame("batch", math.inf, "bad"),), None, 1)
+    incident = Incident(1, 0, 3, "non-finite", (action,), (Suspect("batch", math.inf, "bad"),), None, 1)
     for event in ("opened", "acted", "closed"):
         sink.incident(incident, event)
     sink.incident(Incident(2, 0, 4, "sudden"), "opened")

@@ -16,11 +16,11 @@ from torch import nn
 from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, TrainingDiverged
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
-from lightning_gradguard.glances import Glances
 from lightning_gradguard.guard import default_detectors
-from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.history.interval import ExponentialInterval
+from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import Incident, Verdict, Window
-from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, Scene, Skip
+from lightning_gradguard.remedies import Clip, LearningRateBackoff, Remedy, RemedyContext, Skip
 from tests.builders import mlp, regression, same, spoil
 
 
@@ -127,7 +127,7 @@ def test_a_sink_that_fails_is_switched_off_with_one_warning_and_the_rest_goes_on
     with pytest.warns(RuntimeWarning, match="FullDisk") as caught:
         reports = loop.run(spoil(regression(60), 30))
     assert sum("FullDisk" in str(w.message) for w in caught) == 1
-    assert [i for i, r in enumerate(reports) if r.held] == [30]
+    assert [i for i, r in enumerate(reports) if r.skipped] == [30]
     assert len(sink.windows) > 5 and sink.incidents
     loop.guard.close()
     assert sink.closed == 1
@@ -148,7 +148,7 @@ def test_a_notice_is_not_repeated_at_every_step() -> None:
 
     sink = Records()
     loop = Loop(sinks=[sink], detectors=[Mutters()])
-    assert not any(r.held for r in loop.run(regression(100)))
+    assert not any(r.skipped for r in loop.run(regression(100)))
     assert len(sink.notices) == 1 and loop.guard.incidents == ()
 
 
@@ -167,7 +167,7 @@ def test_the_record_of_an_endless_incident_is_bounded() -> None:
 def test_a_report_tells_what_was_done() -> None:
     loop = Loop()
     reports = loop.run(spoil(regression(40), 30))
-    assert [r.held for r in reports] == [i == 30 for i in range(40)]
+    assert [r.skipped for r in reports] == [i == 30 for i in range(40)]
     bad = reports[30]
     assert bad.verdict.form == "non-finite" and bad.decision.remedies == ("skip",) and bad.outcomes[0].applied
     assert not bad.statistics.finite and bad.statistics.nonfinite
@@ -196,7 +196,7 @@ def test_going_back_to_the_start_does_not_let_a_corrupt_batch_be_the_measure() -
     loop.run(regression(40))
     assert loop.guard.attach(loop.optimizer).baseline.count == 0, "it went back to the start"
     report = loop.step(regression(1)[0], by=1e4)
-    assert report.held
+    assert report.skipped
     loop.run(regression(30))
     assert all(r.verdict is None for r in loop.run(regression(5)))
 
@@ -205,7 +205,7 @@ def test_a_loss_that_is_nan_for_a_while_does_not_convict_the_rate_of_a_young_run
     loop = Loop()
     loop.run(regression(20))
     loop.run(regression(40), by=math.nan)
-    assert not any(r.held for r in loop.run(regression(10))[5:])
+    assert not any(r.skipped for r in loop.run(regression(10))[5:])
     assert loop.guard.attach(loop.optimizer).lr_factor > 1e-3
 
 
@@ -225,8 +225,8 @@ def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() ->
     loop.guard = Guard(loop.network)
     reports = loop.run(regression(8))
     assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
-    (lane,) = loop.guard._lanes.values()
-    assert reports[0].statistics.update_ratio > 1.0 > lane.baseline.update_ratio > 0.0
+    (track,) = loop.guard._tracks.values()
+    assert reports[0].statistics.update_ratio > 1.0 > track.baseline.update_ratio > 0.0
 
 
 def test_a_rate_that_leaps_is_convicted_by_the_losses_it_makes_and_the_run_goes_on_below_it() -> None:
@@ -276,11 +276,11 @@ def test_a_rising_rate_is_brought_down_each_time_that_it_loses_the_run() -> None
 def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered() -> None:
     loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10))
     loop.run(regression(60))
-    lane = loop.guard.attach(loop.optimizer)
-    lane.baseline.rate = 0.0
+    track = loop.guard.attach(loop.optimizer)
+    track.baseline.rate = 0.0
     loop.run(regression(1))
-    assert 0.0 < lane.lr_factor < 1.0
-    assert lane.baseline.rate == pytest.approx(0.01 * lane.lr_factor, rel=0.01)
+    assert 0.0 < track.lr_factor < 1.0
+    assert track.baseline.rate == pytest.approx(0.01 * track.lr_factor, rel=0.01)
 
 
 def test_a_healthy_run_of_noisy_losses_has_a_state_of_late_to_go_back_to() -> None:
@@ -288,10 +288,10 @@ def test_a_healthy_run_of_noisy_losses_has_a_state_of_late_to_go_back_to() -> No
     loop = Loop(norm=True)
     loop.optimizer = torch.optim.SGD(loop.network.parameters(), lr=0.05)
     reports = loop.run(regression(400))
-    lane = loop.guard.attach(loop.optimizer)
+    track = loop.guard.attach(loop.optimizer)
     losses = [float(report.statistics.loss) for report in reports]
     assert chance_of_lower(losses[-100:], losses[:9]) < 1e-3 and not loop.guard.incidents
-    assert lane.snapshots.latest.step >= 200
+    assert track.snapshots.latest.step >= 200
 
 
 @pytest.mark.parametrize("first", [0.0, 1e-3, 0.01])
@@ -322,7 +322,7 @@ def test_without_memory_for_snapshots_the_run_goes_on(monkeypatch: pytest.Monkey
     with pytest.warns(RuntimeWarning, match="rollback is switched off") as caught:
         reports = loop.run(spoil(regression(60), 30))
     assert sum("switched off" in str(w.message) for w in caught) == 1
-    assert [i for i, r in enumerate(reports) if r.held] == [30]
+    assert [i for i, r in enumerate(reports) if r.skipped] == [30]
 
 
 def test_groups_added_in_mid_run_forget_references_of_the_old_norm() -> None:
@@ -335,23 +335,23 @@ def test_groups_added_in_mid_run_forget_references_of_the_old_norm() -> None:
         optimizer.zero_grad()
         # The new parameters' gradients are 1,000 times as large.
         (nn.functional.mse_loss(network(x), y) * (1.0 if step < 80 else 1e3)).backward()
-        assert not guard.before_step(optimizer).held
+        assert not guard.before_step(optimizer).skipped
         optimizer.step()
     assert guard.incidents == ()
 
 
 @pytest.mark.parametrize(("on_exhausted", "stops"), [("stop", True), ("continue", True)])
 def test_a_spent_budget_is_told_in_the_report(on_exhausted: Any, stops: bool) -> None:
-    loop = Loop(on_exhausted=on_exhausted, policy=Policy(max_held=3))
+    loop = Loop(on_exhausted=on_exhausted, policy=Policy(max_skipped=3))
     loop.run(regression(20))
     reports = loop.run(regression(10), by=math.nan)
     assert [r.stop for r in reports] == [False] * 3 + [stops] * 7
-    assert all(r.held for r in reports)
+    assert all(r.skipped for r in reports)
     assert len(loop.guard.incidents) == 1
 
 
 def test_a_spent_budget_can_raise_with_a_report_of_what_was_tried() -> None:
-    loop = Loop(on_exhausted="raise", policy=Policy(max_held=3))
+    loop = Loop(on_exhausted="raise", policy=Policy(max_skipped=3))
     loop.run(regression(20))
     with pytest.raises(TrainingDiverged, match="tried skip"):
         loop.run(regression(10), by=math.nan)
@@ -385,7 +385,7 @@ def test_a_batch_that_saturates_the_network_is_held_by_loss_and_scale() -> None:
     clean.network.load_state_dict(loop.network.state_dict())
     clean.run([batch for i, batch in enumerate(batches) if i not in bad])
     reports = loop.run([(x * 1e4, y) if i in bad else (x, y) for i, (x, y) in enumerate(batches)])
-    assert {i for i, report in enumerate(reports) if report.held} == bad
+    assert {i for i, report in enumerate(reports) if report.skipped} == bad
     assert {i.actions[0].verdict.detector for i in loop.guard.incidents} == {"loss-leap"}
     assert {i.culprit for i in loop.guard.incidents} == {"batch"}
     assert same(clean.network.state_dict(), loop.network.state_dict())
@@ -408,9 +408,9 @@ def test_a_broken_layer_that_nobody_trains_is_named(frozen: str) -> None:
 
 def test_data_that_have_changed_for_good_are_not_held_for_ever() -> None:
     batches = saturating(120)
-    loop = Saturates(policy=Policy(max_held=20))
+    loop = Saturates(policy=Policy(max_skipped=20))
     reports = loop.run([(x * 1e4, y) if i >= 60 else (x, y) for i, (x, y) in enumerate(batches)])
-    held = [i for i, report in enumerate(reports) if report.held]
+    held = [i for i, report in enumerate(reports) if report.skipped]
     assert held[:9] == list(range(60, 69))
     later = [report.verdict.detector for report in reports[69:] if report.verdict is not None]
     assert "loss-leap" not in later and len(later) < 10, "a spike now and then, while the network adapts"
@@ -436,11 +436,13 @@ def test_a_mended_layer_is_looked_at_again_when_all_is_calm() -> None:
 
 
 def test_examinations_for_a_single_odd_loss_become_rare_where_those_are_common() -> None:
-    glances = Glances()
-    common = [step for step in range(3000) if glances.due(step)]
+    interval = ExponentialInterval()
+    common = [step for step in range(3000) if interval.due(step)]
     gaps = [b - a for a, b in itertools.pairwise(common)]
     assert gaps[:6] == [10, 20, 40, 80, 160, 320] and set(gaps[5:]) == {320}
-    assert glances.due(10_000) and not glances.due(10_005) and glances.due(10_010), "after a long peace it begins anew"
+    assert interval.due(10_000) and not interval.due(10_005) and interval.due(10_010), (
+        "after a long peace it begins anew"
+    )
 
 
 # -- errors
@@ -480,12 +482,12 @@ class Stumbles(Remedy):
     def __init__(self, *, where: str = "apply") -> None:
         self.where = where
 
-    def apply(self, scene: Scene) -> Any:
+    def apply(self, context: RemedyContext) -> Any:
         if self.where == "apply":
             raise LookupError("another mistake")
-        return Clip().apply(scene)
+        return Clip().apply(context)
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         if self.where == "before_update":
             raise LookupError("another mistake")
 
@@ -512,10 +514,10 @@ class Undoes(Remedy):
     def __init__(self, *, error: type[BaseException] | None = None) -> None:
         self.error, self.changed, self.undone = error, False, 0
 
-    def apply(self, scene: Scene) -> Any:
+    def apply(self, context: RemedyContext) -> Any:
         raise AssertionError("nothing calls for it")
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         self.changed = True
 
     def after_update(self) -> None:
@@ -566,7 +568,7 @@ def test_an_isolated_error_lets_the_step_pass_as_if_there_were_no_guard() -> Non
     with pytest.warns(RuntimeWarning, match="users-own") as caught:
         reports = guarded.run(regression(20))
     assert sum("users-own" in str(w.message) for w in caught) == 1
-    assert not any(r.held or r.stop for r in reports)
+    assert not any(r.skipped or r.stop for r in reports)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9)
     for x, y in regression(20):
         optimizer.zero_grad()
@@ -580,7 +582,7 @@ def test_an_isolated_error_leaves_the_other_detectors_at_work(where: str) -> Non
     loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], on_error="warn")
     with pytest.warns(RuntimeWarning) as caught:
         reports = loop.run(spoil(regression(30), 20, 21))
-    assert [i for i, r in enumerate(reports) if r.held] == [20, 21]
+    assert [i for i, r in enumerate(reports) if r.skipped] == [20, 21]
     assert sum("users-own" in str(w.message) for w in caught) == 1
     assert all(p.isfinite().all() for p in loop.network.parameters())
 
@@ -593,7 +595,7 @@ def test_an_isolated_remedy_leaves_the_others_at_work(where: str) -> None:
         reports = loop.run(spoil(regression(60), 50))
     assert sum("another mistake" in str(w.message) for w in caught) == 1
     # Without a remedy that clips, the later spike is held.
-    assert [i for i, r in enumerate(reports) if r.held][-2:] == [45, 50]
+    assert [i for i, r in enumerate(reports) if r.skipped][-2:] == [45, 50]
 
 
 @pytest.mark.parametrize("options", [{"remedies": [Clip()]}, {"detectors": [Drift()]}])

@@ -138,7 +138,7 @@ def test_a_healthy_plain_loop_is_bit_identical_with_the_guard(make: Any, family:
             loss = nn.functional.mse_loss(network(x), y)
             loss.backward()
             if guarded:
-                assert not guard.before_step(optimizer, loss=loss, batch=(x, y)).held
+                assert not guard.before_step(optimizer, loss=loss, batch=(x, y)).skipped
             optimizer.step()
         return network.state_dict(), optimizer.state_dict()["state"]
 

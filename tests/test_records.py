@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from lightning_gradguard import records
 from lightning_gradguard.records import (
     Action,
-    Blame,
     Decision,
     Form,
     Incident,
     Outcome,
+    Suspect,
     TrialRecord,
     Verdict,
     incident_from_json,
@@ -35,7 +35,7 @@ VERDICTS = st.builds(Verdict, FORMS, TEXT, FLOATS, FLOATS, TEXT, TEXTS, st.boole
 DECISIONS = st.builds(Decision, TEXTS, TEXT, TEXT, *[st.booleans()] * 5)
 OUTCOMES = st.builds(Outcome, TEXT, st.booleans(), TEXT, TEXTS, st.floats(0, 1))
 ACTIONS = st.builds(Action, st.integers(0), VERDICTS, DECISIONS, st.lists(OUTCOMES, max_size=2).map(tuple))
-BLAMES = st.builds(Blame, TEXT, FLOATS, TEXT, MAYBE, MAYBE, MAYBE)
+BLAMES = st.builds(Suspect, TEXT, FLOATS, TEXT, MAYBE, MAYBE, MAYBE)
 TRIALS = st.builds(TrialRecord, TEXT, TEXTS, st.integers(0), st.integers(0), TEXT, FLOATS, FLOATS, FLOATS)
 INCIDENTS = st.builds(
     Incident,
@@ -97,7 +97,9 @@ def test_what_is_not_finite_is_the_worst_excess(value: float, limit: float) -> N
 def test_an_incident_names_culprit_and_remedies_that_were_applied() -> None:
     verdict = Verdict("sudden", "x", 2.0, 1.0, "why")
     outcomes = (Outcome("skip", True, "x"), Outcome("rollback", False, "x"), Outcome("skip", True, "x"))
-    incident = Incident(1, 0, 0, "sudden", (Action(0, verdict, Decision((), "x"), outcomes),), (Blame("a", 2.0, "x"),))
+    incident = Incident(
+        1, 0, 0, "sudden", (Action(0, verdict, Decision((), "x"), outcomes),), (Suspect("a", 2.0, "x"),)
+    )
     assert incident.remedies == ("skip",) and incident.culprit == "a"
     assert Incident(1, 0, 0, "sudden").culprit is None
 

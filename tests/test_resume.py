@@ -193,8 +193,8 @@ def test_detectors_may_change_between_save_and_load() -> None:
         step(guard, network, optimizer, batch)
     fewer = Guard(network, detectors=[Drift(), NonFinite()])
     fewer.load_state_dict(through_a_file(guard.state_dict()))
-    lane = fewer.attach(optimizer)
-    assert same(lane.detectors[0].state_dict(), guard.attach(optimizer).detectors[2].state_dict())
+    track = fewer.attach(optimizer)
+    assert same(track.detectors[0].state_dict(), guard.attach(optimizer).detectors[2].state_dict())
 
 
 def test_a_state_with_an_armed_probe_can_be_loaded_before_the_module_is_known() -> None:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradguard.attribution.probe import LayerReading, Probe
-from lightning_gradguard.fans import expected_rms
-from lightning_gradguard.layers import layer_of
+from lightning_gradguard.layers.fan import expected_rms
+from lightning_gradguard.layers.names import layer_of
 
 if TYPE_CHECKING:
     from lightning_gradguard.attribution.suspects import blame

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.records import Blame, Verdict
+from lightning_gradguard.records import Suspect, Verdict
 
 FEW_LAYERS = 2
 """Layers that are at fault by themselves; where more stand out an update, or the whole initialisation, did it."""
@@ -34,7 +34,7 @@ class Cause(str, Enum):
 
 
 def cause_of(
-    verdict: Verdict, blame: Sequence[Blame], *, start: bool, large: bool, signal: Signal | None = None
+    verdict: Verdict, blame: Sequence[Suspect], *, start: bool, large: bool, signal: Signal | None = None
 ) -> Cause:
     """Return the cause that the evidence of an alarm speaks for.
 

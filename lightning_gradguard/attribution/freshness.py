@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from lightning_gradguard.layers import kind_of
+from lightning_gradguard.layers.names import kind_of
 
 LEAST_SIDE, MOST_SIDE = 4, 512
 """Rows and columns that a matrix must have to tell anything, and that are looked at."""

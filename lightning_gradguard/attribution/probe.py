@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradguard.attribution.magnitude import rms, to_host
 from lightning_gradguard.errors import out_of_memory
-from lightning_gradguard.layers import Kind, clean, kind_of, layers
+from lightning_gradguard.layers.names import Kind, clean, kind_of, layers
 
 WILD = 10.0
 """RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""

@@ -11,9 +11,9 @@ from torch import nn
 from lightning_gradguard.attribution.outliers import stands_out, typical
 from lightning_gradguard.attribution.probe import LayerReading
 from lightning_gradguard.attribution.weights import WeightTraits, examine, travelled
-from lightning_gradguard.layers import layer_of
-from lightning_gradguard.records import Blame, GradientStatistics
-from lightning_gradguard.snapshots import Snapshot
+from lightning_gradguard.layers.names import layer_of
+from lightning_gradguard.records import GradientStatistics, Suspect
+from lightning_gradguard.snapshots.store import Snapshot
 
 # A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1. Training moves an output layer
 # half as far within ten to a hundred updates, and its peers far less: so it did in 23 of 179 healthy runs.
@@ -64,7 +64,7 @@ def blame(
     updates: int = 0,
     changes_only: bool = False,
     fresh: bool = True,
-) -> tuple[Blame, ...]:
+) -> tuple[Suspect, ...]:
     """Name the layers at fault, worst first; nobody if nobody stands out.
 
     The evidence, strongest first: parameters that are not finite; parameters displaced since the snapshot while other layers'
@@ -93,7 +93,7 @@ def blame(
             found += [] if found else _growing(traits, readings)
         found += [] if found else _batch(readings)
     order = {t.layer: (by_layer[t.layer].order if t.layer in by_layer else index) for index, t in enumerate(traits)}
-    worst: dict[str, Blame] = {}
+    worst: dict[str, Suspect] = {}
     for suspect in sorted(found, key=lambda b: (-b.score, order.get(b.layer, 0))):
         worst.setdefault(suspect.layer, suspect)
     measured = {t.layer: t for t in traits}
@@ -102,8 +102,8 @@ def blame(
     )
 
 
-def _complete(suspect: Blame, traits: WeightTraits | None, reading: LayerReading | None) -> Blame:
-    return Blame(
+def _complete(suspect: Suspect, traits: WeightTraits | None, reading: LayerReading | None) -> Suspect:
+    return Suspect(
         layer=suspect.layer,
         score=suspect.score,
         reason=suspect.reason,
@@ -114,8 +114,8 @@ def _complete(suspect: Blame, traits: WeightTraits | None, reading: LayerReading
     )
 
 
-def _broken(traits: Sequence[WeightTraits]) -> list[Blame]:
-    return [Blame(t.layer, math.inf, "its parameters are not finite", broken=True) for t in traits if not t.finite]
+def _broken(traits: Sequence[WeightTraits]) -> list[Suspect]:
+    return [Suspect(t.layer, math.inf, "its parameters are not finite", broken=True) for t in traits if not t.finite]
 
 
 def _explained(
@@ -136,7 +136,7 @@ def _explained(
     return lambda layer: _FASTER * share * travelled(module, layer, older, snapshot)
 
 
-def _displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float]) -> list[Blame]:
+def _displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float]) -> list[Suspect]:
     """Accuse layers rewritten since the snapshot; where all have moved alike there is no single culprit."""
     moved = {t.layer: t.displacement for t in traits if t.displacement is not None and t.trainable and t.finite}
     logs = {layer: max(math.log(value), _STILL) if value > 0.0 else _STILL for layer, value in moved.items()}
@@ -147,11 +147,11 @@ def _displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float]
         far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
         if value >= _DISPLACED and far_apart and value >= explained(layer):
             reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
-            found.append(Blame(layer, apart, reason))
+            found.append(Suspect(layer, apart, reason))
     return found
 
 
-def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Blame]:
+def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Suspect]:
     """Accuse layers in which something finite becomes non-finite, unless what came in was absurdly large already."""
     spoilt = set[str]()
     if statistics is not None:
@@ -166,13 +166,13 @@ def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | 
     return found
 
 
-def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list[Blame]:
+def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list[Suspect]:
     """The gain was at least ``ceiling / came_in``; half the dtype's range (in log) must be its own doing."""
     lowest = math.log(reading.ceiling) - math.log(max(came_in or 1.0, 1e-3))
-    return [Blame(reading.layer, lowest, reason)] if lowest >= 0.5 * math.log(reading.ceiling) else []
+    return [Suspect(reading.layer, lowest, reason)] if lowest >= 0.5 * math.log(reading.ceiling) else []
 
 
-def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Blame]:
+def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Suspect]:
     """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak.
 
     One of the two must be the weights where these are known: a layer may standardise them, or scale its output, by design.
@@ -186,7 +186,7 @@ def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading]
         doubt = _TRUSTED if history and t.displacement is not None and t.displacement < _DISPLACED else 0.0
         if t.constant is not None and t.constant >= _CONSTANT * math.exp(doubt):
             reason = f"its weights are all but constant, so they sum their inputs {t.constant:.3g} fold"
-            found.append(Blame(t.layer, math.log(t.constant), reason))
+            found.append(Suspect(t.layer, math.log(t.constant), reason))
         heard = [w for w in witnesses[t.layer] if w.heard]
         peers = [
             w for other, ws in witnesses.items() if other != t.layer and groups[other] == groups[t.layer] for w in ws
@@ -197,7 +197,7 @@ def _excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading]
         ]
         silent = "weights" in {w.kind for w in heard} and "weights" not in agreeing
         if any(strengths) and len(agreeing) >= min(2, len(heard)) and not silent:
-            found.append(Blame(t.layer, max(strengths), _wording(heard)))
+            found.append(Suspect(t.layer, max(strengths), _wording(heard)))
     return found
 
 
@@ -235,7 +235,7 @@ def _wording(witnesses: Sequence[_Witness]) -> str:
     return ", ".join(texts.get(w.kind, w.kind + " {:.3g}").format(math.exp(w.value)) for w in witnesses)
 
 
-def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -> list[Blame]:
+def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -> list[Suspect]:
     """Accuse every layer that amplifies, where none stands out but together they blow the signal up a thousandfold."""
     kinds = {t.layer: t for t in traits if t.trainable}
     plain = [
@@ -248,7 +248,7 @@ def _growing(traits: Sequence[WeightTraits], readings: Sequence[LayerReading]) -
     gains = {r.layer: max(r.forward_gain or 0.0, r.backward_gain or 0.0) for r in plain}
     reason = "amplifies {:.3g} fold, as do others, and together they blow the signal up {:.2g} fold"
     return [
-        Blame(layer, _log(gain), reason.format(gain, math.exp(max(ahead, back))))
+        Suspect(layer, _log(gain), reason.format(gain, math.exp(max(ahead, back))))
         for layer, gain in gains.items()
         if _log(gain) >= _AMPLIFIES and _log(kinds[layer].excess or math.inf) >= _LARGE
     ]
@@ -267,16 +267,16 @@ def _span(
     return _log(max(outs) / first)
 
 
-def _batch(readings: Sequence[LayerReading]) -> list[Blame]:
+def _batch(readings: Sequence[LayerReading]) -> list[Suspect]:
     """Accuse the data if the first layer to see it got something that is not finite, or absurdly large."""
     first = min(readings, key=lambda r: r.order, default=None)
     if first is None or first.rms_in is None:
         return []
     if not first.input_finite:
-        return [Blame("batch", math.inf, "the input of the first layer is not finite")]
+        return [Suspect("batch", math.inf, "the input of the first layer is not finite")]
     if first.rms_in > 1e4:
         return [
-            Blame("batch", math.log(first.rms_in), f"the input of the first layer has an RMS of {first.rms_in:.3g}")
+            Suspect("batch", math.log(first.rms_in), f"the input of the first layer has an RMS of {first.rms_in:.3g}")
         ]
     return []
 

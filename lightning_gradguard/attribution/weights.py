@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
-from lightning_gradguard.fans import expected_rms, fans
-from lightning_gradguard.layers import Kind, clean, kind_of, layers, parameters_of
-from lightning_gradguard.shards import comparable, gathered, sharded, whole
-from lightning_gradguard.snapshots import Snapshot
+from lightning_gradguard.layers.fan import expected_rms, fans
+from lightning_gradguard.layers.names import Kind, clean, kind_of, layers, parameters_of
+from lightning_gradguard.snapshots.store import Snapshot
+from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole
 
 LEAST = 8
 """Elements from which the displacement of a parameter means something."""

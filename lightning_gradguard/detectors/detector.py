@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from lightning_gradguard.baseline import Baseline
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
@@ -15,7 +15,7 @@ class Detector(ABC):
 
     name: ClassVar[str]
     """What verdicts call it."""
-    late: ClassVar[bool] = False
+    deferrable: ClassVar[bool] = False
     """Whether :meth:`limit` says all that cannot wait: on a GPU a step of a calm run is judged when the next one is made, so that
     nobody waits for the device. False costs one wait a step, and misses nothing."""
 

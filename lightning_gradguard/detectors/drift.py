@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import RECENT, Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 REFERENCE = 40
@@ -38,7 +38,7 @@ class Drift(Detector):
     """
 
     name: ClassVar[str] = "drift"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, slack: float = 0.5, threshold: float = 7.0) -> None:
         self.slack = checks.number("slack", slack, least=0.0)

@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
@@ -22,7 +22,7 @@ class NonFinite(Detector):
     """
 
     name: ClassVar[str] = "non-finite"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 16) -> None:
         self.patience = checks.whole("patience", patience, least=1)

@@ -6,9 +6,9 @@ import itertools
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import ENOUGH, LARGE, RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.history.baseline import ENOUGH, LARGE, RECENT, Baseline
+from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 STILL = 0.85
@@ -46,7 +46,7 @@ class Overshoot(Detector):
     """
 
     name: ClassVar[str] = "overshoot"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 40) -> None:
         self.patience = checks.whole("patience", patience, least=RECENT)

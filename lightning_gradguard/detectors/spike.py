@@ -6,8 +6,8 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import LARGE, YOUNG, Baseline
 from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 WIDEST = math.log(1000.0)
@@ -53,7 +53,7 @@ class Spike(Detector):
     """
 
     name: ClassVar[str] = "spike"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 8.0, zscore: float = 6.0) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

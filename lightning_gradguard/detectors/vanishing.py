@@ -6,8 +6,8 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard import checks
-from lightning_gradguard.baseline import RECENT, Baseline
 from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import RECENT, Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
@@ -21,7 +21,7 @@ class Vanishing(Detector):
     """
 
     name: ClassVar[str] = "vanishing"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, factor: float = 1e6) -> None:
         self.factor = checks.number("factor", factor, above=1.0)

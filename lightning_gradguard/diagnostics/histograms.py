@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_gradguard.layers import layer_of
-from lightning_gradguard.statistics import local
+from lightning_gradguard.layers.names import layer_of
+from lightning_gradguard.statistics.norms import local
 
 LOW, HIGH, PER_DECADE = -46, 39, 4
 """Every finite float32 lies between: from 1.4e-45 to 3.4e38."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.records import Action, Blame, Incident
+from lightning_gradguard.records import Action, Incident, Suspect
 
 SUSPECTS = 5
 
@@ -64,7 +64,7 @@ def _trials(incident: Incident) -> str:
     return _table("What was tried", header, rows)
 
 
-def _suspects(blame: tuple[Blame, ...]) -> str:
+def _suspects(blame: tuple[Suspect, ...]) -> str:
     rows = [(wording.markdown(b.layer), wording.gains(b) or "–", wording.markdown(b.reason)) for b in blame]
     return _table("Suspects", ("layer", "measured", "why"), rows)
 

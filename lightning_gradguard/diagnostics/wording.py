@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from lightning_gradguard.records import Action, Blame, Incident, TrialRecord, Verdict
+from lightning_gradguard.records import Action, Incident, Suspect, TrialRecord, Verdict
 
 State = Literal["open", "helped", "kept", "calm", "anew", "failed"]
 """How an incident stands. ``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
@@ -69,7 +69,7 @@ def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
-def gains(blame: Blame) -> str:
+def gains(blame: Suspect) -> str:
     """Return what was measured of a suspect, such as ``forward gain 57 x``; empty where nothing was."""
     measured = (
         ("forward gain", blame.forward_gain),

@@ -15,10 +15,10 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.baseline import LARGE, YOUNG, Baseline
+from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
 from lightning_gradguard.policy.ladder import Treatment, treatments
 from lightning_gradguard.policy.trial import Trial
-from lightning_gradguard.records import Blame, Decision, Form, GradientStatistics, Verdict
+from lightning_gradguard.records import Decision, Form, GradientStatistics, Suspect, Verdict
 
 GENTLE = 10.0
 """Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
@@ -67,18 +67,18 @@ class Policy:
         calm: Steps without alarm that end an episode.
         memory: Steps for which a past episode makes a new one *recurrent*.
         max_trials: Treatments that may be tried in the whole run; when they are spent, first aid is all that is left.
-        max_held: Steps held in a row before the budget counts as spent; after half as many on finite numbers the data are believed to
+        max_skipped: Steps held in a row before the budget counts as spent; after half as many on finite numbers the data are believed to
             have changed for good.
     """
 
     def __init__(
-        self, *, patience: int = 3, calm: int = 20, memory: int = 1000, max_trials: int = 20, max_held: int = 100
+        self, *, patience: int = 3, calm: int = 20, memory: int = 1000, max_trials: int = 20, max_skipped: int = 100
     ) -> None:
         self.patience = checks.whole("patience", patience, least=1)
         self.calm = checks.whole("calm", calm, least=1)
         self.memory = checks.whole("memory", memory)
         self.max_trials = checks.whole("max_trials", max_trials)
-        self.max_held = checks.whole("max_held", max_held, least=1)
+        self.max_skipped = checks.whole("max_skipped", max_skipped, least=1)
         self.trials = 0
         self._past: list[int] = []
         self._held = self._nans = self._calm = 0
@@ -96,9 +96,9 @@ class Policy:
         self._innocent = True
 
     @property
-    def may_hold(self) -> bool:
+    def may_skip(self) -> bool:
         """Whether one more step may be held before the data are believed to have changed for good."""
-        return 2 * (self._held + 1) < self.max_held
+        return 2 * (self._held + 1) < self.max_skipped
 
     def form(self, verdict: Verdict, step: int) -> Form:
         """Return the verdict's form, or ``recurrent`` when like trouble was calmed not long ago."""
@@ -111,7 +111,9 @@ class Policy:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def decide(self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], case: Case) -> Decision:
+    def decide(
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], case: Case
+    ) -> Decision:
         """Return what to do about an alarm."""
         self._count(verdict, statistics, blame, case.baseline)
         cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
@@ -120,12 +122,14 @@ class Policy:
             # Whatever is thought of it, it must not reach the weights.
             decision = dataclasses.replace(decision, remedies=("skip", *decision.remedies))
         decision = dataclasses.replace(decision, remedies=_available(decision.remedies, case.can))
-        if self._held >= self.max_held and "skip" in decision.remedies:
+        if self._held >= self.max_skipped and "skip" in decision.remedies:
             decision = Decision(("skip",), f"{self._held} steps in a row were held", cause.value, exhausted=True)
         self._note(decision)
         return decision
 
-    def _count(self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], known: Baseline) -> None:
+    def _count(
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], known: Baseline
+    ) -> None:
         self.strikes += 1
         # Weights whose gradients are finite once are not broken; large gradients may pause for a step.
         cured = CURED if statistics.finite else 1
@@ -144,11 +148,11 @@ class Policy:
         self._untested = 0 if "skip" not in decision.remedies else self._untested + ("rollback" in decision.remedies)
 
     def _answer(
-        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], cause: Cause, case: Case
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], cause: Cause, case: Case
     ) -> Decision:
         known = case.baseline
         if cause is Cause.BATCH:
-            if statistics.finite and not self.may_hold:
+            if statistics.finite and not self.may_skip:
                 return self._accept_regime("so many large batches in a row are no accident")
             return Decision(("skip",), "the batch itself is corrupt", cause.value)
         if not statistics.finite and self._untested > 1:
@@ -192,7 +196,7 @@ class Policy:
         return self._treat(cause, told.get(cause, "no layer stands out: the rate is too high"), case, first_aid="")
 
     def _burst(
-        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Blame], cause: Cause, case: Case
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], cause: Cause, case: Case
     ) -> Decision:
         known = case.baseline
         gentle = verdict.form == "sudden" and verdict.excess < GENTLE

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from lightning_gradguard.ranks import chance_of_lower
+from lightning_gradguard.history.ranks import chance_of_lower
 
 WINDOW = 16
 """Accepted losses that are compared at a time."""

@@ -6,7 +6,7 @@ from lightning_gradguard.remedies.clip import Clip
 from lightning_gradguard.remedies.initialize import Initialize
 from lightning_gradguard.remedies.regularize import Regularize
 from lightning_gradguard.remedies.reinitialize import Reinitialize
-from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.remedies.rollback import Rollback
 from lightning_gradguard.remedies.skip import Skip
 from lightning_gradguard.remedies.swap_activation import SwapActivation, restore_activations
@@ -19,8 +19,8 @@ __all__ = [
     "Regularize",
     "Reinitialize",
     "Remedy",
+    "RemedyContext",
     "Rollback",
-    "Scene",
     "Skip",
     "SwapActivation",
     "restore_activations",

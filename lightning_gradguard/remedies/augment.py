@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 class Augment(Remedy):
@@ -42,7 +42,7 @@ class Augment(Remedy):
     """
 
     name: ClassVar[str] = "augment"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, steps: int = 100, transform: Callable[[Any], Any] | None = None, seed: int = 0) -> None:
         self.steps = checks.whole("steps", steps, least=1)
@@ -54,13 +54,13 @@ class Augment(Remedy):
         self._draws = 0
         self._before: list[tuple[Tensor, Tensor]] = []
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Begin, or begin again."""
         self._left = self.steps
         how = "mixed up" if self.transform is None else "augmented"
         return Outcome(self.name, True, f"batches are {how} for {self.steps} updates")
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         """Count the update."""
         self._left = max(self._left - 1, 0)
 

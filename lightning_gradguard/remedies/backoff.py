@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_gradguard.policy.rate_bracket import RateBracket
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 def largest_rate(optimizer: torch.optim.Optimizer) -> float:
@@ -29,7 +29,7 @@ class LearningRateBackoff(Remedy):
     """
 
     name: ClassVar[str] = "backoff"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.bracket = RateBracket()
@@ -41,17 +41,17 @@ class LearningRateBackoff(Remedy):
         """Factor on the largest rate at the last update."""
         return self._factor
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Convict the rate that the run was lost with, and choose the next."""
-        scheduled = largest_rate(scene.optimizer)
+        scheduled = largest_rate(context.optimizer)
         if not scheduled > 0.0:
             return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
-        if scene.decision is not None and "initialize" in scene.decision.remedies:
+        if context.decision is not None and "initialize" in context.decision.remedies:
             self.bracket.begin(scheduled)
             self._factor = self.bracket.share(scheduled)
             return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
         before = scheduled * self.bracket.share(scheduled)
-        after = self.bracket.convict(before, scene.update_ratio)
+        after = self.bracket.convict(before, context.update_ratio)
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
@@ -60,22 +60,22 @@ class LearningRateBackoff(Remedy):
         self.bracket.acquit()
         self._factor = 1.0
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
         self.after_update()
         bracket = self.bracket
         if bracket.free and bracket.good > 0.0 and bracket.bad == float("inf"):
-            rate = scene.statistics.rate
+            rate = context.statistics.rate
             if rate is None or not rate > bracket.good:
                 return  # As in nearly every step.
-        scheduled = largest_rate(scene.optimizer)
+        scheduled = largest_rate(context.optimizer)
         bracket.follow(scheduled)
         share = self._factor = bracket.share(scheduled)
-        best, learned = scene.progress()
+        best, learned = context.progress()
         bracket.made(scheduled * share, best=best, learned=learned)
         if share == 1.0:
             return
-        for group in scene.optimizer.param_groups:
+        for group in context.optimizer.param_groups:
             rate = group["lr"]
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.statistics import global_norm, host_norms, local
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.statistics.norms import global_norm, host_norms, local
 
 
 def unit_norm(tensor: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Clip(Remedy):
     """
 
     name: ClassVar[str] = "clip"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,27 +75,27 @@ class Clip(Remedy):
         self.clip_factor = checks.number("clip_factor", clip_factor, above=0.0)
 
     @torch.no_grad()
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Clip the gradients in place; a gradient that is not finite cannot be clipped and is left to others."""
-        norm = scene.statistics.norm
-        if not scene.statistics.finite:
+        norm = context.statistics.norm
+        if not context.statistics.finite:
             return Outcome(self.name, applied=False, detail="a gradient that is not finite cannot be clipped")
         if self.algorithm in ("norm", "sign"):
-            coefficient = min(1.0, scene.target / norm) if norm > 0.0 else 1.0
+            coefficient = min(1.0, context.target / norm) if norm > 0.0 else 1.0
             if self.algorithm == "sign" and coefficient < 1.0:
-                size = step_along_the_sign(scene.parameters.values(), scene.target, scene.grad_scale)
-                detail = f"norm {norm:.3g} replaced by steps of {size:.3g} along the sign, norm {scene.target:.3g}"
+                size = step_along_the_sign(context.parameters.values(), context.target, context.grad_scale)
+                detail = f"norm {norm:.3g} replaced by steps of {size:.3g} along the sign, norm {context.target:.3g}"
                 return Outcome(self.name, True, detail, (), coefficient)
-            grads = [p.grad for p in scene.parameters.values() if p.grad is not None]
+            grads = [p.grad for p in context.parameters.values() if p.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, coefficient)
             return Outcome(self.name, True, f"norm {norm:.3g} clipped to {norm * coefficient:.3g}", (), coefficient)
-        for parameter in scene.parameters.values():
+        for parameter in context.parameters.values():
             if parameter.grad is not None:
-                self._clip_elements(parameter, scene)
+                self._clip_elements(parameter, context)
         return Outcome(self.name, True, f"clipped by {self.algorithm}")
 
-    def _clip_elements(self, parameter: torch.nn.Parameter, scene: Scene) -> None:
+    def _clip_elements(self, parameter: torch.nn.Parameter, context: RemedyContext) -> None:
         assert parameter.grad is not None
         weight = local(parameter)
         if parameter.grad.is_sparse:
@@ -105,8 +105,8 @@ class Clip(Remedy):
         grad = local(parameter.grad)
         if self.algorithm == "value":
             # Under a fused optimizer with a GradScaler the gradients at hand are still scaled.
-            grad.clamp_(-self.clip_value * scene.grad_scale, self.clip_value * scene.grad_scale)
+            grad.clamp_(-self.clip_value * context.grad_scale, self.clip_value * context.grad_scale)
             return
-        allowed = unit_norm(weight).clamp_(min=1e-3) * (self.clip_factor * scene.grad_scale)
+        allowed = unit_norm(weight).clamp_(min=1e-3) * (self.clip_factor * context.grad_scale)
         norm = unit_norm(grad)
         grad.mul_((allowed / norm.clamp(min=1e-6)).clamp_(max=1.0))

@@ -13,13 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradguard.fans import gates_of
-from lightning_gradguard.initialisation import draw, fitting
-from lightning_gradguard.layers import layers, parameters_of
+from lightning_gradguard.layers.fan import gates_of
+from lightning_gradguard.layers.initialization import draw, fitting
+from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.shards import sharded
-from lightning_gradguard.snapshots import forget
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.store import forget
+from lightning_gradguard.statistics.sharding import sharded
 
 ENOUGH = 16
 """Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
@@ -53,7 +53,7 @@ class Initialize(Remedy):
     """
 
     name: ClassVar[str] = "initialize"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -70,14 +70,14 @@ class Initialize(Remedy):
         return bool(self._handles)
 
     @torch.no_grad()
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Draw anew, and have the next forward pass scale what was drawn."""
         self._rest()
-        found, owned = layers(scene.module), {id(p) for p in scene.parameters.values()}
-        if any(sharded(p) for p in scene.parameters.values()):
+        found, owned = layers(context.module), {id(p) for p in context.parameters.values()}
+        if any(sharded(p) for p in context.parameters.values()):
             return Outcome(self.name, False, "the weights are sharded, so that only the rate is searched")
         uses: dict[int, int] = {}
-        for layer in scene.module.modules():
+        for layer in context.module.modules():
             for p in layer._parameters.values():
                 uses[id(p)] = uses.get(id(p), 0) + (p is not None)
         changed = []
@@ -85,14 +85,14 @@ class Initialize(Remedy):
             own = parameters_of(layer)
             if not own or not all(id(p) in owned and uses.get(id(p), 0) == 1 for p in own.values()):
                 continue
-            if _redraw(scene, name, layer):
+            if _redraw(context, name, layer):
                 changed.append(name)
                 for parameter in own.values():
-                    forget(scene.optimizer, parameter)
+                    forget(context.optimizer, parameter)
             if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
                 self._handles.append(layer.register_forward_hook(self._scaler(name)))
                 self._waiting.append(name)
-        for layer in scene.module.modules():
+        for layer in context.module.modules():
             if isinstance(layer, _NormBase):
                 layer.reset_running_stats()
         if not changed:
@@ -163,14 +163,14 @@ class Initialize(Remedy):
         self._waiting = waiting
 
 
-def _redraw(scene: Scene, name: str, layer: nn.Module) -> bool:
+def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
     """Draw the parameters of a layer anew where their role is known and they are not zero on purpose."""
     done = False
     for key, parameter in parameters_of(layer).items():
-        plan = fitting(scene.module, name, key)
+        plan = fitting(context.module, name, key)
         if plan is None or "." in key or (parameter.ndim > 1 and not bool(parameter.any())):
             continue
-        seed = zlib.crc32(f"{scene.statistics.step}/{name}.{key}".encode())
+        seed = zlib.crc32(f"{context.statistics.step}/{name}.{key}".encode())
         values = draw(plan, parameter.shape, gates_of(layer), torch.Generator().manual_seed(seed))
         if (padding := getattr(layer, "padding_idx", None)) is not None and key == "weight":
             values[padding] = 0.0

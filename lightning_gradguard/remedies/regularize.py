@@ -8,8 +8,8 @@ import torch
 
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.statistics import local
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.statistics.norms import local
 
 
 class Regularize(Remedy):
@@ -39,7 +39,7 @@ class Regularize(Remedy):
     """
 
     name: ClassVar[str] = "regularize"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(self, *, steps: int = 100, pull: float = 0.1, decay: float = 0.01) -> None:
@@ -48,22 +48,22 @@ class Regularize(Remedy):
         self.decay = checks.number("decay", decay, least=0.0, most=1.0)
         self._left = 0
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Begin, or begin again at full strength."""
         self._left = self.steps
-        snapshot = scene.snapshots.latest
+        snapshot = context.snapshots.latest
         how = "decaying" if snapshot is None else f"pulled towards those of step {snapshot.step}"
         return Outcome(self.name, True, f"weights are {how}, less and less for {self.steps} updates")
 
     @torch.no_grad()
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         """Pull once, a little less than the last time."""
         if self._left == 0:
             return
         faded = self._left / self.steps
         self._left -= 1
-        snapshot = scene.snapshots.latest
-        for name, parameter in scene.parameters.items():
+        snapshot = context.snapshots.latest
+        for name, parameter in context.parameters.items():
             if parameter.grad is None:
                 continue  # It is not updated either.
             weight = local(parameter)

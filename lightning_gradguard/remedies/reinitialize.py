@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_gradguard.layers import clean, layers, parameters_of, select_layers
-from lightning_gradguard.records import Blame, Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.shards import comparable, gathered, sharded, whole, write
-from lightning_gradguard.snapshots import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
+from lightning_gradguard.records import Outcome, Suspect
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
 if TYPE_CHECKING:
-    from lightning_gradguard.remedies.mending import Patient
+    from lightning_gradguard.remedies.repair import Patient
 
 Method = Literal["auto", "rescale", "restore", "redraw"]
 
@@ -59,7 +59,7 @@ class Reinitialize(Remedy):
     """
 
     name: ClassVar[str] = "reinitialize"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(
@@ -99,36 +99,36 @@ class Reinitialize(Remedy):
         return allowed - select_layers(module, self.exclude)
 
     @torch.no_grad()
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Repair the blamed layers in place; the gradients of this step are left for the guard to hold."""
-        found, allowed = layers(scene.module), self.check_layers(scene.module)
-        suspects = [suspect for suspect in scene.blame if suspect.layer in found and suspect.layer in allowed]
+        found, allowed = layers(context.module), self.check_layers(context.module)
+        suspects = [suspect for suspect in context.blame if suspect.layer in found and suspect.layer in allowed]
         if not suspects:
             return Outcome(self.name, False, "no layer is blamed that may be changed")
         details, repaired = [], []
         for suspect in suspects[: self.max_layers]:
-            patient = self._admit(scene, found[suspect.layer], suspect)
-            snapshot = self._source(patient, scene.snapshots)
+            patient = self._admit(context, found[suspect.layer], suspect)
+            snapshot = self._source(patient, context.snapshots)
             acted, detail = _repair(
-                patient, snapshot, self.method if scene.start or self.method != "auto" else "restore"
+                patient, snapshot, self.method if context.start or self.method != "auto" else "restore"
             )
             details.append(f"{suspect.layer or 'root'}: {detail}")
             if acted:
                 repaired.append(suspect.layer)
                 _discharge(patient)
-                _reset_state(scene.optimizer, patient, snapshot)
+                _reset_state(context.optimizer, patient, snapshot)
                 _refresh_statistics(patient, snapshot)
         return Outcome(self.name, bool(repaired), "; ".join(details), tuple(repaired))
 
-    def _admit(self, scene: Scene, layer: nn.Module, suspect: Blame) -> Patient:
-        from lightning_gradguard.remedies.mending import Patient  # only now: most runs never repair a layer
+    def _admit(self, context: RemedyContext, layer: nn.Module, suspect: Suspect) -> Patient:
+        from lightning_gradguard.remedies.repair import Patient  # only now: most runs never repair a layer
 
         live = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(whole(p))}
         # All ranks mend a copy of the whole alike, and each takes its part of it.
         own = {name: whole(p).clone() if sharded(p) else p for name, p in live.items()}
-        seed = zlib.crc32(f"{self.seed}/{scene.statistics.step}/{suspect.layer}".encode())
+        seed = zlib.crc32(f"{self.seed}/{context.statistics.step}/{suspect.layer}".encode())
         generator = torch.Generator().manual_seed(seed)
-        return Patient(scene.module, suspect.layer, layer, own, live, suspect.forward_gain, generator)
+        return Patient(context.module, suspect.layer, layer, own, live, suspect.forward_gain, generator)
 
     def _source(self, patient: Patient, snapshots: SnapshotStore) -> Snapshot | None:
         """Return the snapshot to restore from, or None where mending is the better way."""
@@ -143,7 +143,7 @@ class Reinitialize(Remedy):
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
     """Change one layer in place; return whether it was changed, and how in words."""
-    from lightning_gradguard.remedies.mending import mend
+    from lightning_gradguard.remedies.repair import mend
 
     own = patient.parameters
     if not own:
@@ -175,7 +175,7 @@ def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
 
 def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     """Whether the layer left the snapshot's values behind, by its norm; a NaN counts as damage."""
-    from lightning_gradguard.remedies.mending import norm
+    from lightning_gradguard.remedies.repair import norm
 
     if not before:
         return False
@@ -185,7 +185,7 @@ def _damaged(own: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 
 def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     """Whether the layer grew from one snapshot to the next as no training makes it grow."""
-    from lightning_gradguard.remedies.mending import norm
+    from lightning_gradguard.remedies.repair import norm
 
     return (
         bool(before) and math.hypot(*map(norm, now.values())) > _GROWN * math.hypot(*map(norm, before.values())) > 0.0

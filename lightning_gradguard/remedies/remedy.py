@@ -1,4 +1,4 @@
-"""The contract of a remedy, and the scene on which it acts."""
+"""The contract of a remedy, and the context on which it acts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.records import Blame, Decision, GradientStatistics, Outcome, Verdict
-from lightning_gradguard.running import RunningStatistics
-from lightning_gradguard.snapshots import SnapshotStore
+from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.snapshots.store import SnapshotStore
 
 
 @dataclass(slots=True)
-class Scene:
+class RemedyContext:
     """What a remedy may look at and touch, for one optimizer and one step.
 
     Args:
@@ -47,7 +47,7 @@ class Scene:
     statistics: GradientStatistics
     verdict: Verdict | None = None
     decision: Decision | None = None
-    blame: Sequence[Blame] = ()
+    blame: Sequence[Suspect] = ()
     limit: float = float("inf")
     target: float = float("inf")
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -68,8 +68,8 @@ class Remedy(ABC):
     name: ClassVar[str]
     """What decisions and records call it."""
     uses_snapshots: ClassVar[bool] = False
-    """Whether it reads ``scene.snapshots``; none are taken where no remedy does."""
-    late: ClassVar[bool] = False
+    """Whether it reads ``context.snapshots``; none are taken where no remedy does."""
+    deferrable: ClassVar[bool] = False
     """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are known one
     step later, so that nobody waits for the device. False costs one wait a step."""
 
@@ -77,10 +77,10 @@ class Remedy(ABC):
         """Raise ValueError if the configuration does not fit the module; called before training starts."""
 
     @abstractmethod
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Act once, before the optimizer's update, and say what was done."""
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         """Act before every update (a remedy that lasts, such as a learning-rate back-off)."""
 
     def before_forward(self, batch: Any) -> bool:

@@ -8,8 +8,8 @@ import torch
 
 from lightning_gradguard import checks
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.snapshots import restore
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.store import restore
 
 
 class Rollback(Remedy):
@@ -24,33 +24,36 @@ class Rollback(Remedy):
     """
 
     name: ClassVar[str] = "rollback"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 10) -> None:
         self.patience = checks.whole("patience", patience)
         self._last_step: int | None = None
-        self._again: Scene | None = None
+        self._again: RemedyContext | None = None
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Restore the snapshot in place."""
-        step = scene.statistics.step
-        latest, recent = scene.snapshots.latest, self._last_step is not None and step - self._last_step <= self.patience
+        step = context.statistics.step
+        latest, recent = (
+            context.snapshots.latest,
+            self._last_step is not None and step - self._last_step <= self.patience,
+        )
         if recent and latest is not None and latest.updates:
-            scene.snapshots.discard_latest()
+            context.snapshots.discard_latest()
         self._last_step = step
-        snapshot = scene.snapshots.latest
+        snapshot = context.snapshots.latest
         if snapshot is None:
             return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
-        restore(snapshot, scene.parameters, scene.buffers, scene.optimizer)
-        self._again = scene if isinstance(scene.optimizer, torch.optim.LBFGS) else None
+        restore(snapshot, context.parameters, context.buffers, context.optimizer)
+        self._again = context if isinstance(context.optimizer, torch.optim.LBFGS) else None
         return Outcome(self.name, True, f"went back to step {snapshot.step}")
 
     def after_update(self) -> None:
         """Restore once more what LBFGS, in whose step this happens, has written back from its local variables."""
-        scene, self._again = self._again, None
-        if scene is not None and scene.snapshots.latest is not None:
-            restore(scene.snapshots.latest, scene.parameters, scene.buffers, scene.optimizer)
+        context, self._again = self._again, None
+        if context is not None and context.snapshots.latest is not None:
+            restore(context.snapshots.latest, context.parameters, context.buffers, context.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last rollback, -1 for none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 class Skip(Remedy):
@@ -20,21 +20,21 @@ class Skip(Remedy):
     """
 
     name: ClassVar[str] = "skip"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Take the gradients away and put the running statistics back."""
-        if scene.scaler is not None and getattr(scene.optimizer, "_step_supports_amp_scaling", False):
+        if context.scaler is not None and getattr(context.optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer's gradients are unscaled inside its kernel; without this the scaler finds none
             # and raises "No inf checks were recorded", at a scale of 1 as at any other.
-            scene.scaler.unscale_(scene.optimizer)
-        for parameter in scene.parameters.values():
+            context.scaler.unscale_(context.optimizer)
+        for parameter in context.parameters.values():
             parameter.grad = None
-        scene.running.restore()
-        self._groups = [(group, _counts(group)) for group in scene.optimizer.param_groups]
+        context.running.restore()
+        self._groups = [(group, _counts(group)) for group in context.optimizer.param_groups]
         return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
 
     def after_update(self) -> None:

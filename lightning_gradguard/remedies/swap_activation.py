@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.layers import clean, kind_of, layers, parameters_of
+from lightning_gradguard.layers.names import clean, kind_of, layers, parameters_of
 from lightning_gradguard.records import Outcome
-from lightning_gradguard.remedies.remedy import Remedy, Scene
-from lightning_gradguard.snapshots import forget
+from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.store import forget
 
 Choice = Literal["Softsign", "Tanh", "ReLU6", "SELU"]
 
@@ -51,27 +51,27 @@ class SwapActivation(Remedy):
     """
 
     name: ClassVar[str] = "swap-activation"
-    late: ClassVar[bool] = True
+    deferrable: ClassVar[bool] = True
 
     def __init__(self, *, to: Choice = "Softsign") -> None:
         self.to = checks.choice("to", to, get_args(Choice))
         self._swapped: dict[str, str] = {}
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         """Swap one activation in place."""
-        found = layers(scene.module)
-        suspects = [suspect.layer for suspect in scene.blame if suspect.layer in found]
+        found = layers(context.module)
+        suspects = [suspect.layer for suspect in context.blame if suspect.layer in found]
         if not suspects:
             return Outcome(self.name, False, "no layer is blamed, so there is no block whose activation to swap")
         for layer in suspects:
-            place = activation_of(scene.module, layer)
+            place = activation_of(context.module, layer)
             if place is None:
                 continue
-            old = type(_modules(scene.module)[place]).__name__
-            _swap(scene.module, place, self.to)
+            old = type(_modules(context.module)[place]).__name__
+            _swap(context.module, place, self.to)
             self._swapped[place] = self.to
             for parameter in parameters_of(found[layer]).values():
-                forget(scene.optimizer, parameter)
+                forget(context.optimizer, parameter)
             return Outcome(self.name, True, f"{place}: {old} swapped for {self.to}", (layer,))
         reason = "has no unbounded activation module (one called as a function cannot be swapped)"
         return Outcome(self.name, False, f"the block of {', '.join(suspects)} {reason}")
@@ -112,9 +112,9 @@ def restore_activations(module: nn.Module, checkpoint: Mapping[str, Any]) -> tup
     states = [checkpoint, *checkpoint.get("callbacks", {}).values()]
     places: dict[str, str] = {}
     for state in states:
-        lanes = state.get("lanes", {}) if isinstance(state, Mapping) else {}
-        for lane in lanes.values():
-            places |= lane["remedies"].get(SwapActivation.name, {}).get("swapped", {})
+        tracks = state.get("lanes", {}) if isinstance(state, Mapping) else {}
+        for track in tracks.values():
+            places |= track["remedies"].get(SwapActivation.name, {}).get("swapped", {})
     for place, kind in places.items():
         _swap(module, place, kind)
     return tuple(places)

@@ -8,16 +8,16 @@ import pytest
 
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.probe import ALIKE, WILD, LayerReading, Signal, signal
-from lightning_gradguard.records import Blame, Form, Verdict
+from lightning_gradguard.records import Form, Suspect, Verdict
 
-BATCH = Blame("batch", 1.0, "x")
-LAYERS = [Blame(f"net.{i}", 3.0 - i, "x") for i in range(FEW_LAYERS + 1)]
-BROKEN = [Blame(f"net.{i}", math.inf, "x", broken=True) for i in range(FEW_LAYERS + 1)]
+BATCH = Suspect("batch", 1.0, "x")
+LAYERS = [Suspect(f"net.{i}", 3.0 - i, "x") for i in range(FEW_LAYERS + 1)]
+BROKEN = [Suspect(f"net.{i}", math.inf, "x", broken=True) for i in range(FEW_LAYERS + 1)]
 SOUND, UNSOUND = Signal(1.0, 1.0, 0.5), Signal(1.0, 1e6, 0.5)
 FORMS: list[Form] = ["sudden", "drift", "non-finite", "overflow", "cold-start", "divergence", "state", "vanishing"]
 
 
-def cause(form: Form, *blame: Blame, start: bool = False, large: bool = False, seen: Signal | None = None) -> Cause:
+def cause(form: Form, *blame: Suspect, start: bool = False, large: bool = False, seen: Signal | None = None) -> Cause:
     return cause_of(Verdict(form, "test", 2.0, 1.0, "x"), blame, start=start, large=large, signal=seen)
 
 

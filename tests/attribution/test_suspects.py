@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard.attribution import Probe, blame
 from lightning_gradguard.attribution.weights import travelled
-from lightning_gradguard.records import Blame, GradientStatistics
+from lightning_gradguard.records import GradientStatistics, Suspect
 from lightning_gradguard.snapshots import Snapshot
 
 
@@ -25,7 +25,7 @@ def mlp(depth: int = 8, width: int = 32) -> nn.Sequential:
     return model
 
 
-def accuse(model: nn.Module, x: Tensor | None = None, snapshot: Snapshot | None = None) -> tuple[Blame, ...]:
+def accuse(model: nn.Module, x: Tensor | None = None, snapshot: Snapshot | None = None) -> tuple[Suspect, ...]:
     probe = Probe()
     probe.arm(model)
     model(torch.randn(16, 32) if x is None else x).square().mean().backward()

@@ -16,8 +16,10 @@ def test_a_short_run_is_trained_and_drawn(tmp_path: Path) -> None:
     setting = trial_picture.Setting("Short", net, 10.0, 0, 40)
     guarded, alone = (trial_picture.train(setting, guarded=act) for act in (True, False))
     assert len(guarded.losses) == len(guarded.rates) == setting.steps
-    assert all(math.isnan(guarded.rates[step]) for step in guarded.held) and set(guarded.back) <= set(guarded.held)
-    assert not alone.held and not alone.trials
+    assert all(math.isnan(guarded.rates[step]) for step in guarded.skipped) and set(guarded.back) <= set(
+        guarded.skipped
+    )
+    assert not alone.skipped and not alone.trials
     path = tmp_path / "images" / "trial.png"
     trial_picture.draw([setting], [(guarded, alone)], path)
     assert path.read_bytes()[:4] == b"\x89PNG"

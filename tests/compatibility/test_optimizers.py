@@ -150,7 +150,7 @@ def unrolled(kind: str, batches: Any, *, guarded: bool) -> tuple[Any, Any, list[
         loss = nn.functional.mse_loss(torch.func.functional_call(network, live, (x,)), y)
         for p, grad in zip(live.values(), torch.autograd.grad(loss, list(live.values())), strict=True):
             p.grad = grad
-        if guarded and guard.before_step(optimizer, loss=loss, batch=(x, y)).held:
+        if guarded and guard.before_step(optimizer, loss=loss, batch=(x, y)).skipped:
             held.append(index)
         optimizer.step()
     return live, optimizer.state_dict()["state"], held

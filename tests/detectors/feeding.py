@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors import Detector
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import Verdict
 from tests.builders import statistics
 

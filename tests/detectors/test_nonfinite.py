@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors import NonFinite
+from lightning_gradguard.history.baseline import Baseline
 from tests.builders import calm, statistics, taught
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_gradguard.baseline import LARGE
 from lightning_gradguard.detectors import Overshoot
 from lightning_gradguard.detectors.overshoot import DEAD
+from lightning_gradguard.history.baseline import LARGE
 from tests.builders import calm, statistics, taught, through_a_file
 from tests.detectors.feeding import run
 

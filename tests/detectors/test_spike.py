@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradguard.baseline import Baseline
 from lightning_gradguard.detectors import Spike
+from lightning_gradguard.history.baseline import Baseline
 from tests.builders import calm, statistics, taught
 from tests.detectors.feeding import run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gradguard.records import Action, Blame, Decision, Incident, Outcome, Verdict, Window
+from lightning_gradguard.records import Action, Decision, Incident, Outcome, Suspect, Verdict, Window
 
 HOSTILE = "a|`b`_*c*<script>alert(1)</script>\x1b[31m\n# d"
 
@@ -45,6 +45,6 @@ def incident(number: int = 1, step: int = 40, *, layer: str = "conv2", **changes
         "non-finite", "non-finite", math.nan, math.inf, f"the gradient of {layer} is not finite", (layer,)
     )
     action = Action(step, verdict, Decision(("skip",), "first in line"), (Outcome("skip", True, "held the step"),))
-    blame = (Blame(layer, 4.0, f"the output of {layer} is 57 times its input", forward_gain=57.0),)
+    blame = (Suspect(layer, 4.0, f"the output of {layer} is 57 times its input", forward_gain=57.0),)
     fields: dict[str, Any] = {"form": "non-finite", "actions": (action,), "blame": blame, "batch": 7, "alarms": 1}
     return Incident(number, 0, step, **{**fields, **changes})

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_gradguard import statistics
-from lightning_gradguard.statistics import examine, global_norm, host_norms
+from lightning_gradguard.statistics import norms as statistics
+from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded", "channels last", "offset", "sparse", "hybrid", "twice"]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gradguard import SnapshotStore
-from lightning_gradguard.detectors.cold_start import LARGEST
+from lightning_gradguard.detectors.bad_start import LARGEST
 from lightning_gradguard.guard import default_remedies
-from lightning_gradguard.records import Blame, Decision, Outcome
+from lightning_gradguard.records import Decision, Outcome, Suspect
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
-from lightning_gradguard.running import RunningStatistics
-from tests.builders import mlp, regression, same, scene_for, through_a_file
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from tests.builders import context_for, mlp, regression, same, through_a_file
 
 RATE = 0.01
 OPTIMIZERS: dict[str, Any] = {
@@ -68,20 +68,20 @@ class Run:
             self.keep()
         asked = act if isinstance(act, list) else []
         decision = Decision(tuple(asked), "for a test")
-        blame = [Blame(layer, 1.0, "x") for layer in layers]
+        blame = [Suspect(layer, 1.0, "x") for layer in layers]
         more: dict[str, Any] = {"snapshots": self.snapshots, "running": self.running, "blame": blame, "start": start}
-        scene = scene_for(
+        context = context_for(
             self.module, self.optimizer, decision=decision, step=self.number, limit=2.0, target=1.0, **more
         )
-        outcomes = [self.remedies[name].apply(scene) for name in asked if not (measured and name == "initialize")]
-        if not scene.statistics.norm < LARGEST:
+        outcomes = [self.remedies[name].apply(context) for name in asked if not (measured and name == "initialize")]
+        if not context.statistics.norm < LARGEST:
             # As the ladder does: neither what is not finite reaches the optimizer, nor what has no finite square.
-            self.remedies["skip"].apply(scene)
+            self.remedies["skip"].apply(context)
         if measured:
             initialize.finish()
-            self.remedies["skip"].apply(scene)
+            self.remedies["skip"].apply(context)
         for remedy in self.remedies.values():
-            remedy.before_update(scene)
+            remedy.before_update(context)
         self.optimizer.step()
         for remedy in self.remedies.values():
             remedy.after_update()
@@ -145,7 +145,7 @@ def test_going_back_undoes_any_sequence_bit_by_bit(kind: str, steps: list[Any]) 
     for act, *rest in steps:
         run.go("step" if act == "snapshot" else act, *rest)
     outcome = run.remedies["rollback"].apply(
-        scene_for(run.module, run.optimizer, snapshots=run.snapshots, buffers=dict(run.module.named_buffers()))
+        context_for(run.module, run.optimizer, snapshots=run.snapshots, buffers=dict(run.module.named_buffers()))
     )
     assert outcome.applied
     assert same(dict(run.module.state_dict()), dict(weights))

@@ -50,7 +50,7 @@ class Loop:
         self.optimizer.step()
         for state in self.optimizer.state.values():
             assert all(bool(value.isfinite().all()) for value in state.values())
-        return repr(report.verdict), repr(report.decision), repr(report.outcomes), report.held
+        return repr(report.verdict), repr(report.decision), repr(report.outcomes), report.skipped
 
     def state(self) -> Any:
         return through_a_file([self.network.state_dict(), self.optimizer.state_dict(), self.guard.state_dict()])

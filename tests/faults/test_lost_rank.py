@@ -79,8 +79,8 @@ class Replaces(Callback):
         self.guard, self.name = guard, name
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        team = self.guard.guard._flow.team
-        self.guard.guard.share(dataclasses.replace(team, **{self.name: die}))
+        collectives = self.guard.guard._step.collectives
+        self.guard.guard.share(dataclasses.replace(collectives, **{self.name: die}))
 
 
 @pytest.mark.fault("one of two DDP ranks killed")

@@ -43,7 +43,7 @@ def starving(result: Path) -> None:
                 leave(48 * 2**20)
             if step == 24:
                 resource.setrlimit(resource.RLIMIT_AS, limits)
-            held.append(guard.before_step(optimizer, loss=loss.detach()).held)
+            held.append(guard.before_step(optimizer, loss=loss.detach()).skipped)
             optimizer.step()
             kept.append(guard.attach(optimizer).snapshots.latest is not None)
     finite = all(bool(p.isfinite().all()) for p in network.parameters())
@@ -130,7 +130,7 @@ def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, mo
             # One step that is lost, then a burst in which layers are measured.
             loss = nn.functional.mse_loss(network(x), y) * (math.nan if step == 20 else 1e6 if 30 <= step < 36 else 1.0)
             loss.backward()
-            held.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).held)
+            held.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).skipped)
             optimizer.step()
     # What weights that were good do as well is no fault of theirs, and is learned.
     assert [step for step, was in enumerate(held) if was] == [20, 30, 31]

@@ -17,7 +17,7 @@ from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.errors import GuardError
 from lightning_gradguard.guard import default_detectors, default_remedies
 from lightning_gradguard.records import Outcome, Verdict
-from lightning_gradguard.remedies import Remedy, Scene
+from lightning_gradguard.remedies import Remedy, RemedyContext
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, through_a_file, trainer
 from tests.faults.victims import ADAMW
 
@@ -67,13 +67,13 @@ class OwnRemedy(Broken, Remedy):
     def check(self, module: Any) -> None:
         self.at("check")
 
-    def apply(self, scene: Scene) -> Outcome:
+    def apply(self, context: RemedyContext) -> Outcome:
         found = self.at("apply", Outcome("skip", True, "held", (), 0.0))
-        for p in scene.parameters.values():
+        for p in context.parameters.values():
             p.grad = None
         return found
 
-    def before_update(self, scene: Scene) -> None:
+    def before_update(self, context: RemedyContext) -> None:
         self.at("before_update")
 
     def after_update(self) -> None:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from lightning_gradguard import Policy
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.baseline import LARGE, Baseline
+from lightning_gradguard.history.baseline import LARGE, Baseline
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.policy import ANEW, LASTING
 from lightning_gradguard.policy.trial import MOST_DESCENTS
-from lightning_gradguard.records import Blame, Decision, Form, Verdict
+from lightning_gradguard.records import Decision, Form, Suspect, Verdict
 from tests.builders import calm, same, statistics, taught, through_a_file
 
 ALL = {"clip", "skip", "backoff", "rollback", "reinitialize", "initialize"}
-BATCH, LAYER = Blame("batch", 9.0, "x"), Blame("net.3", 2.0, "x")
+BATCH, LAYER = Suspect("batch", 9.0, "x"), Suspect("net.3", 2.0, "x")
 OLD = taught(calm(100))
 OVERSHOT = taught(calm(100))
 """A run whose updates have replaced weights, so that these may be damaged."""
@@ -68,7 +68,7 @@ def test_in_a_young_run_nothing_is_clipped_since_nobody_knows_to_what() -> None:
 
 
 def test_weights_that_are_not_finite_send_the_run_back_at_once_and_a_nan_alone_does_not() -> None:
-    layers = [Blame(name, math.inf, "for a test", broken=True) for name in ("a", "b", "c")]
+    layers = [Suspect(name, math.inf, "for a test", broken=True) for name in ("a", "b", "c")]
     assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
     assert decide(Policy(), form="non-finite", excess=math.nan, blame=layers).remedies == ("skip", "rollback")
     one = decide(Policy(), form="non-finite", excess=math.nan, blame=layers[:1])
@@ -149,9 +149,9 @@ def test_a_corrupt_batch_costs_its_step_and_nothing_else() -> None:
 
 def test_so_many_large_batches_in_a_row_are_no_accident_and_so_many_nans_stay_corrupt() -> None:
     for form, wanted in (("sudden", Cause.REGIME), ("non-finite", Cause.BATCH)):
-        policy, told, said = Policy(max_held=6), [], []
+        policy, told, said = Policy(max_skipped=6), [], []
         for step in range(3):
-            told.append(policy.may_hold)
+            told.append(policy.may_skip)
             said.append(decide(policy, step, form=form, excess=1e6, blame=[BATCH]))  # type: ignore[arg-type]
         assert told == [True, True, False]
         assert [d.cause for d in said] == [Cause.BATCH.value] * 2 + [wanted.value]
@@ -407,7 +407,7 @@ def test_a_spent_budget_does_not_hold_sane_gradients_for_ever(form: Form) -> Non
 
 
 def test_too_many_held_steps_in_a_row_spend_the_budget() -> None:
-    policy = Policy(max_held=5)
+    policy = Policy(max_skipped=5)
     said = [decide(policy, s, form="non-finite", can={"skip"}).exhausted for s in range(8)]
     assert said == [False] * 5 + [True] * 3
     policy.rest(8)
@@ -442,13 +442,13 @@ def test_any_history_is_answered_within_the_budget_and_resumes(events: list[Any]
             assert begins or "initialize" not in said[-1].remedies, "nothing is drawn anew in a run under way"
         return said
 
-    policy = Policy(max_trials=4, max_held=10)
+    policy = Policy(max_trials=4, max_skipped=10)
     whole = play(policy, 0, events)
     decisions = [d for d in whole if isinstance(d, Decision)]
     treated = [d for d in decisions if LASTING & set(d.remedies) and not d.look and d.cause != Cause.BATCH.value]
     assert len(treated) == policy.trials <= 4
     assert all(set(d.remedies) <= ALL and d.reason and d.cause for d in decisions)
-    first, second = Policy(max_trials=4, max_held=10), Policy(max_trials=4, max_held=10)
+    first, second = Policy(max_trials=4, max_skipped=10), Policy(max_trials=4, max_skipped=10)
     play(first, 0, events[:cut])
     second.load_state_dict(through_a_file(first.state_dict()))
     assert whole[cut:] == play(second, min(cut, len(events)), events[cut:])

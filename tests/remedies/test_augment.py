@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lightning_gradguard import Guard
 from lightning_gradguard.remedies import Augment
-from tests.builders import mlp, same, scene_for, through_a_file
+from tests.builders import context_for, mlp, same, through_a_file
 
 
 def begun(**options: Any) -> Augment:
     remedy = Augment(**options)
-    assert remedy.apply(scene_for(mlp())).applied
+    assert remedy.apply(context_for(mlp())).applied
     return remedy
 
 
@@ -62,14 +62,14 @@ def test_tensors_that_do_not_hold_the_samples_stay() -> None:
 
 
 def test_it_lasts_for_some_updates_and_leaves_calm_batches_alone() -> None:
-    scene = scene_for(mlp())
+    context = context_for(mlp())
     remedy = Augment(steps=2)
     assert not remedy.before_forward(batch())
-    remedy.apply(scene)
+    remedy.apply(context)
     told = []
     for _ in range(4):
         told.append(remedy.before_forward(batch()))
-        remedy.before_update(scene)
+        remedy.before_update(context)
         remedy.after_update()
     assert told == [True, True, False, False]
 
@@ -117,11 +117,11 @@ def test_in_a_plain_loop_the_guard_augments_and_puts_back() -> None:
     network = mlp()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     guard = Guard(network, remedies=[Augment()])
-    lane = guard.attach(optimizer)
+    track = guard.attach(optimizer)
     x, y = torch.randn(4, 8), torch.randn(4, 1)
     kept = x.clone()
     assert guard.augment((x, y))[0] is x and torch.equal(x, kept)
-    lane.remedies["augment"].apply(scene_for(network, optimizer))
+    track.remedies["augment"].apply(context_for(network, optimizer))
     loss = nn.functional.mse_loss(network(guard.augment((x, y))[0]), y)
     assert not torch.equal(x, kept)
     loss.backward()
@@ -134,7 +134,7 @@ def test_two_optimizers_do_not_put_back_each_others_batches() -> None:
     guard = Guard(parts, remedies=[Augment()])
     optimizers = [torch.optim.SGD(part.parameters(), lr=0.01) for part in parts]
     for optimizer in optimizers:
-        guard.attach(optimizer).remedies["augment"].apply(scene_for(parts, optimizer))
+        guard.attach(optimizer).remedies["augment"].apply(context_for(parts, optimizer))
     x, y = batch()
     kept = x.clone()
     guard.augment((x, y))

@@ -14,14 +14,14 @@ from lightning_gradguard import Guard
 from lightning_gradguard.policy.rate_bracket import BELOW, CLIMB, DESCENT, FARTHEST, SANE
 from lightning_gradguard.records import Decision
 from lightning_gradguard.remedies import LearningRateBackoff
-from tests.builders import same, scene_for, through_a_file
+from tests.builders import context_for, same, through_a_file
 
 
-def scene(
+def context(
     optimizer: Any, module: nn.Module, *remedies: str, best: bool = False, learned: bool = True, ratio: float = 0.0
 ) -> Any:
     decision = Decision((*remedies, "backoff"), "for a test")
-    return scene_for(
+    return context_for(
         module, optimizer, decision=decision, update_ratio=ratio, progress=lambda: (best, best and learned)
     )
 
@@ -41,7 +41,7 @@ def updates(backoff: LearningRateBackoff, optimizer: Any, module: nn.Module, cou
     """Return the largest rate of each of so many updates."""
     made = []
     for _ in range(count):
-        backoff.before_update(scene(optimizer, module, **seen))
+        backoff.before_update(context(optimizer, module, **seen))
         made.append(max(rates(optimizer)))
         backoff.after_update()
     return made
@@ -50,10 +50,10 @@ def updates(backoff: LearningRateBackoff, optimizer: Any, module: nn.Module, cou
 def test_the_lower_rate_is_on_the_groups_during_the_update_only() -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    outcome = backoff.apply(scene(optimizer, module))
+    outcome = backoff.apply(context(optimizer, module))
     assert outcome.applied and outcome.detail == "learning rate 0.0125, after 0.1 had lost the run"
     assert rates(optimizer) == [0.1, 0.01] and not backoff.in_effect
-    backoff.before_update(scene(optimizer, module))
+    backoff.before_update(context(optimizer, module))
     assert rates(optimizer) == [0.1 / DESCENT, 0.01 / DESCENT] and backoff.in_effect
     assert backoff.factor == 1.0 / DESCENT
     for _ in range(2):
@@ -71,9 +71,9 @@ def test_nobody_who_has_not_lost_a_run_is_held_back() -> None:
 def test_groups_keep_their_proportions_also_when_a_schedule_unfreezes_one() -> None:
     module, optimizer = linear(0.0, 1.0)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
     optimizer.param_groups[0]["lr"] = 2.0
-    backoff.before_update(scene(optimizer, module))
+    backoff.before_update(context(optimizer, module))
     assert rates(optimizer) == pytest.approx([1.0 / DESCENT, 0.5 / DESCENT])
     backoff.after_update()
     assert rates(optimizer) == [2.0, 1.0]
@@ -83,7 +83,7 @@ def test_it_is_the_lowered_rate_that_is_convicted_when_the_run_is_lost_again() -
     module, optimizer = linear(0.8, 0.0)
     backoff = LearningRateBackoff()
     for expected in (0.8 / DESCENT, 0.8 / DESCENT**2):
-        backoff.apply(scene(optimizer, module))
+        backoff.apply(context(optimizer, module))
         assert updates(backoff, optimizer, module, 1) == pytest.approx([expected])
 
 
@@ -91,7 +91,7 @@ def test_it_is_the_lowered_rate_that_is_convicted_when_the_run_is_lost_again() -
 def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: float) -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module, ratio=ratio))
+    backoff.apply(context(optimizer, module, ratio=ratio))
     assert updates(backoff, optimizer, module, 1) == pytest.approx([0.1 / times])
 
 
@@ -100,7 +100,7 @@ def test_a_rate_that_leaps_is_brought_to_a_quarter_of_what_the_run_had_learned_w
     backoff = LearningRateBackoff()
     updates(backoff, optimizer, module, 5, best=True)
     optimizer.param_groups[0]["lr"] = 10.0
-    backoff.apply(scene(optimizer, module, ratio=50.0))
+    backoff.apply(context(optimizer, module, ratio=50.0))
     assert updates(backoff, optimizer, module, 1) == pytest.approx([BELOW * 0.1])
     assert rates(optimizer) == [10.0, 0.01]
 
@@ -112,7 +112,7 @@ def test_a_larger_rate_that_the_loss_falls_with_is_remembered_and_one_without_a_
         updates(backoff, optimizer, module, 5, best=True)
         for group, rate in zip(optimizer.param_groups, (0.2, 0.02), strict=True):
             group["lr"] = rate
-        there = scene(optimizer, module, best=best)
+        there = context(optimizer, module, best=best)
         object.__setattr__(there.statistics, "rate", 0.2)
         backoff.before_update(there)
         backoff.after_update()
@@ -124,7 +124,7 @@ def test_a_larger_rate_that_the_loss_falls_with_is_remembered_and_one_without_a_
 def test_it_climbs_only_while_the_loss_is_at_its_best_and_not_above_a_quarter_of_what_failed() -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
     assert updates(backoff, optimizer, module, 10) == pytest.approx([0.1 / DESCENT] * 10)
     climbing = updates(backoff, optimizer, module, 5, best=True)
     assert climbing == pytest.approx([0.1 / DESCENT * CLIMB**i for i in range(5)])
@@ -138,7 +138,7 @@ def test_it_climbs_only_while_the_loss_is_at_its_best_and_not_above_a_quarter_of
 def test_a_schedule_that_dips_forgets_nothing(low: float) -> None:
     module, optimizer = linear(0.1, 0.0)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
     optimizer.param_groups[0]["lr"] = low
     dipped = updates(backoff, optimizer, module, 20)
     assert max(dipped) == min(low, 0.1 / DESCENT)
@@ -149,8 +149,8 @@ def test_a_schedule_that_dips_forgets_nothing(low: float) -> None:
 def test_after_a_network_was_drawn_anew_the_rate_climbs_up_to_the_whole_schedule() -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
-    outcome = backoff.apply(scene(optimizer, module, "rollback", "initialize"))
+    backoff.apply(context(optimizer, module))
+    outcome = backoff.apply(context(optimizer, module, "rollback", "initialize"))
     assert outcome.applied and outcome.detail == "learning rate 0.0125, to climb to 0.1"
     made = updates(backoff, optimizer, module, 60, best=True)
     assert made[0] == pytest.approx(0.1 / DESCENT) and made[-1] == 0.1 and backoff.bracket.free
@@ -159,15 +159,15 @@ def test_after_a_network_was_drawn_anew_the_rate_climbs_up_to_the_whole_schedule
 def test_a_rate_of_zero_cannot_be_lowered() -> None:
     module, optimizer = linear(0.0, 0.0)
     backoff = LearningRateBackoff()
-    assert not backoff.apply(scene(optimizer, module)).applied and backoff.bracket.free
+    assert not backoff.apply(context(optimizer, module)).applied and backoff.bracket.free
 
 
 def test_an_update_that_never_happened_does_not_add_up() -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
     for _ in range(5):
-        backoff.before_update(scene(optimizer, module))
+        backoff.before_update(context(optimizer, module))
         assert rates(optimizer) == [0.1 / DESCENT, 0.01 / DESCENT]
     backoff.after_update()
     assert rates(optimizer) == [0.1, 0.01]
@@ -180,7 +180,7 @@ def test_an_optimizer_that_raises_in_its_step_gets_its_rates_back() -> None:
     module, optimizer = linear(0.1, 0.01)
     guard = Guard(module)
     backoff: Any = guard.attach(optimizer).remedies["backoff"]
-    backoff.apply(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
     optimizer.register_step_pre_hook(raises)
     for _ in range(2):
         module(torch.ones(3, 2)).square().mean().backward()
@@ -197,8 +197,8 @@ def test_a_tensor_rate_that_groups_share_is_scaled_once_and_in_place() -> None:
     groups = [{"params": [module.weight]}, {"params": [module.bias]}]
     optimizer = torch.optim.Adam(groups, lr=rate, foreach=False)
     backoff = LearningRateBackoff()
-    backoff.apply(scene(optimizer, module))
-    backoff.before_update(scene(optimizer, module))
+    backoff.apply(context(optimizer, module))
+    backoff.before_update(context(optimizer, module))
     assert rates(optimizer) == pytest.approx([0.1 / DESCENT] * 2)
     backoff.after_update()
     assert rates(optimizer) == pytest.approx([0.1] * 2)
@@ -222,7 +222,7 @@ def test_any_history_keeps_below_schedule_and_bound_and_resumes(events: list[Any
         both = (whole, resumed) if index >= cut else (whole,)
         if kind == "lost":
             for backoff in both:
-                backoff.apply(scene(optimizer, module, ratio=told[0]))
+                backoff.apply(context(optimizer, module, ratio=told[0]))
             continue
         if kind == "schedule":
             optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = told[0], 0.1 * told[0]

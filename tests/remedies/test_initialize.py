@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.remedies import Initialize
-from tests.builders import same, scene_for
+from tests.builders import context_for, same
 
 
 def linear(net: nn.Module) -> list[nn.Module]:
@@ -31,13 +31,13 @@ def outputs(net: nn.Module, x: Tensor) -> list[Tensor]:
     return seen
 
 
-def initialise(net: nn.Module, x: Any, *, team: Any = None, optimizer: Any = None) -> str:
+def initialise(net: nn.Module, x: Any, *, mean: Any = None, optimizer: Any = None) -> str:
     """Draw anew and scale by one batch, with the backward pass that the user's loop makes; return what was said."""
     remedy = Initialize()
-    outcome = remedy.apply(scene_for(net, optimizer))
+    outcome = remedy.apply(context_for(net, optimizer))
     assert outcome.applied and remedy.at_work, outcome.detail
     net(x).square().mean().backward()
-    told = remedy.finish(team)
+    told = remedy.finish(mean)
     net.zero_grad()
     assert not remedy.at_work
     return told
@@ -139,7 +139,7 @@ def test_the_gradient_reaches_the_first_layer_in_the_size_it_left_the_last(name:
 def test_what_the_next_layer_sees_in_the_batch_of_measuring_is_what_the_weights_will_give() -> None:
     net, x = deep(nn.Tanh, 4), torch.randn(32, 20)
     remedy = Initialize()
-    remedy.apply(scene_for(net))
+    remedy.apply(context_for(net))
     during = net(x).detach()
     remedy.finish()
     torch.testing.assert_close(net(x).detach(), during, rtol=1e-4, atol=1e-4)
@@ -200,10 +200,10 @@ def test_shared_zero_and_custom_weights_are_left_alone() -> None:
 def test_what_the_optimizer_does_not_train_is_left_alone() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
     frozen = copy.deepcopy(net[0].state_dict())
-    scene = scene_for(net)
-    scene.parameters = {name: p for name, p in scene.parameters.items() if name.startswith("1.")}
+    context = context_for(net)
+    context.parameters = {name: p for name, p in context.parameters.items() if name.startswith("1.")}
     remedy = Initialize()
-    assert remedy.apply(scene).layers == ("1",)
+    assert remedy.apply(context).layers == ("1",)
     net(torch.randn(16, 4))
     remedy.finish()
     assert same(frozen, dict(net[0].state_dict()))
@@ -216,7 +216,7 @@ def test_where_no_layer_is_of_a_known_kind_nothing_is_done() -> None:
             self.weight = nn.Parameter(torch.ones(4, 4))
 
     net, remedy = Own(), Initialize()
-    assert not remedy.apply(scene_for(net)).applied and not remedy.at_work
+    assert not remedy.apply(context_for(net)).applied and not remedy.at_work
     assert bool((net.weight == 1.0).all())
 
 
@@ -226,7 +226,7 @@ def test_running_statistics_and_the_optimizers_memory_begin_anew() -> None:
     net(1e6 * torch.randn(16, 4)).sum().backward()
     optimizer.step()
     remedy = Initialize()
-    remedy.apply(scene_for(net, optimizer))
+    remedy.apply(context_for(net, optimizer))
     assert float(net[1].running_var.max()) == 1.0 and not optimizer.state
 
 
@@ -255,7 +255,7 @@ def test_draws_are_the_same_every_time_and_leave_the_users_stream_alone(name: st
 
 def test_a_validation_in_between_measures_nothing() -> None:
     net, remedy = deep(nn.ReLU, 2), Initialize()
-    remedy.apply(scene_for(net))
+    remedy.apply(context_for(net))
     drawn = copy.deepcopy(net.state_dict())
     net.eval()(torch.randn(8, 20))
     assert same(drawn, dict(net.state_dict())) and remedy.at_work
@@ -314,7 +314,7 @@ def test_two_processes_that_see_different_batches_agree() -> None:
     nets[1].load_state_dict(nets[0].state_dict())
     remedies = [Initialize(), Initialize()]
     for net, remedy, scale in zip(nets, remedies, (1.0, 3.0), strict=True):
-        remedy.apply(scene_for(net))
+        remedy.apply(context_for(net))
         net(scale * torch.randn(32, 20))
     told: list[list[float]] = []
     for remedy in copy.copy(remedies):  # what each has measured, before anything is changed
@@ -351,7 +351,7 @@ def test_the_step_of_the_batch_of_measuring_is_held_and_the_run_goes_on() -> Non
         reports.append(guard.before_step(optimizer, loss=loss, batch=x))
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert any(r.verdict is not None and r.verdict.detector == "initialize" and r.held for r in reports)
+    assert any(r.verdict is not None and r.verdict.detector == "initialize" and r.skipped for r in reports)
     assert losses[-1] < 2.0 < losses[0]
     assert not any(layer._forward_hooks for layer in linear(net))
 
@@ -359,8 +359,8 @@ def test_the_step_of_the_batch_of_measuring_is_held_and_the_run_goes_on() -> Non
 def test_closing_the_guard_takes_the_hooks_off() -> None:
     net = deep(nn.ReLU, 2)
     guard = Guard(net, snapshots=SnapshotStore())
-    lane = guard.attach(torch.optim.SGD(net.parameters(), 0.01))
-    assert lane.remedies["initialize"].apply(scene_for(net)).applied
+    track = guard.attach(torch.optim.SGD(net.parameters(), 0.01))
+    assert track.remedies["initialize"].apply(context_for(net)).applied
     drawn = copy.deepcopy(net.state_dict())
     guard.close()
     net(torch.randn(32, 20))

@@ -13,7 +13,7 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Regularize, Skip
-from tests.builders import mlp, regression, same, scene_for, through_a_file
+from tests.builders import context_for, mlp, regression, same, through_a_file
 
 
 def displaced(keep: int = 2) -> tuple[nn.Module, Any, SnapshotStore, dict[str, Any]]:
@@ -33,13 +33,13 @@ def displaced(keep: int = 2) -> tuple[nn.Module, Any, SnapshotStore, dict[str, A
 
 def test_it_covers_a_fading_share_of_the_way_to_the_snapshot() -> None:
     module, optimizer, store, good = displaced()
-    remedy, scene = Regularize(steps=4, pull=0.5), scene_for(module, optimizer, snapshots=store)
-    remedy.before_update(scene)
+    remedy, context = Regularize(steps=4, pull=0.5), context_for(module, optimizer, snapshots=store)
+    remedy.before_update(context)
     assert all(torch.equal(p, good[name] + 1.0) for name, p in module.named_parameters()), "not before it is applied"
-    assert remedy.apply(scene).applied
+    assert remedy.apply(context).applied
     left = 1.0
     for share in (0.5, 0.375, 0.25, 0.125, 0.0, 0.0):
-        remedy.before_update(scene)
+        remedy.before_update(context)
         left *= 1.0 - share
         for name, p in module.named_parameters():
             torch.testing.assert_close(p.detach() - good[name], torch.full_like(p, left))
@@ -47,43 +47,43 @@ def test_it_covers_a_fading_share_of_the_way_to_the_snapshot() -> None:
 
 def test_the_gradients_do_not_see_it() -> None:
     module, optimizer, store, _ = displaced()
-    scene = scene_for(module, optimizer, snapshots=store)
+    context = context_for(module, optimizer, snapshots=store)
     remedy = Regularize()
-    remedy.apply(scene)
-    remedy.before_update(scene)
+    remedy.apply(context)
+    remedy.before_update(context)
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 
 
 def test_what_is_not_updated_is_not_pulled() -> None:
     module, optimizer, store, _ = displaced()
-    scene = scene_for(module, optimizer, snapshots=store)
+    context = context_for(module, optimizer, snapshots=store)
     for p in module.parameters():
         p.grad = None
     before = [p.detach().clone() for p in module.parameters()]
     remedy = Regularize()
-    remedy.apply(scene)
-    remedy.before_update(scene)
+    remedy.apply(context)
+    remedy.before_update(context)
     assert same(before, [p.detach() for p in module.parameters()])
 
 
 def test_without_a_snapshot_matrices_decay_and_vectors_do_not() -> None:
     module, optimizer, store, _ = displaced(keep=0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    remedy, scene = Regularize(decay=0.1), scene_for(module, optimizer, snapshots=store)
-    assert "decaying" in remedy.apply(scene).detail
-    remedy.before_update(scene)
+    remedy, context = Regularize(decay=0.1), context_for(module, optimizer, snapshots=store)
+    assert "decaying" in remedy.apply(context).detail
+    remedy.before_update(context)
     for name, p in module.named_parameters():
         torch.testing.assert_close(p.detach(), before[name] * (0.9 if p.ndim > 1 else 1.0))
 
 
 def test_it_goes_on_after_a_checkpoint_where_it_was() -> None:
     module, optimizer, store, good = displaced()
-    scene = scene_for(module, optimizer, snapshots=store)
+    context = context_for(module, optimizer, snapshots=store)
     first, second = Regularize(steps=3, pull=0.5), Regularize(steps=3, pull=0.5)
-    first.apply(scene)
-    first.before_update(scene)
+    first.apply(context)
+    first.before_update(context)
     second.load_state_dict(through_a_file(first.state_dict()))
-    second.before_update(scene)
+    second.before_update(context)
     left = 0.5 * (1.0 - 0.5 * 2 / 3)
     torch.testing.assert_close(module[0].weight - good["0.weight"], torch.full_like(module[0].weight, left))  # type: ignore[index]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard.records import Blame, GradientStatistics, Outcome
+from lightning_gradguard.records import GradientStatistics, Outcome, Suspect
 from lightning_gradguard.remedies.reinitialize import Reinitialize
-from lightning_gradguard.remedies.remedy import Scene
-from lightning_gradguard.running import RunningStatistics
+from lightning_gradguard.remedies.remedy import RemedyContext
 from lightning_gradguard.snapshots import Snapshot, SnapshotStore
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from tests.builders import same
 
 
@@ -45,17 +45,17 @@ def treat(
     start: bool = False,
 ) -> Outcome:
     parameters = dict(module.named_parameters())
-    scene = Scene(
+    context = RemedyContext(
         module=module,
         optimizer=optimizer or torch.optim.SGD(module.parameters(), 0.1),
         parameters=parameters,
         snapshots=Kept(snapshot, before),
         running=RunningStatistics(module),
         statistics=GradientStatistics(7, (), np.zeros(0), 0.0),
-        blame=tuple(Blame(layer, 1.0, "test", forward_gain=gain) for layer in layers),
+        blame=tuple(Suspect(layer, 1.0, "test", forward_gain=gain) for layer in layers),
         start=start,
     )
-    return (remedy or Reinitialize()).apply(scene)
+    return (remedy or Reinitialize()).apply(context)
 
 
 def keep(module: nn.Module) -> Snapshot:

@@ -8,7 +8,7 @@ import torch
 
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.remedies import Rollback
-from tests.builders import mlp, same, scene_for, through_a_file
+from tests.builders import context_for, mlp, same, through_a_file
 
 
 def trained() -> tuple[Any, Any, SnapshotStore, list[Any]]:
@@ -38,8 +38,8 @@ def now(module: Any, optimizer: Any) -> Any:
 def test_everything_is_as_it_was() -> None:
     module, optimizer, store, states = trained()
     spoil(module)
-    scene = scene_for(module, optimizer, snapshots=store, buffers=dict(module.named_buffers()), step=50)
-    outcome = Rollback().apply(scene)
+    context = context_for(module, optimizer, snapshots=store, buffers=dict(module.named_buffers()), step=50)
+    outcome = Rollback().apply(context)
     assert outcome.applied and "step 2" in outcome.detail
     assert same(now(module, optimizer), states[2])
 
@@ -50,23 +50,23 @@ def test_trouble_that_is_back_at_once_goes_to_the_older_snapshot() -> None:
     for step, expected in ((50, 2), (55, 1), (60, 1), (100, 1)):
         spoil(module)
         buffers = dict(module.named_buffers())
-        rollback.apply(scene_for(module, optimizer, snapshots=store, buffers=buffers, step=step))
+        rollback.apply(context_for(module, optimizer, snapshots=store, buffers=buffers, step=step))
         assert same(now(module, optimizer), states[expected])
 
 
 def test_patience_survives_a_checkpoint() -> None:
     module, optimizer, store, _ = trained()
     first, second = Rollback(), Rollback()
-    first.apply(scene_for(module, optimizer, snapshots=store, step=0))
+    first.apply(context_for(module, optimizer, snapshots=store, step=0))
     second.load_state_dict(through_a_file(first.state_dict()))
-    second.apply(scene_for(module, optimizer, snapshots=store, step=5))
+    second.apply(context_for(module, optimizer, snapshots=store, step=5))
     assert store.latest is not None and store.latest.step == 1
 
 
 def test_without_a_snapshot_it_says_so() -> None:
     module = mlp()
     before = [v.clone() for v in module.state_dict().values()]
-    outcome = Rollback().apply(scene_for(module))
+    outcome = Rollback().apply(context_for(module))
     assert not outcome.applied and "no snapshot" in outcome.detail
     assert same(before, [*module.state_dict().values()])
 
@@ -76,7 +76,7 @@ def test_lbfgs_does_not_write_back_what_was_undone_within_its_step() -> None:
     module = mlp()
     optimizer = torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=4)
     rollback, calls, batch = Rollback(), [], torch.randn(4, 8)
-    scene = scene_for(module, optimizer)
+    context = context_for(module, optimizer)
 
     def closure() -> Any:
         optimizer.zero_grad()
@@ -84,13 +84,13 @@ def test_lbfgs_does_not_write_back_what_was_undone_within_its_step() -> None:
         loss.backward()
         calls.append(len(calls))
         if len(calls) == 10:
-            rollback.apply(scene)
+            rollback.apply(context)
             optimizer.zero_grad()
         return loss
 
     for _ in range(2):
         optimizer.step(closure)
-    scene.snapshots.take(2, scene.parameters, {}, optimizer)
+    context.snapshots.take(2, context.parameters, {}, optimizer)
     before = [p.detach().clone() for p in module.parameters()], str(optimizer.state_dict()["state"])
     optimizer.step(closure)
     assert str(optimizer.state_dict()["state"]) != before[1]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lightning_gradguard.remedies import Skip
-from lightning_gradguard.running import RunningStatistics
-from tests.builders import mlp, same, scene_for
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from tests.builders import context_for, mlp, same
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -41,7 +41,7 @@ def test_a_held_step_changes_neither_weights_nor_state(name: str, seen: int) -> 
     running = RunningStatistics(module)
     before = [v.clone() for v in module.state_dict().values()], str(optimizer.state_dict()["state"])
     (module(torch.randn(4, 8)).sum() * math.nan).backward()
-    outcome = Skip().apply(scene_for(module, optimizer, running=running))
+    outcome = Skip().apply(context_for(module, optimizer, running=running))
     optimizer.step()
     assert same(before, ([*module.state_dict().values()], str(optimizer.state_dict()["state"])))
     assert outcome.applied and outcome.coefficient == 0.0
@@ -52,7 +52,7 @@ def test_running_statistics_go_back_to_before_the_batch() -> None:
     running = RunningStatistics(module)
     module(torch.full((4, 8), math.nan))
     assert not all(b.isfinite().all() for b in module.buffers())
-    Skip().apply(scene_for(module, running=running))
+    Skip().apply(context_for(module, running=running))
     assert all(b.isfinite().all() for b in module.buffers())
 
 
@@ -60,5 +60,5 @@ def test_only_the_scenes_own_parameters_are_held() -> None:
     module = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
     for p in module.parameters():
         p.grad = torch.ones_like(p)
-    Skip().apply(scene_for(module[0]))
+    Skip().apply(context_for(module[0]))
     assert module[0].weight.grad is None and module[1].weight.grad is not None

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Guard
-from lightning_gradguard.records import Blame
+from lightning_gradguard.records import Suspect
 from lightning_gradguard.remedies import Reinitialize, Skip, SwapActivation, restore_activations
 from lightning_gradguard.remedies.swap_activation import activation_of
-from tests.builders import Net, loader, mlp, regression, same, scene_for, through_a_file, trainer
+from tests.builders import Net, context_for, loader, mlp, regression, same, through_a_file, trainer
 
 
 class Block(nn.Module):
@@ -50,7 +50,7 @@ class Functional(nn.Module):
 
 
 def apply(remedy: SwapActivation, module: nn.Module, *layers: str, optimizer: Any = None) -> Any:
-    return remedy.apply(scene_for(module, optimizer, blame=[Blame(layer, 1.0, "for a test") for layer in layers]))
+    return remedy.apply(context_for(module, optimizer, blame=[Suspect(layer, 1.0, "for a test") for layer in layers]))
 
 
 def test_in_a_sequence_the_activation_after_the_layer_is_swapped() -> None:
@@ -124,8 +124,8 @@ def test_a_transformer_layers_fast_path_does_not_go_on_with_the_old_one() -> Non
 def test_a_plain_loops_state_swaps_again(to: Any) -> None:
     module, twin = mlp(), mlp()
     guard = Guard(module, remedies=[SwapActivation(to=to)])
-    lane = guard.attach(torch.optim.SGD(module.parameters(), lr=0.1))
-    apply(lane.remedies["swap-activation"], module, "0")  # type: ignore[arg-type]
+    track = guard.attach(torch.optim.SGD(module.parameters(), lr=0.1))
+    apply(track.remedies["swap-activation"], module, "0")  # type: ignore[arg-type]
     state = through_a_file(guard.state_dict())
     second = Guard(twin, remedies=[SwapActivation()])
     second.load_state_dict(state)
@@ -177,8 +177,8 @@ def test_through_a_trainer_it_is_swapped_saved_resumed_and_loaded(tmp_path: Path
     _, resumed, again = fit(2, tmp_path / "one.ckpt")
     assert isinstance(resumed.network[1], nn.Softsign)
     assert same(whole.state_dict(), resumed.state_dict())
-    lane = again.state_dict()["lanes"]["0"]
-    assert lane["remedies"]["swap-activation"] == {"swapped": {"network.1": "Softsign"}}
+    track = again.state_dict()["lanes"]["0"]
+    assert track["remedies"]["swap-activation"] == {"swapped": {"network.1": "Softsign"}}
 
 
 def loads_callbacks_to_validate(path: Path, data: Any) -> bool:

@@ -190,7 +190,7 @@ def backing_off(rank: int, root: Path, *, save: Any = None, load: Any = None) ->
 
 def hopeless(rank: int, root: Path) -> dict[str, Any]:
     module = Louder(mlp(), ADAM, rank=0, since=30, by=math.nan)
-    return run(module, data(rank, 80), root, GradGuard(policy=Policy(max_held=8, max_trials=2, patience=1)))
+    return run(module, data(rank, 80), root, GradGuard(policy=Policy(max_skipped=8, max_trials=2, patience=1)))
 
 
 def no_memory(rank: int, root: Path) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def resumed(rank: int, root: Path) -> dict[str, Any]:
     file = root / "resumed.ckpt"
     backing_off(rank, root, save=Saves(file, MID))
     state = torch.load(file, weights_only=False)["callbacks"]
-    trials = [lane["trial"] for found in state.values() for lane in found["lanes"].values()]
+    trials = [track["trial"] for found in state.values() for track in found["lanes"].values()]
     return backing_off(rank, root, load=file) | {"trials": trials}
 
 

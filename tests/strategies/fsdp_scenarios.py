@@ -131,7 +131,7 @@ def thrown_back_soon(*optional: Make) -> GradGuard:
 
 def bad_layer(rank: int, root: Path, *optional: Make) -> dict[str, Any]:
     remedies = [*default_remedies(), *(make() for make in optional)]
-    guard = GradGuard(remedies=remedies, policy=Policy(max_held=10))
+    guard = GradGuard(remedies=remedies, policy=Policy(max_skipped=10))
     return run(Sharded(deep(1e4), ADAM), data(rank, 40), root, guard)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightning_gradguard.baseline import RECENT
-from lightning_gradguard.measuring import LOSS_EVERY
+from lightning_gradguard.history.baseline import RECENT
+from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from tests.builders import same
 from tests.compatibility.matrix import cells
 from tests.strategies.ddp_scenarios import SCENARIOS

@@ -13,11 +13,11 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_gradguard import GradGuard, Policy
-from lightning_gradguard.baseline import RECENT
 from lightning_gradguard.guard import default_remedies
-from lightning_gradguard.measuring import LOSS_EVERY
+from lightning_gradguard.history.baseline import RECENT
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
+from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from tests.builders import Net, loader, mlp, same, spoil, trainer
 from tests.strategies.ddp_scenarios import ADAM, SGD, data, deep
 from tests.strategies.fsdp_scenarios import HOT, OPTIONAL, SCENARIOS, Damages, Mirror, thrown_back_soon
@@ -118,7 +118,7 @@ def hot() -> Both:
 
 
 def held_ten(*optional: Remedy) -> GradGuard:
-    return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_held=10))
+    return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_skipped=10))
 
 
 SINGLE: dict[str, tuple[Any, Any]] = {

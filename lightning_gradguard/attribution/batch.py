@@ -1,0 +1,100 @@
+"""The batch as a suspect: compare it with batches of healthy steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_gradguard.records import Suspect
+
+LOUD = 10.0
+"""A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
+TAILS = 3.0
+"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond that: data of heavy
+tails exceed themselves."""
+SEEN = 32
+"""Healthy batches that are remembered."""
+ENOUGH = 3
+"""Healthy batches that must have been seen before a scale can be called corrupt."""
+
+
+def _floats(batch: Any) -> list[Tensor]:
+    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel())
+    # Sparse and jagged tensors have no maximum, and numbers of one byte no comparison.
+    return [t for t in tensors if t.layout == torch.strided and t.element_size() > 1]
+
+
+@torch.no_grad()
+def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
+    """Return the largest absolute element of each float tensor in a batch (that is on ``device``), there; NaN if one is."""
+    return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
+
+
+class BatchWitness:
+    """Remember how large healthy batches are, and accuse one that is not finite or far larger.
+
+    Healthy batches are looked at only when a snapshot is taken, so the healthy path pays next to nothing.
+    """
+
+    def __init__(self) -> None:
+        # Of each healthy batch the largest element of each tensor.
+        self._peaks: list[list[float]] = []
+        # Healthy ones hold NaN: what is missing is marked so, and the model knows.
+        self._gaps = False
+
+    @torch.no_grad()
+    def remember(self, batch: Any) -> None:
+        """Note the largest absolute element of each float tensor in a healthy batch."""
+        peaks = [float(peak) for peak in largest(batch)]
+        self._gaps = self._gaps or any(map(math.isnan, peaks))
+        if not peaks or not all(map(math.isfinite, peaks)):
+            return
+        if self._peaks and len(peaks) != len(self._peaks[0]):
+            self._peaks = []
+        self._peaks = [*self._peaks[1 - SEEN :], peaks]
+
+    @torch.no_grad()
+    def accuse(self, batch: Any) -> Suspect | None:
+        """Return the evidence against ``batch``, or None."""
+        if self._gaps:
+            return None
+        tensors = _floats(batch)
+        for tensor in tensors:
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                return Suspect("batch", math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
+        return self.accuse_peaks([float(peak) for peak in largest(batch)])
+
+    def accuse_peaks(self, peaks: Sequence[float]) -> Suspect | None:
+        """Return the evidence against a batch of which only the largest absolute elements are left, or None."""
+        if self._gaps:
+            return None
+        if not all(map(math.isfinite, peaks)):
+            return Suspect("batch", math.inf, "the batch holds NaN or inf")
+        if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
+            return None
+        for peak, *seen in zip(peaks, *self._peaks, strict=True):
+            known = sorted(seen)
+            middle, largest_seen = known[len(known) // 2], known[-1]
+            if not middle > 0.0:
+                continue
+            beyond = max(LOUD, (largest_seen / middle) ** TAILS)
+            if peak > beyond * largest_seen:
+                ratio = peak / largest_seen
+                reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"
+                return Suspect("batch", math.log(ratio), reason)
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned."""
+        return {"peaks": [list(seen) for seen in self._peaks], "gaps": self._gaps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._peaks = [[float(p) for p in seen] for seen in state["peaks"]]
+        self._gaps = bool(state["gaps"])

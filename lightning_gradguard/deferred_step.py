@@ -1,0 +1,220 @@
+"""One step as its device judges it, without waiting, and what the host learns of it when the next one is about to be made.
+
+Only where nothing is amiss: young runs, incidents, snapshots and everything unusual are judged by the host, which waits for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradguard.attribution.batch import largest
+from lightning_gradguard.device_gate import DeviceGate, Flight
+from lightning_gradguard.history.baseline import YOUNG
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy import GENTLE, Case
+from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.remedies import Clip
+from lightning_gradguard.statistics.measure import overruns
+from lightning_gradguard.statistics.norms import global_norm
+from lightning_gradguard.step import Step, StepReport
+
+DEVICES = frozenset({"cuda"})
+"""Devices that work on while the host does something else, and that can compare in float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of a step when the next one is about to be made.
+
+    Args:
+        statistics: Its gradients.
+        coefficient: What the device multiplied them by: 1 untouched, 0 held.
+        accused: The evidence against its batch, or None.
+        batch_index: The number of that batch.
+    """
+
+    statistics: GradientStatistics
+    coefficient: float
+    accused: Suspect | None
+    batch_index: int | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What was done, as the outcome of the remedy that would have done it."""
+        if self.coefficient > 0.0:
+            norm = self.statistics.norm
+            detail = f"norm {norm:.3g} clipped to {norm * self.coefficient:.3g} on the device"
+            return Outcome("clip", True, detail, (), self.coefficient)
+        return Outcome("skip", True, "held the step on the device: its gradients did not count", (), 0.0)
+
+
+class DeferredStep:
+    """The way that a step of a calm run takes on an accelerator; all else is left to ``host``.
+
+    Args:
+        host: The way that every other step takes.
+    """
+
+    def __init__(self, host: Step) -> None:
+        self.host = host
+
+    def leave(
+        self,
+        track: OptimizerTrack,
+        loss: Tensor | float | None,
+        batch: Any,
+        batch_index: int | None,
+        step: int | None,
+        scaler: Any,
+    ) -> StepReport | None:
+        """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
+        if track.device not in DEVICES:
+            return None
+        act = self.host.mode == "guard"
+        found = ready(track, act=act, scaler=scaler, awaited=self.host.investigation.awaits(track.index))
+        if found is None or track.last is None:
+            return None
+        names, grads = found
+        number = track.steps if step is None else step
+        self.host.recorder.show(track.steps, number, track.index, names, grads, 1.0)
+        passed = self._launch(
+            track, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index
+        )
+        if act:
+            context = self.host.context_of(track, track.last)
+            context.running.accept(passed=passed)
+            self.host.update(track, context)
+        return StepReport(track.last)
+
+    def _launch(
+        self,
+        track: OptimizerTrack,
+        names: tuple[str, ...],
+        grads: list[Tensor],
+        *,
+        act: bool,
+        step: int,
+        loss: Tensor | float | None,
+        batch: Any,
+        batch_index: int | None,
+    ) -> Tensor:
+        """Leave a step to the device; return whether its update is made, as a tensor there."""
+        limit, device = track.limit(), grads[0].device
+        there = isinstance(loss, Tensor) and loss.device == device
+        return track.gate.judge(
+            track.optimizer,
+            grads,
+            limit=limit,
+            target=track.target(limit),
+            gentle=GENTLE,
+            act=act,
+            loss=loss if there else None,  # type: ignore[arg-type]
+            peaks=largest(batch, device) if batch is not None else (),
+            flight=Flight(step, names, None if there or loss is None else float(loss), track.rate(), batch_index),
+        )
+
+    def _collect(self, track: OptimizerTrack) -> Finding | None:
+        """Return what the device found at the last step, if it was left to it."""
+        reading = track.gate.collect() if track.gate.waiting else None
+        if reading is None or reading.flight is None:
+            return None
+        flight, norm = reading.flight, global_norm(reading.norms)
+        loss = self.host.loss_of(track, flight.loss if reading.loss is None else reading.loss, norm)
+        # Elements can no longer be counted: the gradients are gone.
+        bad = (
+            ()
+            if math.isfinite(norm)
+            else tuple((flight.names[i], 0) for i in np.flatnonzero(~np.isfinite(reading.norms)))
+        )
+        statistics = GradientStatistics(
+            flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
+        )
+        accused = track.batches.accuse_peaks(reading.peaks)
+        return Finding(statistics, reading.coefficient, accused, flight.batch_index)
+
+    def catch_up(self, track: OptimizerTrack) -> None:
+        """Learn what the device found and did at the last step, if it was left to it."""
+        found = self._collect(track)
+        if found is None:
+            return
+        statistics, alarm = found.statistics, None
+        track.steps += 1
+        for verdict in track.judge(statistics):
+            if not verdict.alarm:
+                self.host.recorder.notice(track.notices, statistics.step, verdict)
+            elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
+                alarm = verdict
+            elif verdict.form != "sudden" or found.accused is not None:
+                # What asks for more than first aid is asked again, of a step that the host has in hand.
+                track.watch_closely()
+            else:
+                track.check_up = track.odd_loss_interval.due(track.steps)
+        if alarm is not None:
+            self._first_aid(track, found, alarm)
+        elif statistics.finite:
+            if overruns(track.baseline, statistics):
+                track.watch_closely()  # The host measures the next one before it is made.
+            track.policy.rest(statistics.step)
+            track.accept(statistics, math.inf)
+            self.host.look_for_life(track)
+        self.host.note(track, statistics, found.coefficient, alarm=alarm is not None)
+
+    def _first_aid(self, track: OptimizerTrack, found: Finding, verdict: Verdict) -> None:
+        """Record what the device has done about a bad step; from here on the host judges each at once."""
+        statistics, limit = found.statistics, track.limit()
+        named = self.host.suspects(track, statistics, (), found.accused)
+        # A damaged layer is mended by the host, at the step that it has in hand.
+        batch = [s for s in named if s.layer == "batch"]
+        decision = track.policy.decide(verdict, statistics, batch, Case(track.baseline, set(track.remedies)))
+        outcomes = (found.outcome,) if self.host.mode == "guard" and found.coefficient < 1.0 else ()
+        if outcomes:
+            decision = dataclasses.replace(decision, remedies=(found.outcome.remedy,))
+        if outcomes and found.coefficient == 0.0:
+            track.reject(statistics)
+        elif statistics.finite:
+            track.accept(statistics, limit)
+        self.host.record(track, Action(statistics.step, verdict, decision, outcomes), named, found.batch_index)
+
+
+def ready(
+    track: OptimizerTrack, *, act: bool, scaler: Any, awaited: bool
+) -> tuple[tuple[str, ...], list[Tensor]] | None:
+    """Return names and gradients of a step that may be left to one of :data:`DEVICES`; None where the host must judge it."""
+    if (
+        track.device not in DEVICES
+        or track.incident is not None
+        or track.check_up
+        or track.tampered
+        or awaited
+        or track.baseline.count < YOUNG
+        or track.steps < track.watchful
+    ):
+        return None
+    if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
+        return None
+    rate, last = track.rate(), track.last
+    if last is None or rate is None or track.baseline.rate_leapt(rate):
+        return None
+    # No treatment is on trial where no incident is open.
+    if act and track.worth_keeping(track.steps, last):
+        return None
+    names, grads = track.gradients()
+    return (names, grads) if names == last.names and DeviceGate.fits(grads) else None
+
+
+def _parts_can_wait(track: OptimizerTrack, *, act: bool) -> bool:
+    # LBFGS makes many updates in one step, with the gradients between them out of sight.
+    if isinstance(track.optimizer, torch.optim.LBFGS) or not all(d.deferrable for d in track.detectors):
+        return False
+    clip = track.remedies.get("clip")
+    first_aid = isinstance(clip, Clip) and clip.algorithm == "norm" and "skip" in track.remedies
+    seen = any(d.name == "non-finite" for d in track.detectors)
+    # With no patience the first alarm asks for a slow remedy, which would find the weights of a step later.
+    return not act or (first_aid and seen and track.policy.patience > 1 and all(r.deferrable for r in track.lasting))

@@ -1,0 +1,40 @@
+"""A loss that leapt: a reason to look at the batch and the layers, and none to act unless something is found."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from lightning_gradguard.detectors.detector import Detector
+from lightning_gradguard.history.baseline import BEFORE, RECENT, YOUNG, Baseline
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+
+class LossSpike(Detector):
+    """Find a loss above those before by more than the larger of their level and six robust standard deviations.
+
+    Layers that saturate, and normalisations, hide from the gradient what a corrupt batch or a damaged weight does to the
+    outputs. A loss leaps for innocent reasons too (a hard batch, a change of the data), so only what is found counts: a batch far
+    larger than any healthy one, or a layer that no training can have moved so far. One leap asks for a look now and then; where
+    the median of the last nine has leapt as well, it stays.
+    """
+
+    name: ClassVar[str] = "loss-leap"
+    deferrable: ClassVar[bool] = True
+
+    def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Judge by the loss; silent where none is known."""
+        loss = statistics.loss
+        if loss is None or baseline.count < 2 * RECENT:
+            return None
+        level, spread = baseline.loss_level(BEFORE, skip=RECENT)
+        limit = level + max(abs(level), 6.0 * spread)
+        if loss <= limit or math.isnan(limit):
+            return None
+        now, _ = baseline.loss_level(RECENT)
+        stays = now > limit
+        if not stays and baseline.count < YOUNG:
+            return None
+        value = now if stays else loss
+        reason = f"loss {value:.3g}, far above its history ({level:.3g})"
+        return Verdict("divergence" if stays else "sudden", self.name, value, limit, reason, examine=True)

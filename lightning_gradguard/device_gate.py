@@ -1,0 +1,203 @@
+"""Clip or hold a step on the device, which is not waited for; the host reads one step later what was done.
+
+The host knows the largest norm that may pass before the step, from what was accepted so far. The device compares, and the
+norms travel to pinned memory behind the step's own work, to be read when the next one is about to be judged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradguard.records import FloatArray
+from lightning_gradguard.statistics.norms import gradient_norms
+
+WORDS = {2: torch.int16, 4: torch.int32}
+"""Integers by their bytes."""
+DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+"""Gradients whose norms are taken in float32 by one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the device found and did at one step.
+
+    Args:
+        norms: L2 norm of each gradient, shape ``(gradients,)``.
+        coefficient: What the gradients were multiplied by: 1 untouched, 0 held.
+        loss: The step's loss, or None where none was given.
+        peaks: Largest absolute elements of the batch's tensors.
+        flight: What the host knew of the step when it left it to the device.
+    """
+
+    norms: FloatArray
+    coefficient: float
+    loss: float | None
+    peaks: tuple[float, ...]
+    flight: Flight | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What the host knew of a step that it left to the device.
+
+    Args:
+        step: Its number.
+        names: Names of the parameters that had a gradient.
+        loss: Its loss, where that was on the host.
+        rate: Its learning rate.
+        batch_index: The number of its batch.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    loss: float | None
+    rate: float | None
+    batch_index: int | None
+
+
+class DeviceGate:
+    """Judge one optimizer's gradients on their device.
+
+    On a *fused* optimizer both answers are free: ``found_inf`` makes its kernel leave parameters and state alone, and
+    ``grad_scale`` divides the gradients on the way. Other optimizers cannot be told from the device to do nothing. Their
+    gradients are multiplied by one or zero, as integers, so that a NaN times zero is zero and a healthy gradient keeps every bit:
+    the pass that a clip takes. A bad step is then one without a gradient: momentum and weight decay go on, where a step held by
+    the host touches nothing.
+    """
+
+    def __init__(self) -> None:
+        self._pinned: Tensor | None = None
+        self._event: torch.cuda.Event | None = None
+        self._waiting: tuple[int, int] | None = None
+        self._flight: Flight | None = None
+        self._marked: torch.optim.Optimizer | None = None
+
+    @staticmethod
+    def fits(grads: Sequence[Tensor]) -> bool:
+        """Tell whether these gradients can be judged without the host: dense, of one device, of 16 or 32 bits."""
+        first = grads[0].device if grads else None
+        return first is not None and all(
+            g.dtype in DTYPES and g.layout == torch.strided and g.device == first for g in grads
+        )
+
+    @torch.no_grad()
+    def judge(
+        self,
+        optimizer: torch.optim.Optimizer,
+        grads: list[Tensor],
+        *,
+        limit: float,
+        target: float,
+        gentle: float,
+        act: bool,
+        loss: Tensor | None = None,
+        peaks: Sequence[Tensor] = (),
+        flight: Flight | None = None,
+    ) -> Tensor:
+        """Clip or hold the step that is about to be made, and send its norms on their way.
+
+        Args:
+            optimizer: The optimizer that is about to step.
+            grads: Its gradients.
+            limit: Largest global norm that passes untouched.
+            target: Norm to clip down to.
+            gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
+            act: False only measures.
+            loss: The step's loss, one element.
+            peaks: Largest absolute elements of the batch's tensors, one element each.
+            flight: What the host knows of the step, to be read together with what the device finds.
+
+        Returns:
+            Whether the step's update is made, as a bool tensor of no dimension on the gradients' device.
+        """
+        norms = gradient_norms(grads)
+        total = torch.linalg.vector_norm(norms, dtype=torch.float64)
+        limit = min(limit, sys.float_info.max)
+        fused = _fused(optimizer, len(grads))
+        # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where: that
+        # would make a tensor of them on the host first, and wait for its way to the device.
+        skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
+        coefficient = (target / total).masked_fill(total <= limit, 1.0).masked_fill(skip, 0.0)
+        if not act:
+            coefficient = torch.ones_like(coefficient)
+        elif fused:
+            self._mark(optimizer, coefficient, skip)
+        else:
+            _multiply_bits(grads, ~skip)
+        given = [] if loss is None else [loss]
+        self._send(norms, [coefficient, *given, *peaks], len(given))
+        self._flight = flight
+        made: Tensor = coefficient > 0.0
+        return made
+
+    def _mark(self, optimizer: torch.optim.Optimizer, coefficient: Tensor, skip: Tensor) -> None:
+        optimizer.grad_scale = coefficient.masked_fill(skip, 1.0).reciprocal().float()  # type: ignore[attr-defined]
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self._marked = optimizer
+
+    def _send(self, norms: Tensor, more: Sequence[Tensor], losses: int) -> None:
+        numbers = torch.stack([m.detach().to(norms.device, torch.float32, non_blocking=True).reshape(()) for m in more])
+        packet = torch.cat([norms, numbers])
+        if self._pinned is None or len(self._pinned) != len(packet):
+            self._pinned = torch.empty(len(packet), pin_memory=packet.is_cuda)
+            self._event = torch.cuda.Event() if packet.is_cuda else None  # type: ignore[no-untyped-call]
+        self._pinned.copy_(packet, non_blocking=True)
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(packet.device))
+        self._waiting = len(norms), losses
+
+    def collect(self) -> Reading | None:
+        """Return what was found at the last step that was judged here, once; None if there is none.
+
+        Between the two the device has been given a whole step to do, so it has long passed the point that is waited for, or is still
+        busy with what came before: in neither case does it run dry.
+        """
+        if self._waiting is None or self._pinned is None:
+            return None
+        (count, losses), self._waiting = self._waiting, None
+        if self._event is not None:
+            self._event.synchronize()
+        values = self._pinned.numpy().astype(np.float64)
+        rest = values[count:].tolist()
+        loss = rest[1] if losses else None
+        return Reading(values[:count], rest[0], loss, tuple(rest[1 + losses :]), self._flight)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step was left to the device and has not been read yet."""
+        return self._waiting is not None
+
+    def after_update(self) -> None:
+        """Take back what a fused optimizer was told: it would obey at the next step too."""
+        if self._marked is not None:
+            for name in ("grad_scale", "found_inf"):
+                vars(self._marked).pop(name, None)
+            self._marked = None
+
+    def drop(self) -> None:
+        """Forget what has not been read."""
+        self.after_update()
+        self._waiting = None
+
+
+def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
+    """Tell whether the optimizer's kernel can be told to clip and to do nothing.
+
+    A first step that SGD is told not to make would leave its momentum uninitialised, so every parameter must have some state.
+    """
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(fused and all(g.get("fused") for g in optimizer.param_groups) and len(optimizer.state) >= count)
+
+
+def _multiply_bits(grads: list[Tensor], factor: Tensor) -> None:
+    by_size: dict[int, list[Tensor]] = {}
+    for grad in grads:
+        by_size.setdefault(grad.element_size(), []).append(grad.view(WORDS[grad.element_size()]))
+    for size, words in by_size.items():
+        torch._foreach_mul_(words, factor.to(WORDS[size]))

@@ -1,0 +1,175 @@
+"""The record of a run: incidents as they open, go on and close, and whom they are told to."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.diagnostics.window import WindowAccumulator
+from lightning_gradguard.records import Action, Form, GradientStatistics, Incident, Suspect, TrialRecord, Verdict
+
+KEPT_ACTIONS = 20
+KEPT_INCIDENTS = 200
+NOTICE_EVERY = 500
+EARLY = 10
+"""A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
+
+
+class Notices:
+    """Remember when each detector was last told of, since what asks for no remedy is told only now and then."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def due(self, detector: str, step: int) -> bool:
+        """Return whether a detector's notice is to be told at this step, and remember that it is."""
+        if step - self._last.get(detector, -NOTICE_EVERY) < NOTICE_EVERY:
+            return False
+        self._last[detector] = step
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of each detector's last notice."""
+        return dict(self._last)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._last = {str(k): int(v) for k, v in state.items()}
+
+
+class Recorder:
+    """Keep the incidents of a run and tell them, with the windows between, to sinks that may fail.
+
+    Args:
+        sinks: Where the record goes; one that raises is dropped with one warning.
+        log_every: Optimizer steps between two windows.
+
+    Attributes:
+        incidents: Oldest first, the open ones included.
+    """
+
+    def __init__(self, sinks: Iterable[Sink], log_every: int) -> None:
+        self.sinks = list(sinks)
+        self.log_every = log_every
+        self.incidents: list[Incident] = []
+        self._warned: set[str] = set()
+
+    def record(
+        self,
+        incident: Incident | None,
+        action: Action,
+        suspects: tuple[Suspect, ...],
+        *,
+        optimizer: int,
+        form: Form,
+        batch_index: int | None,
+        trials: Sequence[TrialRecord] = (),
+    ) -> Incident:
+        """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
+
+        Args:
+            incident: The open one, or None.
+            action: What was found and done.
+            suspects: Who is suspected of it.
+            optimizer: The optimizer's position.
+            form: The form of trouble, for an incident that opens.
+            batch_index: The number of the batch.
+            trials: How the trials of the incident have ended so far.
+        """
+        event: Event = "acted"
+        if incident is None:
+            event = "opened"
+            number = self.incidents[-1].number + 1 if self.incidents else 1
+            incident = Incident(number, optimizer, action.step, form, batch=batch_index)
+            self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
+        changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
+        alarms = incident.alarms + 1
+        actions = (*incident.actions, action)
+        if len(actions) > KEPT_ACTIONS:
+            half = KEPT_ACTIONS // 2
+            actions = actions[:half] + actions[-half:]
+        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order to measure.
+        last = incident.actions[-1] if incident.actions else None
+        looked = last is not None and last.decision.look and bool(last.outcomes)
+        named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
+        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        self.replace(incident)
+        if event == "opened" or changed or alarms & (alarms - 1) == 0:
+            self.tell("incident", incident, event)
+        return incident
+
+    def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
+        """Close an incident: it helped if a treatment was kept, and did not if all were taken back."""
+        outcomes = {trial.outcome for trial in trials}
+        helped = True if "kept" in outcomes else False if outcomes == {"taken back"} else None
+        closed = dataclasses.replace(incident, closed=step, helped=helped, trials=tuple(trials))
+        self.replace(closed)
+        self.tell("incident", closed, "closed")
+
+    def replace(self, incident: Incident) -> None:
+        """Put a newer version of an incident in place of the old."""
+        self.incidents = [incident if i.number == incident.number else i for i in self.incidents]
+
+    def add(
+        self, windows: WindowAccumulator, statistics: GradientStatistics, coefficient: float, *, alarm: bool, steps: int
+    ) -> bool:
+        """Take in a step of an optimizer that has made ``steps``; return whether its window is full, sooner where something was done."""
+        windows.add(statistics, coefficient, alarm=alarm)
+        full = min(self.log_every, 1 + steps // EARLY)
+        return windows.steps >= full or (coefficient < 1.0 and windows.steps >= self.log_every // 5)
+
+    def show(
+        self, steps: int, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
+    ) -> None:
+        """Let the sinks look at the gradients themselves, now and then: of an optimizer that has made ``steps``."""
+        if steps % self.log_every == 0:
+            self.tell("gradients", step, optimizer, names, grads, grad_scale)
+
+    def notice(self, noticed: Notices, step: int, verdict: Verdict) -> None:
+        """Tell what asks for no remedy, now and then."""
+        if noticed.due(verdict.detector, step):
+            self.tell("notice", step, f"{verdict.form}: {verdict.reason}")
+
+    def tell(self, what: str, *args: Any) -> None:
+        """Call one method of every sink."""
+        for sink in list(self.sinks):
+            try:
+                getattr(sink, what)(*args)
+            except Exception as error:  # A full disk or a closed writer must never cost the run.
+                self.sinks.remove(sink)
+                with suppress(Exception):  # it lets go of its files as well as it can
+                    sink.close()
+                self.warn(type(sink).__name__, f"{type(sink).__name__} failed and is switched off: {error!r}")
+
+    def report(self) -> str:
+        """Return what happened, one line an incident, and below it what was found, tried, kept and taken back."""
+        lines = []
+        for i in self.incidents:
+            tried = f"tried {', '.join(i.remedies) or 'nothing'}"
+            culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
+            reason = i.actions[0].verdict.reason if i.actions else ""
+            line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
+            lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]
+        return "\n".join(lines) or "no incident"
+
+    def warn(self, key: str, message: str) -> None:
+        """Warn once of each ``key``."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"GradGuard: {message}", RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Close the sinks and let go of them."""
+        for sink in self.sinks:
+            try:
+                sink.close()
+            except Exception as error:
+                self.warn(type(sink).__name__, f"{type(sink).__name__} could not be closed: {error!r}")
+        self.sinks.clear()

@@ -1,0 +1,1 @@
+"""What a healthy step looks like, learned from accepted steps only."""

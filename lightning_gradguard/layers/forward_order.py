@@ -1,0 +1,70 @@
+"""The order in which layers are first used in the forward pass, read from the autograd graph of the loss.
+
+The graph exists anyway, and reading it changes nothing, as DistributedDataParallel's search for unused parameters does. A
+forward hook would tell the same of an eager module only: inside a compiled one it is compiled along, and its removal may
+mean to compile again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradguard.layers.names import layer_of
+
+MOST = 200_000
+"""The most nodes that are walked, some 0.3 s once in a run; a network unrolled over longer sequences keeps what was found."""
+
+Use = tuple[int, int]
+
+
+def registered(module: nn.Module) -> tuple[str, ...]:
+    """Return the layers that own parameters in the order of registration; a parameter of the root module by its own name."""
+    return tuple(dict.fromkeys(layer_of(name) or name for name, _ in module.named_parameters()))
+
+
+def arranged(module: nn.Module, uses: Mapping[int, Use]) -> tuple[str, ...]:
+    """Return the layers of :func:`registered` in the order of their first use, as :func:`first_uses` found it.
+
+    A layer that was not used (not run, frozen) stays behind the one registered before it.
+    """
+    found: dict[str, Use] = {}
+    for name, parameter in module.named_parameters():
+        if (use := uses.get(id(parameter))) is not None:
+            layer = layer_of(name) or name
+            found[layer] = min(use, found.get(layer, use))
+    places: dict[str, Use] = {}
+    place = (-1, 0)
+    for layer in registered(module):
+        place = places[layer] = found.get(layer, place)
+    return tuple(sorted(places, key=places.__getitem__))
+
+
+def first_uses(loss: Tensor) -> dict[int, Use]:
+    """Return, by a parameter's id, which operation used it first and as which of its inputs.
+
+    Autograd numbers operations as they run. A compiled graph is a single one, whose inputs are in the order in which they
+    were met when it was traced. Parameters of which autograd sees only copies (FSDP2), or nothing (a reentrant
+    checkpoint), are missing.
+
+    Args:
+        loss: What the backward pass starts from, before it or after it.
+    """
+    uses: dict[int, Use] = {}
+    waiting: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
+    seen = set(waiting)
+    while waiting and len(seen) <= MOST:
+        node = waiting.pop()
+        for position, (source, _) in enumerate(node.next_functions):
+            if source is None:
+                continue
+            leaf = getattr(source, "variable", None)
+            if leaf is not None:
+                use = (node._sequence_nr(), position)
+                uses[id(leaf)] = min(use, uses.get(id(leaf), use))
+            elif source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return uses

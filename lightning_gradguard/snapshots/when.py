@@ -1,0 +1,65 @@
+"""Which states are worth going back to, and copying them to host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_gradguard.history.baseline import LARGE, RECENT, YOUNG, Baseline
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.measure import FEW
+
+LOUD = 3.0
+"""Times the typical norm from which a step's state is not copied."""
+
+
+def worth_keeping(
+    store: SnapshotStore,
+    step: int,
+    statistics: GradientStatistics,
+    known: Baseline,
+    *,
+    incident: bool = False,
+    trial: int | None = None,
+) -> bool:
+    """Return whether the state before ``step`` should be copied: it is time, and nothing is suspicious.
+
+    Args:
+        store: The copies that there are.
+        step: Number of the step.
+        statistics: Its gradients.
+        known: What a healthy step looks like.
+        incident: Whether an incident is open.
+        trial: How many losses there are since the treatment on trial; None where there is none.
+    """
+    if not store.due(step, soon=trial is not None):
+        return False
+    if store.empty:
+        return True
+    if incident and not (trial is not None and known.at_best and trial > RECENT):
+        return False
+    overdue = store.overdue(step)
+    # Where the first copy stays in any case, a newer one takes nothing away.
+    large = known.update_ratio > LARGE and not (overdue or store.pinned)
+    if known.first_losses and not known.learned and (known.count < YOUNG or large):
+        return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
+    if known.count > FEW and statistics.norm > LOUD * known.typical:
+        return False
+    # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
+    worse = (known.worse or known.above_untrained) and not overdue
+    return not worse and not known.loss_elevated(statistics.loss)
+
+
+def attempt(store: SnapshotStore, take: Callable[[], None], collectives: Collectives) -> str | None:
+    """Take a snapshot by ``take``; where memory does not allow it, switch the store off and return what to warn of."""
+    failure: str | None = None
+    try:
+        take()
+    except (MemoryError, RuntimeError) as error:
+        failure = str(error)
+    # Where one process has no snapshot to go back to, the others must not go back either.
+    if not collectives.mean([float(failure is not None)]) > [0.0]:
+        return None
+    store.switch_off()
+    return f"no memory for a snapshot ({failure or 'on another process'}); rollback is switched off, training goes on"

@@ -1,0 +1,109 @@
+"""From a step's gradients, weights and loss to its statistics on the host; nothing is learned here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard.history.baseline import OUTSIZED, YOUNG, Baseline
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
+from lightning_gradguard.statistics.update_ratio import BOUNDED, first_look, moved
+
+FEW = 5
+"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
+
+
+def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
+    """Return what the gradients at hand are still multiplied by: a fused optimizer unscales them inside its kernel."""
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return float(scaler.get_scale()) if fused and scaler is not None and scaler.is_enabled() else 1.0
+
+
+def measure(
+    names: tuple[str, ...],
+    grads: list[Tensor],
+    *,
+    step: int,
+    loss: Callable[[float], float | None],
+    rate: float | None,
+    scale: float = 1.0,
+    sharded: bool = False,
+    scaled: bool = False,
+) -> GradientStatistics:
+    """Reduce the gradients of a step to numbers on the host, waiting for the device where there is one.
+
+    Args:
+        names: Names of the parameters that have a gradient.
+        grads: Their gradients.
+        step: Number of the step.
+        loss: Returns the loss of the step, given the global norm.
+        rate: Its learning rate.
+        scale: What the gradients are still multiplied by.
+        sharded: True if some gradients are DTensors.
+        scaled: True if a GradScaler owns the step.
+    """
+    norms = host_norms(grads, sharded=sharded)
+    if scale != 1.0:
+        norms = norms / scale
+    norm = global_norm(norms)
+    statistics = GradientStatistics(step, names, norms, norm, loss(norm), rate=rate, scaled=scaled)
+    return statistics if statistics.finite else _exactly(statistics, grads, scale, sharded=sharded)
+
+
+def _exactly(statistics: GradientStatistics, grads: list[Tensor], scale: float, *, sharded: bool) -> GradientStatistics:
+    norms, counts = examine(grads, sharded=sharded)
+    norms = norms / scale
+    bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
+    return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
+
+
+def asks_for_update(known: Baseline, statistics: GradientStatistics) -> bool:
+    """Return whether the update should be measured against the weights: in the first steps, and where it may be too large."""
+    young = known.count < FEW or (known.count < YOUNG and statistics.norm > OUTSIZED * known.typical)
+    return young or known.rate_leapt(statistics.rate) or overruns(known, statistics)
+
+
+def overruns(known: Baseline, statistics: GradientStatistics) -> bool:
+    """Return whether an update may be one that overruns the weights, so that it is worth measuring."""
+    # The loss first: it says no in nearly every step.
+    return known.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
+
+
+def with_update(
+    statistics: GradientStatistics,
+    module: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    scale: float = 1.0,
+    factor: float = 1.0,
+    first: Mapping[str, Tensor] | None = None,
+) -> GradientStatistics:
+    """Return the statistics with the size of the update against the weights.
+
+    Args:
+        statistics: The gradients of the step.
+        module: The root module.
+        parameters: The optimizer's parameters, by name.
+        optimizer: The optimizer that is about to step.
+        scale: What the gradients are still multiplied by.
+        factor: Factor on the learning rate now: a rate that was backed off already makes a smaller update.
+        first: The weights before the very first update, where that was the last one: what an optimizer does that nobody foretells is
+            seen in what it did.
+    """
+    ratio, weight_norm, excess = first_look(module, parameters, optimizer, scale)
+    ratio = ratio * factor if ratio is not None else None
+    if ratio is None and first is not None:
+        ratio = moved(module, parameters, first)
+    return dataclasses.replace(
+        statistics,
+        update_ratio=ratio,
+        weight_norm=weight_norm,
+        weight_excess=excess,
+        normalised=type(optimizer).__name__ in BOUNDED,
+    )
