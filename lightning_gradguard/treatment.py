@@ -14,7 +14,7 @@ from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.policy import LASTING
 from lightning_gradguard.policy.trial import WINDOW, WINDOWS
 from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, TrialRecord, Verdict
-from lightning_gradguard.remedies import Initialize, LearningRateBackoff, RemedyContext
+from lightning_gradguard.remedies import Initialize, RemedyContext
 from lightning_gradguard.snapshots.store import restore
 from lightning_gradguard.statistics.collectives import Collectives
 
@@ -114,7 +114,9 @@ def begin(track: OptimizerTrack, context: RemedyContext) -> None:
         track.take_snapshot(track.steps - 1)
     if decision is None or not set(decision.remedies) & LASTING or track.snapshots.keep == 0:
         return
-    if decision.look or (not decision.again and case(track, looked=False).unlearned and "rollback" in decision.remedies):
+    if decision.look or (
+        not decision.again and case(track, looked=False).unlearned and "rollback" in decision.remedies
+    ):
         track.snapshots.only_first()
     if track.untreated is None and context.statistics.finite:
         track.untreated = track.capture()
@@ -163,9 +165,9 @@ def put_back(track: OptimizerTrack, context: RemedyContext) -> None:
     level = trial.level if trial is not None else track.trials[-1].after if track.trials else math.nan
     end(track, context.statistics.step, "taken back")
     track.untreated = None
-    backoff = track.remedies.get("backoff")
-    if isinstance(backoff, LearningRateBackoff):
-        backoff.acquit()  # Whatever was at fault, lowering the rate was no cure.
+    for remedy in list(track.remedies.values()):
+        with track.isolating(remedy):
+            remedy.take_back()
     worse = bool(track.trouble) and not _level(track.trouble) <= level
     if untreated is not None and not (worse and track.snapshots.latest is not None):
         restore(untreated, track.parameters, track.buffers, track.optimizer)

@@ -85,12 +85,12 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            # The first losses after going back are the copy's, and no rate's doing.
-            earlier = [] if self.learned else [untrained]
-        if not earlier or math.isnan(earlier[0]):
+            # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive tells no scale.
+            earlier = [untrained] if not self.learned and untrained > 0.0 else []
+        if not earlier:
             return False
         level = statistics.median(earlier)
-        return min(now) > max(earlier) and min(now) > level + (LEAP - 1.0) * abs(level)
+        return min(now) > max(earlier) + (LEAP - 1.0) * max(abs(level), max(earlier) - min(earlier))
 
     def sick_from_its_beginning(self) -> bool:
         """Return whether the first losses after going back were as bad as the trouble: the copy was sick already."""

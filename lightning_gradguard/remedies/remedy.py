@@ -90,6 +90,9 @@ class Remedy(ABC):
     def after_update(self) -> None:
         """Undo what :meth:`before_update` changed; called after every update and after an exception."""
 
+    def take_back(self) -> None:
+        """Undo what lasts of :meth:`apply`, since it was tried and has not helped."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned: tensors, numbers, strings, lists and dicts of these only."""
         return {}
