@@ -90,6 +90,7 @@ class Flow:
         """Measure the gradients, and return all that remedies work with."""
         scaled = scaler is not None and scaler.is_enabled()
         scale, number = scale_of(lane, scaler), lane.steps if step is None else step
+        lane.number = number
         names, grads = lane.gradients()
         self.recorder.show(lane, number, names, grads, scale)
         statistics = measure(lane, self.module, self.team, loss, names, grads, step=number, scaled=scaled, scale=scale)

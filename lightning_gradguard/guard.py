@@ -301,7 +301,8 @@ class Guard:
             return
         if lane.incident is not None and lane.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
-            lane.incident = dataclasses.replace(lane.incident, closed=report.statistics.step, helped=False)
+            step = report.statistics.step
+            lane.incident = dataclasses.replace(lane.incident, closed=step, helped=False, stopped=step)
             self._recorder.replace(lane.incident)
             self._recorder.tell("incident", lane.incident, "closed")
         if self.on_exhausted == "raise":

@@ -126,6 +126,8 @@ class Lane:
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
+        # The step at hand as the record counts it: the trainer's, where that is known.
+        self.number = 0
         self.gate = Gate()
         self.flight: Flight | None = None
         # Steps before which the host judges each by itself.
@@ -384,6 +386,13 @@ class Lane:
             return rate * backoff.bracket.share(rate)
         return rate
 
+    def rates(self) -> tuple[float, float, float]:
+        """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
+        rate, backoff = self.rate(), self.remedies.get("backoff")
+        if not isinstance(backoff, LearningRateBackoff):
+            return math.nan if rate is None else rate, math.nan, math.nan
+        return math.nan if rate is None else rate, backoff.bracket.good, backoff.bracket.bad
+
     @property
     def losses_on_trial(self) -> list[float]:
         """Losses since the treatment on trial; empty where there is none."""
@@ -405,6 +414,7 @@ class Lane:
             "baseline": self.baseline.state_dict(),
             "detectors": self._states(self.detectors),
             "rate": largest_rate(self.optimizer) * self.lr_factor,
+            "number": self.number,
         }
 
     def _states(self, parts: Sequence[Detector | Remedy]) -> dict[str, Any]:

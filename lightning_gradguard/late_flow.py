@@ -44,7 +44,7 @@ class LateFlow:
         if found is None or lane.last is None:
             return None
         names, grads = found
-        number = lane.steps if step is None else step
+        number = lane.number = lane.steps if step is None else step
         self.flow.recorder.show(lane, number, names, grads, 1.0)
         passed = late.launch(lane, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index)
         if act:

@@ -46,6 +46,9 @@ class Recorder:
         incident = lane.incident
         if incident is None:
             event = "opened"
+            # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
+            if lane.meter.steps and lane.last is not None:
+                self.log(lane, lane.last, 1.0)
             number = self.incidents[-1].number + 1 if self.incidents else 1
             form = lane.policy.form(action.verdict, action.step)
             incident = Incident(number, lane.index, action.step, form, batch=batch_index)
@@ -86,8 +89,11 @@ class Recorder:
         """Take in a step; send a window when it is full, sooner where something was done."""
         lane.last = statistics
         lane.meter.add(statistics, coefficient, alarm=alarm)
-        full = min(self.log_every, 1 + lane.steps // EARLY)
-        if lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
+        # In trouble, and while a treatment is on trial, more is worth seeing.
+        most = self.log_every if lane.incident is None else max(1, self.log_every // 5)
+        full = min(most, 1 + lane.steps // EARLY)
+        begins = alarm and lane.incident is not None and lane.incident.step == statistics.step
+        if begins or lane.meter.steps >= full or (coefficient < 1.0 and lane.meter.steps >= self.log_every // 5):
             self.log(lane, statistics, coefficient)
 
     def show(self, lane: Lane, step: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float) -> None:
@@ -107,6 +113,7 @@ class Recorder:
             coefficient=coefficient,
             lr_factor=lane.lr_factor,
             incidents=len(self.incidents),
+            rates=lane.rates(),
         )
         self.tell("window", window)
 
