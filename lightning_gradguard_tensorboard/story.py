@@ -284,8 +284,8 @@ def _stopped(newest: Mapping[str, Any], end: tuple[float, int] | None) -> int | 
 
 
 def _when(records: list[dict[str, Any]]) -> Words:
-    newest, before = records[0], [f"{record['step']:,}" for record in records[1:4]]
-    earlier = f"; before it {', '.join(before)}{' …' if len(records) > 4 else ''}" if before else ""
+    newest, before = records[0], len(records) - 1
+    earlier = f"; {count(before, 'incident')} before it" if before else ""
     return [{"text": f"step {newest['step']:,}, {newest.get('form', 'unknown')}{earlier}"}]
 
 

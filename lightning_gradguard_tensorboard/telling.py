@@ -56,6 +56,7 @@ _CAUSES = {
 _FIRST_AID = frozenset({"skip", "clip"})
 _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[+-]?\d+(?![\w.])")
+_COUNT = re.compile(r"(?<![\w.,])\d{4,}(?![\w.]\w|\w)")
 
 
 # -- small words ---------------------------------------------------------------------------------------------------------
@@ -92,8 +93,10 @@ def tidy(text: str) -> str:
 
     >>> tidy("norm 1.49e+04 is 1.8e+05 x the typical 0.175")
     'norm 14,900 is 180,000 x the typical 0.175'
+    >>> tidy("went back to step 1450. layers.1000 and conv2048 stay")
+    'went back to step 1,450. layers.1000 and conv2048 stay'
     """
-    return _NUMBER.sub(lambda found: short(float(found[0])), text)
+    return _COUNT.sub(lambda found: f"{int(found[0]):,}", _NUMBER.sub(lambda found: short(float(found[0])), text))
 
 
 def count(amount: int, noun: str) -> str:
