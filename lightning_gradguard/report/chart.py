@@ -249,13 +249,20 @@ def _map_height(rows: int) -> int:
 def _heatmap(run: series.Series, view: series.View, plot: _Plot, top: float) -> Iterable[str]:
     height = _map_height(len(run.names))
     row = height / len(run.names)
-    first, last = view.layers["first"], view.layers["last"]
+    first = view.layers["first"]
     places = plot.start + (np.arange(PLOT) + 0.5) / PLOT * (plot.end - plot.start)
     # What lies between two columns belongs to the earlier one.
     column = np.clip(np.searchsorted(first, places, side="right") - 1, 0, max(len(first) - 1, 0))
-    column[np.clip(((first + last) / 2 - plot.start) / (plot.end - plot.start) * PLOT, 0, PLOT - 1).astype(int)] = (
-        np.arange(len(first))
+    # A column narrower than a pixel must not vanish: the hotter ones win two pixels each.
+    heat = np.where(
+        view.nonfinite > 0, 10**6, np.where(view.ratios == series.MISSING, 0, np.abs(view.ratios.astype(int)))
     )
+    hottest = heat.max(axis=0, initial=0)
+    for c in np.argsort(hottest, kind="stable"):
+        if hottest[c] >= series.CODES * np.log2(colours.FULL) / 2:
+            left = int(np.clip((first[c] - plot.start) / (plot.end - plot.start) * PLOT, 0, PLOT - 2))
+            cooler = hottest[column[left : left + 2]] < hottest[c]
+            column[left : left + 2] = np.where(cooler, c, column[left : left + 2])
     at = f'x="{LEFT}" y="{top:.1f}" width="{PLOT}" height="{height}"'
     yield f'<rect class="frame" {at} fill="none" stroke="{colours.sheet("light")["line"]}"/>'
     for theme in ("light", "dark") if len(first) else ():

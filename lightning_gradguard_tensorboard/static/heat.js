@@ -2,7 +2,7 @@
 
 import { MISSING, ZERO } from "./api.js";
 import { formatNumber, h, put } from "./dom.js";
-import { LONG, TAIL, heats, rowsOf, worstOf } from "./rows.js";
+import { LONG, TAIL, heats, hotColumns, rowsOf, worstOf } from "./rows.js";
 
 const FULL_RATIO = Math.log2(100);
 const LEAST_ROW = 15;
@@ -35,7 +35,7 @@ export class Heat {
   /** A new view: what was worked out from the old one is forgotten. */
   forget() {
     this.tops.clear();
-    this.heats = this.badColumns = this.normBounds = null;
+    this.heats = this.hotColumns = this.normBounds = null;
   }
 
   /** Unfold all of a small network, and of a large one what stands out. */
@@ -92,21 +92,19 @@ export class Heat {
       const seam = Math.max(typicalWidth, (to - from) / 300);
       if (first.length && place >= first[c] - seam && place < last[c] + seam) this.columns[px] = c;
     }
-    // A column narrower than a pixel must not vanish: one that holds a non-finite value wins its pixel.
+    // A column narrower than a pixel must not vanish: a hot one wins from cooler ones as many pixels as can be seen.
+    const hot = (this.hotColumns ??= hotColumns(panel.view));
+    const loud = (FULL_RATIO / 2) * panel.view.perDoubling;
+    const seen = Math.round(2 * ratio);
     for (let c = 0; c < first.length; c++) {
-      const px = Math.floor((((first[c] + last[c]) / 2 - from) / (to - from)) * width);
-      if (px >= 0 && px < width && this.columns[px] !== c && this.bad(c)) this.columns[px] = c;
+      if (hot[c] < loud) continue;
+      const begin = Math.floor(((first[c] - from) / (to - from)) * width);
+      const end = Math.max(begin + seen, Math.floor(((last[c] - from) / (to - from)) * width));
+      for (let px = Math.max(begin, 0); px < Math.min(end, width); px++) {
+        const there = this.columns[px];
+        if (there < 0 || hot[there] < hot[c]) this.columns[px] = c;
+      }
     }
-  }
-
-  bad(column) {
-    if (!this.badColumns) {
-      const { nonfinite, layers } = this.panel.view;
-      const count = layers.first.length;
-      this.badColumns = new Uint8Array(count);
-      for (let i = 0; i < nonfinite.length; i++) if (nonfinite[i]) this.badColumns[i % count] = 1;
-    }
-    return this.badColumns[column];
   }
 
   numbers(row) {

@@ -59,7 +59,8 @@ export function scale(values, top, height, { log = true, room = 0.12, least = 0.
   const y = (value) => top + height * (1 - (Math.min(Math.max(level(value), low), high) - low) / (high - low));
   const most = Math.max(2, Math.floor(height / 34));
   const ticks = log ? logTicks(low, high, most).map((tick) => 10 ** tick) : linearTicks(low, high, most);
-  return { y: (value) => (log && !(value > 0) ? top + height : y(value)), ticks };
+  // A number at the lower edge would be cut off.
+  return { y: (value) => (log && !(value > 0) ? top + height : y(value)), ticks: ticks.filter((tick) => y(tick) <= top + height - 5) };
 }
 
 function linearTicks(low, high, most) {

@@ -291,7 +291,7 @@ const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria
 function normKeys(panel) {
   const { nonfinite, overflows, clipped, skipped, coefficient, lr_factor: factor } = panel.view.windows;
   return [
-    key(h("i", { class: "swatch peak-key" }), "norm, window's largest"),
+    key(h("i", { class: "swatch peak-key" }), "largest norm"),
     key(h("i", { class: "swatch typical-key" }), "typical"),
     key(h("i", { class: "swatch band-key" }), "healthy band"),
     key(h("i", { class: "swatch limit-key" }), "limit"),

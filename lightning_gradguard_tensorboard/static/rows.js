@@ -1,5 +1,7 @@
 // Layers in forward order, folded to blocks.
 
+import { MISSING } from "./api.js";
+
 /** The block of a layer: up to its first number ("blocks.7" of "blocks.7.mlp.fc2"), or its own name if it has none. */
 export function blockOf(name) {
   const parts = name.split(".");
@@ -51,16 +53,22 @@ export function rowsOf(names, blocks, open, { order = "forward", search = "", he
   });
 }
 
-/** How far each layer stands out in a view: the largest ratio, up or down, in codes; a value that is not finite is above all. */
+/** How far one cell of a view stands out: the size of its ratio, up or down, in codes; what is not finite is above all. */
+const heatOf = (view, at) => (view.nonfinite[at] ? 1e6 : view.ratios[at] === MISSING ? 0 : Math.abs(view.ratios[at]));
+
+/** How far each layer stands out in a view. */
 export function heats(view, count) {
   const columns = view.layers.first.length;
   const found = new Float64Array(count);
-  for (let layer = 0; layer < count; layer++) {
-    for (let at = layer * columns; at < (layer + 1) * columns; at++) {
-      const heat = view.nonfinite[at] ? 1e6 : view.ratios[at] === -32768 ? 0 : Math.abs(view.ratios[at]);
-      if (heat > found[layer]) found[layer] = heat;
-    }
-  }
+  for (let at = 0; at < count * columns; at++) found[Math.floor(at / columns)] = Math.max(found[Math.floor(at / columns)], heatOf(view, at));
+  return found;
+}
+
+/** How far each column does, by the layer that stands out most. */
+export function hotColumns(view) {
+  const columns = view.layers.first.length;
+  const found = new Float64Array(columns);
+  for (let at = 0; at < view.ratios.length; at++) found[at % columns] = Math.max(found[at % columns], heatOf(view, at));
   return found;
 }
 
@@ -76,7 +84,7 @@ export function sharedPrefix(names) {
 export const TAIL = 14;
 export const LONG = 2 * TAIL;
 
-const size = (ratio) => (ratio === -32768 ? -1 : Math.abs(ratio));
+const size = (ratio) => (ratio === MISSING ? -1 : Math.abs(ratio));
 /** Whether a ratio lies farther from what is usual, up or down; of two alike the higher. */
 const hotter = (ratio, than) => size(ratio) > size(than) || (size(ratio) === size(than) && ratio > than);
 

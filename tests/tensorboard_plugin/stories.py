@@ -134,6 +134,10 @@ def rate_leaps_at(step: int, factor: float = 300.0) -> Spoil:
     return spoil
 
 
+def both(first: Spoil, second: Spoil) -> Spoil:
+    return lambda module, index, batch: second(module, index, first(module, index, batch))
+
+
 def train(folder: Path, name: str, module: LightningModule, steps: int, guard: GradGuard | None = None) -> GradGuard:
     """Train into ``folder/name``, quietly, and return the guard."""
     logging.getLogger("lightning_gradguard").setLevel(logging.CRITICAL)
@@ -162,6 +166,10 @@ def write(folder: Path, name: str) -> GradGuard:
         "bad-batch": lambda: (Regression(bad_batch_at(500)), 900),
         "bad-layer": lambda: (Regression(bad_layer_at(400, "blocks.2.2")), 1000),
         "bad-rate": lambda: (Regression(rate_leaps_at(400)), 1000),
+        "second-try": lambda: (
+            Regression(both(bad_layer_at(400, "blocks.1.0", 30.0), rate_leaps_at(400, 100.0))),
+            900,
+        ),
         "adversaries": lambda: (Adversaries(), 1000),
         "many": lambda: (Regression(bad_layer_at(300, "blocks.77.0"), blocks=80), 600),
     }
