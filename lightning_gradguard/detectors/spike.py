@@ -85,7 +85,8 @@ class Spike(Detector):
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at fault.
-            examine=baseline.count < YOUNG
+            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at
+            # fault.
+            examine=baseline.count < RECENT
             and 0.0 < max(statistics.update_ratio or 0.0, baseline.update_ratio) <= LARGE,
         )
