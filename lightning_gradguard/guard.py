@@ -36,7 +36,16 @@ from lightning_gradguard.layers.names import compiled
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
-from lightning_gradguard.remedies import Clip, Initialize, LearningRateBackoff, Reinitialize, Remedy, Rollback, Skip
+from lightning_gradguard.remedies import (
+    Clip,
+    Initialize,
+    LearningRateBackoff,
+    LimitNorm,
+    Reinitialize,
+    Remedy,
+    Rollback,
+    Skip,
+)
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
@@ -60,7 +69,7 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), LimitNorm()]
 
 
 class Guard:

@@ -99,7 +99,7 @@ class Treatment:
         trial = self.trial
         if trial is None or not found.finite:
             return None
-        if trial.lowers_rate and trial.lost(found.loss, trial.before[0] if trial.before else math.nan):
+        if trial.lowers_rate and trial.lost(found.loss):
             level = trial.level
             return Verdict(
                 "divergence", "trial", found.loss or 0.0, level, f"loss {found.loss:.3g} after {level:.3g}: lost again"
@@ -180,7 +180,7 @@ class Treatment:
         if known.learned and not self.dead:
             before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
             return before, (known.latest_losses(RECENT) if lost else []) + self._trouble, True
-        return known.first_losses[:1], known.latest_losses(WINDOW)[1:] + self._trouble, False
+        return known.untrained_losses, known.latest_losses(WINDOW)[1:] + self._trouble, False
 
     # -- the treatment itself ------------------------------------------------------------------------------------------
 

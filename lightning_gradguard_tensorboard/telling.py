@@ -25,6 +25,7 @@ _DONE = {
     "skip": "skipped the step",
     "clip": "clipped the gradients",
     "backoff": "lowered the learning rate",
+    "limit_norm": "clipped every step",
     "rollback": "rolled back to a good snapshot",
     "reinitialize": "re-initialised the layer",
     "initialize": "initialised all layers anew",
@@ -43,7 +44,7 @@ _CAUSES = {
     "unknown": "could not be told",
 }
 _FIRST_AID = frozenset({"skip", "clip"})
-_ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
+_ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize", "limit_norm"})
 
 
 def tell(record: Record) -> dict[str, Any]:

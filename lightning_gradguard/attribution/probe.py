@@ -303,7 +303,7 @@ class Signal:
         source: RMS of the first input.
         growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes in does not count.
         variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if that is less: units
-            that are all alike are one unit; None where both are unknown.
+            that are all alike are one unit; None where both are unknown, or where the samples are alike to the first layer already.
     """
 
     source: float
@@ -328,7 +328,8 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     largest = max(
         (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
     )
-    told = [r.variation for r in readings if r.variation is not None][-1:]
+    varied = [r.variation for r in readings if r.variation is not None]
+    told = varied[-1:] if varied and varied[0] >= ALIKE else []
     told += [r.difference for r in readings if r.difference is not None]
     return Signal(source, largest / max(source, 1.0) if math.isfinite(source) else 1.0, min(told, default=None))
 
@@ -358,6 +359,7 @@ def _worst(calls: list[LayerReading]) -> LayerReading:
         grad_in_finite=back.grad_in_finite,
         followed_by=ahead.followed_by,
         ceiling=ahead.ceiling,
-        variation=ahead.variation,
-        difference=ahead.difference,
+        # What differs in one of its calls is alive: in another all samples may have been alike.
+        variation=max((r.variation for r in calls if r.variation is not None), default=None),
+        difference=max((r.difference for r in calls if r.difference is not None), default=None),
     )

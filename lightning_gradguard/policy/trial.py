@@ -82,7 +82,7 @@ class Trial:
         else:
             self.losses.append(loss)
 
-    def lost(self, loss: float | None, untrained: float) -> bool:
+    def lost(self, loss: float | None) -> bool:
         """Tell whether the run is being lost again: three losses in a row above all of the window before, and twice its level."""
         if loss is None:
             return False
@@ -91,12 +91,12 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            # The first losses after going back are the copy's, and no rate's doing.
-            earlier = [] if self.learned else [untrained]
-        if not earlier or math.isnan(earlier[0]):
+            # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive tells no scale.
+            earlier = self.before if not self.learned and min(self.before, default=0.0) > 0.0 else []
+        if not earlier:
             return False
         level = statistics.median(earlier)
-        return min(now) > max(earlier) and min(now) > level + (LEAP - 1.0) * abs(level)
+        return min(now) > max(earlier) + (LEAP - 1.0) * max(abs(level), max(earlier) - min(earlier))
 
     def sick_from_its_beginning(self) -> bool:
         """Return whether the first losses after going back were as bad as the trouble: the copy was sick already."""
@@ -137,7 +137,9 @@ class Trial:
     def _cured(self) -> bool:
         """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
         if self.learned:
-            return not chance_of_lower(self.before, self.window) < CHANCE
+            # Hardly distinguishable from both, it is no better than the trouble was.
+            lower = not self.trouble or self.level < statistics.median(self.trouble)
+            return lower and not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
         # Who learns fast has learned within the first few losses, so the very first one counts.

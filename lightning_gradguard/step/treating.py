@@ -152,7 +152,7 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
     if treatment.under_way:
         copied = track.snapshots.latest is not None
         untreated = treatment.take_back(step, track.baseline.count, copied=copied)
-        track.remedies.acquit()  # Whatever was at fault, lowering the rate was no cure.
+        track.remedies.take_back()
         if untreated is not None:
             track.restore(untreated)
         context.running.accept()
