@@ -137,6 +137,7 @@ PUBLIC = {
             "Clip",
             "Initialize",
             "LearningRateBackoff",
+            "LimitNorm",
             "Regularize",
             "Reinitialize",
             "Remedy",
