@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
 from lightning_gradguard.device_gate import DeviceGate, Flight
-from lightning_gradguard.history.baseline import YOUNG
+from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
@@ -206,7 +206,7 @@ def ready(
     if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
         return None
     rate, last = track.rate(), track.last
-    if last is None or rate is None or track.baseline.rate_leapt(rate):
+    if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
         return None
     # No treatment is on trial where no incident is open.
     if act and track.worth_keeping(track.steps, last):

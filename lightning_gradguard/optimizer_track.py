@@ -20,8 +20,9 @@ from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.recorder import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.errors import GuardError
-from lightning_gradguard.history.baseline import LEAP, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import OVERRUN, Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
+from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.layers.forward_order import ForwardOrder
 from lightning_gradguard.layers.trained import Trained
 from lightning_gradguard.policy import Policy
@@ -135,15 +136,13 @@ class OptimizerTrack:
         known = self.baseline
         if not self.treatment.time_to_look(known.count):
             return False
-        still = known.flat
+        still = known.losses.flat
         self.snapshots.pinned = self.snapshots.pinned and (still or known.count < 2 * LIFE)
         return still
 
     def learn_anew(self) -> None:
         """Forget what was learned of another regime of data, loss or task; the next steps tell what is usual now."""
-        prior = self.baseline.rate, self.baseline.looked
-        self.baseline, self.batches = Baseline(), BatchWitness()
-        self.baseline.rate, self.baseline.looked = prior
+        self.baseline, self.batches = self.baseline.anew(), BatchWitness()
         self.detectors.forget()
         self.snapshots.hurry(self.steps)
         self.untouched = False
@@ -162,7 +161,7 @@ class OptimizerTrack:
         """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
         if self.baseline.count == 0:
             return limit
-        return min(limit, self.baseline.typical * math.exp(max(2.0 * self.baseline.spread, math.log(2.0))))
+        return min(limit, self.baseline.norms.typical * math.exp(max(2.0 * self.baseline.norms.spread, math.log(2.0))))
 
     @property
     def searches(self) -> bool:
@@ -176,13 +175,14 @@ class OptimizerTrack:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
+        updates = self.baseline.updates
         if statistics.update_ratio is not None and statistics.norm <= limit:
-            self.baseline.accept_update(statistics.update_ratio * build_up(self.optimizer))
+            updates.accept(statistics.update_ratio * build_up(self.optimizer))
         if statistics.rate is not None:
-            self.baseline.accept_rate(statistics.rate)
-            if statistics.rate > self.baseline.rate:
+            updates.accept_rate(statistics.rate)
+            if statistics.rate > updates.rate:
                 # Asked again, since a remedy may have lowered it for this very update.
-                self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
+                updates.allow(self.rate() or 0.0)
         self.detectors.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
@@ -231,7 +231,7 @@ class OptimizerTrack:
         if self.incident is not None or known.count < RECENT or known.outsized(norm, self.rate()):
             return False
         # In a young run a limit is wide, and the loss is asked long before it.
-        return norm <= (self.limit() if known.count >= YOUNG else LEAP * known.typical)
+        return norm <= (self.limit() if known.count >= YOUNG else OVERRUN * known.norms.typical)
 
     def worth_keeping(self, step: int, statistics: GradientStatistics) -> bool:
         """Return whether the state before ``step`` should be copied."""
