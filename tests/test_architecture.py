@@ -35,6 +35,7 @@ RANKS = {
     "flow": 3.9,
     "late_flow": 3.95,
     "guard": 4,
+    "report": 4.5,
     "callback": 5,
 }
 
@@ -106,6 +107,7 @@ def test_only_diagnostics_import_tensorboard() -> None:
 PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+        "show",
     },
     detectors: {
         *("ColdStart", "Detector", "Drift", "LossLeap", "NonFinite", "Overshoot", "Spike", "SpoiltState", "Vanishing"),
