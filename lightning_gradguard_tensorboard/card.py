@@ -79,7 +79,14 @@ def _trial(one: Mapping[str, Any], sheet: dict[str, str], x: Any, y: Any) -> Ite
         value = telling.number(one.get(key))
         if math.isfinite(value):
             yield f'<path d="M{max(at, 0):.1f} {y(value):.1f}h20" stroke="{sheet["ink"]}" stroke-width="2.5"/>'
-            yield _label(telling.short(value), max(at, 0), y(value) - 4, sheet["quiet"], "start")
+            end = key == "after"
+            yield _label(
+                telling.short(value),
+                right if end else max(at, 0),
+                y(value) - 4,
+                sheet["quiet"],
+                "end" if end else "start",
+            )
 
 
 def _label(text: str, x: float, y: float, colour: str, anchor: str) -> str:
