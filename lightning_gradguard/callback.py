@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,13 @@ from torch.optim import Optimizer
 
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
+from lightning_gradguard.diagnostics.bar import BarWord
+from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.report import show
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.norms import can_sum_over_shards
@@ -53,6 +57,7 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident.
+        progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
@@ -79,6 +84,7 @@ class GradGuard(Callback):
         snapshots: SnapshotStore | None = None,
         log_every: int = 50,
         journal: bool = True,
+        progress_bar: bool = False,
         histograms: bool = False,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -94,6 +100,8 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._journal = journal
+        self._journal_path: Path | None = None
+        self._word = BarWord() if progress_bar else None
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
@@ -115,6 +123,13 @@ class GradGuard(Callback):
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
         return self._keys[self._standby]
+
+    def _repr_html_(self) -> str:
+        """Return the run so far, as a notebook shows it: from its journal, or else what is known of its incidents."""
+        if self._journal_path is not None and self._journal_path.is_file():
+            return show(self._journal_path)._repr_html_()
+        cards = "".join(incident._repr_html_() for incident in self.incidents)
+        return cards or "<p>GradGuard: no incident so far.</p>"
 
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
@@ -186,9 +201,12 @@ class GradGuard(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return []
         sinks: list[Sink] = [Console()]
+        if self._word is not None and trainer.progress_bar_callback is not None:
+            sinks.append(self._word.beside(trainer.progress_bar_callback))
         if self._journal:
             # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
             sinks.append(Journal(directory, lazy=not trainer.loggers))
+            self._journal_path = Path(directory) / FILE_NAME
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
