@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
@@ -152,7 +153,7 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
         return False, "its weights are parametrised and sharded, which this remedy does not touch"
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
-            own[name].copy_(value)
+            own[name].data.copy_(value)
         return True, f"restored from the snapshot of step {snapshot.step}"
     if method == "restore":
         done = mend(patient, redraw=False, keep=True, rescale=False)
@@ -218,7 +219,7 @@ def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
             continue
         top = max(_peak(child.running_var), _peak(child.running_mean) ** 2)
         if name in (patient.name, after) or not top < _ABSURD_VARIANCE:
-            child.reset_running_stats()
+            reset(child)
             _restore_statistics(snapshot, name, child)
 
 
@@ -227,7 +228,7 @@ def _restore_statistics(snapshot: Snapshot | None, name: str, module: _NormBase)
     for key, buffer in module.named_buffers(prefix=name, recurse=False):
         value = saved.get(clean(key))
         if value is not None and value.shape == buffer.shape and _finite(value):
-            buffer.copy_(value)
+            buffer.data.copy_(value)
 
 
 def _finite(tensor: Tensor) -> bool:
