@@ -37,7 +37,7 @@ def pending(track: OptimizerTrack, context: RemedyContext, collectives: Collecti
     trial = track.trial
     if trial is None or not found.finite:
         return None
-    if "backoff" in trial.treatment and trial.lost(found.loss, trial.before[0] if trial.before else math.nan):
+    if "backoff" in trial.treatment and trial.lost(found.loss):
         level = trial.level
         return Verdict(
             "divergence", "trial", found.loss or 0.0, level, f"loss {found.loss:.3g} after {level:.3g}: lost again"
@@ -103,7 +103,7 @@ def _levels(track: OptimizerTrack, verdict: Verdict) -> tuple[list[float], list[
     if known.learned and not track.dead:
         before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
         return before, (known.latest_losses(RECENT) if lost else []) + track.trouble, True
-    return known.first_losses[:1], known.latest_losses(WINDOW)[1:] + track.trouble, False
+    return known.untrained_losses, known.latest_losses(WINDOW)[1:] + track.trouble, False
 
 
 def begin(track: OptimizerTrack, context: RemedyContext) -> None:

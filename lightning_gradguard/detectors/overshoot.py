@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import ENOUGH, LARGE, RECENT, Baseline
+from lightning_gradguard.history.baseline import ENOUGH, LARGE, RECENT, WHOLE, Baseline
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -17,8 +17,6 @@ RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they do not depend on the input; an untrained network has a hundredth."""
-WHOLE = 1.0
-"""Update-to-weight ratio from which an update replaces all of the weights."""
 NEARLY_ALL = 0.9
 """Share of the losses of late that must lie above the very first one where nothing but that is known of untrained weights."""
 SURE = 1e-3

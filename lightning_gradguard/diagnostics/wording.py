@@ -37,6 +37,8 @@ _CAUSES = {
     "unknown": "could not be told",
 }
 _FIRST_AID = frozenset({"skip", "clip"})
+_NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
+"""Causes of which every layer is a victim, so that the one that shows most is not the first."""
 _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize", "limit_norm"})
 
 
@@ -81,10 +83,13 @@ def gains(blame: Suspect) -> str:
 
 
 def suspect(incident: Incident) -> str:
-    """Return ``first in conv4 (forward gain 57 x)``, or an empty string where nobody is blamed."""
+    """Return ``first in conv4 (forward gain 57 x)``, or an empty string where nobody is blamed, or more than single layers is at fault."""
     if not incident.blame:
         return ""
     first = incident.blame[0]
+    told = [action.decision.cause for action in incident.actions]
+    if first.layer != "batch" and told and told[-1] in _NO_LAYERS:
+        return ""
     name = "the batch" if first.layer == "batch" else f"first in {clean(first.layer) or 'the root module'}"
     evidence = gains(first)
     return f"{name} ({evidence})" if evidence else name
@@ -290,6 +295,12 @@ def findings(incident: Incident, *, trials: bool = True) -> Iterable[tuple[str, 
         yield "tried", trial(record, incident)
     if pending := on_trial(incident):
         yield "on trial", pending
+    outcomes = [o for action in incident.actions for o in action.outcomes if o.applied]
+    if measured := [a.verdict.reason for a in incident.actions if a.verdict.detector == "initialize"]:
+        yield "measured", clean(measured[-1])
+    rates = [clean(o.detail).removeprefix("learning rate ") for o in outcomes if o.remedy == "backoff"]
+    if rates and not left(incident):
+        yield "learning rate", rates[-1]
     if would := would_have(incident):
         yield "only watched", would
     if state(incident) == "anew":

@@ -28,6 +28,8 @@ MEMORY = 5000.0
 """Accepted steps in which the high-water mark sinks by a factor of e: what a run has lived with, it lives with again."""
 LARGE = 0.1
 """Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
+WHOLE = 1.0
+"""Update-to-weight ratio from which an update replaces all of the weights, so that only the very first loss is of the untrained ones."""
 APART = 4.0
 """Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
 LOST = 0.5
@@ -234,10 +236,18 @@ class Baseline:
         """The loss before training: the very first, or the lower quartile of the first few if that is larger; NaN at first.
 
         The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
-        diverges at once. Where the first updates were insane, all but the very first are spoilt.
+        diverges at once. Where the first updates were large it may be spoilt by them: then the second lowest of the first few is taken, or
+        the very first alone where they replaced all of the weights.
         """
-        large = self.update_ratio > LARGE and self.first_losses
-        return self.first_losses[0] if large else self._beginning
+        if not self.first_losses or self.update_ratio <= LARGE:
+            return self._beginning
+        first, whole = self.first_losses[0], self.update_ratio > WHOLE
+        return first if whole else max([first, *sorted(self.first_losses)[1:2]])
+
+    @property
+    def untrained_losses(self) -> list[float]:
+        """The losses that may be of untrained weights."""
+        return self.first_losses[:1] if self.update_ratio > WHOLE else list(self.first_losses)
 
     @property
     def learned(self) -> bool:

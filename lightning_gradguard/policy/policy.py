@@ -226,8 +226,6 @@ class Policy:
             # Data that hold a NaN now and then make runs of them by chance: at two batches in five, three in a row
             # are common and eight are not. Broken weights make every batch one, and can wait.
             return max(3 * patience - 1, _row_by_chance(self._nans - self._row, self._calm))
-        if known.update_ratio > LARGE:
-            return patience  # Chance need not be asked where updates replace weights.
         return max(patience, _row_by_chance(self.strikes - self._row - self._convicted, self._ordinary))
 
     def _accept_regime(self, reason: str) -> Decision:

@@ -76,7 +76,7 @@ class Trial:
         else:
             self.losses.append(loss)
 
-    def lost(self, loss: float | None, untrained: float) -> bool:
+    def lost(self, loss: float | None) -> bool:
         """Tell whether the run is being lost again: three losses in a row above all of the window before, and twice its level."""
         if loss is None:
             return False
@@ -86,7 +86,7 @@ class Trial:
             return False
         if len(earlier) < FIRST:
             # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive tells no scale.
-            earlier = [untrained] if not self.learned and untrained > 0.0 else []
+            earlier = self.before if not self.learned and min(self.before, default=0.0) > 0.0 else []
         if not earlier:
             return False
         level = statistics.median(earlier)
@@ -136,7 +136,9 @@ class Trial:
     def _cured(self) -> bool:
         """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
         if self.learned:
-            return not chance_of_lower(self.before, self.window) < CHANCE
+            # Hardly distinguishable from both, it is no better than the trouble was.
+            lower = not self.trouble or self.level < statistics.median(self.trouble)
+            return lower and not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
         # Who learns fast has learned within the first few losses, so the very first one counts.
