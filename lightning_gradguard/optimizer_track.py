@@ -27,6 +27,7 @@ from lightning_gradguard.history.baseline import LEAP, RECENT, YOUNG, Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.layers.forward_order import arranged, first_uses, registered
 from lightning_gradguard.layers.names import clean
+from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import (
     GradientStatistics,
@@ -149,7 +150,7 @@ class OptimizerTrack:
         self.sharded = False
         self._groups: list[tuple[int, int]] = []
         self.device = "cpu"
-        self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
+        self._hook = StepHook(optimizer, self.after_update)
 
     def refresh(self) -> None:
         """Look up the optimizer's parameters again if its groups have changed.
@@ -377,8 +378,9 @@ class OptimizerTrack:
         return float(getattr(self.remedies.get("backoff"), "factor", 1.0))
 
     def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
-        if any(isinstance(rate := group["lr"], Tensor) and not rate.is_cpu for group in self.optimizer.param_groups):
+        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked, or nowhere."""
+        rates = [group.get("lr") for group in self.optimizer.param_groups]
+        if any(rate is None or (isinstance(rate, Tensor) and not rate.is_cpu) for rate in rates):
             return None
         rate, backoff = largest_rate(self.optimizer), self.remedies.get("backoff")
         if isinstance(backoff, LearningRateBackoff) and not backoff.in_effect:

@@ -17,6 +17,7 @@ from lightning_gradguard.attribution.probe import LayerReading, signal
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.history.baseline import YOUNG
+from lightning_gradguard.layers.names import own_parameters
 from lightning_gradguard.optimizer_track import LIFE, OptimizerTrack, expected
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
@@ -419,6 +420,9 @@ class Step:
         # had never seen it.
         again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
         self.investigation.arm(track.index, self.module, backward=again and self.mode == "guard")
+        suspects = tuple(
+            s if s.layer else dataclasses.replace(s, layer=own_parameters(track.parameters)) for s in suspects
+        )
         track.incident = self.recorder.record(
             track.incident,
             action,

@@ -17,7 +17,7 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history", "twins"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution",),

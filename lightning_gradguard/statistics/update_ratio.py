@@ -34,7 +34,7 @@ def first_look(
         The largest predicted ``||update|| / ||weight||`` (None for an optimizer whose update is not known), the global
         norm of the weights, each counted with no more than its fan calls for, and the largest RMS of a weight over that.
     """
-    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    rates = {id(p): float(g.get("lr") or 0.0) for g in optimizer.param_groups for p in g["params"]}
     weights = {n: p for n, p in parameters.items() if _measurable(p) and (p.dim() > 1 or n.endswith("weight"))}
     if not weights:
         return None, math.inf, 0.0
