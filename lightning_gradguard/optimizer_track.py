@@ -132,6 +132,8 @@ class OptimizerTrack:
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
+        # The step at hand as the record counts it: the trainer's, where that is known.
+        self.number = 0
         self.gate = DeviceGate()
         # Steps before which the host judges each by itself.
         self.watchful = 0
@@ -387,6 +389,13 @@ class OptimizerTrack:
             return rate * backoff.bracket.share(rate)
         return rate
 
+    def rates(self) -> tuple[float, float, float]:
+        """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
+        rate, backoff = self.rate(), self.remedies.get("backoff")
+        if not isinstance(backoff, LearningRateBackoff):
+            return math.nan if rate is None else rate, math.nan, math.nan
+        return math.nan if rate is None else rate, backoff.bracket.good, backoff.bracket.bad
+
     @property
     def fresh(self) -> bool:
         """Whether the run began with weights that nobody had trained, and its first step can be gone back to."""
@@ -435,6 +444,7 @@ class OptimizerTrack:
             "baseline": self.baseline.state_dict(),
             "detectors": self._states(self.detectors),
             "rate": largest_rate(self.optimizer) * self.lr_factor,
+            "number": self.number,
         }
 
     def _states(self, parts: Sequence[Detector | Remedy]) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class Step:
     def note(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
         """Take a step into the window under way, and send the window when it is full."""
         track.last = statistics
-        if self.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps):
+        since = None if track.incident is None else track.incident.step
+        if self.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps, since=since):
             self.log(track, statistics, coefficient)
 
     def log(self, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float) -> None:
@@ -107,6 +108,7 @@ class Step:
             coefficient=coefficient,
             lr_factor=track.lr_factor,
             incidents=len(self.recorder.incidents),
+            rates=track.rates(),
         )
         self.recorder.tell("window", window)
 
@@ -118,6 +120,7 @@ class Step:
         """Measure the gradients, and return all that remedies work with."""
         scaled = scaler is not None and scaler.is_enabled()
         scale, number = scale_of(track.optimizer, scaler), track.steps if step is None else step
+        track.number = number
         names, grads = track.gradients()
         self.recorder.show(track.steps, number, track.index, names, grads, scale)
         statistics = measure(
@@ -423,6 +426,9 @@ class Step:
         suspects = tuple(
             s if s.layer else dataclasses.replace(s, layer=own_parameters(track.parameters)) for s in suspects
         )
+        if track.incident is None and track.accumulator.steps and track.last is not None:
+            # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
+            self.log(track, track.last, 1.0)
         track.incident = self.recorder.record(
             track.incident,
             action,

@@ -144,6 +144,30 @@ def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
         fit.fit(Net(mlp(), ADAM), loader(regression(2)))
 
 
+# -- nothing to train
+
+
+@pytest.mark.parametrize("optimizer", [None, ADAM, partial(torch.optim.SGD, lr=0.1)])
+def test_a_run_in_which_nothing_is_trained_ends_as_it_does_unguarded(optimizer: Any, tmp_path: Path) -> None:
+    class Frozen(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss if optimizer is None else loss.detach().requires_grad_()
+
+        def configure_optimizers(self) -> Any:
+            return None if optimizer is None else super().configure_optimizers()
+
+    ends = []
+    for callbacks in ([], [guard := GradGuard(journal=False)]):
+        network = mlp(norm=True)
+        if optimizer is not None:
+            network.requires_grad_(False)
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(Frozen(network, optimizer), loader(regression(60)))
+        ends.append((fit.global_step, network.state_dict()))
+    assert same(*ends) and not guard.incidents
+
+
 # -- watching
 
 

@@ -28,7 +28,7 @@ ANEW = 24
 """Alarms in a row that ordinary updates have not brought about, after which the data or the loss are believed to have changed for good."""
 BY_CHANCE = 5e-5
 """Probability of a row of NaN that is taken for no chance: one in twenty runs of a thousand steps sees such a one."""
-LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize", "limit_norm"})
+LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 """Remedies that are on trial once they have acted."""
 LADDER = frozenset({"clip", "skip"}) | LASTING
 """Remedies that the ladder chooses among; any other that is switched on accompanies the treatments."""

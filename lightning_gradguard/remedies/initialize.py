@@ -18,7 +18,7 @@ from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.norm_buffers import reset
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.store import forget
 from lightning_gradguard.statistics.sharding import sharded
 
@@ -95,7 +95,7 @@ class Initialize(Remedy):
                 self._waiting.append(name)
         for layer in context.module.modules():
             if isinstance(layer, _NormBase):
-                reset(layer)
+                reset_statistics(layer)
         if not changed:
             self._rest()
             return Outcome(self.name, False, "no layer of a kind that can be drawn anew")

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.norm_buffers import reset
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
@@ -154,7 +154,7 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
             own[name].data.copy_(value)
-        return True, f"restored from the snapshot of step {snapshot.step}"
+        return True, f"restored from the snapshot of step {snapshot.number}"
     if method == "restore":
         done = mend(patient, redraw=False, keep=True, rescale=False)
         return bool(done), ", ".join(
@@ -219,7 +219,7 @@ def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
             continue
         top = max(_peak(child.running_var), _peak(child.running_mean) ** 2)
         if name in (patient.name, after) or not top < _ABSURD_VARIANCE:
-            reset(child)
+            reset_statistics(child)
             _restore_statistics(snapshot, name, child)
 
 

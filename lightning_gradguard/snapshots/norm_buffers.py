@@ -83,7 +83,7 @@ class RunningStatistics:
         if not self._lazy or any(is_lazy(buffer) for layer in self._lazy for buffer in layer.buffers(recurse=False)):
             return
         for layer in self._lazy if reset else ():
-            reset(layer)
+            reset_statistics(layer)
         self._lazy = []
         self._look()
 
@@ -148,7 +148,7 @@ class RunningStatistics:
         torch._foreach_copy_(live, torch.split(copy.bytes, [view.numel() for view in live]))
 
 
-def reset(layer: _NormBase) -> None:
+def reset_statistics(layer: _NormBase) -> None:
     """Make the running statistics of a layer those of its construction, of which a graph that lives on is not told."""
     for key, first in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
         if (buffer := layer._buffers.get(key)) is not None:
