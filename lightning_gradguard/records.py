@@ -45,8 +45,6 @@ class GradientStatistics:
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
             the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
-        weight_norm: Global L2 norm of the weights; measured on the first steps only.
-        weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
             measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
@@ -63,8 +61,6 @@ class GradientStatistics:
     rate: float | None = None
     update_ratio: float | None = None
     normalised: bool = False
-    weight_norm: float | None = None
-    weight_excess: float | None = None
     growth: float | None = None
     variation: float | None = None
     spoilt: str | None = None
@@ -176,6 +172,27 @@ class Outcome:
     layers: tuple[str, ...] = ()
     coefficient: float = 1.0
     back_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the guard did with one step.
+
+    Args:
+        statistics: The gradients as they arrived; on a GPU, where nothing is amiss, those of the step before.
+        verdict: What was wrong, or None.
+        decision: What was decided, or None.
+        outcomes: What the remedies did.
+        skipped: True if the update will touch nothing.
+        stop: True if the budget is spent and the run should end.
+    """
+
+    statistics: GradientStatistics
+    verdict: Verdict | None = None
+    decision: Decision | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    skipped: bool = False
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,3 +387,24 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
     return Incident(
         **{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame), "trials": tuple(trials)}
     )
+
+
+def plain_statistics(statistics: GradientStatistics | None) -> dict[str, Any]:
+    """Return what the next step is compared with, in the same form where there is nothing yet."""
+    seen = [] if statistics is None else [statistics]
+    return {
+        "step": [s.step for s in seen],
+        "names": [name for s in seen for name in s.names],
+        "norms": [norm for s in seen for norm in s.norms.tolist()],
+        "loss": [s.loss for s in seen if s.loss is not None],
+        "rate": [s.rate for s in seen if s.rate is not None],
+    }
+
+
+def statistics_from(plain: dict[str, Any]) -> GradientStatistics | None:
+    """Make statistics of what :func:`plain_statistics` returned."""
+    if not plain["step"]:
+        return None
+    norms, names = np.array(plain["norms"], dtype=np.float64), tuple(map(str, plain["names"]))
+    loss, rate = (next(map(float, plain[key]), None) for key in ("loss", "rate"))
+    return GradientStatistics(int(plain["step"][0]), names, norms, math.sqrt(norms.dot(norms)), loss=loss, rate=rate)

@@ -23,8 +23,9 @@ RIVER = (
     ("attribution",),
     ("policy",),
     ("remedies",),
+    ("treatment",),
     ("optimizer_track",),
-    ("treatment", "checkpoint"),
+    ("checkpoint",),
     ("step",),
     ("deferred_step",),
     ("guard",),
@@ -76,6 +77,23 @@ def test_outer_parts_are_imported_by_nobody_inside() -> None:
     outer = {own for _, own, _ in inner()} - set(RANKS) - {"__init__"}
     wrong = [f"{p} imports {t}" for p, own, t in inner() if t in outer and own in RANKS]
     assert wrong == []
+
+
+def test_nobody_below_the_step_receives_the_track() -> None:
+    """A stage gets the values it needs, and returns what is to be learned."""
+    below = [
+        room for room, rank in RANKS.items() if rank < RANKS["step"] and room not in ("optimizer_track", "checkpoint")
+    ]
+    files = [f for room in below for f in (*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py"))]
+    assert len(files) > 50
+    names = {
+        f"{f.relative_to(ROOT)}: {node.arg}"
+        for f in files
+        for node in ast.walk(ast.parse(f.read_text()))
+        if isinstance(node, ast.arg)
+        and (node.arg == "track" or (node.annotation is not None and "OptimizerTrack" in ast.unparse(node.annotation)))
+    }
+    assert names == set()
 
 
 def test_only_the_callback_and_its_twins_import_lightning() -> None:

@@ -103,7 +103,7 @@ def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) 
 
 def test_the_callback_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(GradGuard()), pickle.loads(pickle.dumps(GradGuard()))):
-        assert other.incidents == () and other.guard._step.collectives == Collectives()
+        assert other.incidents == () and other.guard._run.collectives == Collectives()
 
 
 def test_the_callback_can_be_pickled_after_a_run_too(tmp_path: Path) -> None:

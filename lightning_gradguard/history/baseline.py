@@ -152,6 +152,28 @@ class Baseline:
         self.first_ratio = self.first_ratio or ratio
         self.update_ratio = max(self.update_ratio, ratio)
 
+    def forget_first_update(self) -> None:
+        """Forget the size of the first update: it was a layer's doing that has been repaired, and says nothing of the rate."""
+        self.update_ratio = 0.0
+
+    def forget_prior(self) -> None:
+        """Forget the norm that was usual before: it was of other weights."""
+        self.prior = 0.0
+
+    def slow_down(self) -> None:
+        """Note that a rate was convicted: what was measured of updates was of another rate."""
+        self.update_ratio = self.first_ratio = 0.0
+        self.convicted = True
+
+    def outlasting(self) -> tuple[float, float, float, bool]:
+        """Return what is known and does not go back with the weights, for :meth:`outlast`."""
+        usual = max(self.first_norm, self.typical) if self.count >= YOUNG else self.prior
+        return usual, self.update_ratio, self.first_ratio, self.convicted
+
+    def outlast(self, kept: tuple[float, float, float, bool]) -> None:
+        """Take back what :meth:`outlasting` returned."""
+        self.prior, self.update_ratio, self.first_ratio, self.convicted = kept
+
     def look(self, rate: float | None) -> None:
         """Note the rate of a step whose update was measured."""
         self.looked = rate or 0.0

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.rate_bracket import RateBracket
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
@@ -32,6 +33,7 @@ class LearningRateBackoff(Remedy):
     """
 
     name: ClassVar[str] = "backoff"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.BACKOFF})
     deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -44,12 +46,21 @@ class LearningRateBackoff(Remedy):
         """Factor on the largest rate at the last update."""
         return self._factor
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor on the learning rate now."""
+        return self._factor
+
+    def rate(self, scheduled: float) -> float:
+        """Return the rate that the next update is made with."""
+        return scheduled if self.in_effect else scheduled * self.bracket.share(scheduled)
+
     def apply(self, context: RemedyContext) -> Outcome:
         """Convict the rate that the run was lost with, and choose the next."""
         scheduled = largest_rate(context.optimizer)
         if not scheduled > 0.0:
             return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
-        if context.decision is not None and "initialize" in context.decision.remedies:
+        if Act.INITIALIZE in context.acts:
             self.bracket.begin(scheduled)
             self._factor = self.bracket.share(scheduled)
             return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
@@ -58,10 +69,14 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def take_back(self) -> None:
+    def acquit(self) -> None:
         """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
         self.bracket.acquit()
         self._factor = 1.0
+
+    def known_rates(self) -> tuple[float, float]:
+        """Return the bracket's bounds."""
+        return self.bracket.good, self.bracket.bad
 
     def before_update(self, context: RemedyContext) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""

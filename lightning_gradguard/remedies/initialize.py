@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
@@ -54,6 +55,7 @@ class Initialize(Remedy):
     """
 
     name: ClassVar[str] = "initialize"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.INITIALIZE})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
@@ -122,15 +124,15 @@ class Initialize(Remedy):
 
         return measure
 
-    def finish(self, team_mean: Any = None) -> str:
+    def finish(self, mean: Any = None) -> str:
         """Take the hooks off, agree with the other processes, and return in words what was done.
 
         Args:
-            team_mean: Averages a list of numbers over the processes; None where there is one.
+            mean: Averages a list of numbers over the processes; None where there is one.
         """
         done, inputs = list(self._scaled.values()), self._inputs
-        if team_mean is not None and done:
-            _agree(done, team_mean)
+        if mean is not None and done:
+            _agree(done, mean)
         self._rest()
         if not done:
             return "no forward pass could be measured (a compiled graph?), so that only the rate is searched"
@@ -225,10 +227,10 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     return kept, scale.view(shape), shift.view(shape)
 
 
-def _agree(done: list[_Scaled], team_mean: Any) -> None:
+def _agree(done: list[_Scaled], mean: Any) -> None:
     """Average scales (by their logarithms) and biases over the processes."""
     numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
-    means = iter(team_mean(numbers))
+    means = iter(mean(numbers))
     for one in done:
         scale = torch.tensor([math.exp(next(means)) for _ in range(one.scale.numel())]).to(one.scale)
         bias = torch.tensor([next(means) for _ in range(one.bias.numel())]).to(one.bias)

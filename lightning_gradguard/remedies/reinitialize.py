@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
@@ -60,6 +61,7 @@ class Reinitialize(Remedy):
     """
 
     name: ClassVar[str] = "reinitialize"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.REINITIALIZE})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
@@ -144,7 +146,7 @@ class Reinitialize(Remedy):
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
     """Change one layer in place; return whether it was changed, and how in words."""
-    from lightning_gradguard.remedies.repair import mend
+    from lightning_gradguard.remedies.repair import repair
 
     own = patient.parameters
     if not own:
@@ -156,11 +158,11 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
             own[name].data.copy_(value)
         return True, f"restored from the snapshot of step {snapshot.number}"
     if method == "restore":
-        done = mend(patient, redraw=False, keep=True, rescale=False)
+        done = repair(patient, redraw=False, keep=True, rescale=False)
         return bool(done), ", ".join(
             done
         ) or "no snapshot holds what it was, and nothing is drawn anew in a run under way"
-    done = mend(patient, redraw=method != "rescale", keep=method != "redraw")
+    done = repair(patient, redraw=method != "rescale", keep=method != "redraw")
     return bool(done), ", ".join(done) or "nothing about its weights could be mended"
 
 

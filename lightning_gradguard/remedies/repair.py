@@ -46,7 +46,7 @@ class Patient:
     generator: torch.Generator
 
 
-def mend(patient: Patient, *, redraw: bool = True, keep: bool = True, rescale: bool = True) -> list[str]:
+def repair(patient: Patient, *, redraw: bool = True, keep: bool = True, rescale: bool = True) -> list[str]:
     """Mend each parameter that is visibly bad, or else all matrices; return in words what was done.
 
     Args:

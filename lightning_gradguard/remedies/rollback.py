@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_gradguard import checks
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.store import restore
@@ -24,6 +25,7 @@ class Rollback(Remedy):
     """
 
     name: ClassVar[str] = "rollback"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.ROLLBACK})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 

@@ -125,7 +125,7 @@ class RunningStatistics:
         return False
 
     @torch.no_grad()
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""
         self._awaken(reset=True)
         self._read(self._spare)

@@ -179,16 +179,16 @@ def test_any_losses_end_it_in_time_and_it_resumes(
 
 
 def test_a_guard_resumes_in_the_middle_of_a_trial() -> None:
-    def lane_of(guard: Guard) -> Any:
+    def track_of(guard: Guard) -> Any:
         return guard.attach(torch.optim.SGD(guard.module.parameters(), 0.1))
 
-    one = lane_of(first := Guard(nn.Linear(2, 2)))
-    one.trial = under_way()
-    one.trial.observe(0.3)
+    one = track_of(first := Guard(nn.Linear(2, 2)))
+    one.treatment.trial = under_way()
+    one.treatment.trial.observe(0.3)
     for _ in range(3):
         one.batches.remember(torch.ones(2))
     second = Guard(nn.Linear(2, 2))
     second.load_state_dict(through_a_file(first.state_dict()))
-    other = lane_of(second)
-    assert same(other.trial.state_dict(), one.trial.state_dict())
+    other = track_of(second)
+    assert same(other.treatment.trial.state_dict(), one.treatment.trial.state_dict())
     assert other.batches.state_dict() == one.batches.state_dict()

@@ -31,10 +31,10 @@ def test_only_what_is_broken_is_mended() -> None:
     running = RunningStatistics(module)
     module(torch.randn(4, 8))
     moved = [b.clone() for b in module.buffers()]
-    running.mend()
+    running.repair()
     assert same(moved, [*module.buffers()])
     module(torch.full((4, 8), torch.nan))
-    running.mend()
+    running.repair()
     assert all(b.isfinite().all() for b in module.buffers())
 
 
@@ -42,7 +42,7 @@ def test_layers_without_running_statistics_are_no_trouble() -> None:
     module = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.LayerNorm(4), nn.InstanceNorm1d(4))
     running = RunningStatistics(module)
     running.accept()
-    running.mend()
+    running.repair()
     running.restore()
 
 

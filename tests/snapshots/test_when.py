@@ -19,7 +19,7 @@ from tests.builders import calm, statistics, taught
 def track(norms: list[float], losses: list[float], **known: Any) -> Any:
     model = nn.Linear(2, 2)
     made = Guard(model, snapshots=SnapshotStore(every=50)).attach(torch.optim.SGD(model.parameters(), 0.1))
-    made.snapshots.take(0, made.parameters, made.buffers, made.optimizer)
+    made.snapshots.take(0, made.parameters, made.trained.buffers(), made.optimizer)
     made.baseline = taught(norms, losses)
     for name, value in known.items():
         setattr(made.baseline, name, value)
@@ -83,9 +83,9 @@ def test_during_an_incident_only_a_treatment_that_does_well_earns_snapshots() ->
     found = track(calm(100), [2.3] * 50 + [0.2] * 50)
     found.incident = Incident(1, 0, 90, "divergence")
     assert not worth(found, 100, 0.2)
-    found.trial = Trial("learning rate", ("rollback", "backoff"), 90)
+    found.treatment.trial = Trial("learning rate", ("rollback", "backoff"), 90)
     assert not worth(found, 100, 0.2), "it has hardly begun"
-    found.trial.losses = [0.2] * 10
+    found.treatment.trial.losses = [0.2] * 10
     assert worth(found, 100, 0.2)
     assert worth(found, 15, 0.2), "sooner than usual"
     for _ in range(20):
