@@ -32,8 +32,9 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.layers.names import compiled
+from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.remedies import (
@@ -164,11 +165,12 @@ class Guard:
         return self._module
 
     def bind(self, module: nn.Module) -> None:
-        """Guard this module; what was learned of another one is forgotten.
+        """Guard this module; what was learned of another one is forgotten. What Fabric or DDP have put around it is taken off.
 
         Raises:
             ValueError: A remedy names layers that the module does not have.
         """
+        module = unwrapped(module)
         for remedy in self._remedies:
             try:
                 remedy.check(module)
@@ -195,10 +197,15 @@ class Guard:
         """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
 
         Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
+        Wrappers of accelerate, Fabric and Lightning are taken as what they wrap.
+
+        Raises:
+            TypeError: It is no optimizer, and wraps none.
         """
         if self._run.running is None:
             self._run.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
+        optimizer = innermost(optimizer)
         track = self._tracks.get(id(optimizer))
         if track is None:
             index = len(self._tracks)

@@ -25,6 +25,7 @@ from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.layers.forward_order import ForwardOrder
 from lightning_gradguard.layers.trained import Trained
+from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import (
@@ -111,7 +112,7 @@ class OptimizerTrack:
         # As of the last look at the optimizer's groups.
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
-        self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
+        self._hook = StepHook(optimizer, self.after_update)
 
     def refresh(self) -> None:
         """Look up the optimizer's parameters again if its groups have changed.
@@ -205,8 +206,9 @@ class OptimizerTrack:
         self.remedies.after_update()
 
     def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
-        if any(isinstance(rate := group["lr"], Tensor) and not rate.is_cpu for group in self.optimizer.param_groups):
+        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked, or nowhere."""
+        rates = [group.get("lr") for group in self.optimizer.param_groups]
+        if any(rate is None or (isinstance(rate, Tensor) and not rate.is_cpu) for rate in rates):
             return None
         return self.remedies.rate(largest_rate(self.optimizer))
 

@@ -17,7 +17,7 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution",),
@@ -97,13 +97,15 @@ def test_nobody_below_the_step_receives_the_track() -> None:
     assert names == set()
 
 
-def test_only_the_callback_imports_lightning() -> None:
+def test_only_the_callback_and_its_twins_import_lightning() -> None:
     users = {
         file.relative_to(ROOT).as_posix()
         for file in ROOT.rglob("*.py")
         if any(m.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric") for m in imports(file))
     }
-    assert users == {"callback.py"}
+    assert users == {"callback.py"}, "for type checkers"
+    both = {file.name for file in ROOT.rglob("*.py") if '"pytorch_lightning"' in file.read_text()}
+    assert both == {"twins.py"}
 
 
 def test_only_diagnostics_import_tensorboard() -> None:

@@ -14,8 +14,11 @@ from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing.
+
+    Without a group, or where an optimizer finds its rates by itself, it is 0.
+    """
+    return max((float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None), default=0.0)
 
 
 class LearningRateBackoff(Remedy):
@@ -91,7 +94,9 @@ class LearningRateBackoff(Remedy):
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:
-            rate = group["lr"]
+            rate = group.get("lr")
+            if rate is None:
+                continue
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups
                 # may share it.

@@ -19,6 +19,7 @@ from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.store import forget
 from lightning_gradguard.statistics.sharding import sharded
 
@@ -96,7 +97,7 @@ class Initialize(Remedy):
                 self._waiting.append(name)
         for layer in context.module.modules():
             if isinstance(layer, _NormBase):
-                layer.reset_running_stats()
+                reset_statistics(layer)
         if not changed:
             self._rest()
             return Outcome(self.name, False, "no layer of a kind that can be drawn anew")
@@ -176,7 +177,7 @@ def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
         values = draw(plan, parameter.shape, gates_of(layer), torch.Generator().manual_seed(seed))
         if (padding := getattr(layer, "padding_idx", None)) is not None and key == "weight":
             values[padding] = 0.0
-        parameter.copy_(values)
+        parameter.data.copy_(values)
         done = True
     return done
 

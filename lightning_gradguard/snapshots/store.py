@@ -238,6 +238,7 @@ def restore(
 ) -> tuple[str, ...]:
     """Write a snapshot back, in place, and return the names of the parameters written.
 
+    Autograd is not told: a graph that lives on, for another optimizer's backward pass, would refuse to go on otherwise.
     Learning rates and other ``param_groups`` entries are left alone: they belong to the schedulers, and restoring
     them would shift the recursive ones. A parameter that had no optimizer state then has none afterwards.
     """
@@ -245,12 +246,12 @@ def restore(
     for name, parameter in parameters.items():
         if name not in snapshot.parameters:
             continue
-        _write(parameter, snapshot.parameters[name])
+        _write(parameter.data, snapshot.parameters[name])
         restore_optimizer_state(optimizer, parameter, snapshot.optimizer_state.get(name))
         written.append(name)
     for name, buffer in buffers.items():
         if name in snapshot.buffers:
-            _write(buffer, snapshot.buffers[name])
+            _write(buffer.data, snapshot.buffers[name])
     return tuple(written)
 
 

@@ -35,7 +35,7 @@ def update_ratio(
     family = type(optimizer).__name__
     if family not in PROPORTIONAL | NORMALISED:
         return None
-    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    rates = {id(p): float(g.get("lr") or 0.0) for g in optimizer.param_groups for p in g["params"]}
     weights = {p: fan for p, fan in _matrices(module, parameters) if p.grad is not None}
     norms = _norms([p.detach() for p in weights])
     gradients = _norms([p.grad for p in weights if p.grad is not None])
