@@ -21,6 +21,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.remedies import Clip
+from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import overruns
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Step, StepReport
@@ -36,13 +37,13 @@ class Finding:
     Args:
         statistics: Its gradients.
         coefficient: What the device multiplied them by: 1 untouched, 0 held.
-        accused: The evidence against its batch, or None.
+        accused: The evidence that this process has against its batch, or None.
         batch_index: The number of that batch.
     """
 
     statistics: GradientStatistics
     coefficient: float
-    accused: Suspect | None
+    accused: Own[Suspect | None]
     batch_index: int | None
 
     @property
@@ -91,6 +92,7 @@ class DeferredStep:
             context = self.host.context_of(track, track.last)
             context.running.accept(passed=passed)
             self.host.update(track, context)
+            track.gate.settle()  # A lasting remedy may clip too.
         return StepReport(track.last)
 
     def _launch(
@@ -136,7 +138,7 @@ class DeferredStep:
         statistics = GradientStatistics(
             flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
         )
-        accused = track.batches.accuse_peaks(reading.peaks)
+        accused = Own(track.batches.accuse_peaks(reading.peaks))
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
 
     def catch_up(self, track: OptimizerTrack) -> None:
@@ -151,7 +153,7 @@ class DeferredStep:
                 self.host.recorder.notice(track.notices, statistics.step, verdict)
             elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
                 alarm = verdict
-            elif verdict.form != "sudden" or found.accused is not None:
+            elif verdict.form != "sudden" or found.accused.known(self.host.collectives) is not None:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 track.watch_closely()
             else:

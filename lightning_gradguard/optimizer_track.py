@@ -38,7 +38,7 @@ from lightning_gradguard.records import (
     verdict_from_json,
 )
 from lightning_gradguard.remedies import Initialize, LearningRateBackoff, Remedy
-from lightning_gradguard.remedies.backoff import largest_rate
+from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, plain
 from lightning_gradguard.snapshots.when import worth_keeping
 from lightning_gradguard.statistics.joint_loss import JointLoss
@@ -137,6 +137,7 @@ class OptimizerTrack:
         self._to_follow = LOSSES
         self.joint_loss = JointLoss()
         self.odd_loss_interval = ExponentialInterval()
+        self._rate = LargestRate(optimizer)
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
         self.audit_interval = ExponentialInterval()
@@ -149,7 +150,11 @@ class OptimizerTrack:
         self.sharded = False
         self._groups: list[tuple[int, int]] = []
         self.device = "cpu"
-        self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
+        # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
+        self._hooks = (
+            optimizer.register_step_pre_hook(lambda *_: self.gate.settle()),
+            optimizer.register_step_post_hook(lambda *_: self.after_update()),
+        )
 
     def refresh(self) -> None:
         """Look up the optimizer's parameters again if its groups have changed.
@@ -376,11 +381,9 @@ class OptimizerTrack:
         """Factor on the learning rate now."""
         return float(getattr(self.remedies.get("backoff"), "factor", 1.0))
 
-    def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
-        if any(isinstance(rate := group["lr"], Tensor) and not rate.is_cpu for group in self.optimizer.param_groups):
-            return None
-        rate, backoff = largest_rate(self.optimizer), self.remedies.get("backoff")
+    def rate(self) -> float:
+        """Return the rate that the next update is made with."""
+        rate, backoff = self._rate.read(), self.remedies.get("backoff")
         if isinstance(backoff, LearningRateBackoff) and not backoff.in_effect:
             return rate * backoff.bracket.share(rate)
         return rate
@@ -548,7 +551,8 @@ class OptimizerTrack:
         self.after_update()
         if isinstance(initialize := self.remedies.get("initialize"), Initialize):
             initialize.close()
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
 
 def _plain(statistics: GradientStatistics | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lightning_gradguard.records import Action, Decision, GradientStatistics, Ou
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.when import LOUD, attempt
-from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.collectives import Collectives, Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.statistics.measure import FEW, asks_for_update, measure, scale_of, with_update
 
@@ -257,7 +257,7 @@ class Step:
         batch: Any,
         ask: Asked = "all",
     ) -> tuple[Suspect, ...]:
-        accused = track.batches.accuse(batch) if batch is not None else None
+        accused = Own(track.batches.accuse(batch) if batch is not None else None)
         return self.suspects(track, statistics, readings, accused, ask=ask)
 
     def suspects(
@@ -265,7 +265,7 @@ class Step:
         track: OptimizerTrack,
         statistics: GradientStatistics,
         readings: tuple[LayerReading, ...],
-        accused: Suspect | None,
+        accused: Own[Suspect | None],
         *,
         ask: Asked = "all",
     ) -> tuple[Suspect, ...]:

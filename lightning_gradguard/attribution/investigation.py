@@ -15,7 +15,7 @@ from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.layers.names import layers as all_layers
 from lightning_gradguard.records import GradientStatistics, Suspect
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.collectives import Collectives, Own
 
 Asked = Literal["batch", "changes", "all"]
 
@@ -97,7 +97,7 @@ def suspects(
     collectives: Collectives,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    accused: Suspect | None,
+    accused: Own[Suspect | None],
     *,
     snapshots: SnapshotStore,
     parameters: Collection[str],
@@ -116,7 +116,7 @@ def suspects(
         collectives: The processes that must come to the same verdict.
         statistics: The gradients of the step.
         readings: What the probe has measured in this batch.
-        accused: The evidence against the batch, or None.
+        accused: The evidence that this process has against its batch, or None.
         snapshots: States known to be good.
         parameters: Names of the optimizer's parameters.
         accepted: Steps that were accepted so far.
@@ -148,10 +148,10 @@ def suspects(
         if sharded or not out_of_memory(error):
             raise
         warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
-    mine = ([accused] if accused else []) + list(layers)
+    mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Suspect] = {}
-    for other in collectives.gather(mine):
+    for other in mine.told(collectives):
         for suspect in other:
             known = merged.get(suspect.layer)
             if known is None or suspect.score > known.score:
