@@ -141,6 +141,13 @@ class DeferredStep:
         accused = Own(track.batches.accuse_peaks(reading.peaks))
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
 
+    def before(self, track: OptimizerTrack) -> None:
+        """Catch up before a step whose forward pass is over, so that layers that are to be measured now are measured in the next."""
+        awaited = self.host.investigation.awaits(track.index)
+        self.catch_up(track)
+        if self.host.investigation.awaits(track.index) and not awaited:
+            self.host.investigation.postpone(track.index)
+
     def catch_up(self, track: OptimizerTrack) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
         found = self._collect(track)

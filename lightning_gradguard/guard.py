@@ -270,7 +270,7 @@ class Guard:
         track.begin()
         track.gate.clips_follow = clips_follow
         try:
-            self._deferred.catch_up(track)
+            self._deferred.before(track)
             track.refresh()
             # Several processes need not agree on it, and must not part ways.
             track.tampered = self.processes == 1 and track.watch.written() and track.audit_interval.due(track.steps)

@@ -27,6 +27,8 @@ class Investigation:
         self._probe = Probe()
         # Optimizers that the probe measures for; each takes the readings at its own next step.
         self._awaiting: set[int] = set()
+        # Those whose batch at hand had been through the layers before they were to be measured.
+        self._postponed: set[int] = set()
         self._rearm = ""
 
     @property
@@ -37,6 +39,10 @@ class Investigation:
     def awaits(self, optimizer: int) -> bool:
         """Return whether the next step of an optimizer brings readings."""
         return optimizer in self._awaiting
+
+    def postpone(self, optimizer: int) -> None:
+        """Take an optimizer's readings one step later: what was armed just now has missed the batch at hand."""
+        self._postponed.add(optimizer)
 
     def arm(self, optimizer: int, module: nn.Module, *, backward: bool) -> None:
         """Measure every layer during the next batch, for one optimizer."""
@@ -65,6 +71,9 @@ class Investigation:
     def readings(self, optimizer: int) -> tuple[LayerReading, ...]:
         """Return what the probe measured for an optimizer since its last step."""
         if optimizer not in self._awaiting:
+            return ()
+        if optimizer in self._postponed:
+            self._postponed.discard(optimizer)
             return ()
         readings = self._probe.readings() if self._probe.armed else ()
         self._awaiting.discard(optimizer)
