@@ -116,6 +116,8 @@ class GradGuard(Callback):
         self._batch: Any = None
         self._batch_index: int | None = None
         self._clipping: tuple[LightningModule, Any] | None = None
+        # Whether the module clips in a method of its own; asked once, since steps are many.
+        self._clips_itself = False
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -162,6 +164,7 @@ class GradGuard(Callback):
         """Open the sinks and meet the optimizers, before the first batch."""
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
+        self._clips_itself = twins.part(trainer, "utilities.model_helpers.is_overridden")(CLIPPING, pl_module)
         strategy = trainer.strategy
         size = trainer.world_size
         self.guard.share(
@@ -237,8 +240,14 @@ class GradGuard(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
-        self.guard.flush()
-        self._put_back(trainer)
+        self._resume_clipping()
+        for put_back in (self.guard.after_step, self.guard.flush, lambda: self._put_back(trainer)):
+            try:
+                put_back()
+            except (
+                Exception
+            ) as error:  # A device that is gone answers nothing more, and it is the first error that tells why.
+                log.warning("GradGuard: after %r this failed too: %r", exception, error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
@@ -274,6 +283,7 @@ class GradGuard(Callback):
             batch_index=self._batch_index,
             step=trainer.global_step,
             scaler=scaler,
+            clips_follow=bool(trainer.gradient_clip_val) or self._clips_itself,
         )
         if report.skipped:
             self._suspend_clipping(pl_module)
@@ -383,7 +393,7 @@ def _clip_nothing(*_: Any, **__: Any) -> None:
 
 
 def _mean(strategy: Strategy, values: list[float]) -> list[float]:
-    reduced = strategy.reduce(torch.tensor(values, device=strategy.root_device))
+    reduced = strategy.reduce(torch.tensor(values, dtype=torch.float32, device=strategy.root_device))
     assert isinstance(reduced, Tensor)
     means: list[float] = reduced.tolist()
     return means

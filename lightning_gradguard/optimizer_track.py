@@ -38,7 +38,7 @@ from lightning_gradguard.records import (
     to_json,
 )
 from lightning_gradguard.remedies import Remedy
-from lightning_gradguard.remedies.backoff import largest_rate
+from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore
 from lightning_gradguard.snapshots.when import worth_keeping
@@ -102,6 +102,7 @@ class OptimizerTrack:
         self.watchful = 0
         self.joint_loss = JointLoss()
         self.odd_loss_interval = ExponentialInterval()
+        self._rate = LargestRate(optimizer)
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
         self.audit_interval = ExponentialInterval()
@@ -112,7 +113,8 @@ class OptimizerTrack:
         # As of the last look at the optimizer's groups.
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
-        self._hook = StepHook(optimizer, self.after_update)
+        # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
+        self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
 
     def refresh(self) -> None:
         """Look up the optimizer's parameters again if its groups have changed.
@@ -206,11 +208,10 @@ class OptimizerTrack:
         self.remedies.after_update()
 
     def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked, or nowhere."""
-        rates = [group.get("lr") for group in self.optimizer.param_groups]
-        if any(rate is None or (isinstance(rate, Tensor) and not rate.is_cpu) for rate in rates):
+        """Return the rate that the next update is made with; None where an optimizer finds it by itself."""
+        if any(group.get("lr") is None for group in self.optimizer.param_groups):
             return None
-        return self.remedies.rate(largest_rate(self.optimizer))
+        return self.remedies.rate(self._rate.read())
 
     def rates(self) -> tuple[float, float, float]:
         """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
