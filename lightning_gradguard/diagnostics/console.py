@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.records import Incident
+from lightning_gradguard_tensorboard.telling import tidy
 
 logger = logging.getLogger("lightning_gradguard")
 
@@ -58,7 +59,7 @@ class Console(Sink):
 
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""
-        logger.info("GradGuard: at step %s: %s", f"{step:,}", wording.clean(message))
+        logger.info("GradGuard: at step %s: %s", f"{step:,}", tidy(wording.clean(message)))
 
 
 def _told(line: str, findings: Iterable[tuple[str, str]]) -> str:
