@@ -234,8 +234,8 @@ class Replay:
             track.refresh()
         if "build_up" in row:
             if math.isfinite(row["norm"]):
-                track.baseline.update_ratio = max(track.baseline.update_ratio, row["update_ratio"] * row["build_up"])
-            track.baseline.looked = row.get("rate", 0.0)
+                track.baseline.updates.ratio = max(track.baseline.updates.ratio, row["update_ratio"] * row["build_up"])
+            track.baseline.updates.looked = row.get("rate", 0.0)
         statistics = GradientStatistics(
             names=(),
             norms=np.zeros(0),

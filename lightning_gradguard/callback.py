@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from lightning_gradguard import twins
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink
+from lightning_gradguard.diagnostics.bar import BarWord
 from lightning_gradguard.diagnostics.journal import new_run
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.report import show
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.norms import can_sum_over_shards
@@ -59,6 +61,7 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
+        progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
@@ -84,6 +87,7 @@ class GradGuard(Callback):
         snapshots: SnapshotStore | None = None,
         log_every: int = 50,
         journal: bool = True,
+        progress_bar: bool = False,
         histograms: bool = False,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -101,6 +105,8 @@ class GradGuard(Callback):
         )
         self._journal = journal
         self._run = new_run()
+        self._journal_path: Path | None = None
+        self._word = BarWord() if progress_bar else None
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
@@ -112,6 +118,8 @@ class GradGuard(Callback):
         self._batch: Any = None
         self._batch_index: int | None = None
         self._clipping: tuple[LightningModule, Any] | None = None
+        # Whether the module clips in a method of its own; asked once, since steps are many.
+        self._clips_itself = False
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -122,6 +130,13 @@ class GradGuard(Callback):
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
         return self._keys[self._standby]
+
+    def _repr_html_(self) -> str:
+        """Return the run so far, as a notebook shows it: from its journal, or else what is known of its incidents."""
+        if self._journal_path is not None and self._journal_path.is_file():
+            return show(self._journal_path)._repr_html_()
+        cards = "".join(incident._repr_html_() for incident in self.incidents)
+        return cards or "<p>GradGuard: no incident so far.</p>"
 
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
@@ -151,6 +166,7 @@ class GradGuard(Callback):
         """Open the sinks and meet the optimizers, before the first batch."""
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
+        self._clips_itself = twins.part(trainer, "utilities.model_helpers.is_overridden")(CLIPPING, pl_module)
         strategy = trainer.strategy
         size = trainer.world_size
         self.guard.share(
@@ -186,6 +202,8 @@ class GradGuard(Callback):
             return []
         directory = _directory(trainer, given, self._run)
         sinks: list[Sink] = [Console()]
+        if self._word is not None and trainer.progress_bar_callback is not None:
+            sinks.append(self._word.beside(trainer.progress_bar_callback))
         board = twins.part(trainer, "loggers.TensorBoardLogger")
         boards = [logger for logger in trainer.loggers if isinstance(logger, board)]
         if boards:
@@ -199,7 +217,9 @@ class GradGuard(Callback):
                 log.log, logging.WARNING if lazy else logging.INFO, "GradGuard: the journal of this run is %s"
             )
             known = directory == Path(given.removeprefix("file://"))
-            sinks.append(Journal(directory, lazy=lazy, run=self._run, on_open=None if known else told))
+            journal = Journal(directory, lazy=lazy, run=self._run, on_open=None if known else told)
+            sinks.append(journal)
+            self._journal_path = journal.path
         for logger in trainer.loggers:
             if isinstance(logger, board):
                 from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
@@ -222,8 +242,14 @@ class GradGuard(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
-        self.guard.flush()
-        self._put_back(trainer)
+        self._resume_clipping()
+        for put_back in (self.guard.after_step, self.guard.flush, lambda: self._put_back(trainer)):
+            try:
+                put_back()
+            except (
+                Exception
+            ) as error:  # A device that is gone answers nothing more, and it is the first error that tells why.
+                log.warning("GradGuard: after %r this failed too: %r", exception, error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
@@ -259,6 +285,7 @@ class GradGuard(Callback):
             batch_index=self._batch_index,
             step=trainer.global_step,
             scaler=scaler,
+            clips_follow=bool(trainer.gradient_clip_val) or self._clips_itself,
         )
         if report.skipped:
             self._suspend_clipping(pl_module)
@@ -389,7 +416,7 @@ def _clip_nothing(*_: Any, **__: Any) -> None:
 
 
 def _mean(strategy: Strategy, values: list[float]) -> list[float]:
-    reduced = strategy.reduce(torch.tensor(values, device=strategy.root_device))
+    reduced = strategy.reduce(torch.tensor(values, dtype=torch.float32, device=strategy.root_device))
     assert isinstance(reduced, Tensor)
     means: list[float] = reduced.tolist()
     return means

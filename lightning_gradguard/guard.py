@@ -257,6 +257,7 @@ class Guard:
         batch_index: int | None = None,
         step: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        clips_follow: bool = False,
     ) -> StepReport:
         """Judge the gradients and act on them, before ``optimizer.step()``.
 
@@ -267,6 +268,7 @@ class Guard:
             batch_index: Its number, for the record.
             step: Number of this step for the record; by default the guard counts.
             scaler: The GradScaler that owns this step.
+            clips_follow: Whether the gradients are clipped by others inside ``optimizer.step``, so after this call and unseen.
 
         Raises:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
@@ -274,8 +276,9 @@ class Guard:
         """
         track = self._tracks.get(id(optimizer)) or self.attach(optimizer)
         track.begin()
+        track.gate.clips_follow = clips_follow
         try:
-            self._deferred.catch_up(track)
+            self._deferred.before(track)
             track.refresh()
             track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
@@ -357,10 +360,12 @@ class Guard:
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        self._catch_up()
-        self._investigation.rest()
-        for track in self._tracks.values():
-            track.close()
+        try:
+            self._catch_up()
+        finally:
+            self._investigation.rest()
+            for track in self._tracks.values():
+                track.close()
         self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
         self._tracks.clear()
         self._run.running = None

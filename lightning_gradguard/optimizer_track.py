@@ -20,8 +20,9 @@ from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.recorder import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.errors import GuardError
-from lightning_gradguard.history.baseline import LEAP, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import OVERRUN, Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
+from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.layers.forward_order import ForwardOrder
 from lightning_gradguard.layers.trained import Trained
 from lightning_gradguard.optimizer_wrappers import StepHook
@@ -37,7 +38,7 @@ from lightning_gradguard.records import (
     to_json,
 )
 from lightning_gradguard.remedies import Remedy
-from lightning_gradguard.remedies.backoff import largest_rate
+from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore
 from lightning_gradguard.snapshots.when import worth_keeping
@@ -101,6 +102,7 @@ class OptimizerTrack:
         self.watchful = 0
         self.joint_loss = JointLoss()
         self.odd_loss_interval = ExponentialInterval()
+        self._rate = LargestRate(optimizer)
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
         self.audit_interval = ExponentialInterval()
@@ -111,7 +113,8 @@ class OptimizerTrack:
         # As of the last look at the optimizer's groups.
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
-        self._hook = StepHook(optimizer, self.after_update)
+        # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
+        self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
 
     def refresh(self) -> None:
         """Look up the optimizer's parameters again if its groups have changed.
@@ -136,15 +139,13 @@ class OptimizerTrack:
         known = self.baseline
         if not self.treatment.time_to_look(known.count):
             return False
-        still = known.flat
+        still = known.losses.flat
         self.snapshots.pinned = self.snapshots.pinned and (still or known.count < 2 * LIFE)
         return still
 
     def learn_anew(self) -> None:
         """Forget what was learned of another regime of data, loss or task; the next steps tell what is usual now."""
-        prior = self.baseline.rate, self.baseline.looked
-        self.baseline, self.batches = Baseline(), BatchWitness()
-        self.baseline.rate, self.baseline.looked = prior
+        self.baseline, self.batches = self.baseline.anew(), BatchWitness()
         self.detectors.forget()
         self.snapshots.hurry(self.steps)
         self.untouched = False
@@ -163,7 +164,7 @@ class OptimizerTrack:
         """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
         if self.baseline.count == 0:
             return limit
-        return min(limit, self.baseline.typical * math.exp(max(2.0 * self.baseline.spread, math.log(2.0))))
+        return min(limit, self.baseline.norms.typical * math.exp(max(2.0 * self.baseline.norms.spread, math.log(2.0))))
 
     @property
     def searches(self) -> bool:
@@ -177,13 +178,14 @@ class OptimizerTrack:
     def accept(self, statistics: GradientStatistics, limit: float) -> None:
         """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
         self.baseline.accept(min(statistics.norm, limit), statistics.loss)
+        updates = self.baseline.updates
         if statistics.update_ratio is not None and statistics.norm <= limit:
-            self.baseline.accept_update(statistics.update_ratio * build_up(self.optimizer))
+            updates.accept(statistics.update_ratio * build_up(self.optimizer))
         if statistics.rate is not None:
-            self.baseline.accept_rate(statistics.rate)
-            if statistics.rate > self.baseline.rate:
+            updates.accept_rate(statistics.rate)
+            if statistics.rate > updates.rate:
                 # Asked again, since a remedy may have lowered it for this very update.
-                self.baseline.rate = max(self.baseline.rate, self.rate() or 0.0)
+                updates.allow(self.rate() or 0.0)
         self.detectors.accept(statistics, self.baseline)
 
     def reject(self, statistics: GradientStatistics) -> None:
@@ -206,11 +208,10 @@ class OptimizerTrack:
         self.remedies.after_update()
 
     def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked, or nowhere."""
-        rates = [group.get("lr") for group in self.optimizer.param_groups]
-        if any(rate is None or (isinstance(rate, Tensor) and not rate.is_cpu) for rate in rates):
+        """Return the rate that the next update is made with; None where an optimizer finds it by itself."""
+        if any(group.get("lr") is None for group in self.optimizer.param_groups):
             return None
-        return self.remedies.rate(largest_rate(self.optimizer))
+        return self.remedies.rate(self._rate.read())
 
     def rates(self) -> tuple[float, float, float]:
         """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
@@ -233,7 +234,7 @@ class OptimizerTrack:
         if self.incident is not None or known.count < RECENT or known.outsized(norm, self.rate()):
             return False
         # In a young run a limit is wide, and the loss is asked long before it.
-        return norm <= (self.limit() if known.count >= YOUNG else LEAP * known.typical)
+        return norm <= (self.limit() if known.count >= YOUNG else OVERRUN * known.norms.typical)
 
     def worth_keeping(self, step: int, statistics: GradientStatistics) -> bool:
         """Return whether the state before ``step`` should be copied."""

@@ -9,38 +9,53 @@ from typing import Any
 import torch
 
 
+def _nothing() -> None:
+    """Do nothing before a step."""
+
+
 class StepHook:
-    """Call a function after each ``optimizer.step()``, until it is removed.
+    """Call a function after each ``optimizer.step()``, and perhaps one before it, until it is removed.
 
     An optimizer that never called its base class's constructor has no hooks; there ``step`` itself is covered, on this one instance.
 
     Args:
         optimizer: The optimizer.
         function: Called without arguments.
+        before: The same, before the step.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, function: Callable[[], None]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, function: Callable[[], None], *, before: Callable[[], None] = _nothing
+    ) -> None:
         self._remove: Callable[[], None]
         if hasattr(optimizer, "_optimizer_step_post_hooks") and getattr(type(optimizer).step, "hooked", False):
-            self._remove = optimizer.register_step_post_hook(lambda *_: function()).remove
+            first = optimizer.register_step_pre_hook(lambda *_: before())
+            last = optimizer.register_step_post_hook(lambda *_: function())
+
+            def unhook() -> None:
+                first.remove()
+                last.remove()
+
+            self._remove = unhook
             return
         step = optimizer.step
 
         @functools.wraps(step)
         def covered(*args: Any, **kwargs: Any) -> Any:
+            before()
             result = step(*args, **kwargs)
             function()
             return result
 
-        own, before = vars(optimizer), vars(optimizer).get("step")
+        own, earlier = vars(optimizer), vars(optimizer).get("step")
         own["step"] = covered
 
         def remove() -> None:
             if own.get("step") is not covered:
                 return  # A scheduler has covered it since, and keeps calling it.
             own.pop("step")
-            if before is not None:
-                own["step"] = before
+            if earlier is not None:
+                own["step"] = earlier
 
         self._remove = remove
 

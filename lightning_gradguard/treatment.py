@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.history.baseline import LARGE, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
 from lightning_gradguard.policy.trial import WINDOW, WINDOWS, level_of
@@ -119,7 +121,7 @@ class Treatment:
         """Return whether nothing has been learned since the first step at hand."""
         # Who had learned something before the trouble is at no start, wherever it has gone back to.
         had_learned = self._levels is not None and self._levels[2]
-        nothing = not known.learned and not had_learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
+        nothing = not known.losses.learned and not had_learned and (bool(known.losses.first) or known.count < 2 * YOUNG)
         return nothing or self.dead or self._at_start
 
     def case(self, known: Baseline, can: Collection[str], *, fresh: bool, looked: bool) -> Case:
@@ -177,10 +179,10 @@ class Treatment:
 
     def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
         """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
-        if known.learned and not self.dead:
-            before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
-            return before, (known.latest_losses(RECENT) if lost else []) + self._trouble, True
-        return known.untrained_losses, known.latest_losses(WINDOW)[1:] + self._trouble, False
+        if known.losses.learned and not self.dead:
+            before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
+            return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True
+        return known.losses.of_untrained, known.losses.latest(WINDOW)[1:] + self._trouble, False
 
     # -- the treatment itself ------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ RIVER = (
     ("step",),
     ("deferred_step",),
     ("guard",),
+    ("report",),
     ("callback",),
 )
 RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}
@@ -119,6 +120,7 @@ def test_only_diagnostics_import_tensorboard() -> None:
 PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+        "show",
     },
     detectors: {
         *(

@@ -177,7 +177,7 @@ def test_a_report_tells_what_was_done() -> None:
 def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
     loop = Loop(detectors=[Alarm(at=[150])], snapshots=SnapshotStore(every=10), on_exhausted="continue")
     loop.run(regression(150))
-    assert loop.guard.attach(loop.optimizer).baseline.learned
+    assert loop.guard.attach(loop.optimizer).baseline.losses.learned
     taken = loop.guard.attach(loop.optimizer).snapshots.latest
     assert taken is not None
     loop.step(regression(1)[0])
@@ -226,7 +226,7 @@ def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() ->
     reports = loop.run(regression(8))
     assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
     (track,) = loop.guard._tracks.values()
-    assert reports[0].statistics.update_ratio > 1.0 > track.baseline.update_ratio > 0.0
+    assert reports[0].statistics.update_ratio > 1.0 > track.baseline.updates.ratio > 0.0
 
 
 def test_a_rate_that_leaps_is_convicted_by_the_losses_it_makes_and_the_run_goes_on_below_it() -> None:
@@ -277,10 +277,10 @@ def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered()
     loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10))
     loop.run(regression(60))
     track = loop.guard.attach(loop.optimizer)
-    track.baseline.rate = 0.0
+    track.baseline.updates.rate = 0.0
     loop.run(regression(1))
     assert 0.0 < track.remedies.lr_factor < 1.0
-    assert track.baseline.rate == pytest.approx(0.01 * track.remedies.lr_factor, rel=0.01)
+    assert track.baseline.updates.rate == pytest.approx(0.01 * track.remedies.lr_factor, rel=0.01)
 
 
 def test_a_healthy_run_of_noisy_losses_has_a_state_of_late_to_go_back_to() -> None:

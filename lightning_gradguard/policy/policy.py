@@ -15,7 +15,9 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy.act import EVERY
 from lightning_gradguard.policy.ladder import Treatment, treatments
 from lightning_gradguard.policy.trial import Trial
@@ -113,7 +115,9 @@ class Policy:
     ) -> Decision:
         """Return what to do about an alarm."""
         self._count(verdict, statistics, blame, case.baseline)
-        cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
+        cause = cause_of(
+            verdict, blame, start=case.start, large=case.baseline.updates.ratio > LARGE, signal=case.signal
+        )
         decision = self._answer(verdict, statistics, blame, cause, case)
         if not statistics.finite and "skip" not in decision.remedies:
             # Whatever is thought of it, it must not reach the weights.
@@ -132,7 +136,7 @@ class Policy:
         cured = CURED if statistics.finite else 1
         fresh = self._row == 0 or self._quiet >= cured
         self._row, self._harmless = (1, 0) if fresh else (self._row + 1, self._harmless)
-        self._harmless += known.loss_elevated(statistics.loss) is False
+        self._harmless += known.losses.elevated(statistics.loss) is False
         self._quiet = 0
         self._nans += not statistics.finite
         self._innocent = self._innocent and any(b.layer == "batch" for b in blame)
@@ -203,7 +207,7 @@ class Policy:
             return Decision((hold,), "first aid", cause.value)
         if self._untested and statistics.finite:
             return self._accept_regime("weights that were good explode as well: the data or the loss have changed")
-        if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG and case.trial is None:
+        if statistics.finite and known.updates.ratio <= LARGE and known.count >= YOUNG and case.trial is None:
             if self._row >= ANEW:
                 return self._accept_regime("what has come is no accident, and no update brought it")
             return Decision((hold,), "first aid: no update has brought this", cause.value)
@@ -212,7 +216,7 @@ class Policy:
         reason = (
             "weights that are NaN or inf stay so" if broken else "fresh batches explode too, so the weights are damaged"
         )
-        return self._treat(Cause.RATE if known.update_ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=hold)
+        return self._treat(Cause.RATE if known.updates.ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=hold)
 
     def _needed(self, statistics: GradientStatistics, known: Baseline) -> int:
         """Return how many alarms in a row accuse the weights: held steps leave them alone, and bad batches come in rows by chance."""

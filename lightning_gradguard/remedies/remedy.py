@@ -122,8 +122,8 @@ class Remedy(ABC):
         """Be done with the batch that was used up, and say what was done; ``mean`` averages numbers over several processes."""
         return ""
 
-    def acquit(self) -> None:
-        """Let go of what is still done: something else was at fault."""
+    def take_back(self) -> None:
+        """Undo what lasts of :meth:`apply`, since it was tried and has not helped."""
 
     def close(self) -> None:
         """Take all hooks off."""

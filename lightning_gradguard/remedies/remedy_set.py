@@ -161,11 +161,11 @@ class RemedySet:
         if failed is not None:
             self._isolation.failed(failed[0], "remedy", failed[1])
 
-    def acquit(self) -> None:
-        """Have remedies let go of what they still do about trouble that they were no cure for."""
+    def take_back(self) -> None:
+        """Have remedies undo what lasts of them, since it has not helped."""
         for remedy in list(self._kept.values()):
             with self._isolation.block(remedy, "remedy"):
-                remedy.acquit()
+                remedy.take_back()
 
     def close(self) -> None:
         """Have remedies take their hooks off."""

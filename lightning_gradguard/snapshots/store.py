@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_gradguard import checks
-from lightning_gradguard.statistics.sharding import comparable
+from lightning_gradguard.statistics.sharding import as_part, comparable
 
 PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
+COUNTS = frozenset({"step", "mu_product"})
+"""Entries of an optimizer's state that torch keeps on the host, unless it is fused or capturable."""
 PATIENT = 3
 """Intervals after which a state is copied though the loss is worse than it was."""
 EARLY = 10
@@ -61,7 +63,8 @@ def _host(value: Any, used: Any = None) -> Any:
         if value.is_cpu:
             # .to("cpu") would alias the live tensor.
             return used.copy_(value) if fits else value.detach().clone()
-        target = used if fits else _room(value)
+        # One from a checkpoint, or from a copy of the guard, is not pinned, and each copy into it would be waited for.
+        target = used if fits and (used.is_pinned() or not _pinnable(value)) else _room(value)
         # Into pinned memory the device copies by itself, before the update that comes after.
         return target.copy_(value, non_blocking=value.is_cuda and target.is_pinned())
     # LBFGS keeps lists of tensors, which it changes in place.
@@ -70,10 +73,14 @@ def _host(value: Any, used: Any = None) -> Any:
 
 def _room(value: Tensor) -> Tensor:
     """Return host memory for a copy, pinned where that is to be had and not too much."""
-    if value.is_cuda and value.nbytes <= PINNED:
+    if _pinnable(value):
         with suppress(RuntimeError):
             return torch.empty_like(value, device="cpu", pin_memory=True)
     return torch.empty_like(value, device="cpu")
+
+
+def _pinnable(value: Tensor) -> bool:
+    return value.is_cuda and value.nbytes <= PINNED
 
 
 def _write(target: Tensor, source: Tensor) -> None:
@@ -102,7 +109,7 @@ class SnapshotStore:
         # Whether the first is kept, in place of the second newest.
         self.pinned = False
         # Set where the newest may still be on its way from the device.
-        self._coming: list[torch.cuda.Event] = []
+        self._coming: dict[tuple[torch.device, int], torch.cuda.Event] = {}
 
     @property
     def latest(self) -> Snapshot | None:
@@ -169,14 +176,21 @@ class SnapshotStore:
                 state[name] = {key: _host(value, used.get(key)) for key, value in held.items()}
         values = {name: _host(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: _host(b, old.buffers.get(name)) for name, b in buffers.items()}
-        for device in {p.device for p in parameters.values() if p.is_cuda}:
-            with torch.cuda.device(device):
-                self._coming.append(torch.cuda.current_stream().record_event())
+        held = [*parameters.values(), *buffers.values(), *(optimizer.state.get(p) for p in parameters.values())]
+        for device in {t.device for t in tree_leaves(held) if isinstance(t, Tensor) and t.is_cuda}:
+            # One event a stream, behind all that it has been told: the next one stands for those before it too.
+            stream = torch.cuda.current_stream(device)
+            self._coming[device, stream.cuda_stream] = stream.record_event()
         return Snapshot(step, values, kept, state, extra or {})
 
     def _arrive(self) -> None:
         while self._coming:
-            self._coming.pop().synchronize()
+            self._coming.popitem()[1].synchronize()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: nothing is on its way into the memory that it has."""
+        self._arrive()
+        return vars(self)
 
     def _make_room(self) -> Snapshot:
         """Drop what the next snapshot leaves no room for, and return it, so that its memory may be used again.
@@ -278,7 +292,19 @@ def restore_optimizer_state(
         if isinstance(value, Tensor) and isinstance(current, Tensor) and comparable(value, current):
             _write(current, value)
         elif isinstance(value, Tensor):
-            # Step counts live on the host unless the optimizer is fused or capturable; the live one would tell.
-            live[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
+            live[key] = as_part(value.to(_home(optimizer, parameter, key), copy=True), parameter)
         else:
             live[key] = tree_map_only(Tensor, lambda t: t.to(parameter.device, copy=True), value)
+
+
+def _home(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> torch.device:
+    """Return where the optimizer keeps an entry of a parameter's state that has been removed."""
+    for other, state in optimizer.state.items():
+        known = state.get(key) if other is not parameter and isinstance(state, dict) else None
+        if isinstance(known, Tensor):
+            # As with the others: ASGD counts on the device, most on the host.
+            return known.device if known.is_cpu else parameter.device
+    # Nobody is left to tell: the rule of Optimizer.load_state_dict.
+    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    counted = key in COUNTS and not (group.get("fused") or group.get("capturable"))
+    return torch.device("cpu") if counted and not isinstance(optimizer, torch.optim.ASGD) else parameter.device

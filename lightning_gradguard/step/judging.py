@@ -13,6 +13,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
+from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
@@ -54,7 +55,7 @@ def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics)
         # From here on this is the beginning that a lower rate goes back to.
         track.take_snapshot(track.steps)
         return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
-    return track.treatment.alarm(found, track.baseline.update_ratio)
+    return track.treatment.alarm(found, track.baseline.updates.ratio)
 
 
 def _see(
@@ -83,7 +84,7 @@ def _check_up(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -
     if not found:
         return None, ()
     reason = f"{found[0].layer} is damaged, though norm and loss do not show it"
-    return Verdict("sudden", "check-up", statistics.norm, track.baseline.typical, reason, examine=True), found
+    return Verdict("sudden", "check-up", statistics.norm, track.baseline.norms.typical, reason, examine=True), found
 
 
 def _look(
@@ -104,7 +105,7 @@ def _look(
     if any(s.layer != "batch" for s in found):
         return found
     if found and single:
-        if statistics.norm <= LOUD * track.baseline.typical:
+        if statistics.norm <= LOUD * track.baseline.norms.typical:
             return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.
         if track.policy.may_skip:
             return found
@@ -127,7 +128,7 @@ def _suspects(
     batch: Any,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:
-    accused = track.batches.accuse(batch) if batch is not None else None
+    accused = Own(track.batches.accuse(batch) if batch is not None else None)
     return suspects_of(run, track, statistics, readings, accused, ask=ask)
 
 
@@ -136,7 +137,7 @@ def suspects_of(
     track: OptimizerTrack,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    accused: Suspect | None,
+    accused: Own[Suspect | None],
     *,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:
@@ -150,7 +151,7 @@ def suspects_of(
         snapshots=track.snapshots,
         parameters=track.parameters,
         accepted=track.baseline.count,
-        fresh=ask != "batch" and track.fresh and not track.baseline.learned,
+        fresh=ask != "batch" and track.fresh and not track.baseline.losses.learned,
         sharded=track.sharded,
         ask=ask,
     )

@@ -41,7 +41,7 @@ def measured(
 def loss_of(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
     """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
     earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: track.loss_can_wait(norm))
-    track.baseline.recall(earlier)
+    track.baseline.losses.recall(earlier)
     return now
 
 
@@ -59,11 +59,11 @@ def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics
             factor=track.remedies.lr_factor,
             first=None if first is None else first.parameters,
         )
-        known.look(statistics.rate)
+        known.updates.look(statistics.rate)
     if growth is not None and track.fresh:
         statistics = dataclasses.replace(statistics, growth=growth)
     if track.tampered:
-        largest = math.exp(known.high_water)
+        largest = math.exp(known.norms.high_water)
         found = spoilt(track.optimizer, track.parameters, track.snapshots.latest, largest)
         statistics = dataclasses.replace(statistics, spoilt=found)
     return statistics
@@ -82,6 +82,6 @@ def context_of(
         running=run.running,
         statistics=statistics,
         scaler=scaler,
-        progress=lambda: (track.baseline.at_best, track.baseline.learned),
+        progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned),
         grad_scale=scale,
     )

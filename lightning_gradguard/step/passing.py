@@ -67,7 +67,7 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
 def look_for_life(run: Run, track: OptimizerTrack) -> None:
     """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
     if track.treatment.resigned:
-        track.treatment.resign(resigned=not track.baseline.at_best)
+        track.treatment.resign(resigned=not track.baseline.losses.at_best)
     if track.asks_for_life() and track.incident is None:
         run.investigation.arm(track.index, run.module, backward=False)
 

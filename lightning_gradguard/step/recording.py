@@ -25,7 +25,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
     limit = track.limit() if track.baseline.count else math.inf
     window = track.accumulator.window(
         statistics,
-        typical=track.baseline.typical,
+        typical=track.baseline.norms.typical,
         optimizer=track.index,
         limit=limit,
         coefficient=coefficient,

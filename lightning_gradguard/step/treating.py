@@ -100,8 +100,8 @@ def _tell(
     """Tell the remedies what is known of the alarm."""
     context.verdict, context.decision, context.blame = verdict, decision, suspects
     context.buffers = track.trained.buffers()
-    context.start = track.fresh and not track.baseline.learned
-    context.update_ratio = track.baseline.first_ratio or track.baseline.update_ratio
+    context.start = track.fresh and not track.baseline.losses.learned
+    context.update_ratio = track.baseline.updates.first_ratio or track.baseline.updates.ratio
     context.limit, context.target = limit, track.target(limit)
 
 
@@ -126,13 +126,13 @@ def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: 
     done = track.remedies.done_by([outcome.remedy for outcome in outcomes if outcome.applied])
     at_first = known.count == 0
     if Act.REINITIALIZE in done and at_first:
-        known.forget_first_update()
+        known.updates.forget_ratio()
     if Act.ROLLBACK in done:
         track.go_back(look=context.decision is not None and context.decision.look)
     if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
-        known.forget_prior()
+        known.norms.forget_prior()
     if Act.BACKOFF in done:
-        known.slow_down()
+        known.updates.slow_down()
     if done - FIRST_AID:
         # Running statistics may have been restored or reset together with the weights.
         context.running.accept()
@@ -152,7 +152,7 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
     if treatment.under_way:
         copied = track.snapshots.latest is not None
         untreated = treatment.take_back(step, track.baseline.count, copied=copied)
-        track.remedies.acquit()  # Whatever was at fault, lowering the rate was no cure.
+        track.remedies.take_back()
         if untreated is not None:
             track.restore(untreated)
         context.running.accept()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lightning_gradguard import Policy
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.history.baseline import LARGE, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.act import ON_TRIAL
 from lightning_gradguard.policy.policy import ANEW
@@ -26,7 +27,7 @@ BATCH, LAYER = Suspect("batch", 9.0, "x"), Suspect("net.3", 2.0, "x")
 OLD = taught(calm(100))
 OVERSHOT = taught(calm(100))
 """A run whose updates have replaced weights, so that these may be damaged."""
-OVERSHOT.update_ratio = 2 * LARGE
+OVERSHOT.updates.ratio = 2 * LARGE
 YOUNG = taught(calm(5))
 EXPLODING, SOUND = Signal(1.0, 1e6, 0.5), Signal(1.0, 1.0, 0.5)
 
@@ -92,7 +93,7 @@ def test_trouble_that_no_update_has_brought_is_held_until_the_data_are_believed(
 
 def test_large_norms_with_a_loss_as_ever_are_clipped_and_no_more() -> None:
     baseline = taught(calm(100), [1.0] * 100)
-    baseline.update_ratio = 2 * LARGE
+    baseline.updates.ratio = 2 * LARGE
     policy = Policy(patience=3)
     said = [decide(policy, step, excess=1e6, loss=1.0, baseline=baseline).remedies for step in range(6)]
     assert said[2:] == [("clip",)] * 4 and policy.trials == 0

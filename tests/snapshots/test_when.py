@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
-from lightning_gradguard.history.baseline import LARGE
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
 from lightning_gradguard.snapshots.store import PATIENT
@@ -22,7 +22,7 @@ def track(norms: list[float], losses: list[float], **known: Any) -> Any:
     made.snapshots.take(0, made.parameters, made.trained.buffers(), made.optimizer)
     made.baseline = taught(norms, losses)
     for name, value in known.items():
-        setattr(made.baseline, name, value)
+        setattr(made.baseline.updates, name, value)
     return made
 
 
@@ -34,7 +34,7 @@ def worth(found: Any, step: int, loss: float, norm: float = 1.0) -> bool:
 
 
 def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -> None:
-    climbing = track(calm(300), CLIMBING, update_ratio=2 * LARGE)
+    climbing = track(calm(300), CLIMBING, ratio=2 * LARGE)
     climbing.snapshots.pinned = False
     assert not worth(climbing, 100, CLIMBING[-1])
 
