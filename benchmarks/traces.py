@@ -26,7 +26,6 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_gradguard import GradGuard
-from lightning_gradguard import step as steps
 from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.guard import default_detectors, default_remedies
@@ -37,6 +36,8 @@ from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Roll
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.update_ratio import build_up
+from lightning_gradguard.step import Run, Step, StepReport, judging
+from lightning_gradguard.step.measuring import context_of
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
 LONGEST, HEALTHY = 600, 10
@@ -91,11 +92,11 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     groups: dict[OptimizerTrack, Any] = {}
     now: Row = {}
     step, judge, rate, suspects, agreed = (
-        steps.Step.run,
+        Step.go_on,
         OptimizerTrack.judge,
         OptimizerTrack.rate,
-        steps.suspects,
-        steps.agreed,
+        judging.suspects,
+        judging.agreed,
     )
 
     def listen(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
@@ -117,7 +118,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         now["signal"] = [found.source, found.growth, found.variation]
         return found
 
-    def note_step(self: steps.Step, track: OptimizerTrack, context: RemedyContext, *args: Any) -> steps.StepReport:
+    def note_step(self: Step, track: OptimizerTrack, context: RemedyContext, *args: Any) -> StepReport:
         now.clear()
         report, s = step(self, track, context, *args), context.statistics
         row = {key: getattr(s, key) for key in PLAIN}
@@ -126,21 +127,21 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
             row |= {"untouched": track.untouched, "drawn": track.fresh}
         row["made"] = made if (made := now.get("made")) != s.rate else None
         row["build_up"] = build_up(track.optimizer) if s.update_ratio is not None else None
-        row["fresh"] = groups.setdefault(track, track._groups) != track._groups
+        row["fresh"] = groups.setdefault(track, track.trained.groups) != track.trained.groups
         row["done"] = [[o.remedy, o.applied, o.coefficient] for o in report.outcomes]
         row |= outputs(now.get("heard", []), report.verdict, report.decision)
-        groups[track] = track._groups
+        groups[track] = track.trained.groups
         traces.setdefault(track.index, []).append(
             {k: v for k, v in row.items() if v is not None and v is not False and v != []}
         )
         return report
 
     with (
-        patch.object(steps.Step, "run", note_step),
+        patch.object(Step, "go_on", note_step),
         patch.object(OptimizerTrack, "judge", listen),
         patch.object(OptimizerTrack, "rate", note_rate),
-        patch.object(steps, "suspects", ask_all),
-        patch.object(steps, "agreed", note_signal),
+        patch.object(judging, "suspects", ask_all),
+        patch.object(judging, "agreed", note_signal),
     ):
         run()
     return traces
@@ -181,7 +182,7 @@ class Draws(Initialize):
         self.pending = outcome.applied
         return outcome
 
-    def finish(self, team_mean: Any = None) -> str:
+    def finish(self, mean: Any = None) -> str:
         """Be done with the batch."""
         self.pending = False
         return ""
@@ -197,8 +198,9 @@ class Replay:
         self.row: Row = {}
         self.heard: list[Verdict] = []
         module = nn.Module()
-        self.host = steps.Step("guard", Recorder((), 10**9))
-        self.host.module, self.host.running = module, RunningStatistics(module)
+        self.run = Run("guard", Recorder((), 10**9))
+        self.run.module, self.run.running = module, RunningStatistics(module)
+        self.host = Step(self.run)
         self.track = track = OptimizerTrack(
             0,
             module,
@@ -210,7 +212,7 @@ class Replay:
         )
         # A rollback touches only the snapshots, which hold what was known then.
         own = {"rollback": Rollback(), "initialize": Draws(self)}
-        track.remedies = {r.name: own.get(r.name) or Echo(r.name, self) for r in default_remedies()}
+        track.remedies.adopt([own.get(r.name) or Echo(r.name, self) for r in default_remedies()])
         track.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
         judge = track.judge
 
@@ -228,12 +230,12 @@ class Replay:
             track.untouched = track.snapshots.pinned = row.get("untouched", False)
             track._drawn = row.get("drawn", False)
         if row.get("fresh"):
-            track._groups = [(-1, -1)]
+            track.trained.groups = [(-1, -1)]
             track.refresh()
         if "build_up" in row:
             if math.isfinite(row["norm"]):
-                track.baseline.update_ratio = max(track.baseline.update_ratio, row["update_ratio"] * row["build_up"])
-            track.baseline.looked = row.get("rate", 0.0)
+                track.baseline.updates.ratio = max(track.baseline.updates.ratio, row["update_ratio"] * row["build_up"])
+            track.baseline.updates.looked = row.get("rate", 0.0)
         statistics = GradientStatistics(
             names=(),
             norms=np.zeros(0),
@@ -242,11 +244,11 @@ class Replay:
         )
         measured = (self,) if "signal" in row else ()
         with (
-            patch.object(steps, "suspects", self._suspects),
-            patch.object(self.host.investigation, "readings", lambda optimizer: measured),
-            patch.object(steps, "signal", lambda readings: Signal(*row["signal"])),
+            patch.object(judging, "suspects", self._suspects),
+            patch.object(self.run.investigation, "readings", lambda optimizer: measured),
+            patch.object(judging, "signal", lambda readings: Signal(*row["signal"])),
         ):
-            report = self.host.run(track, self.host.context_of(track, statistics), None, None)
+            report = self.host.go_on(track, context_of(self.run, track, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
 
     def _suspects(self, *args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:

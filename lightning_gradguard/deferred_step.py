@@ -16,15 +16,20 @@ from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
 from lightning_gradguard.device_gate import DeviceGate, Flight
-from lightning_gradguard.history.baseline import YOUNG
+from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
-from lightning_gradguard.remedies import Clip
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import overruns
 from lightning_gradguard.statistics.norms import global_norm
-from lightning_gradguard.step import Step, StepReport
+from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step.judging import suspects_of
+from lightning_gradguard.step.measuring import context_of, loss_of
+from lightning_gradguard.step.passing import look_for_life
+from lightning_gradguard.step.recording import note, notice
+from lightning_gradguard.step.treating import conclude
 
 DEVICES = frozenset({"cuda"})
 """Devices that work on while the host does something else, and that can compare in float64."""
@@ -46,25 +51,16 @@ class Finding:
     accused: Own[Suspect | None]
     batch_index: int | None
 
-    @property
-    def outcome(self) -> Outcome:
-        """What was done, as the outcome of the remedy that would have done it."""
-        if self.coefficient > 0.0:
-            norm = self.statistics.norm
-            detail = f"norm {norm:.3g} clipped to {norm * self.coefficient:.3g} on the device"
-            return Outcome("clip", True, detail, (), self.coefficient)
-        return Outcome("skip", True, "held the step on the device: its gradients did not count", (), 0.0)
-
 
 class DeferredStep:
-    """The way that a step of a calm run takes on an accelerator; all else is left to ``host``.
+    """The way that a step of a calm run takes on an accelerator; all else is left to the host.
 
     Args:
-        host: The way that every other step takes.
+        run: What the steps of all optimizers have in common.
     """
 
-    def __init__(self, host: Step) -> None:
-        self.host = host
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     def leave(
         self,
@@ -78,20 +74,20 @@ class DeferredStep:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
         if track.device not in DEVICES:
             return None
-        act = self.host.mode == "guard"
-        found = ready(track, act=act, scaler=scaler, awaited=self.host.investigation.awaits(track.index))
+        act = self._run.acts
+        found = ready(track, act=act, scaler=scaler, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
             return None
         names, grads = found
-        number = track.steps if step is None else step
-        self.host.recorder.show(track.steps, number, track.index, names, grads, 1.0)
+        number = track.number = track.steps if step is None else step
+        self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
         passed = self._launch(
             track, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index
         )
         if act:
-            context = self.host.context_of(track, track.last)
+            context = context_of(self._run, track, track.last)
             context.running.accept(passed=passed)
-            self.host.update(track, context)
+            track.remedies.before_update(context)
             track.gate.settle()  # A lasting remedy may clip too.
         return StepReport(track.last)
 
@@ -128,7 +124,7 @@ class DeferredStep:
         if reading is None or reading.flight is None:
             return None
         flight, norm = reading.flight, global_norm(reading.norms)
-        loss = self.host.loss_of(track, flight.loss if reading.loss is None else reading.loss, norm)
+        loss = loss_of(self._run, track, flight.loss if reading.loss is None else reading.loss, norm)
         # Elements can no longer be counted: the gradients are gone.
         bad = (
             ()
@@ -143,10 +139,10 @@ class DeferredStep:
 
     def before(self, track: OptimizerTrack) -> None:
         """Catch up before a step whose forward pass is over, so that layers that are to be measured now are measured in the next."""
-        awaited = self.host.investigation.awaits(track.index)
+        awaited = self._run.investigation.awaits(track.index)
         self.catch_up(track)
-        if self.host.investigation.awaits(track.index) and not awaited:
-            self.host.investigation.postpone(track.index)
+        if self._run.investigation.awaits(track.index) and not awaited:
+            self._run.investigation.postpone(track.index)
 
     def catch_up(self, track: OptimizerTrack) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
@@ -157,10 +153,10 @@ class DeferredStep:
         track.steps += 1
         for verdict in track.judge(statistics):
             if not verdict.alarm:
-                self.host.recorder.notice(track.notices, statistics.step, verdict)
+                notice(self._run, track, statistics.step, verdict)
             elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
                 alarm = verdict
-            elif verdict.form != "sudden" or found.accused.known(self.host.collectives) is not None:
+            elif verdict.form != "sudden" or found.accused.known(self._run.collectives) is not None:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 track.watch_closely()
             else:
@@ -172,24 +168,34 @@ class DeferredStep:
                 track.watch_closely()  # The host measures the next one before it is made.
             track.policy.rest(statistics.step)
             track.accept(statistics, math.inf)
-            self.host.look_for_life(track)
-        self.host.note(track, statistics, found.coefficient, alarm=alarm is not None)
+            look_for_life(self._run, track)
+        note(self._run, track, statistics, found.coefficient, alarm=alarm is not None)
 
     def _first_aid(self, track: OptimizerTrack, found: Finding, verdict: Verdict) -> None:
         """Record what the device has done about a bad step; from here on the host judges each at once."""
         statistics, limit = found.statistics, track.limit()
-        named = self.host.suspects(track, statistics, (), found.accused)
-        # A damaged layer is mended by the host, at the step that it has in hand.
+        named = suspects_of(self._run, track, statistics, (), found.accused)
+        # A damaged layer is repaired by the host, at the step that it has in hand.
         batch = [s for s in named if s.layer == "batch"]
-        decision = track.policy.decide(verdict, statistics, batch, Case(track.baseline, set(track.remedies)))
-        outcomes = (found.outcome,) if self.host.mode == "guard" and found.coefficient < 1.0 else ()
-        if outcomes:
-            decision = dataclasses.replace(decision, remedies=(found.outcome.remedy,))
-        if outcomes and found.coefficient == 0.0:
-            track.reject(statistics)
-        elif statistics.finite:
-            track.accept(statistics, limit)
-        self.host.record(track, Action(statistics.step, verdict, decision, outcomes), named, found.batch_index)
+        decision = track.policy.decide(verdict, statistics, batch, Case(track.baseline, track.remedies.can))
+        decision = dataclasses.replace(decision, remedies=track.remedies.chosen(decision.remedies))
+        outcomes: tuple[Outcome, ...] = ()
+        if self._run.acts and found.coefficient < 1.0:
+            outcomes = (_outcome(track, found),)
+            decision = dataclasses.replace(decision, remedies=(outcomes[0].remedy,))
+        action = Action(statistics.step, verdict, decision, outcomes)
+        conclude(self._run, track, statistics, action, named, found.batch_index, limit)
+
+
+def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:
+    """Return what the device has done, as the outcome of the remedy that would have done it."""
+    coefficient, norm = found.coefficient, found.statistics.norm
+    by, *_ = track.remedies.chosen((Act.CLIP if coefficient > 0.0 else Act.SKIP,))
+    if coefficient > 0.0:
+        detail = f"norm {norm:.3g} clipped to {norm * coefficient:.3g} on the device"
+    else:
+        detail = "held the step on the device: its gradients did not count"
+    return Outcome(by, True, detail, (), coefficient)
 
 
 def ready(
@@ -209,12 +215,12 @@ def ready(
     if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
         return None
     rate, last = track.rate(), track.last
-    if last is None or rate is None or track.baseline.rate_leapt(rate):
+    if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
         return None
     # No treatment is on trial where no incident is open.
     if act and track.worth_keeping(track.steps, last):
         return None
-    names, grads = track.gradients()
+    names, grads = track.trained.gradients()
     return (names, grads) if names == last.names and DeviceGate.fits(grads) else None
 
 
@@ -222,8 +228,6 @@ def _parts_can_wait(track: OptimizerTrack, *, act: bool) -> bool:
     # LBFGS makes many updates in one step, with the gradients between them out of sight.
     if isinstance(track.optimizer, torch.optim.LBFGS) or not all(d.deferrable for d in track.detectors):
         return False
-    clip = track.remedies.get("clip")
-    first_aid = isinstance(clip, Clip) and clip.algorithm == "norm" and "skip" in track.remedies
-    seen = any(d.name == "non-finite" for d in track.detectors)
     # With no patience the first alarm asks for a slow remedy, which would find the weights of a step later.
-    return not act or (first_aid and seen and track.policy.patience > 1 and all(r.deferrable for r in track.lasting))
+    aid = track.remedies.first_aid_on_device and track.policy.patience > 1 and track.remedies.deferrable
+    return not act or (aid and any(detector.sees_nonfinite for detector in track.detectors))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class GuardError(RuntimeError):
@@ -50,3 +54,49 @@ class named:
         if told is error:
             return False
         raise told from error
+
+
+class Isolation:
+    """Know what becomes of a part (a detector or remedy) that fails: it is named, and left out from then on where that is wanted.
+
+    Args:
+        isolate: Told of a part that failed and is left out from then on; None lets the error pass.
+        leave_out: Leaves it out.
+    """
+
+    def __init__(self, isolate: Callable[[GuardError], None] | None, leave_out: Callable[[Any], None]) -> None:
+        self._isolate = isolate
+        self._leave_out = leave_out
+        # Made once a part; parts live as long as those who ask them.
+        self._blocks: dict[int, named] = {}
+
+    def block(self, part: Any, kind: str) -> named:
+        """Return a ``with`` block that names ``part`` if it fails, and leaves it out where that is wanted."""
+        found = self._blocks.get(id(part))
+        if found is None:
+            found = named(f"{kind} {part.name!r}", None if self._isolate is None else partial(self._drop, part))
+            self._blocks[id(part)] = found
+        return found
+
+    def failed(self, part: Any, kind: str, error: Exception) -> None:
+        """Name a part that failed outside a block, and do with it the same."""
+        with self.block(part, kind):
+            raise error
+
+    def _drop(self, part: Any, error: GuardError) -> None:
+        assert self._isolate is not None
+        self._leave_out(part)
+        self._isolate(error)
+
+
+def expected(value: T, kind: type | tuple[type, ...]) -> T:
+    """Return what a part gave back, if it is of the kind that its contract names; raise TypeError otherwise."""
+    if not isinstance(value, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"it returned {value!r}, which is no {wanted}")
+    return value
+
+
+def overrides(part: object, base: type, *methods: str) -> bool:
+    """Return whether a part has a method of its own where its base does nothing."""
+    return any(getattr(type(part), method) is not getattr(base, method) for method in methods)

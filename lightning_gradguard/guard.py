@@ -32,15 +32,15 @@ from lightning_gradguard.detectors import (
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.layers.names import compiled
+from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.remedies import (
     Clip,
     Initialize,
     LearningRateBackoff,
-    LimitNorm,
     Reinitialize,
     Remedy,
     Rollback,
@@ -49,7 +49,8 @@ from lightning_gradguard.remedies import (
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.step import Step, StepReport
+from lightning_gradguard.step import Run, Step, StepReport
+from lightning_gradguard.step.recording import log
 
 
 def default_detectors() -> list[Detector]:
@@ -68,7 +69,7 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), LimitNorm()]
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
 
 
 class Guard:
@@ -126,9 +127,10 @@ class Guard:
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
-        self._step = Step(mode, self._recorder)
-        self._deferred = DeferredStep(self._step)
-        self._investigation = self._step.investigation
+        self._run = Run(mode, self._recorder)
+        self._step = Step(self._run)
+        self._deferred = DeferredStep(self._run)
+        self._investigation = self._run.investigation
         self._detectors = checks.instances(
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
@@ -148,12 +150,12 @@ class Guard:
 
     def share(self, collectives: Collectives | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
-        self._step.collectives = collectives or Collectives()
+        self._run.collectives = collectives or Collectives()
 
     @property
     def processes(self) -> int:
         """Number of processes that train together."""
-        return self._step.collectives.size
+        return self._run.collectives.size
 
     @property
     def module(self) -> nn.Module:
@@ -163,11 +165,12 @@ class Guard:
         return self._module
 
     def bind(self, module: nn.Module) -> None:
-        """Guard this module; what was learned of another one is forgotten.
+        """Guard this module; what was learned of another one is forgotten. What Fabric or DDP have put around it is taken off.
 
         Raises:
             ValueError: A remedy names layers that the module does not have.
         """
+        module = unwrapped(module)
         for remedy in self._remedies:
             try:
                 remedy.check(module)
@@ -178,7 +181,7 @@ class Guard:
         if self._module is not None and self._module is not module:
             self._waiting, self._recorder.incidents = {}, []
             self._investigation.forget()
-        self._module = self._step.module = module
+        self._module = self._run.module = module
 
     @property
     def sinks(self) -> list[Sink]:
@@ -194,10 +197,15 @@ class Guard:
         """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
 
         Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
+        Wrappers of accelerate, Fabric and Lightning are taken as what they wrap.
+
+        Raises:
+            TypeError: It is no optimizer, and wraps none.
         """
-        if self._step.running is None:
-            self._step.running = RunningStatistics(self.module)
+        if self._run.running is None:
+            self._run.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
+        optimizer = innermost(optimizer)
         track = self._tracks.get(id(optimizer))
         if track is None:
             index = len(self._tracks)
@@ -213,11 +221,11 @@ class Guard:
             )
             self._tracks[id(optimizer)] = track
             track.refresh()
-            track.followers = self.followers
+            track.trained.followers = self.followers
             track.untouched, track.snapshots.pinned = not self.resumed and untouched(self.module, optimizer), True
             if str(index) in self._waiting:
                 track.load_state_dict(self._waiting.pop(str(index)))
-                track.resume()
+                track.remedies.resume(self.module)
             elif track.untouched and not compiled(self.module):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(track.index, self.module, backward=False)
@@ -229,7 +237,7 @@ class Guard:
         Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
         # A second one, of another optimizer, would put back what the first has made.
-        any(track.before_forward(batch) for track in self._tracks.values())
+        any(track.remedies.before_forward(batch) for track in self._tracks.values())
         return batch
 
     def follow(self, loss: Tensor) -> None:
@@ -272,13 +280,12 @@ class Guard:
         try:
             self._deferred.before(track)
             track.refresh()
-            # Several processes need not agree on it, and must not part ways.
-            track.tampered = self.processes == 1 and track.watch.written() and track.audit_interval.due(track.steps)
+            track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
                 track.follow(loss)
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
-                report = self._step.run(track, self._step.context(track, loss, step, scaler), batch, batch_index)
+                report = self._step.take(track, loss, batch, batch_index, step, scaler)
             if report.stop:
                 self._exhausted(track, report)
             return report
@@ -293,7 +300,7 @@ class Guard:
         """
         for track in self._tracks.values():
             self._deferred.catch_up(track)
-            track.joint_loss.settle(self._step.collectives)
+            track.joint_loss.settle(self._run.collectives)
 
     def _catch_up(self) -> None:
         """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
@@ -308,7 +315,8 @@ class Guard:
             return
         if track.incident is not None and track.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
-            track.incident = dataclasses.replace(track.incident, closed=report.statistics.step, helped=False)
+            step = report.statistics.step
+            track.incident = dataclasses.replace(track.incident, closed=step, helped=False, stopped=step)
             self._recorder.replace(track.incident)
             self._recorder.tell("incident", track.incident, "closed")
         if self.on_exhausted == "raise":
@@ -348,7 +356,7 @@ class Guard:
         self._catch_up()
         for track in self._tracks.values():
             if track.accumulator.steps and track.last is not None:
-                self._step.log(track, track.last, 1.0)
+                log(self._run, track, track.last, 1.0)
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
@@ -362,7 +370,7 @@ class Guard:
             self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
         finally:
             self._tracks.clear()
-            self._step.running = None
+            self._run.running = None
             self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -400,9 +408,9 @@ class Guard:
         for track in self._tracks.values():
             if str(track.index) in self._waiting:
                 track.load_state_dict(self._waiting.pop(str(track.index)))
-                track.resume()
+                track.remedies.resume(self.module)
         self._investigation.load_state_dict(state)
         if self._tracks:
             # The module's own state has been loaded too, and what is held next must not undo that.
-            self._step.running = RunningStatistics(self.module)
+            self._run.running = RunningStatistics(self.module)
             self._investigation.arm_again(self.module)

@@ -45,8 +45,6 @@ class GradientStatistics:
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
             the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
-        weight_norm: Global L2 norm of the weights; measured on the first steps only.
-        weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
             measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
@@ -63,8 +61,6 @@ class GradientStatistics:
     rate: float | None = None
     update_ratio: float | None = None
     normalised: bool = False
-    weight_norm: float | None = None
-    weight_excess: float | None = None
     growth: float | None = None
     variation: float | None = None
     spoilt: str | None = None
@@ -167,6 +163,7 @@ class Outcome:
         detail: One sentence for a person.
         layers: Layers whose weights were changed.
         coefficient: What the gradients were multiplied by: 1.0 untouched, 0.0 when the step is held.
+        back_to: Step, in the record's own count, that the weights went back to; None where they did not.
     """
 
     remedy: str
@@ -174,6 +171,28 @@ class Outcome:
     detail: str
     layers: tuple[str, ...] = ()
     coefficient: float = 1.0
+    back_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the guard did with one step.
+
+    Args:
+        statistics: The gradients as they arrived; on a GPU, where nothing is amiss, those of the step before.
+        verdict: What was wrong, or None.
+        decision: What was decided, or None.
+        outcomes: What the remedies did.
+        skipped: True if the update will touch nothing.
+        stop: True if the budget is spent and the run should end.
+    """
+
+    statistics: GradientStatistics
+    verdict: Verdict | None = None
+    decision: Decision | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    skipped: bool = False
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +247,7 @@ class Incident:
         helped: True if a treatment was kept, since the losses were the better for it; False if none was, or the budget was spent; None
             while open, and where first aid was all, of which nothing can be measured but that the run became calm.
         trials: The treatments that were tried, and what became of them.
+        stopped: Step at which the guard ended the run because of it, or None where it did not.
     """
 
     number: int
@@ -241,6 +261,12 @@ class Incident:
     closed: int | None = None
     helped: bool | None = None
     trials: tuple[TrialRecord, ...] = ()
+    stopped: int | None = None
+
+    def _repr_html_(self) -> str:
+        from lightning_gradguard_tensorboard.card import incident_html  # only now: most runs see no notebook
+
+        return incident_html(to_json(self))
 
     @property
     def culprit(self) -> str | None:
@@ -279,6 +305,13 @@ class Window:
         layer_peaks: Largest finite gradient norm of each layer in the window, shape ``(len(layers),)``.
         layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``; expected overflows do not count.
         overflows: Steps so far that a GradScaler skipped by itself, as it is expected to now and then.
+        peak_step: The step of ``norm_peak``; None in records of older versions.
+        loss_low: Smallest finite loss in the window, NaN where none is known.
+        loss_high: Largest finite loss.
+        loss_mean: Mean of the finite losses.
+        rate: The learning rate that the last update was made with, any back-off included; NaN where asking would cost.
+        rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older versions.
+        rate_bad: The smallest that is known to have lost the run; inf if none is.
     """
 
     step: int
@@ -300,6 +333,13 @@ class Window:
     layer_peaks: FloatArray = field(repr=False)
     layer_nonfinite: FloatArray = field(repr=False)
     overflows: int = 0
+    peak_step: int | None = None
+    loss_low: float = math.nan
+    loss_high: float = math.nan
+    loss_mean: float = math.nan
+    rate: float = math.nan
+    rate_good: float = math.nan
+    rate_bad: float = math.nan
 
 
 def to_json(value: Any) -> Any:
@@ -352,3 +392,24 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
     return Incident(
         **{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame), "trials": tuple(trials)}
     )
+
+
+def plain_statistics(statistics: GradientStatistics | None) -> dict[str, Any]:
+    """Return what the next step is compared with, in the same form where there is nothing yet."""
+    seen = [] if statistics is None else [statistics]
+    return {
+        "step": [s.step for s in seen],
+        "names": [name for s in seen for name in s.names],
+        "norms": [norm for s in seen for norm in s.norms.tolist()],
+        "loss": [s.loss for s in seen if s.loss is not None],
+        "rate": [s.rate for s in seen if s.rate is not None],
+    }
+
+
+def statistics_from(plain: dict[str, Any]) -> GradientStatistics | None:
+    """Make statistics of what :func:`plain_statistics` returned."""
+    if not plain["step"]:
+        return None
+    norms, names = np.array(plain["norms"], dtype=np.float64), tuple(map(str, plain["names"]))
+    loss, rate = (next(map(float, plain[key]), None) for key in ("loss", "rate"))
+    return GradientStatistics(int(plain["step"][0]), names, norms, math.sqrt(norms.dot(norms)), loss=loss, rate=rate)

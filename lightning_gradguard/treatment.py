@@ -1,183 +1,316 @@
-"""A treatment from its decision to its end: on trial, kept, or taken back."""
+"""A treatment from its decision to its end: on trial, kept, or taken back.
+
+What is decided is done elsewhere; here stands what is known of the trouble, and of what was tried against it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics as stats
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
-from lightning_gradguard.history.baseline import LARGE, RECENT, YOUNG
-from lightning_gradguard.optimizer_track import LIFE, OptimizerTrack
-from lightning_gradguard.policy import Case, Trial
-from lightning_gradguard.policy.policy import LASTING
-from lightning_gradguard.policy.trial import WINDOW, WINDOWS
-from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, TrialRecord, Verdict
-from lightning_gradguard.remedies import Initialize, RemedyContext
-from lightning_gradguard.snapshots.store import restore
-from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.attribution.probe import Signal
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.updates import LARGE
+from lightning_gradguard.policy import Case, Policy, Trial
+from lightning_gradguard.policy.act import ON_TRIAL, Act
+from lightning_gradguard.policy.trial import WINDOW, WINDOWS, level_of
+from lightning_gradguard.records import (
+    Decision,
+    GradientStatistics,
+    Suspect,
+    TrialRecord,
+    Verdict,
+    to_json,
+    verdict_from_json,
+)
+from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, plain
 
-INITIALIZE = "initialize"
+USED_UP = "initialize"
 """Detector of a batch that was used to measure the signal."""
+LIFE = 40
+"""Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input; then after
+twice as many each time."""
 
 
-def pending(track: OptimizerTrack, context: RemedyContext, collectives: Collectives) -> Verdict | None:
-    """Return the alarm of a step that a treatment under way has something to say of, or None."""
-    found = context.statistics
-    if track.looking is not None:
-        verdict, track.looking = track.looking, None
+class Treatment:
+    """Know what is being tried against the trouble of one optimizer, and how what was tried has ended.
+
+    Attributes:
+        trial: The treatment on trial, or None.
+        untreated: The state from before it.
+        trials: How the trials of the open incident have ended.
+        growth: Growth of the signal at the first step, where its layers were measured.
+        dead: Whether the output was found not to depend on the input.
+        resigned: Whether all treatments have failed, so that only first aid is left.
+    """
+
+    def __init__(self) -> None:
+        self.trial: Trial | None = None
+        self.untreated: Snapshot | None = None
+        # Levels of the loss before the trouble and in it, and whether something had been learned.
+        self._levels: tuple[list[float], list[float], bool] | None = None
+        self.trials: list[TrialRecord] = []
+        # Losses of alarming steps since the last incident was closed.
+        self._trouble: list[float] = []
+        self.growth: float | None = None
+        # Accepted steps after which to look whether the output still depends on the input.
+        self._next_look = LIFE
+        self.dead = False
+        # Whether the layers are measured in the batch at hand, before anything is treated; whether they were in the last one.
+        self.looking: Verdict | None = None
+        self._looked = False
+        # What becomes of the signal in a fresh network, where it was measured in this batch.
+        self._signal: Signal | None = None
+        self.resigned = False
+        # Whether the trouble at hand is that of a start.
+        self._at_start = False
+
+    # -- what is seen of the signal ------------------------------------------------------------------------------------
+
+    def start(self, growth: float) -> None:
+        """Note how the signal grows from input to output at the first step."""
+        self.growth = growth
+
+    def see(self, signal: Signal | None) -> None:
+        """Note what became of the signal in this batch, if it was measured."""
+        self._signal = signal
+
+    def find(self, *, dead: bool) -> None:
+        """Note whether the output depends on the input."""
+        self.dead = dead
+
+    def time_to_look(self, accepted: int) -> bool:
+        """Return whether to look, after so many accepted steps, if the output still depends on the input; then after twice as many."""
+        if accepted < self._next_look:
+            return False
+        self._next_look *= 2
+        return True
+
+    # -- a step under treatment ----------------------------------------------------------------------------------------
+
+    def looked_at(self) -> Verdict | None:
+        """Return the alarm that had the layers measured in this batch, once."""
+        verdict, self.looking = self.looking, None
         return verdict
-    initialize = track.remedies.get("initialize")
-    if isinstance(initialize, Initialize) and initialize.at_work:
-        told = initialize.finish(collectives.mean if collectives.size > 1 else None)
-        # From here on this is the beginning that a lower rate goes back to.
-        track.take_snapshot(track.steps)
-        return Verdict("cold-start", INITIALIZE, found.norm, math.inf, told)
-    trial = track.trial
-    if trial is None or not found.finite:
+
+    def alarm(self, found: GradientStatistics, update_ratio: float) -> Verdict | None:
+        """Return the alarm that the trial under way raises at a step, or None."""
+        trial = self.trial
+        if trial is None or not found.finite:
+            return None
+        if trial.lowers_rate and trial.lost(found.loss):
+            level = trial.level
+            return Verdict(
+                "divergence", "trial", found.loss or 0.0, level, f"loss {found.loss:.3g} after {level:.3g}: lost again"
+            )
+        trial.observe(found.loss)
+        if trial.verdict(large=update_ratio > LARGE) == "too fast":
+            told = f"loss {trial.level:.3g} is no better, and updates are {update_ratio:.2g} x the weights"
+            return Verdict("divergence", "trial", trial.level, level_of(trial.before), told)
+        if trial.verdict() == "taken back":
+            reason = f"{' and '.join(trial.treatment)} made nothing better: loss {trial.level:.3g}"
+            return Verdict("divergence", "trial", trial.level, level_of(trial.trouble), reason, examine=True)
         return None
-    if "backoff" in trial.treatment and trial.lost(found.loss):
-        level = trial.level
-        return Verdict(
-            "divergence", "trial", found.loss or 0.0, level, f"loss {found.loss:.3g} after {level:.3g}: lost again"
+
+    # -- decision ------------------------------------------------------------------------------------------------------
+
+    def unlearned(self, known: Baseline) -> bool:
+        """Return whether nothing has been learned since the first step at hand."""
+        # Who had learned something before the trouble is at no start, wherever it has gone back to.
+        had_learned = self._levels is not None and self._levels[2]
+        nothing = not known.losses.learned and not had_learned and (bool(known.losses.first) or known.count < 2 * YOUNG)
+        return nothing or self.dead or self._at_start
+
+    def case(self, known: Baseline, can: Collection[str], *, fresh: bool, looked: bool) -> Case:
+        """Return what the policy has to know of a run besides the alarm."""
+        unlearned = self.unlearned(known)
+        return Case(known, can, unlearned and fresh, looked, self.trial, self._signal, unlearned=unlearned)
+
+    def decide(
+        self,
+        verdict: Verdict,
+        found: GradientStatistics,
+        suspects: Sequence[Suspect],
+        *,
+        policy: Policy,
+        known: Baseline,
+        can: Collection[str],
+        fresh: bool,
+        snapshots: SnapshotStore,
+        vanishing: str | None = None,
+    ) -> Decision:
+        """Return what to do about an alarm, that of a treatment under way included.
+
+        Args:
+            verdict: The alarm.
+            found: The gradients of the step.
+            suspects: Whom the evidence speaks against.
+            policy: Decides.
+            known: What a healthy step looks like.
+            can: What can be done.
+            fresh: Whether the run began with weights that nobody had trained.
+            snapshots: The copies that there are, of which the newest is dropped where it was sick already.
+            vanishing: Which number of the optimizer is 0 in the precision of its parameters; asked where weights are not finite.
+        """
+        if verdict.detector == USED_UP:
+            skip = ("skip",) if Act.SKIP in can else ()
+            return Decision(skip, "the batch was used to measure", self.trial.cause if self.trial else "")
+        here = self.case(known, can, fresh=fresh, looked=self._looked)
+        here = here if vanishing is None else dataclasses.replace(here, vanishing=vanishing)
+        if verdict.detector == "trial" and verdict.examine and self.trial is not None:
+            self._end(found.step, "taken back", known.count)
+            decision = policy.next_treatment(here, verdict.reason)
+        else:
+            if self.trial is not None and self.trial.sick_from_its_beginning():
+                snapshots.discard_latest()
+            if found.loss is not None:
+                self._trouble = [*self._trouble, found.loss][-WINDOW:]
+            if self._levels is None or (self.trial is None and not self._looked):
+                self._levels = self._measured(known, lost=verdict.form == "divergence")
+            decision = policy.decide(verdict, found, suspects, here)
+        self._looked = False
+        self._at_start = here.start
+        if decision.look:
+            self.looking, self._looked = verdict, True
+        return decision
+
+    def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
+        """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
+        if known.losses.learned and not self.dead:
+            before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
+            return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True
+        return known.losses.of_untrained, known.losses.latest(WINDOW)[1:] + self._trouble, False
+
+    # -- the treatment itself ------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        decision: Decision,
+        *,
+        finite: bool,
+        unlearned: bool,
+        snapshots: SnapshotStore,
+        capture: Callable[[], Snapshot],
+    ) -> None:
+        """Make ready for a treatment, if one is about to be made: have the state from before it copied."""
+        if not ON_TRIAL & set(decision.remedies) or snapshots.keep == 0:
+            return
+        if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
+            snapshots.only_first()
+        if self.untreated is None and finite:
+            self.untreated = capture()
+
+    def open_trial(
+        self, decision: Decision, done: Sequence[str], step: int, accepted: int, *, lowers_rate: bool
+    ) -> None:
+        """Put a treatment that was made on trial; one that only goes on (a lower rate) stays on the old one.
+
+        Args:
+            decision: What was decided.
+            done: Names of the remedies that have made a treatment.
+            step: Number of the step.
+            accepted: Steps accepted so far.
+            lowers_rate: Whether one of them has lowered the rate.
+        """
+        if not done or decision.look or decision.again:
+            return
+        before, trouble, learned = self._levels or ([], [], False)
+        self._end(step, "taken back", accepted)
+        self.trial = Trial(
+            decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=decision.last
         )
-    trial.observe(found.loss)
-    if trial.verdict(large=track.baseline.update_ratio > LARGE) == "too fast":
-        told = f"loss {trial.level:.3g} is no better, and updates are {track.baseline.update_ratio:.2g} x the weights"
-        return Verdict("divergence", "trial", trial.level, _level(trial.before), told)
-    if trial.verdict() == "taken back":
-        reason = f"{_named(trial.treatment)} made nothing better: loss {trial.level:.3g}"
-        return Verdict("divergence", "trial", trial.level, _level(trial.trouble), reason, examine=True)
-    return None
+        self.trial.lowers_rate = lowers_rate
 
+    def keep_if_cured(self, step: int, accepted: int) -> bool:
+        """Keep the treatment on trial if its losses say so; return whether they do."""
+        if self.trial is None or (outcome := self.trial.verdict()) not in ("kept", "calm"):
+            return False
+        self._end(step, outcome, accepted)
+        self.untreated, self._at_start = None, False
+        return True
 
-def case(track: OptimizerTrack, *, looked: bool) -> Case:
-    """Return what the policy has to know of a run besides the alarm."""
-    known = track.baseline
-    # Who had learned something before the trouble is at no start, wherever it has gone back to.
-    had_learned = track.levels is not None and track.levels[2]
-    unlearned = not known.learned and not had_learned and (bool(known.first_losses) or known.count < 2 * YOUNG)
-    unlearned = unlearned or track.dead or track.at_start
-    return Case(
-        known,
-        set(track.remedies),
-        unlearned and track.fresh,
-        looked,
-        track.trial,
-        track.signal,
-        unlearned=unlearned,
-    )
+    def _end(self, step: int, outcome: str, accepted: int) -> None:
+        """End the trial, if there is one, and note how."""
+        trial, self.trial = self.trial, None
+        if trial is None:
+            return
+        self._next_look = accepted + LIFE
+        self.trials = [*self.trials, trial.record(step, outcome)]
 
+    @property
+    def under_way(self) -> bool:
+        """Whether anything has been done that could be taken back."""
+        return self.trial is not None or self.untreated is not None
 
-def decide(track: OptimizerTrack, verdict: Verdict, found: GradientStatistics, suspects: Sequence[Suspect]) -> Decision:
-    """Return what to do about an alarm, that of a treatment under way included."""
-    if verdict.detector == INITIALIZE:
-        held = ("skip",) if "skip" in track.remedies else ()
-        return Decision(held, "the batch was used to measure", track.trial.cause if track.trial else "")
-    here = case(track, looked=track.looked)
-    if any(suspect.broken for suspect in suspects):
-        here = dataclasses.replace(here, vanishing=vanishing_number(track.optimizer))
-    if verdict.detector == "trial" and verdict.examine and track.trial is not None:
-        end(track, found.step, "taken back")
-        decision = track.policy.next_treatment(here, verdict.reason)
-    else:
-        if track.trial is not None and track.trial.sick_from_its_beginning():
-            track.snapshots.discard_latest()
-        if found.loss is not None:
-            track.trouble = [*track.trouble, found.loss][-WINDOW:]
-        if track.levels is None or (track.trial is None and not track.looked):
-            track.levels = _levels(track, verdict)
-        decision = track.policy.decide(verdict, found, suspects, here)
-    track.looked = False
-    track.at_start = here.start
-    if decision.look:
-        track.looking, track.looked = verdict, True
-    return decision
+    def take_back(self, step: int, accepted: int, *, copied: bool) -> Snapshot | None:
+        """End all treatments; return the state from before them, or None where that was worse than what they have come to.
 
+        Args:
+            step: Number of the step.
+            accepted: Steps accepted so far.
+            copied: Whether there is another copy, which the run has been going on from.
+        """
+        trial, untreated = self.trial, self.untreated
+        level = trial.level if trial is not None else self.trials[-1].after if self.trials else math.nan
+        self._end(step, "taken back", accepted)
+        self.untreated = None
+        worse = bool(self._trouble) and not level_of(self._trouble) <= level
+        return None if worse and copied else untreated
 
-def _levels(track: OptimizerTrack, verdict: Verdict) -> tuple[list[float], list[float], bool]:
-    """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
-    known = track.baseline
-    lost = verdict.form == "divergence"
-    if known.learned and not track.dead:
-        before = known.best_losses if lost else known.latest_losses(WINDOW * WINDOWS)
-        return before, (known.latest_losses(RECENT) if lost else []) + track.trouble, True
-    return known.untrained_losses, known.latest_losses(WINDOW)[1:] + track.trouble, False
+    def resign(self, *, resigned: bool) -> None:
+        """Note whether all treatments have failed."""
+        self.resigned = resigned
 
+    def go_back(self, *, look: bool) -> None:
+        """Forget what was measured of weights that were gone back from; that of the first ones holds when layers are looked at there."""
+        self.growth, self.dead = self.growth if look else None, False
 
-def begin(track: OptimizerTrack, context: RemedyContext) -> None:
-    """Make ready for a treatment, if one is about to be made: copy the state from before it."""
-    decision = context.decision
-    if track.snapshots.empty and track.baseline.count == 0:
-        # Whatever becomes of the very first steps, there must be something to go back to.
-        track.take_snapshot(track.steps - 1)
-    if decision is None or not set(decision.remedies) & LASTING or track.snapshots.keep == 0:
-        return
-    if decision.look or (
-        not decision.again and case(track, looked=False).unlearned and "rollback" in decision.remedies
-    ):
-        track.snapshots.only_first()
-    if track.untreated is None and context.statistics.finite:
-        track.untreated = track.capture()
+    def close(self) -> None:
+        """Forget the trouble of the incident that is closed."""
+        self.trials, self._trouble, self._levels, self._at_start = [], [], None, False
 
+    # -- state ---------------------------------------------------------------------------------------------------------
 
-def open_trial(track: OptimizerTrack, decision: Decision, outcomes: Sequence[Outcome], step: int) -> None:
-    """Put a treatment that was made on trial; one that only goes on (a lower rate) stays on the old one."""
-    done = tuple(o.remedy for o in outcomes if o.applied and o.remedy in LASTING)
-    if not done or decision.look or decision.again:
-        return
-    before, trouble, learned = track.levels or ([], [], False)
-    if track.trial is not None:
-        end(track, step, "taken back")
-    track.trial = Trial(decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=decision.last)
+    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
+        """Return what a treatment under way goes by, in the same form where there is none."""
+        before, trouble, learned = self._levels or ([], [], False)
+        signals = [] if self._signal is None else [self._signal]
+        return {
+            "trial": [self.trial.state_dict()] if self.trial is not None else [],
+            "trouble": list(self._trouble),
+            "next_look": self._next_look,
+            "treating": {
+                # A checkpoint holds one process's state, and its shards are of no use to the others.
+                "untreated": [plain(self.untreated)] if self.untreated is not None and not sharded else [],
+                "measured": self._levels is not None,
+                "before": list(before),
+                "trouble": list(trouble),
+                "learned": learned,
+                "growth": [self.growth] if self.growth is not None else [],
+                "signal": [v for s in signals for v in (s.source, s.growth, s.variation) if v is not None],
+                "looking": [dataclasses.asdict(self.looking)] if self.looking is not None else [],
+                "looked": self._looked,
+                "dead": self.dead,
+                "resigned": self.resigned,
+                "at_start": self._at_start,
+            },
+        }
 
-
-def keep(track: OptimizerTrack, step: int) -> None:
-    """Keep the treatment on trial."""
-    assert track.trial is not None
-    end(track, step, track.trial.verdict())
-    track.untreated, track.at_start = None, False
-
-
-def end(track: OptimizerTrack, step: int, outcome: str) -> None:
-    """End the trial, and note how."""
-    trial, track.trial = track.trial, None
-    if trial is None:
-        return
-    track.next_look = track.baseline.count + LIFE
-    record = TrialRecord(
-        trial.cause,
-        trial.treatment,
-        trial.step,
-        step,
-        outcome,
-        _level(trial.before),
-        _level(trial.trouble),
-        trial.level,
-    )
-    track.trials = [*track.trials, record]
-
-
-def put_back(track: OptimizerTrack, context: RemedyContext) -> None:
-    """Take the treatments back: to the state from before them, unless that was worse than where they have brought the run."""
-    trial, untreated = track.trial, track.untreated
-    level = trial.level if trial is not None else track.trials[-1].after if track.trials else math.nan
-    end(track, context.statistics.step, "taken back")
-    track.untreated = None
-    for remedy in list(track.remedies.values()):
-        with track.isolating(remedy):
-            remedy.take_back()
-    worse = bool(track.trouble) and not _level(track.trouble) <= level
-    if untreated is not None and not (worse and track.snapshots.latest is not None):
-        restore(untreated, track.parameters, track.buffers, track.optimizer)
-        track.load_memory(untreated.extra)
-    context.running.accept()
-
-
-def _level(losses: Sequence[float]) -> float:
-    return stats.median(losses) if losses else math.nan
-
-
-def _named(treatment: Sequence[str]) -> str:
-    return " and ".join(treatment)
+    def load_state_dict(self, state: dict[str, Any], trials: Sequence[TrialRecord]) -> None:
+        """Take back what :meth:`state_dict` returned, and the trials of the open incident."""
+        self.trial = next(map(Trial.from_state, state["trial"]), None)
+        self._trouble, self._next_look = [float(v) for v in state["trouble"]], int(state["next_look"])
+        self.trials = list(trials)
+        found = state["treating"]
+        self.untreated = next((Snapshot(**kept) for kept in found["untreated"]), None)
+        levels = [float(v) for v in found["before"]], [float(v) for v in found["trouble"]], bool(found["learned"])
+        self._levels = levels if found["measured"] else None
+        self.growth = next(map(float, found["growth"]), None)
+        source, growth, variation, *_ = [*map(float, found["signal"]), None, None, None]
+        self._signal = Signal(source, growth, variation) if source is not None and growth is not None else None
+        self.looking = next((verdict_from_json(to_json(verdict)) for verdict in found["looking"]), None)
+        self._looked, self.dead = bool(found["looked"]), bool(found["dead"])
+        self.resigned, self._at_start = bool(found["resigned"]), bool(found["at_start"])

@@ -17,17 +17,19 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution",),
     ("policy",),
     ("remedies",),
+    ("treatment",),
     ("optimizer_track",),
-    ("treatment", "checkpoint"),
+    ("checkpoint",),
     ("step",),
     ("deferred_step",),
     ("guard",),
+    ("report",),
     ("callback",),
 )
 RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}
@@ -78,13 +80,32 @@ def test_outer_parts_are_imported_by_nobody_inside() -> None:
     assert wrong == []
 
 
-def test_only_the_callback_imports_lightning() -> None:
+def test_nobody_below_the_step_receives_the_track() -> None:
+    """A stage gets the values it needs, and returns what is to be learned."""
+    below = [
+        room for room, rank in RANKS.items() if rank < RANKS["step"] and room not in ("optimizer_track", "checkpoint")
+    ]
+    files = [f for room in below for f in (*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py"))]
+    assert len(files) > 50
+    names = {
+        f"{f.relative_to(ROOT)}: {node.arg}"
+        for f in files
+        for node in ast.walk(ast.parse(f.read_text()))
+        if isinstance(node, ast.arg)
+        and (node.arg == "track" or (node.annotation is not None and "OptimizerTrack" in ast.unparse(node.annotation)))
+    }
+    assert names == set()
+
+
+def test_only_the_callback_and_its_twins_import_lightning() -> None:
     users = {
         file.relative_to(ROOT).as_posix()
         for file in ROOT.rglob("*.py")
         if any(m.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric") for m in imports(file))
     }
-    assert users == {"callback.py"}
+    assert users == {"callback.py"}, "for type checkers"
+    both = {file.name for file in ROOT.rglob("*.py") if '"pytorch_lightning"' in file.read_text()}
+    assert both == {"twins.py"}
 
 
 def test_only_diagnostics_import_tensorboard() -> None:
@@ -99,6 +120,7 @@ def test_only_diagnostics_import_tensorboard() -> None:
 PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+        "show",
     },
     detectors: {
         *(

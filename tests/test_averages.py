@@ -73,7 +73,7 @@ def test_only_the_first_of_several_optimizers_takes_averages_back() -> None:
     guard = Guard(network)
     guard.followers = (AveragedModel(network),)
     tracks = [guard.attach(torch.optim.SGD(network[i].parameters(), lr=0.01)) for i in (0, 2)]
-    assert [any(name.startswith("average0.") for name in track.buffers) for track in tracks] == [True, False]
+    assert [any(name.startswith("average0.") for name in track.trained.buffers()) for track in tracks] == [True, False]
 
 
 def test_a_run_that_is_resumed_takes_the_average_back_to_where_the_first_would_have() -> None:

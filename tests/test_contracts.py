@@ -193,7 +193,7 @@ def test_a_verdict_names_its_detector_and_can_be_written(kind: Any) -> None:
     # What is wrong with an optimizer's state, and how large updates are, is not in the gradients.
     spoken += [v for v in [kind().judge(statistics(1.0, spoilt="exp_avg is not finite"), taught([1.0] * 20))] if v]
     overshot = taught([1.0] * 40, [2.0] * 9 + [9.0] * 31)
-    overshot.update_ratio = 1.0
+    overshot.updates.ratio = 1.0
     spoken += [v for v in [kind().judge(statistics(1.0, loss=9.0), overshot)] if v]
     assert spoken and all(v.detector == kind.name and v.reason and v.excess > 0 for v in spoken)
 

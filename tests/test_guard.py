@@ -177,14 +177,14 @@ def test_a_report_tells_what_was_done() -> None:
 def test_a_rollback_returns_to_good_weights_and_lowers_the_rate() -> None:
     loop = Loop(detectors=[Alarm(at=[150])], snapshots=SnapshotStore(every=10), on_exhausted="continue")
     loop.run(regression(150))
-    assert loop.guard.attach(loop.optimizer).baseline.learned
+    assert loop.guard.attach(loop.optimizer).baseline.losses.learned
     taken = loop.guard.attach(loop.optimizer).snapshots.latest
     assert taken is not None
     loop.step(regression(1)[0])
     assert set(loop.guard.incidents[0].remedies) >= {"rollback", "backoff"}
     for name, value in loop.network.named_parameters():
         assert torch.equal(value, taken.parameters[name])
-    assert loop.guard.attach(loop.optimizer).lr_factor < 1.0
+    assert loop.guard.attach(loop.optimizer).remedies.lr_factor < 1.0
     assert loop.optimizer.param_groups[0]["lr"] == 0.01
 
 
@@ -206,7 +206,7 @@ def test_a_loss_that_is_nan_for_a_while_does_not_convict_the_rate_of_a_young_run
     loop.run(regression(20))
     loop.run(regression(40), by=math.nan)
     assert not any(r.skipped for r in loop.run(regression(10))[5:])
-    assert loop.guard.attach(loop.optimizer).lr_factor > 1e-3
+    assert loop.guard.attach(loop.optimizer).remedies.lr_factor > 1e-3
 
 
 def test_a_loss_that_is_huge_for_a_while_does_not_cost_the_run_its_rate() -> None:
@@ -214,7 +214,7 @@ def test_a_loss_that_is_huge_for_a_while_does_not_cost_the_run_its_rate() -> Non
     loop.run(regression(150))
     loop.run(regression(12), by=1e5)
     loop.run(regression(120))
-    assert loop.guard.attach(loop.optimizer).lr_factor > 1e-2
+    assert loop.guard.attach(loop.optimizer).remedies.lr_factor > 1e-2
 
 
 def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() -> None:
@@ -226,7 +226,7 @@ def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() ->
     reports = loop.run(regression(8))
     assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
     (track,) = loop.guard._tracks.values()
-    assert reports[0].statistics.update_ratio > 1.0 > track.baseline.update_ratio > 0.0
+    assert reports[0].statistics.update_ratio > 1.0 > track.baseline.updates.ratio > 0.0
 
 
 def test_a_rate_that_leaps_is_convicted_by_the_losses_it_makes_and_the_run_goes_on_below_it() -> None:
@@ -248,7 +248,7 @@ def test_a_run_that_goes_back_far_is_not_lost_again_because_its_loss_is_where_it
     loop.run(batches[:150])
     loop.optimizer.param_groups[0]["lr"] = 0.3
     reports = loop.run(batches[150:])
-    assert 0.3 * loop.guard.attach(loop.optimizer).lr_factor > 1e-4
+    assert 0.3 * loop.guard.attach(loop.optimizer).remedies.lr_factor > 1e-4
     assert loop.guard.incidents[0].helped
     assert sum(float(r.statistics.loss) for r in reports[-20:]) / 20 < 0.02
 
@@ -277,10 +277,10 @@ def test_a_rate_that_was_backed_off_is_not_lowered_twice_in_what_is_remembered()
     loop = Loop(detectors=[Alarm(at=[40])], snapshots=SnapshotStore(every=10))
     loop.run(regression(60))
     track = loop.guard.attach(loop.optimizer)
-    track.baseline.rate = 0.0
+    track.baseline.updates.rate = 0.0
     loop.run(regression(1))
-    assert 0.0 < track.lr_factor < 1.0
-    assert track.baseline.rate == pytest.approx(0.01 * track.lr_factor, rel=0.01)
+    assert 0.0 < track.remedies.lr_factor < 1.0
+    assert track.baseline.updates.rate == pytest.approx(0.01 * track.remedies.lr_factor, rel=0.01)
 
 
 def test_a_healthy_run_of_noisy_losses_has_a_state_of_late_to_go_back_to() -> None:

@@ -194,7 +194,7 @@ def test_detectors_may_change_between_save_and_load() -> None:
     fewer = Guard(network, detectors=[Drift(), NonFinite()])
     fewer.load_state_dict(through_a_file(guard.state_dict()))
     track = fewer.attach(optimizer)
-    assert same(track.detectors[0].state_dict(), guard.attach(optimizer).detectors[2].state_dict())
+    assert same(next(iter(track.detectors)).state_dict(), list(guard.attach(optimizer).detectors)[2].state_dict())
 
 
 def test_a_state_with_an_armed_probe_can_be_loaded_before_the_module_is_known() -> None:

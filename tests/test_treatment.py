@@ -104,7 +104,7 @@ def test_a_rate_a_hundred_times_too_high_is_brought_down_and_the_run_learns() ->
 def test_inputs_a_hundred_times_too_large_do_not_keep_a_run_from_learning() -> None:
     loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
     loop.run(digits(400, scale=100.0))
-    assert loop.track.lr_factor > 1e-5
+    assert loop.track.remedies.lr_factor > 1e-5
     assert all(incident.helped for incident in loop.guard.incidents)
 
 
@@ -157,7 +157,7 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert f"incident 1 closed: calm again after {incident.closed - 204} steps, helped" in lines[-1]
     assert "taken back at step" in lines[-1] and "kept" in lines[-1]
     story = read_story(tmp_path / "gradguard.jsonl", tmp_path)
-    assert story.headline.level == "mended" and story.contents.incidents[-1].trials == incident.trials
+    assert story.headline.level == "warning" and story.contents.incidents[-1].trials == incident.trials
     shown = render_text(story)
     assert "Incident 1 at step 204: state" in shown and "helped" in shown
     assert "taken back" in shown, "why the first was taken back"
@@ -202,7 +202,7 @@ def test_weights_of_before_are_restored_where_treatments_have_made_it_worse() ->
 
 
 def test_a_rate_that_was_lowered_in_vain_is_given_back() -> None:
-    assert in_vain()[0].track.lr_factor == 1.0
+    assert in_vain()[0].track.remedies.lr_factor == 1.0
 
 
 # -- healthy, and not like any other
@@ -259,7 +259,7 @@ def test_a_loss_that_is_switched_is_never_stopped_and_no_slow_treatment_lasts(ki
     loop.loss = ways[kind]
     reports += loop.run(digits(100, seed=1))
     assert not any(report.stop for report in reports)
-    assert loop.track.trial is None and loop.track.lr_factor == 1.0
+    assert loop.track.treatment.trial is None and loop.track.remedies.lr_factor == 1.0
     reports = loop.run(digits(100, seed=2))
     assert not any(report.skipped for report in reports)
     assert sum(r.statistics.loss for r in reports[-20:]) < sum(r.statistics.loss for r in reports[:20])
@@ -284,7 +284,7 @@ def test_a_run_that_is_cut_in_mid_trial_goes_on_as_if_it_had_not_been(after: int
         cut += 1
     whole.run(batches[cut : cut + after])
     cut += after
-    assert whole.guard.incidents[-1].closed is None and (after or whole.track.looking is not None)
+    assert whole.guard.incidents[-1].closed is None and (after or whole.track.treatment.looking is not None)
     saved = through_a_file(whole.state())
     whole.run(batches[cut:])
     resumed.load(saved)

@@ -40,7 +40,7 @@ class BadStart(Detector):
 
     def limit(self, baseline: Baseline) -> float:
         """Return what a first step may have; later ones have a history."""
-        return LARGEST if math.isnan(baseline.center) else math.inf
+        return LARGEST if math.isnan(baseline.norms.center) else math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge until a first step has been accepted, and that one once more when a few have followed."""
@@ -62,9 +62,9 @@ class BadStart(Detector):
         return None
 
     def _look_back(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        if not statistics.normalised or len(baseline.log_norms) != AFTER:
+        if not statistics.normalised or len(baseline.norms.log_norms) != AFTER:
             return None
-        first, *others = baseline.log_norms
+        first, *others = baseline.norms.log_norms
         limit = MEMORABLE * max(statistics.norm, *map(math.exp, others))
         if not 0.0 < limit < math.exp(first):
             return None

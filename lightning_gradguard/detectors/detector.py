@@ -19,6 +19,9 @@ class Detector(ABC):
     """Whether :meth:`limit` says all that cannot wait: on a GPU a step of a calm run is judged when the next one is made, so that
     nobody waits for the device. False costs one wait a step, and misses nothing."""
 
+    sees_nonfinite: ClassVar[bool] = False
+    """Whether it raises an alarm at gradients that are not finite, which a device may then keep from the weights by itself."""
+
     @abstractmethod
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Return a verdict, or None if nothing is wrong; read, never learn."""

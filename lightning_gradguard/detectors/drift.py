@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import RECENT, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 REFERENCE = 40
@@ -65,16 +66,18 @@ class Drift(Detector):
             return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
             return None
-        grown = math.exp(baseline.recent - self._center) if baseline.count else 1.0
+        grown = math.exp(baseline.norms.recent - self._center) if baseline.count else 1.0
         if grown < GROWN:
             return None
         rise = self._loss_rise(baseline)
         if rise is not None and rise < -0.02:
             return None
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
-        leapt = max(baseline.recent - baseline.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(LEAP)
+        leapt = max(baseline.norms.recent - baseline.norms.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(
+            LEAP
+        )
         # Worth a look at the layers: one of them may be drifting away.
-        examine = not leapt and baseline.worse and grown >= EXAMINED
+        examine = not leapt and baseline.losses.worse and grown >= EXAMINED
         told = "" if rise is None else f" while the loss changed by {rise:+.0%}"
         return Verdict(
             form="drift",
@@ -87,7 +90,7 @@ class Drift(Detector):
         )
 
     def _loss_rise(self, baseline: Baseline) -> float | None:
-        level, _ = baseline.loss_level(2 * RECENT)
+        level, _ = baseline.losses.level(2 * RECENT)
         if math.isnan(level) or math.isnan(self._loss):
             return None
         return (level - self._loss) / max(abs(self._loss), 1e-12)
@@ -109,9 +112,9 @@ class Drift(Detector):
 
     def _freeze(self, baseline: Baseline) -> None:
         self._sum, self._seen = 0.0, 0
-        self._center = max(baseline.center, baseline.recent)
-        self._spread = max(baseline.spread, LEAST_SPREAD)
-        self._loss = baseline.loss_level(2 * RECENT)[0]
+        self._center = max(baseline.norms.center, baseline.norms.recent)
+        self._spread = max(baseline.norms.spread, LEAST_SPREAD)
+        self._loss = baseline.losses.level(2 * RECENT)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum and its frozen reference."""

@@ -6,7 +6,9 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import BEFORE, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.losses import BEFORE
+from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
@@ -27,11 +29,11 @@ class LossSpike(Detector):
         loss = statistics.loss
         if loss is None or baseline.count < 2 * RECENT:
             return None
-        level, spread = baseline.loss_level(BEFORE, skip=RECENT)
+        level, spread = baseline.losses.level(BEFORE, skip=RECENT)
         limit = level + max(abs(level), 6.0 * spread)
         if loss <= limit or math.isnan(limit):
             return None
-        now, _ = baseline.loss_level(RECENT)
+        now, _ = baseline.losses.level(RECENT)
         stays = now > limit
         if not stays and baseline.count < YOUNG:
             return None

@@ -22,6 +22,7 @@ class NonFinite(Detector):
     """
 
     name: ClassVar[str] = "non-finite"
+    sees_nonfinite: ClassVar[bool] = True
     deferrable: ClassVar[bool] = True
 
     def __init__(self, *, patience: int = 16) -> None:

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import ENOUGH, LARGE, RECENT, WHOLE, Baseline
+from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.ranks import chance_of_lower
+from lightning_gradguard.history.sample import ENOUGH, RECENT
+from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 STILL = 0.85
@@ -54,57 +56,61 @@ class Overshoot(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known, or where it is below what it was before training."""
-        loss, untrained = statistics.loss, baseline.untrained_loss
+        loss, untrained = statistics.loss, baseline.losses.untrained
         if loss is None or baseline.count < RECENT:
             return None
         if statistics.variation is not None and statistics.variation < DEAD:
-            level = baseline.loss_level(RECENT)[0]
+            level = baseline.losses.level(RECENT)[0]
             return self._verdict(
                 level, untrained, f"loss {level:.3g} stands still, and the output does not depend on the input"
             )
-        if baseline.learned:
+        if baseline.losses.learned:
             return self._lost(statistics, baseline)
-        if baseline.update_ratio <= LARGE:
+        if baseline.updates.ratio <= LARGE:
             return None
-        level = baseline.loss_level(RECENT)[0]
-        told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.update_ratio:.2g} x the weights"
-        if loss > untrained and baseline.above_untrained and not baseline.recovering:
+        level = baseline.losses.level(RECENT)[0]
+        told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.updates.ratio:.2g} x the weights"
+        if loss > untrained and baseline.losses.above_untrained and not baseline.losses.recovering:
             return self._verdict(level, untrained, told)
-        if baseline.silent >= self.patience:
-            return self._verdict(level, untrained, f"{told}: the gradients have been zero for {baseline.silent} steps")
+        if baseline.norms.silent >= self.patience:
+            return self._verdict(
+                level, untrained, f"{told}: the gradients have been zero for {baseline.norms.silent} steps"
+            )
         since = baseline.count - self._overshot
         if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - STILL) * abs(untrained):
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:
-            lately, first = baseline.latest_losses(2 * ENOUGH), baseline.first_losses
-            faded = baseline.faded(since_first=True)
+            lately, first = baseline.losses.latest(2 * ENOUGH), baseline.losses.first
+            faded = baseline.norms.faded(since_first=True)
             # Where updates replaced all of the weights, only the very first loss is of the untrained ones.
             above = sum(v > untrained for v in lately) >= NEARLY_ALL * len(lately)
-            if faded or (above if baseline.update_ratio > WHOLE else chance_of_lower(first, lately) < SURE):
+            if faded or (above if baseline.updates.ratio > WHOLE else chance_of_lower(first, lately) < SURE):
                 how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
-        if not baseline.far_from_best(statistics.loss) or not baseline.lost or baseline.recovering:
+        if not baseline.losses.far_from_best(statistics.loss) or not baseline.losses.lost or baseline.losses.recovering:
             return None
         rate = statistics.rate or 0.0
         if rate > RISEN * self._good > 0.0:
             why = f"a learning rate {rate / self._good:.3g} x the largest that it fell with"
-        elif baseline.update_ratio > LARGE:
-            why = f"updates of {baseline.update_ratio:.2g} x the weights"
-        elif baseline.faded(since_first=False):
+        elif baseline.updates.ratio > LARGE:
+            why = f"updates of {baseline.updates.ratio:.2g} x the weights"
+        elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
-        elif baseline.growing:
+        elif baseline.losses.growing:
             why = "it grows on and on"
-        elif baseline.convicted:
+        elif baseline.updates.convicted:
             why = "a rate that had to be lowered before"
         else:
             return None
-        level = baseline.loss_level(RECENT)[0]
+        level = baseline.losses.level(RECENT)[0]
         return self._verdict(
-            level, baseline.best_loss, f"loss {level:.3g} after {baseline.best_loss:.3g} had been reached, and {why}"
+            level,
+            baseline.losses.best_level,
+            f"loss {level:.3g} after {baseline.losses.best_level:.3g} had been reached, and {why}",
         )
 
     def _verdict(self, value: float, limit: float, reason: str) -> Verdict:
@@ -115,17 +121,17 @@ class Overshoot(Detector):
         loss, rate = statistics.loss, statistics.rate
         if loss is None:
             return
-        if baseline.learned:
-            if rate is not None and rate > self._good and baseline.at_best:
+        if baseline.losses.learned:
+            if rate is not None and rate > self._good and baseline.losses.at_best:
                 self._good = rate
             return
         self._idle += 1
-        if self._overshot >= 0 or baseline.update_ratio <= LARGE or baseline.count < RECENT:
+        if self._overshot >= 0 or baseline.updates.ratio <= LARGE or baseline.count < RECENT:
             return
         # Only now, since the noise of the losses has to be known.
         # Two in a row: what weights do lasts, and a hard batch is followed by another one.
-        worst = max(map(min, itertools.pairwise(baseline.latest_losses(RECENT))), default=loss)
-        if baseline.stands_above([worst], baseline.untrained_loss):
+        worst = max(map(min, itertools.pairwise(baseline.losses.latest(RECENT))), default=loss)
+        if baseline.losses.stands_above([worst], baseline.losses.untrained):
             self._overshot = baseline.count
 
     def state_dict(self) -> dict[str, Any]:

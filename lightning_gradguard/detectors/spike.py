@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 WIDEST = math.log(1000.0)
@@ -26,18 +28,18 @@ def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     a spread that was estimated from n values is itself uncertain, and training moves fastest at its beginning.
     """
     n = baseline.count
-    typical = baseline.typical
-    if n == 0 and baseline.prior > 0.0:
+    typical = baseline.norms.typical
+    if n == 0 and baseline.norms.prior > 0.0:
         # The run has gone back to where nothing was known. That it is new there must not make any batch its measure.
-        return HONEST * baseline.prior
+        return HONEST * baseline.norms.prior
     if n == 0 or math.isnan(typical):
         return math.inf
     young = 1.0 + 100.0 / n**2
-    margin = max(math.log(factor * young), zscore * baseline.spread * (1.0 + 8.0 / n))
+    margin = max(math.log(factor * young), zscore * baseline.norms.spread * (1.0 + 8.0 / n))
     # Norms that jump about by orders of magnitude are a symptom, and must not excuse themselves.
     margin = min(margin, max(math.log(factor), WIDEST))
     # exp overflows above 709; norms of that size are non-finite in any dtype.
-    return math.exp(min(max(math.log(typical) + margin, baseline.high_water), 700.0))
+    return math.exp(min(max(math.log(typical) + margin, baseline.norms.high_water), 700.0))
 
 
 class Spike(Detector):
@@ -65,7 +67,7 @@ class Spike(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Compare the global norm with the limit; early on, with the widest that there is."""
-        if baseline.count >= YOUNG and statistics.norm <= 0.5 * self.factor * baseline.typical:
+        if baseline.count >= YOUNG and statistics.norm <= 0.5 * self.factor * baseline.norms.typical:
             # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be known.
             return None
         limit = self.limit(baseline)
@@ -73,10 +75,10 @@ class Spike(Detector):
             return None
         if 0 < baseline.count < YOUNG and statistics.loss is not None and not baseline.overrun(statistics.loss):
             # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too much.
-            limit = max(limit, math.exp(WIDEST) * baseline.typical)
+            limit = max(limit, math.exp(WIDEST) * baseline.norms.typical)
         if statistics.norm <= limit:
             return None
-        usual = baseline.typical if baseline.count else baseline.prior
+        usual = baseline.norms.typical if baseline.count else baseline.norms.prior
         worst = sorted(zip(statistics.norms, statistics.names, strict=True), reverse=True)[:3]
         return Verdict(
             form="sudden",
@@ -85,7 +87,8 @@ class Spike(Detector):
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # An update that leaves a young run's weights what they are is its own affair, unless batch or layers are at fault.
-            examine=baseline.count < YOUNG
-            and 0.0 < max(statistics.update_ratio or 0.0, baseline.update_ratio) <= LARGE,
+            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at
+            # fault.
+            examine=baseline.count < RECENT
+            and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,
         )

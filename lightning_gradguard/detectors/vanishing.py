@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
-from lightning_gradguard.history.baseline import RECENT, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 
@@ -30,11 +31,11 @@ class Vanishing(Detector):
         """Compare the last steps with the high-water mark."""
         if baseline.count < 2 * RECENT:
             return None
-        limit = math.exp(baseline.high_water) / self.factor
-        if statistics.norm > limit or not statistics.finite or math.exp(baseline.recent) > 10 * limit:
+        limit = math.exp(baseline.norms.high_water) / self.factor
+        if statistics.norm > limit or not statistics.finite or math.exp(baseline.norms.recent) > 10 * limit:
             return None
-        now, _ = baseline.loss_level(RECENT)
-        if now < 0.5 * baseline.untrained_loss:
+        now, _ = baseline.losses.level(RECENT)
+        if now < 0.5 * baseline.losses.untrained:
             return None
         reason = (
             f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"

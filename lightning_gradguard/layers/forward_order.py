@@ -7,7 +7,8 @@ mean to compile again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,39 @@ from lightning_gradguard.layers.names import layer_of
 MOST = 200_000
 """The most nodes that are walked, some 0.3 s once in a run; a network unrolled over longer sequences keeps what was found."""
 
+LOSSES = 32
+"""The most losses that are looked at for one in whose graph the parameters are."""
+
 Use = tuple[int, int]
+
+
+class ForwardOrder:
+    """Learn the order in which layers are used, once in a session.
+
+    Attributes:
+        layers: Layers in the order of their first use, or of registration while that is not known.
+    """
+
+    def __init__(self) -> None:
+        self.layers: tuple[str, ...] = ()
+        self._to_follow = LOSSES
+
+    def register(self, module: nn.Module) -> None:
+        """Take the order of registration where there is none yet."""
+        self.layers = self.layers or registered(module)
+
+    def follow(self, loss: Tensor, module: nn.Module, parameters: Iterable[nn.Parameter]) -> bool:
+        """Take the order from the graph of a loss, if these parameters are in it; return whether that was done now."""
+        if not self._to_follow:
+            return False
+        self._to_follow -= 1
+        with suppress(Exception):  # a node of a kind of its own; the order of registration will do
+            uses = first_uses(loss)
+            # The loss may be another optimizer's.
+            if any(id(p) in uses for p in parameters):
+                self.layers, self._to_follow = arranged(module, uses), 0
+                return True
+        return False
 
 
 def registered(module: nn.Module) -> tuple[str, ...]:

@@ -15,7 +15,10 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.history.baseline import LARGE, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.updates import LARGE
+from lightning_gradguard.policy.act import EVERY
 from lightning_gradguard.policy.ladder import Treatment, treatments
 from lightning_gradguard.policy.trial import Trial
 from lightning_gradguard.records import Decision, Form, GradientStatistics, Suspect, Verdict
@@ -28,10 +31,6 @@ ANEW = 24
 """Alarms in a row that ordinary updates have not brought about, after which the data or the loss are believed to have changed for good."""
 BY_CHANCE = 5e-5
 """Probability of a row of NaN that is taken for no chance: one in twenty runs of a thousand steps sees such a one."""
-LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize", "limit_norm"})
-"""Remedies that are on trial once they have acted."""
-LADDER = frozenset({"clip", "skip"}) | LASTING
-"""Remedies that the ladder chooses among; any other that is switched on accompanies the treatments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Case:
 
     Args:
         baseline: What is known of healthy steps.
-        can: Names of the remedies that are switched on.
+        can: What can be done: acts, and the names of remedies that do none of them.
         start: Whether the run is fresh from its initialisation, has learned nothing, and can go back to its first step.
         looked: Whether the layers were measured in this very batch.
         trial: The trial under way, if any.
@@ -116,7 +115,9 @@ class Policy:
     ) -> Decision:
         """Return what to do about an alarm."""
         self._count(verdict, statistics, blame, case.baseline)
-        cause = cause_of(verdict, blame, start=case.start, large=case.baseline.update_ratio > LARGE, signal=case.signal)
+        cause = cause_of(
+            verdict, blame, start=case.start, large=case.baseline.updates.ratio > LARGE, signal=case.signal
+        )
         decision = self._answer(verdict, statistics, blame, cause, case)
         if not statistics.finite and "skip" not in decision.remedies:
             # Whatever is thought of it, it must not reach the weights.
@@ -135,7 +136,7 @@ class Policy:
         cured = CURED if statistics.finite else 1
         fresh = self._row == 0 or self._quiet >= cured
         self._row, self._harmless = (1, 0) if fresh else (self._row + 1, self._harmless)
-        self._harmless += known.loss_elevated(statistics.loss) is False
+        self._harmless += known.losses.elevated(statistics.loss) is False
         self._quiet = 0
         self._nans += not statistics.finite
         self._innocent = self._innocent and any(b.layer == "batch" for b in blame)
@@ -206,7 +207,7 @@ class Policy:
             return Decision((hold,), "first aid", cause.value)
         if self._untested and statistics.finite:
             return self._accept_regime("weights that were good explode as well: the data or the loss have changed")
-        if statistics.finite and known.update_ratio <= LARGE and known.count >= YOUNG and case.trial is None:
+        if statistics.finite and known.updates.ratio <= LARGE and known.count >= YOUNG and case.trial is None:
             if self._row >= ANEW:
                 return self._accept_regime("what has come is no accident, and no update brought it")
             return Decision((hold,), "first aid: no update has brought this", cause.value)
@@ -215,7 +216,7 @@ class Policy:
         reason = (
             "weights that are NaN or inf stay so" if broken else "fresh batches explode too, so the weights are damaged"
         )
-        return self._treat(Cause.RATE if known.update_ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=hold)
+        return self._treat(Cause.RATE if known.updates.ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=hold)
 
     def _needed(self, statistics: GradientStatistics, known: Baseline) -> int:
         """Return how many alarms in a row accuse the weights: held steps leave them alone, and bad batches come in rows by chance."""
@@ -238,7 +239,7 @@ class Policy:
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return self._accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
-        if trial is not None and "backoff" in trial.treatment and trial.descend():
+        if trial is not None and trial.lowers_rate and trial.descend():
             return Decision(("skip", "rollback", "backoff"), "lost again: a lower rate", trial.cause, again=True)
         if trial is not None:
             cause = Cause(trial.cause)
@@ -246,7 +247,7 @@ class Policy:
             self._cause, self._attempts = cause.value, 0
         while (found := self._treatment(case)) is not None:
             self._attempts += 1
-            if set(found) & set(case.can) or set(case.can) - LADDER:
+            if set(found) & set(case.can) or set(case.can) - EVERY:
                 self.trials += 1
                 return Decision(("skip", *found), reason, self._cause, last=self._treatment(case) is None)
         alive = "first aid is all that is left" if self._attempts else "nothing that is switched on can treat this"
@@ -257,7 +258,7 @@ class Policy:
             return None
         ladder = treatments(Cause(self._cause), start=case.start)
         # Remedies that the ladder does not know stand in for its own where these are switched off.
-        others = set(case.can) - LADDER
+        others = set(case.can) - EVERY
         rows = [row for row in ladder if others or (set(row) - {"rollback"}) & set(case.can) or row == ("rollback",)]
         return rows[self._attempts] if self._attempts < len(rows) else None
 
@@ -341,5 +342,5 @@ def _available(remedies: Sequence[str], can: Collection[str]) -> tuple[str, ...]
     if "clip" in remedies and "clip" not in can and "skip" in can:
         chosen.append("skip")
     if not {"clip", "skip"}.issuperset(remedies):
-        chosen += sorted(set(can) - LADDER)  # in one order on all processes
+        chosen += sorted(set(can) - EVERY)  # in one order on all processes
     return tuple(chosen)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from lightning_gradguard.history.ranks import chance_of_lower
+from lightning_gradguard.policy.act import Act
+from lightning_gradguard.records import TrialRecord
 
 WINDOW = 16
 """Accepted losses that are compared at a time."""
@@ -42,6 +44,9 @@ class Trial:
         trouble: Losses from the trouble until the treatment.
         learned: Whether the run had learned something before.
         last: Whether no other treatment is left for this cause.
+
+    Attributes:
+        lowers_rate: Whether one of the remedies lowers the rate; known by the remedy, whatever its name.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Trial:
         self.cause, self.treatment, self.step = cause, tuple(treatment), step
         self.before, self.trouble = list(before)[-WINDOW * WINDOWS :], list(trouble)[-WINDOW:]
         self.learned, self.last = learned, last
+        self.lowers_rate = Act.BACKOFF in self.treatment
         self.losses: list[float] = []
         self.unmeasured = 0
         self.descents = 0
@@ -118,12 +124,7 @@ class Trial:
             return ""
         if self._cured():
             return "kept"
-        if (
-            large
-            and "backoff" in self.treatment
-            and len(self.losses) >= PATIENT * WINDOW
-            and self.descents < MOST_DESCENTS
-        ):
+        if large and self.lowers_rate and len(self.losses) >= PATIENT * WINDOW and self.descents < MOST_DESCENTS:
             return "too fast"
         # A fresh network begins anew, and above what the old one had come to.
         worse = self.learned and chance_of_lower(self.trouble, self.window) < CHANCE
@@ -137,12 +138,17 @@ class Trial:
         """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
         if self.learned:
             # Hardly distinguishable from both, it is no better than the trouble was.
-            lower = not self.trouble or self.level < statistics.median(self.trouble)
-            return lower and not chance_of_lower(self.before, self.window) < CHANCE
+            as_bad = bool(self.trouble) and self.level >= statistics.median(self.trouble)
+            return not as_bad and not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
         # Who learns fast has learned within the first few losses, so the very first one counts.
         return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
+
+    def record(self, step: int, outcome: str) -> TrialRecord:
+        """Return what is told of the trial, which ends at a step."""
+        levels = level_of(self.before), level_of(self.trouble), self.level
+        return TrialRecord(self.cause, self.treatment, self.step, step, outcome, *levels)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything; :meth:`from_state` makes a trial of it."""
@@ -174,3 +180,8 @@ class Trial:
         trial.losses = [float(v) for v in state["losses"]]
         trial.unmeasured, trial.descents = int(state["unmeasured"]), int(state["descents"])
         return trial
+
+
+def level_of(losses: Sequence[float]) -> float:
+    """Return the median of losses; NaN of none."""
+    return statistics.median(losses) if losses else math.nan

@@ -7,14 +7,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.rate_bracket import RateBracket
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing.
+
+    Without a group, or where an optimizer finds its rates by itself, it is 0.
+    """
+    return max((float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None), default=0.0)
 
 
 class LargestRate:
@@ -31,7 +35,7 @@ class LargestRate:
 
     def read(self) -> float:
         """Return the largest learning rate of the optimizer's groups."""
-        rates = [group["lr"] for group in self._optimizer.param_groups]
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
         far = [(id(rate), rate._version) for rate in rates if isinstance(rate, Tensor) and not rate.is_cpu]
         if far and far == self._far:
             return self._known
@@ -52,6 +56,7 @@ class LearningRateBackoff(Remedy):
     """
 
     name: ClassVar[str] = "backoff"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.BACKOFF})
     deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -64,12 +69,21 @@ class LearningRateBackoff(Remedy):
         """Factor on the largest rate at the last update."""
         return self._factor
 
+    @property
+    def rate_factor(self) -> float:
+        """Factor on the learning rate now."""
+        return self._factor
+
+    def rate(self, scheduled: float) -> float:
+        """Return the rate that the next update is made with."""
+        return scheduled if self.in_effect else scheduled * self.bracket.share(scheduled)
+
     def apply(self, context: RemedyContext) -> Outcome:
         """Convict the rate that the run was lost with, and choose the next."""
         scheduled = largest_rate(context.optimizer)
         if not scheduled > 0.0:
             return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
-        if context.decision is not None and "initialize" in context.decision.remedies:
+        if Act.INITIALIZE in context.acts:
             self.bracket.begin(scheduled)
             self._factor = self.bracket.share(scheduled)
             return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
@@ -78,10 +92,14 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def take_back(self) -> None:
+    def acquit(self) -> None:
         """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
         self.bracket.acquit()
         self._factor = 1.0
+
+    def known_rates(self) -> tuple[float, float]:
+        """Return the bracket's bounds."""
+        return self.bracket.good, self.bracket.bad
 
     def before_update(self, context: RemedyContext) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
@@ -99,7 +117,9 @@ class LearningRateBackoff(Remedy):
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:
-            rate = group["lr"]
+            rate = group.get("lr")
+            if rate is None:
+                continue
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups
                 # may share it.

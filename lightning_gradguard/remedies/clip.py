@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard import checks
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.statistics.norms import global_norm, host_norms, local
@@ -61,6 +62,7 @@ class Clip(Remedy):
     """
 
     name: ClassVar[str] = "clip"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.CLIP})
     deferrable: ClassVar[bool] = True
 
     def __init__(
@@ -73,6 +75,11 @@ class Clip(Remedy):
         self.algorithm = checks.choice("algorithm", algorithm, ("norm", "value", "adaptive", "sign"))
         self.clip_value = checks.number("clip_value", clip_value, above=0.0)
         self.clip_factor = checks.number("clip_factor", clip_factor, above=0.0)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a device does the same by itself: clip by norm."""
+        return self.algorithm == "norm"
 
     @torch.no_grad()
     def apply(self, context: RemedyContext) -> Outcome:

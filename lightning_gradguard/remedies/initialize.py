@@ -16,8 +16,10 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.store import forget
 from lightning_gradguard.statistics.norms import NARROW
 from lightning_gradguard.statistics.sharding import sharded
@@ -54,6 +56,7 @@ class Initialize(Remedy):
     """
 
     name: ClassVar[str] = "initialize"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.INITIALIZE})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
@@ -95,7 +98,7 @@ class Initialize(Remedy):
                 self._waiting.append(name)
         for layer in context.module.modules():
             if isinstance(layer, _NormBase):
-                layer.reset_running_stats()
+                reset_statistics(layer)
         if not changed:
             self._rest()
             return Outcome(self.name, False, "no layer of a kind that can be drawn anew")
@@ -122,15 +125,15 @@ class Initialize(Remedy):
 
         return measure
 
-    def finish(self, team_mean: Any = None) -> str:
+    def finish(self, mean: Any = None) -> str:
         """Take the hooks off, agree with the other processes, and return in words what was done.
 
         Args:
-            team_mean: Averages a list of numbers over the processes; None where there is one.
+            mean: Averages a list of numbers over the processes; None where there is one.
         """
         done, inputs = list(self._scaled.values()), self._inputs
-        if team_mean is not None and done:
-            _agree(done, team_mean)
+        if mean is not None and done:
+            _agree(done, mean)
         self._rest()
         if not done:
             return "no forward pass could be measured (a compiled graph?), so that only the rate is searched"
@@ -175,7 +178,7 @@ def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
         values = draw(plan, parameter.shape, gates_of(layer), torch.Generator().manual_seed(seed))
         if (padding := getattr(layer, "padding_idx", None)) is not None and key == "weight":
             values[padding] = 0.0
-        parameter.copy_(values)
+        parameter.data.copy_(values)
         done = True
     return done
 
@@ -234,10 +237,10 @@ def _like(tensor: Tensor, values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).to(tensor)
 
 
-def _agree(done: list[_Scaled], team_mean: Any) -> None:
+def _agree(done: list[_Scaled], mean: Any) -> None:
     """Average scales (by their logarithms) and biases over the processes."""
     numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
-    means = iter(team_mean(numbers))
+    means = iter(mean(numbers))
     for one in done:
         scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
         bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])

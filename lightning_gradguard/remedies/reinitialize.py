@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_gradguard.layers.names import clean, layers, parameters_of, select_layers
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
@@ -59,6 +61,7 @@ class Reinitialize(Remedy):
     """
 
     name: ClassVar[str] = "reinitialize"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.REINITIALIZE})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
@@ -143,7 +146,7 @@ class Reinitialize(Remedy):
 
 def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tuple[bool, str]:
     """Change one layer in place; return whether it was changed, and how in words."""
-    from lightning_gradguard.remedies.repair import mend
+    from lightning_gradguard.remedies.repair import repair
 
     own = patient.parameters
     if not own:
@@ -152,14 +155,14 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
         return False, "its weights are parametrised and sharded, which this remedy does not touch"
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
-            own[name].copy_(value)
-        return True, f"restored from the snapshot of step {snapshot.step}"
+            own[name].data.copy_(value)
+        return True, f"restored from the snapshot of step {snapshot.number}"
     if method == "restore":
-        done = mend(patient, redraw=False, keep=True, rescale=False)
+        done = repair(patient, redraw=False, keep=True, rescale=False)
         return bool(done), ", ".join(
             done
         ) or "no snapshot holds what it was, and nothing is drawn anew in a run under way"
-    done = mend(patient, redraw=method != "rescale", keep=method != "redraw")
+    done = repair(patient, redraw=method != "rescale", keep=method != "redraw")
     return bool(done), ", ".join(done) or "nothing about its weights could be mended"
 
 
@@ -218,7 +221,7 @@ def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
             continue
         top = max(_peak(child.running_var), _peak(child.running_mean) ** 2)
         if name in (patient.name, after) or not top < _ABSURD_VARIANCE:
-            child.reset_running_stats()
+            reset_statistics(child)
             _restore_statistics(snapshot, name, child)
 
 
@@ -227,7 +230,7 @@ def _restore_statistics(snapshot: Snapshot | None, name: str, module: _NormBase)
     for key, buffer in module.named_buffers(prefix=name, recurse=False):
         value = saved.get(clean(key))
         if value is not None and value.shape == buffer.shape and _finite(value):
-            buffer.copy_(value)
+            buffer.data.copy_(value)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ class RemedyContext:
         statistics: The gradients of this step.
         verdict: What is wrong; None on healthy steps.
         decision: What was decided; None on healthy steps.
+        acts: What was decided to be done, in the ladder's words.
         blame: Suspects, worst first.
         limit: Largest global norm that may pass.
         target: Global norm to clip down to, ``<= limit``.
@@ -47,6 +48,7 @@ class RemedyContext:
     statistics: GradientStatistics
     verdict: Verdict | None = None
     decision: Decision | None = None
+    acts: Collection[str] = ()
     blame: Sequence[Suspect] = ()
     limit: float = float("inf")
     target: float = float("inf")
@@ -61,17 +63,35 @@ class RemedyContext:
 class Remedy(ABC):
     """Do one thing about a gradient explosion.
 
-    One that the ladder does not know by name (your own, too) accompanies back-off, rollback and repair, or stands in for
+    The ladder calls for acts, and a remedy says by :attr:`acts` which of them it does: another way to go back takes the place of
+    :class:`Rollback` in a list of remedies. One that does none of them accompanies back-off, rollback and repair, or stands in for
     them where they are switched off.
     """
 
     name: ClassVar[str]
     """What decisions and records call it."""
+    acts: ClassVar[frozenset[str]] = frozenset()
+    """What it does, in the words of :class:`~lightning_gradguard.policy.act.Act`; by default the act that :attr:`name` is the word for."""
     uses_snapshots: ClassVar[bool] = False
     """Whether it reads ``context.snapshots``; none are taken where no remedy does."""
     deferrable: ClassVar[bool] = False
     """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are known one
     step later, so that nobody waits for the device. False costs one wait a step."""
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a device does the same by itself, as :mod:`lightning_gradguard.device_gate` has it: clip by norm, or skip."""
+        return False
+
+    @property
+    def rate_factor(self) -> float:
+        """Factor on the learning rate now."""
+        return 1.0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the batch at hand is used up by the remedy, so that its step must be skipped and :meth:`finish` be called."""
+        return False
 
     def check(self, module: nn.Module) -> None:
         """Raise ValueError if the configuration does not fit the module; called before training starts."""
@@ -90,8 +110,23 @@ class Remedy(ABC):
     def after_update(self) -> None:
         """Undo what :meth:`before_update` changed; called after every update and after an exception."""
 
+    def rate(self, scheduled: float) -> float:
+        """Return the rate that the next update is made with, of what the schedule says."""
+        return scheduled
+
+    def known_rates(self) -> tuple[float, float]:
+        """Return the largest learning rate known to be good and the smallest known to be bad; NaN where that is not known."""
+        return float("nan"), float("nan")
+
+    def finish(self, mean: Callable[[list[float]], list[float]] | None = None) -> str:
+        """Be done with the batch that was used up, and say what was done; ``mean`` averages numbers over several processes."""
+        return ""
+
     def take_back(self) -> None:
         """Undo what lasts of :meth:`apply`, since it was tried and has not helped."""
+
+    def close(self) -> None:
+        """Take all hooks off."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned: tensors, numbers, strings, lists and dicts of these only."""

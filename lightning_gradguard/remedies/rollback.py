@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from lightning_gradguard import checks
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.store import restore
@@ -24,6 +25,7 @@ class Rollback(Remedy):
     """
 
     name: ClassVar[str] = "rollback"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.ROLLBACK})
     deferrable: ClassVar[bool] = True
     uses_snapshots: ClassVar[bool] = True
 
@@ -47,7 +49,7 @@ class Rollback(Remedy):
             return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
         restore(snapshot, context.parameters, context.buffers, context.optimizer)
         self._again = context if isinstance(context.optimizer, torch.optim.LBFGS) else None
-        return Outcome(self.name, True, f"went back to step {snapshot.step}")
+        return Outcome(self.name, True, f"went back to step {snapshot.number}", back_to=snapshot.number)
 
     def after_update(self) -> None:
         """Restore once more what LBFGS, in whose step this happens, has written back from its local variables."""

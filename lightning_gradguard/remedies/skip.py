@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
@@ -20,10 +21,16 @@ class Skip(Remedy):
     """
 
     name: ClassVar[str] = "skip"
+    acts: ClassVar[frozenset[str]] = frozenset({Act.SKIP})
     deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a device does the same by itself."""
+        return True
 
     def apply(self, context: RemedyContext) -> Outcome:
         """Take the gradients away and put the running statistics back."""

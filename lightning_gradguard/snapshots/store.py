@@ -48,6 +48,11 @@ class Snapshot:
         """Accepted updates that lie behind it."""
         return int(self.extra.get("baseline", {}).get("count", self.step))
 
+    @property
+    def number(self) -> int:
+        """The step before which it was taken, as the record counts it; with several optimizers that is the trainer's."""
+        return int(self.extra.get("number", self.step))
+
 
 def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
@@ -247,6 +252,7 @@ def restore(
 ) -> tuple[str, ...]:
     """Write a snapshot back, in place, and return the names of the parameters written.
 
+    Autograd is not told: a graph that lives on, for another optimizer's backward pass, would refuse to go on otherwise.
     Learning rates and other ``param_groups`` entries are left alone: they belong to the schedulers, and restoring
     them would shift the recursive ones. A parameter that had no optimizer state then has none afterwards.
     """
@@ -254,12 +260,12 @@ def restore(
     for name, parameter in parameters.items():
         if name not in snapshot.parameters:
             continue
-        _write(parameter, snapshot.parameters[name])
+        _write(parameter.data, snapshot.parameters[name])
         restore_optimizer_state(optimizer, parameter, snapshot.optimizer_state.get(name))
         written.append(name)
     for name, buffer in buffers.items():
         if name in snapshot.buffers:
-            _write(buffer, snapshot.buffers[name])
+            _write(buffer.data, snapshot.buffers[name])
     return tuple(written)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_gradguard.history.baseline import LARGE, RECENT, YOUNG, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
@@ -37,18 +39,18 @@ def worth_keeping(
         return False
     if store.empty:
         return True
-    if incident and not (trial is not None and known.at_best and trial > RECENT):
+    if incident and not (trial is not None and known.losses.at_best and trial > RECENT):
         return False
     overdue = store.overdue(step)
     # Where the first copy stays in any case, a newer one takes nothing away.
-    large = known.update_ratio > LARGE and not (overdue or store.pinned)
-    if known.first_losses and not known.learned and (known.count < YOUNG or large):
+    large = known.updates.ratio > LARGE and not (overdue or store.pinned)
+    if known.losses.first and not known.losses.learned and (known.count < YOUNG or large):
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
-    if known.count > FEW and statistics.norm > LOUD * known.typical:
+    if known.count > FEW and statistics.norm > LOUD * known.norms.typical:
         return False
     # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
-    worse = (known.worse or known.above_untrained) and not overdue
-    return not worse and not known.loss_elevated(statistics.loss)
+    worse = (known.losses.worse or known.losses.above_untrained) and not overdue
+    return not worse and not known.losses.elevated(statistics.loss)
 
 
 def attempt(store: SnapshotStore, take: Callable[[], None], collectives: Collectives) -> str | None:

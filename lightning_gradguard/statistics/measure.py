@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.history.baseline import OUTSIZED, YOUNG, Baseline
+from lightning_gradguard.history.baseline import OUTSIZED, Baseline
+from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
-from lightning_gradguard.statistics.update_ratio import BOUNDED, first_look, moved
+from lightning_gradguard.statistics.update_ratio import BOUNDED, moved, update_ratio
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
@@ -64,14 +65,14 @@ def _exactly(statistics: GradientStatistics, grads: list[Tensor], scale: float, 
 
 def asks_for_update(known: Baseline, statistics: GradientStatistics) -> bool:
     """Return whether the update should be measured against the weights: in the first steps, and where it may be too large."""
-    young = known.count < FEW or (known.count < YOUNG and statistics.norm > OUTSIZED * known.typical)
-    return young or known.rate_leapt(statistics.rate) or overruns(known, statistics)
+    young = known.count < FEW or (known.count < YOUNG and statistics.norm > OUTSIZED * known.norms.typical)
+    return young or known.updates.rate_leapt(statistics.rate) or overruns(known, statistics)
 
 
 def overruns(known: Baseline, statistics: GradientStatistics) -> bool:
     """Return whether an update may be one that overruns the weights, so that it is worth measuring."""
     # The loss first: it says no in nearly every step.
-    return known.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
+    return known.losses.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
 
 
 def with_update(
@@ -96,14 +97,8 @@ def with_update(
         first: The weights before the very first update, where that was the last one: what an optimizer does that nobody foretells is
             seen in what it did.
     """
-    ratio, weight_norm, excess = first_look(module, parameters, optimizer, scale)
+    ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None
     if ratio is None and first is not None:
         ratio = moved(module, parameters, first)
-    return dataclasses.replace(
-        statistics,
-        update_ratio=ratio,
-        weight_norm=weight_norm,
-        weight_excess=excess,
-        normalised=type(optimizer).__name__ in BOUNDED,
-    )
+    return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)

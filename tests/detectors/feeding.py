@@ -30,7 +30,7 @@ def run(
         baseline: What is known before; by default nothing.
     """
     baseline, said = baseline or Baseline(), []
-    baseline.update_ratio = ratio
+    baseline.updates.ratio = ratio
     for step, norm in enumerate(norms):
         loss = losses[step] if losses is not None else None
         seen = statistics(norm, step=step, loss=loss, rate=rates[step] if rates is not None else None)

@@ -21,7 +21,7 @@ def test_a_thousandfold_spike_is_seen_and_calm_is_not(spread: float, seed: int, 
     verdict = Spike().judge(statistics(level * 1e3), baseline)
     assert verdict is not None and verdict.form == "sudden" and verdict.alarm
     assert verdict.value == level * 1e3 > verdict.limit >= level
-    assert Spike().judge(statistics(baseline.typical), baseline) is None
+    assert Spike().judge(statistics(baseline.norms.typical), baseline) is None
 
 
 @given(scale=st.floats(1e-10, 1e10), seed=st.integers(0, 1000))
@@ -49,7 +49,7 @@ def test_a_few_spikes_that_slipped_through_do_not_hide_the_next() -> None:
 def test_a_young_runs_spike_is_one_only_where_large_updates_have_come_to_nothing() -> None:
     def young(ratio: float, losses: list[float]) -> Baseline:
         baseline = Baseline()
-        baseline.accept_update(ratio)
+        baseline.updates.accept(ratio)
         for loss in losses:
             baseline.accept(1.0, loss)
         return baseline

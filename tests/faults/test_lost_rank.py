@@ -79,7 +79,7 @@ class Replaces(Callback):
         self.guard, self.name = guard, name
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        collectives = self.guard.guard._step.collectives
+        collectives = self.guard.guard._run.collectives
         self.guard.guard.share(dataclasses.replace(collectives, **{self.name: die}))
 
 

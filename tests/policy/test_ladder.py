@@ -6,8 +6,8 @@ import pytest
 
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.policy.act import ON_TRIAL
 from lightning_gradguard.policy.ladder import START, UNDER_WAY, treatments
-from lightning_gradguard.policy.policy import LASTING
 
 ROWS = [row for table in (START, UNDER_WAY) for rows in table.values() for row in rows]
 
@@ -28,7 +28,7 @@ def test_the_same_causes_are_treated_at_the_start_and_later() -> None:
 
 def test_every_treatment_is_one_that_goes_on_trial_and_that_the_guard_has() -> None:
     have = {remedy.name for remedy in default_remedies()}
-    assert {name for row in ROWS for name in row} <= LASTING & have
+    assert {name for row in ROWS for name in row} <= ON_TRIAL & have
 
 
 @pytest.mark.parametrize("table", [START, UNDER_WAY])

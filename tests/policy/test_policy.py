@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from lightning_gradguard import Policy
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.probe import Signal
-from lightning_gradguard.history.baseline import LARGE, Baseline
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Trial
-from lightning_gradguard.policy.policy import ANEW, LASTING
+from lightning_gradguard.policy.act import ON_TRIAL
+from lightning_gradguard.policy.policy import ANEW
 from lightning_gradguard.policy.trial import MOST_DESCENTS
 from lightning_gradguard.records import Decision, Form, Suspect, Verdict
 from tests.builders import calm, same, statistics, taught, through_a_file
@@ -25,7 +27,7 @@ BATCH, LAYER = Suspect("batch", 9.0, "x"), Suspect("net.3", 2.0, "x")
 OLD = taught(calm(100))
 OVERSHOT = taught(calm(100))
 """A run whose updates have replaced weights, so that these may be damaged."""
-OVERSHOT.update_ratio = 2 * LARGE
+OVERSHOT.updates.ratio = 2 * LARGE
 YOUNG = taught(calm(5))
 EXPLODING, SOUND = Signal(1.0, 1e6, 0.5), Signal(1.0, 1.0, 0.5)
 
@@ -91,7 +93,7 @@ def test_trouble_that_no_update_has_brought_is_held_until_the_data_are_believed(
 
 def test_large_norms_with_a_loss_as_ever_are_clipped_and_no_more() -> None:
     baseline = taught(calm(100), [1.0] * 100)
-    baseline.update_ratio = 2 * LARGE
+    baseline.updates.ratio = 2 * LARGE
     policy = Policy(patience=3)
     said = [decide(policy, step, excess=1e6, loss=1.0, baseline=baseline).remedies for step in range(6)]
     assert said[2:] == [("clip",)] * 4 and policy.trials == 0
@@ -389,7 +391,7 @@ def test_the_budget_of_trials_is_kept_over_the_run_and_first_aid_remains() -> No
     for step in range(0, 12, 2):
         said.append(decide(policy, step, form="divergence"))
         policy.rest(step + 1)
-    assert [bool(LASTING & set(d.remedies)) for d in said] == [True] * 3 + [False] * 3
+    assert [bool(ON_TRIAL & set(d.remedies)) for d in said] == [True] * 3 + [False] * 3
     assert [d.resign for d in said] == [False] * 3 + [True] * 3
     assert not any(d.exhausted for d in said) and policy.trials == 3
     assert decide(policy, 20, excess=2.0).remedies == ("clip",)
@@ -445,7 +447,7 @@ def test_any_history_is_answered_within_the_budget_and_resumes(events: list[Any]
     policy = Policy(max_trials=4, max_skipped=10)
     whole = play(policy, 0, events)
     decisions = [d for d in whole if isinstance(d, Decision)]
-    treated = [d for d in decisions if LASTING & set(d.remedies) and not d.look and d.cause != Cause.BATCH.value]
+    treated = [d for d in decisions if ON_TRIAL & set(d.remedies) and not d.look and d.cause != Cause.BATCH.value]
     assert len(treated) == policy.trials <= 4
     assert all(set(d.remedies) <= ALL and d.reason and d.cause for d in decisions)
     first, second = Policy(max_trials=4, max_skipped=10), Policy(max_trials=4, max_skipped=10)

@@ -22,7 +22,12 @@ def context(
 ) -> Any:
     decision = Decision((*remedies, "backoff"), "for a test")
     return context_for(
-        module, optimizer, decision=decision, update_ratio=ratio, progress=lambda: (best, best and learned)
+        module,
+        optimizer,
+        decision=decision,
+        acts=decision.remedies,
+        update_ratio=ratio,
+        progress=lambda: (best, best and learned),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
-from lightning_gradguard.history.baseline import LARGE
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
 from lightning_gradguard.snapshots.store import PATIENT
@@ -19,10 +19,10 @@ from tests.builders import calm, statistics, taught
 def track(norms: list[float], losses: list[float], **known: Any) -> Any:
     model = nn.Linear(2, 2)
     made = Guard(model, snapshots=SnapshotStore(every=50)).attach(torch.optim.SGD(model.parameters(), 0.1))
-    made.snapshots.take(0, made.parameters, made.buffers, made.optimizer)
+    made.snapshots.take(0, made.parameters, made.trained.buffers(), made.optimizer)
     made.baseline = taught(norms, losses)
     for name, value in known.items():
-        setattr(made.baseline, name, value)
+        setattr(made.baseline.updates, name, value)
     return made
 
 
@@ -34,7 +34,7 @@ def worth(found: Any, step: int, loss: float, norm: float = 1.0) -> bool:
 
 
 def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -> None:
-    climbing = track(calm(300), CLIMBING, update_ratio=2 * LARGE)
+    climbing = track(calm(300), CLIMBING, ratio=2 * LARGE)
     climbing.snapshots.pinned = False
     assert not worth(climbing, 100, CLIMBING[-1])
 
@@ -83,9 +83,9 @@ def test_during_an_incident_only_a_treatment_that_does_well_earns_snapshots() ->
     found = track(calm(100), [2.3] * 50 + [0.2] * 50)
     found.incident = Incident(1, 0, 90, "divergence")
     assert not worth(found, 100, 0.2)
-    found.trial = Trial("learning rate", ("rollback", "backoff"), 90)
+    found.treatment.trial = Trial("learning rate", ("rollback", "backoff"), 90)
     assert not worth(found, 100, 0.2), "it has hardly begun"
-    found.trial.losses = [0.2] * 10
+    found.treatment.trial.losses = [0.2] * 10
     assert worth(found, 100, 0.2)
     assert worth(found, 15, 0.2), "sooner than usual"
     for _ in range(20):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gradguard.history.baseline import RECENT
+from lightning_gradguard.history.sample import RECENT
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from tests.builders import same
 from tests.compatibility.matrix import cells

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.guard import default_remedies
-from lightning_gradguard.history.baseline import RECENT
+from lightning_gradguard.history.sample import RECENT
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY

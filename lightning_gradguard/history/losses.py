@@ -1,0 +1,249 @@
+"""The losses of accepted steps: where the run began, the best that it has reached, and where it stands."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_gradguard.history.ranks import chance_of_lower
+from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
+from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
+
+APART = 4.0
+"""Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
+LOST = 0.5
+"""Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
+BEFORE = 32
+"""Losses, before the last few, that tell where the run stood of late."""
+GROWN = 1.5
+"""Growth from one level of nine losses to the next, three times in a row, that no change of the data makes: that is a single leap."""
+FLAT = 0.05
+"""Probability, by chance, of losses so much lower from which they have not fallen."""
+LIKELY = 0.01
+"""The same where the level of the loss has been halved."""
+SURE = 1e-4
+"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each
+new best level, so of thousands of steps of pure noise some ten times independently."""
+
+
+class LossHistory:
+    """Remember the losses of accepted steps.
+
+    Args:
+        updates: Tells how large updates were: where they replace weights, only the very first losses are of untrained ones.
+
+    Attributes:
+        first: The first few losses of the run.
+        best_level: Lowest level (median of a few steps) that the run has reached.
+    """
+
+    def __init__(self, updates: UpdateHistory) -> None:
+        self._updates = updates
+        self._losses = array("d")
+        self.first: list[float] = []
+        self._beginning = math.nan
+        self.best_level, self._learned = math.inf, False
+        # The losses at that time.
+        self._best = array("d")
+        # Detectors ask for the same few levels again and again between two accepted steps.
+        self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
+
+    def recall(self, losses: Iterable[float]) -> None:
+        """Learn the losses of steps that were accepted earlier, before they were known."""
+        for loss in losses:
+            self.accept(loss)
+
+    def accept(self, loss: float) -> None:
+        """Learn the loss of an accepted step; one that is not finite teaches nothing."""
+        if math.isfinite(loss):
+            self._losses.append(loss)
+            if len(self._losses) > NORM_WINDOW:
+                del self._losses[0]
+            self._levels.clear()
+            if len(self.first) < RECENT:
+                self.first.append(loss)
+                self._beginning = _beginning(self.first)
+            else:
+                level = self.level(RECENT)[0]
+                # A median of nine shrugs off four losses of a run that is being lost, and those are no measure of the best.
+                if level <= self.best_level and loss <= level:
+                    self.best_level, self._best = level, self._losses[-ENOUGH:]
+
+    @property
+    def untrained(self) -> float:
+        """The loss before training: the very first, or the lower quartile of the first few if that is larger; NaN at first.
+
+        The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
+        diverges at once. Where the first updates were large it may be spoilt by them: then the second lowest of the first few is taken, or
+        the very first alone where they replaced all of the weights.
+        """
+        if not self.first or self._updates.ratio <= LARGE:
+            return self._beginning
+        first, whole = self.first[0], self._updates.ratio > WHOLE
+        return first if whole else max([first, *sorted(self.first)[1:2]])
+
+    @property
+    def of_untrained(self) -> list[float]:
+        """The losses that may be of untrained weights."""
+        return self.first[:1] if self._updates.ratio > WHOLE else list(self.first)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the best level of the loss is below what it was before training, beyond chance; False where no loss is known."""
+        if self._learned:
+            return True  # Once and for all: neither the first losses nor the best one change for the worse.
+        if len(self.first) < RECENT or len(self._best) < ENOUGH or not self.best_level < self.untrained:
+            return False
+        if self._updates.ratio > LARGE and self.first[0] > 0.0:
+            # All but the very first loss may be of the weights that large updates have made.
+            self._learned = self.best_level < 0.5 * self.first[0]
+            return self._learned
+        # Who learns fast has learned something within the first few losses already, so half of their level needs less proof.
+        half = self.best_level < 0.5 * sorted(self.first)[RECENT // 2]
+        self._learned = chance_of_lower(self._best, self.first) < (LIKELY if half else SURE)
+        return self._learned
+
+    def far_from_best(self, loss: float) -> bool:
+        """Return whether half of what the loss has come down by is gone in ``loss``."""
+        return loss - self.best_level > LOST * (self.untrained - self.best_level)
+
+    @property
+    def lost(self) -> bool:
+        """Whether most of what had been learned is lost, beyond chance."""
+        if not self.learned or len(self._losses) < 2 * RECENT:
+            return False
+        return self.far_from_best(self.level(RECENT)[0]) and self.worse
+
+    @property
+    def worse(self) -> bool:
+        """Whether all of the last losses lie above nearly all of those at the best level, so that chance has no part in it."""
+        if len(self._best) < RECENT or len(self._losses) < RECENT:
+            return False
+        return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the newest three losses lie below all but one of the six before them: what was lost comes back by itself."""
+        newest = self._losses[-RECENT:]
+        return len(newest) == RECENT and max(newest[6:]) < sorted(newest[:6])[1]
+
+    @property
+    def growing(self) -> bool:
+        """Whether the loss grows on and on: each of its last four levels is half as large again as the one before."""
+        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in (3, 2, 1, 0)]
+        newest = self._losses[-RECENT:]
+        if len(newest) < RECENT or not min(newest[6:]) > max(newest[:3]):
+            return False
+        return levels[0] > 0.0 and all(GROWN * earlier < later for earlier, later in itertools.pairwise(levels))
+
+    @property
+    def best(self) -> list[float]:
+        """The losses at the time of the best level."""
+        return list(self._best)
+
+    @property
+    def at_best(self) -> bool:
+        """Whether the last few losses are the best level that was reached."""
+        return self.best_level < math.inf and self.level(RECENT)[0] <= self.best_level
+
+    @property
+    def above_untrained(self) -> bool:
+        """Whether all of the last losses lie above what the loss was before training: by as much again, and apart from chance."""
+        return len(self._losses) > RECENT and self.stands_above(self._losses[-RECENT:], self.untrained)
+
+    def stands_above(self, losses: Iterable[float], reference: float) -> bool:
+        """Return whether all ``losses`` lie above ``reference``, and their level by its size and beyond their noise."""
+        ordered = sorted(losses)
+        if not ordered or not ordered[0] > reference:
+            return False
+        if reference > 0.0:
+            # On a logarithmic scale, since losses of heavy tails are common.
+            # Logarithms first: a ratio of doubles may be 0.
+            steps = [abs(math.log(b) - math.log(a)) for a, b in self._pairs() if a > 0.0 < b]
+            return math.log(ordered[0] / reference) > math.log(2.0) * 0.5 and math.log(
+                ordered[len(ordered) // 2] / reference
+            ) > max(math.log(2.0), APART * _noise(steps))
+        steps = [abs(b - a) for a, b in self._pairs()]
+        return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * _noise(steps))
+
+    def _pairs(self) -> Iterable[tuple[float, float]]:
+        # All that are remembered: the noise of sixteen is often half of what it is.
+        return itertools.pairwise(self._losses)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the newest losses are no lower than those before them, beyond chance."""
+        half = min(len(self._losses) // 2, YOUNG)
+        lately, earlier = self.latest(half), self.latest(half, skip=half)
+        return half >= ENOUGH and chance_of_lower(lately, earlier) > FLAT
+
+    def latest(self, count: int, *, skip: int = 0) -> list[float]:
+        """Return the newest of the remembered losses, oldest first, without the last ``skip``."""
+        end = max(len(self._losses) - skip, 0)
+        return list(self._losses[max(end - count, 0) : end])
+
+    def level(self, last: int | None = None, *, skip: int = 0) -> tuple[float, float]:
+        """Return median and robust spread of the remembered losses; NaN where there are none.
+
+        Args:
+            last: How many of them, counted from the newest; all by default.
+            skip: How many of the newest to leave out first.
+        """
+        found = self._levels.get((last, skip))
+        if found is None:
+            end = max(len(self._losses) - skip, 0)
+            found = _level(self._losses[max(end - last, 0) if last else 0 : end])
+            self._levels[last, skip] = found
+        return found
+
+    def worse_than_untrained(self, loss: float | None) -> bool:
+        """Return whether the loss lies above what it was before training."""
+        return loss is not None and loss > self.untrained > 0.0
+
+    def elevated(self, loss: float | None) -> bool | None:
+        """Return whether ``loss`` lies far above its history; None where that cannot be said."""
+        level, spread = self.level()
+        if loss is None or math.isnan(level):
+            return None
+        return not loss <= level + max(abs(level), 6.0 * spread)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned."""
+        return {
+            "losses": list(self._losses),
+            "first_losses": list(self.first),
+            "best_loss": self.best_level,
+            "best": list(self._best),
+            "learned": self._learned,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._losses = array("d", state["losses"])[-NORM_WINDOW:]
+        self._levels.clear()
+        self.first = [float(v) for v in state["first_losses"]]
+        self._beginning = _beginning(self.first)
+        self.best_level, self._best = float(state["best_loss"]), array("d", state["best"])
+        self._learned = bool(state["learned"])
+
+
+def _beginning(losses: list[float]) -> float:
+    """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
+    return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
+
+
+def _noise(steps: list[float]) -> float:
+    """Return the robust standard deviation of values from the absolute differences of successive ones: median / (0.6745 sqrt 2)."""
+    return sorted(steps)[len(steps) // 2] / 0.954 if steps else 0.0
+
+
+def _level(losses: array[float]) -> tuple[float, float]:
+    """Return median and robust spread; NaN of nothing."""
+    if not losses:
+        return math.nan, math.nan
+    ordered = sorted(losses)
+    n = len(ordered) - 1
+    return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349

@@ -1,0 +1,79 @@
+"""What one optimizer trains: its parameters by name, and the buffers of the layers that they belong to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard.layers.names import clean
+
+
+class Trained:
+    """Look up what an optimizer trains, again where its parameter groups have changed.
+
+    Args:
+        index: Position of the optimizer.
+        module: The root module.
+        optimizer: The optimizer.
+
+    Attributes:
+        groups: The parameter groups that were looked up.
+        parameters: Parameters by name.
+        sharded: Whether some are DTensors.
+        device: Kind of the device that they are on.
+        followers: Averages of the module's weights, kept by others, that go back with them.
+    """
+
+    def __init__(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._index, self._module, self._optimizer = index, module, optimizer
+        self.groups: list[tuple[int, int]] = []
+        self._names: tuple[str, ...] = ()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.sharded, self.device = False, "cpu"
+        self.followers: tuple[nn.Module, ...] = ()
+
+    def changed(self) -> bool:
+        """Return whether parameter groups have changed since the last time, and look parameters up if they have."""
+        groups = [(id(g["params"]), len(g["params"])) for g in self._optimizer.param_groups]
+        if groups == self.groups:
+            return False
+        self.groups = groups
+        names = {id(p): clean(name) for name, p in self._module.named_parameters()}
+        found = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(found)}
+        self._names = tuple(self.parameters)
+        self.sharded = any(hasattr(p, "to_local") for p in found)
+        self.device = found[0].device.type if found else "cpu"
+        return True
+
+    def gradients(self) -> tuple[tuple[str, ...], list[Tensor]]:
+        """Return the names of the parameters that have a gradient, and the gradients."""
+        # Asked at every step, and .grad is slow: once a parameter where all have one.
+        grads = [grad for p in self.parameters.values() if (grad := p.grad) is not None]
+        if len(grads) == len(self._names):
+            return self._names, grads
+        return tuple(name for name, p in self.parameters.items() if p.grad is not None), grads
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return persistent buffers of the layers this optimizer trains; the first one's include those of layers without parameters."""
+        mine = {id(p) for p in self.parameters.values()}
+        found = {}
+        for name, layer in self._module.named_modules():
+            if not layer._buffers:
+                continue
+            own = list(layer.parameters(recurse=False))
+            if any(id(p) in mine for p in own) or (not own and self._index == 0):
+                for key, buffer in layer.named_buffers(name, recurse=False):
+                    if key.rpartition(".")[2] not in layer._non_persistent_buffers_set:
+                        found[clean(key)] = buffer
+        return found | self._averages()
+
+    def _averages(self) -> dict[str, Tensor]:
+        """Return averages of the weights that are kept beside the module (EMA, SWA), by name; the first optimizer takes them back."""
+        if self._index:
+            return {}
+        return {
+            f"average{i}.{name}": value
+            for i, average in enumerate(self.followers)
+            for name, value in (*average.named_parameters(), *average.named_buffers())
+        }

@@ -1,0 +1,157 @@
+"""Statistics -> verdict: the alarm of a step, if there is one, and whom the evidence speaks against."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from lightning_gradguard.attribution.investigation import Asked, agreed, suspects
+from lightning_gradguard.attribution.probe import LayerReading, Signal, signal
+from lightning_gradguard.detectors.overshoot import DEAD
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
+from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.snapshots.when import LOUD
+from lightning_gradguard.statistics.collectives import Own
+from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.step.recording import notice
+from lightning_gradguard.step.run import Run
+from lightning_gradguard.treatment import LIFE, USED_UP
+
+EXAMINE_EVERY = 10
+"""Steps between two examinations of the layers while trouble that has innocent causes goes on."""
+
+Alarm = tuple[Verdict | None, tuple[Suspect, ...]]
+
+
+def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> Alarm:
+    """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
+    readings = run.investigation.readings(track.index)
+    if run.acts and (alarm := _under_treatment(run, track, context.statistics)) is not None:
+        look = alarm.detector != USED_UP
+        track.treatment.see(_signal(run, readings) if readings and look else None)
+        return alarm, _suspects(run, track, context.statistics, readings, batch) if look else ()
+    if readings:
+        context.statistics = _see(run, track, context.statistics, readings)
+    statistics = context.statistics
+    for verdict in track.judge(statistics):
+        if track.treatment.resigned and verdict.form == "divergence" and not verdict.examine:
+            continue
+        if not verdict.alarm:
+            notice(run, track, statistics.step, verdict)
+        elif not verdict.examine:
+            return verdict, _suspects(run, track, statistics, readings, batch)
+        elif found := _look(run, track, statistics, readings, batch, verdict):
+            return verdict, found
+    return _check_up(run, track, statistics) if track.check_up else (None, ())
+
+
+def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
+    """Return the alarm of a step that a treatment under way has something to say of, or None."""
+    if (verdict := track.treatment.looked_at()) is not None:
+        return verdict
+    if (told := track.remedies.finish(run.collectives.mean if run.collectives.size > 1 else None)) is not None:
+        # From here on this is the beginning that a lower rate goes back to.
+        track.take_snapshot(track.steps)
+        return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
+    return track.treatment.alarm(found, track.baseline.updates.ratio)
+
+
+def _see(
+    run: Run, track: OptimizerTrack, statistics: GradientStatistics, readings: tuple[LayerReading, ...]
+) -> GradientStatistics:
+    """Note what becomes of the signal in a run without trouble: how it grows at the first step, later whether it varies."""
+    if track.steps == 0 and track.untouched:
+        track.treatment.start(_signal(run, readings).growth)
+        return statistics
+    if track.incident is not None or (varies := _signal(run, readings).variation) is None:
+        return statistics
+    track.treatment.find(dead=varies < DEAD)
+    if track.baseline.count >= 2 * LIFE:
+        track.snapshots.pinned = track.snapshots.pinned and track.treatment.dead
+    return dataclasses.replace(statistics, variation=varies)
+
+
+def _signal(run: Run, readings: tuple[LayerReading, ...]) -> Signal:
+    return agreed(signal(readings), run.collectives)
+
+
+def _check_up(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> Alarm:
+    """Look at the layers because that was asked for, though nothing is amiss in this step."""
+    track.check_up = False
+    found = _suspects(run, track, statistics, (), None, "changes")
+    if not found:
+        return None, ()
+    reason = f"{found[0].layer} is damaged, though norm and loss do not show it"
+    return Verdict("sudden", "check-up", statistics.norm, track.baseline.norms.typical, reason, examine=True), found
+
+
+def _look(
+    run: Run,
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    readings: tuple[LayerReading, ...],
+    batch: Any,
+    verdict: Verdict,
+) -> tuple[Suspect, ...]:
+    """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
+    single = verdict.form == "sudden"
+    weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
+    if not single and not weigh:
+        return ()
+    ask: Asked = "batch" if not weigh else "all" if verdict.form == "drift" else "changes"
+    found = _suspects(run, track, statistics, readings, batch, ask)
+    if any(s.layer != "batch" for s in found):
+        return found
+    if found and single:
+        if statistics.norm <= LOUD * track.baseline.norms.typical:
+            return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.
+        if track.policy.may_skip:
+            return found
+        track.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.
+    if weigh and not single:
+        notice(run, track, statistics.step, verdict)
+    return ()
+
+
+def _time_to_examine(run: Run, step: int) -> bool:
+    # Several processes judge the loss once in a few steps only, and must not miss the turn by that.
+    return step % EXAMINE_EVERY < (1 if run.collectives.size == 1 else LOSS_EVERY)
+
+
+def _suspects(
+    run: Run,
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    readings: tuple[LayerReading, ...],
+    batch: Any,
+    ask: Asked = "all",
+) -> tuple[Suspect, ...]:
+    accused = Own(track.batches.accuse(batch) if batch is not None else None)
+    return suspects_of(run, track, statistics, readings, accused, ask=ask)
+
+
+def suspects_of(
+    run: Run,
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    readings: tuple[LayerReading, ...],
+    accused: Own[Suspect | None],
+    *,
+    ask: Asked = "all",
+) -> tuple[Suspect, ...]:
+    """Return whom the evidence speaks against, worst first."""
+    return suspects(
+        run.module,
+        run.collectives,
+        statistics,
+        readings,
+        accused,
+        snapshots=track.snapshots,
+        parameters=track.parameters,
+        accepted=track.baseline.count,
+        fresh=ask != "batch" and track.fresh and not track.baseline.losses.learned,
+        sharded=track.sharded,
+        ask=ask,
+    )

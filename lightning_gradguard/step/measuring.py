@@ -1,0 +1,87 @@
+"""Gradients -> statistics: what is measured at a step, and what is learned from measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradguard.attribution.optimizer_state import spoilt
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.statistics.measure import asks_for_update, measure, scale_of, with_update
+from lightning_gradguard.step.run import Run
+
+
+def measured(
+    run: Run, track: OptimizerTrack, loss: Tensor | float | None, step: int | None, scaler: Any
+) -> RemedyContext:
+    """Measure the gradients, and return all that remedies work with."""
+    scaled = scaler is not None and scaler.is_enabled()
+    scale, number = scale_of(track.optimizer, scaler), track.steps if step is None else step
+    track.number = number
+    names, grads = track.trained.gradients()
+    run.recorder.show(track.steps, number, track.index, names, grads, scale)
+    statistics = measure(
+        names,
+        grads,
+        step=number,
+        loss=lambda norm: loss_of(run, track, loss, norm),
+        rate=track.rate(),
+        scale=scale,
+        sharded=track.sharded,
+        scaled=scaled,
+    )
+    return context_of(run, track, _look_closer(run, track, statistics, scale), scaler if scaled else None, scale)
+
+
+def loss_of(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
+    """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
+    earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: track.loss_can_wait(norm))
+    track.baseline.losses.recall(earlier)
+    return now
+
+
+def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics, scale: float) -> GradientStatistics:
+    """Measure also what is worth its cost in few steps only."""
+    known, growth = track.baseline, track.treatment.growth
+    if asks_for_update(known, statistics):
+        first = track.snapshots.first if known.count == 1 and not track.sharded else None
+        statistics = with_update(
+            statistics,
+            run.module,
+            track.parameters,
+            track.optimizer,
+            scale=scale,
+            factor=track.remedies.lr_factor,
+            first=None if first is None else first.parameters,
+        )
+        known.updates.look(statistics.rate)
+    if growth is not None and track.fresh:
+        statistics = dataclasses.replace(statistics, growth=growth)
+    if track.tampered:
+        largest = math.exp(known.norms.high_water)
+        found = spoilt(track.optimizer, track.parameters, track.snapshots.latest, largest)
+        statistics = dataclasses.replace(statistics, spoilt=found)
+    return statistics
+
+
+def context_of(
+    run: Run, track: OptimizerTrack, statistics: GradientStatistics, scaler: Any = None, scale: float = 1.0
+) -> RemedyContext:
+    """Return what remedies work with where the gradients have been measured."""
+    assert run.running is not None
+    return RemedyContext(
+        module=run.module,
+        optimizer=track.optimizer,
+        parameters=track.parameters,
+        snapshots=track.snapshots,
+        running=run.running,
+        statistics=statistics,
+        scaler=scaler,
+        progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned),
+        grad_scale=scale,
+    )

@@ -1,0 +1,90 @@
+"""A step without alarm: it is let through, and learned from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy.act import Act
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.snapshots.when import attempt
+from lightning_gradguard.statistics.measure import FEW
+from lightning_gradguard.step.recording import close
+from lightning_gradguard.step.run import Run
+
+
+def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> None:
+    """Let the step through, learning from it."""
+    statistics = context.statistics
+    if not statistics.finite:
+        # The overflow that a GradScaler expects: it skips the step and lowers its scale by itself.
+        track.reject(statistics)
+        if run.acts:
+            context.running.repair()
+        tell_of_poison(run, context)
+        return
+    _rest(run, track, statistics)
+    if run.acts:
+        if hidden(run, track, context, batch):
+            batch = None  # It is no measure of a healthy one.
+        # What damaged a layer may have gone on until now.
+        if not track.check_up:
+            _keep(run, track, statistics, batch)
+        track.remedies.before_update(context)
+    track.accept(statistics, math.inf)
+    look_for_life(run, track)
+
+
+def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> None:
+    """Note the calm, which may keep the treatment on trial and close the incident."""
+    known, treatment, step = track.baseline, track.treatment, statistics.step
+    ordinary = track.incident is not None and known.ordinary(statistics.norm, statistics.loss)
+    rested = track.policy.rest(step, ordinary=ordinary, trial=treatment.trial is not None)
+    if treatment.keep_if_cured(step, known.count):
+        rested = True
+        track.policy.end_episode(step)
+    if rested and track.incident is not None:
+        # What damaged a layer that was repaired may have gone on.
+        track.check_up = Act.REINITIALIZE in track.remedies.done_by(track.incident.remedies)
+        close(run, track, step)
+
+
+def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch: Any) -> None:
+    """Copy the state from before this step if it is worth it, and note how large a healthy batch is."""
+    step = track.steps - 1
+    if batch is not None and step < FEW:
+        track.batches.remember(batch)
+    if not track.worth_keeping(step, statistics):
+        return
+    if batch is not None:
+        track.batches.remember(batch)
+    if failure := attempt(track.snapshots, lambda: track.take_snapshot(step), run.collectives):
+        run.recorder.warn("snapshots", failure)
+
+
+def look_for_life(run: Run, track: OptimizerTrack) -> None:
+    """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
+    if track.treatment.resigned:
+        track.treatment.resign(resigned=not track.baseline.losses.at_best)
+    if track.asks_for_life() and track.incident is None:
+        run.investigation.arm(track.index, run.module, backward=False)
+
+
+def hidden(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> bool:
+    """Return whether a normalisation hid from the gradient what must not stay in its running statistics."""
+    hid = context.running.accept(lambda: batch is not None and track.batches.accuse(batch) is not None)
+    if hid:
+        run.recorder.warn(
+            "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
+        )
+    return hid
+
+
+def tell_of_poison(run: Run, context: RemedyContext) -> None:
+    """Warn of a gradient that nobody has kept from the weights."""
+    if run.acts and context.scaler is None:
+        run.recorder.warn(
+            "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
+        )

@@ -1,0 +1,73 @@
+"""What the recorder is told of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from lightning_gradguard.layers.names import own_parameters
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import Action, GradientStatistics, Suspect, Verdict
+from lightning_gradguard.step.run import Run
+
+
+def note(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
+    """Take a step into the window under way, and send the window when it is full."""
+    track.last = statistics
+    since = None if track.incident is None else track.incident.step
+    if run.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps, since=since):
+        log(run, track, statistics, coefficient)
+
+
+def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float) -> None:
+    """Send the window that ends with this step."""
+    # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
+    limit = track.limit() if track.baseline.count else math.inf
+    window = track.accumulator.window(
+        statistics,
+        typical=track.baseline.norms.typical,
+        optimizer=track.index,
+        limit=limit,
+        coefficient=coefficient,
+        lr_factor=track.remedies.lr_factor,
+        incidents=len(run.recorder.incidents),
+        rates=track.rates(),
+    )
+    run.recorder.tell("window", window)
+
+
+def notice(run: Run, track: OptimizerTrack, step: int, verdict: Verdict) -> None:
+    """Tell what asks for no remedy, now and then."""
+    run.recorder.notice(track.notices, step, verdict)
+
+
+def record(
+    run: Run, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
+) -> None:
+    """Record an alarm, and measure the next batch layer by layer."""
+    # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
+    # had never seen it.
+    again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
+    run.investigation.arm(track.index, run.module, backward=again and run.acts)
+    # The root module has no name.
+    suspects = tuple(s if s.layer else dataclasses.replace(s, layer=own_parameters(track.parameters)) for s in suspects)
+    if track.incident is None and track.accumulator.steps and track.last is not None:
+        # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
+        log(run, track, track.last, 1.0)
+    track.incident = run.recorder.record(
+        track.incident,
+        action,
+        suspects,
+        optimizer=track.index,
+        form=track.policy.form(action.verdict, action.step),
+        batch_index=batch_index,
+        trials=track.treatment.trials,
+    )
+
+
+def close(run: Run, track: OptimizerTrack, step: int) -> None:
+    """Close the open incident, and forget the trouble that it was about."""
+    assert track.incident is not None
+    run.recorder.close_incident(track.incident, step, track.treatment.trials)
+    track.incident = None
+    track.treatment.close()

@@ -1,0 +1,37 @@
+"""What the steps of all optimizers have in common."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from lightning_gradguard.attribution.investigation import Investigation
+from lightning_gradguard.diagnostics.recorder import Recorder
+from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
+from lightning_gradguard.statistics.collectives import Collectives
+
+
+class Run:
+    """The run that is guarded.
+
+    Args:
+        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        recorder: Keeps the record.
+
+    Attributes:
+        acts: Whether anything may be changed.
+        module: The root module.
+        running: Running statistics of its normalisations.
+        collectives: The processes that train together.
+        investigation: Measures layers on suspicion.
+    """
+
+    module: nn.Module
+
+    def __init__(self, mode: Literal["guard", "watch"], recorder: Recorder) -> None:
+        self.acts = mode == "guard"
+        self.recorder = recorder
+        self.collectives = Collectives()
+        self.investigation = Investigation()
+        self.running: RunningStatistics | None = None

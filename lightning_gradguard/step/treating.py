@@ -1,0 +1,164 @@
+"""Verdict -> decision -> remedy: what is done about an alarm, and what is learned from a step that had one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
+from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
+from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.passing import hidden, tell_of_poison
+from lightning_gradguard.step.recording import close, record
+from lightning_gradguard.step.run import Run
+
+
+def treat(
+    run: Run,
+    track: OptimizerTrack,
+    context: RemedyContext,
+    verdict: Verdict,
+    suspects: tuple[Suspect, ...],
+    batch_index: int | None,
+) -> StepReport:
+    """Decide what to do about an alarm, do it, learn from what is let through, and record it."""
+    statistics, limit = context.statistics, track.limit()
+    called_for = _decide(track, verdict, statistics, suspects)
+    decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
+    _tell(track, context, verdict, decision, suspects, limit)
+    context.acts = called_for.remedies
+    outcomes: tuple[Outcome, ...] = ()
+    if run.acts:
+        _prepare(track, called_for, finite=statistics.finite)
+        outcomes = track.remedies.apply(decision.remedies, context)
+        _learn_of_remedies(track, context, outcomes)
+        _open_trial(track, decision, outcomes, statistics.step)
+    if not _skips(outcomes) and statistics.finite and run.acts:
+        hidden(run, track, context, None)
+        track.remedies.before_update(context)
+    elif not _skips(outcomes) and not statistics.finite:
+        tell_of_poison(run, context)
+    action = Action(statistics.step, verdict, decision, outcomes)
+    skipped = conclude(run, track, statistics, action, suspects, batch_index, limit)
+    if run.acts and (decision.resign or decision.cause == Cause.REGIME.value):
+        _let_go(run, track, context, decision)
+    # Who only watches has spent nothing, and must not end the run.
+    return StepReport(statistics, verdict, decision, outcomes, skipped, decision.exhausted and run.acts)
+
+
+def conclude(
+    run: Run,
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    action: Action,
+    suspects: tuple[Suspect, ...],
+    batch_index: int | None,
+    limit: float,
+) -> bool:
+    """Learn from an alarming step what may be learned, and record it; return whether it was skipped."""
+    skipped = _skips(action.outcomes)
+    if skipped:
+        track.reject(statistics)
+    elif statistics.finite:
+        track.accept(statistics, limit)
+    record(run, track, action, suspects, batch_index)
+    return skipped
+
+
+def _skips(outcomes: Sequence[Outcome]) -> bool:
+    return any(outcome.applied and outcome.coefficient == 0.0 for outcome in outcomes)
+
+
+def _decide(
+    track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
+) -> Decision:
+    """Return what to do about an alarm, in the ladder's words."""
+    return track.treatment.decide(
+        verdict,
+        statistics,
+        suspects,
+        policy=track.policy,
+        known=track.baseline,
+        can=track.remedies.can,
+        fresh=track.fresh,
+        snapshots=track.snapshots,
+        vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
+    )
+
+
+def _tell(
+    track: OptimizerTrack,
+    context: RemedyContext,
+    verdict: Verdict,
+    decision: Decision,
+    suspects: tuple[Suspect, ...],
+    limit: float,
+) -> None:
+    """Tell the remedies what is known of the alarm."""
+    context.verdict, context.decision, context.blame = verdict, decision, suspects
+    context.buffers = track.trained.buffers()
+    context.start = track.fresh and not track.baseline.losses.learned
+    context.update_ratio = track.baseline.updates.first_ratio or track.baseline.updates.ratio
+    context.limit, context.target = limit, track.target(limit)
+
+
+def _prepare(track: OptimizerTrack, called_for: Decision, *, finite: bool) -> None:
+    """Copy what a treatment may have to be taken back to."""
+    known = track.baseline
+    if track.snapshots.empty and known.count == 0:
+        # Whatever becomes of the very first steps, there must be something to go back to.
+        track.take_snapshot(track.steps - 1)
+    track.treatment.prepare(
+        called_for,
+        finite=finite,
+        unlearned=track.treatment.unlearned(known),
+        snapshots=track.snapshots,
+        capture=track.capture,
+    )
+
+
+def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: Sequence[Outcome]) -> None:
+    """Learn what remedies have made of the run: what is known goes back with the weights, and may be of another rate."""
+    known = track.baseline
+    done = track.remedies.done_by([outcome.remedy for outcome in outcomes if outcome.applied])
+    at_first = known.count == 0
+    if Act.REINITIALIZE in done and at_first:
+        known.updates.forget_ratio()
+    if Act.ROLLBACK in done:
+        track.go_back(look=context.decision is not None and context.decision.look)
+    if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
+        known.norms.forget_prior()
+    if Act.BACKOFF in done:
+        known.updates.slow_down()
+    if done - FIRST_AID:
+        # Running statistics may have been restored or reset together with the weights.
+        context.running.accept()
+
+
+def _open_trial(track: OptimizerTrack, decision: Decision, outcomes: Sequence[Outcome], step: int) -> None:
+    applied = [outcome.remedy for outcome in outcomes if outcome.applied]
+    done = [name for name in applied if ON_TRIAL & track.remedies.done_by([name])]
+    slower = Act.BACKOFF in track.remedies.done_by(done)
+    track.treatment.open_trial(decision, done, step, track.baseline.count, lowers_rate=slower)
+
+
+def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: Decision) -> None:
+    """End an incident that no treatment has helped, or whose data are to be learned anew."""
+    treatment, step = track.treatment, context.statistics.step
+    anew = decision.cause == Cause.REGIME.value
+    if treatment.under_way:
+        copied = track.snapshots.latest is not None
+        untreated = treatment.take_back(step, track.baseline.count, copied=copied)
+        track.remedies.take_back()
+        if untreated is not None:
+            track.restore(untreated)
+        context.running.accept()
+    treatment.resign(resigned=decision.resign)
+    if anew:
+        track.learn_anew()
+    if track.incident is not None and (treatment.trials or anew):
+        track.policy.end_episode(step)
+        close(run, track, step)
