@@ -303,6 +303,11 @@ class Guard:
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
                 report = self._step.take(track, loss, batch, batch_index, step, scaler)
+            if (bound := track.clipping_seen.add(report.statistics.norm)) is not None:
+                self._recorder.warn(
+                    f"clipped {track.index}",
+                    f"every gradient of the last steps has the norm {bound:g}: call before_step before clipping, or no explosion is seen",
+                )
             if report.stop:
                 self._exhausted(track, report)
             return report
