@@ -274,10 +274,12 @@ class GradGuard(Callback):
 
     def _put_back(self, trainer: Trainer) -> None:
         self._after_update()
-        self.guard.close()
-        # The strategy's collectives end with the run, and cannot be pickled.
-        self.guard.share()
-        self._batch = self._loss = None
+        try:
+            self.guard.close()
+        finally:
+            # The strategy's collectives end with the run, and cannot be pickled.
+            self.guard.share()
+            self._batch = self._loss = None
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

@@ -388,10 +388,12 @@ class Guard:
             self._investigation.rest()
             for track in self._tracks.values():
                 track.close()
-        self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
-        self._tracks.clear()
-        self._run.running = None
-        self._recorder.close()
+        try:
+            self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
+        finally:
+            self._tracks.clear()
+            self._run.running = None
+            self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.records import Incident
+from lightning_gradguard_tensorboard.telling import tidy
 
 logger = logging.getLogger("lightning_gradguard")
 
@@ -63,7 +64,7 @@ class Console(Sink):
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""
         with _between_bars():
-            logger.info("GradGuard: at step %s: %s", f"{step:,}", wording.clean(message))
+            logger.info("GradGuard: at step %s: %s", f"{step:,}", tidy(wording.clean(message)))
 
 
 def _between_bars() -> AbstractContextManager[Any]:
