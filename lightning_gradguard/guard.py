@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.freshness import untouched
+from lightning_gradguard.attribution.probe import can_leave_graphs
+from lightning_gradguard.attribution.weights import outlandish
 from lightning_gradguard.checkpoint import VERSION, migrate, rehearse
 from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.detectors import (
@@ -243,7 +245,7 @@ class Guard:
             if str(index) in self._waiting:
                 track.load_state_dict(self._waiting.pop(str(index)))
                 track.remedies.resume(self.module)
-            elif track.untouched and not compiled(self.module):
+            elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(track.index, self.module, backward=False)
         return track
