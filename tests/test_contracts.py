@@ -52,6 +52,7 @@ DETECTORS, REMEDIES, SINKS = discovered(Detector), discovered(Remedy), discovere
 # Sinks that cannot be built from nothing, and the least that they need.
 NEEDED: dict[str, Callable[[Path], tuple[Any, ...]]] = {
     "Journal": lambda root: (root,),
+    "Listener": lambda root: (lambda incident, event: None,),
     "MetricsSink": lambda root: (lambda metrics, step: None,),
     "TensorBoardSink": lambda root: (Writer(),),
 }
