@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_gradguard.diagnostics.decode import Malformed, decode
 from lightning_gradguard.records import Incident, Window
 
 MAX_PROBLEMS = 100
+LONGEST = 2**24
+"""Bytes of a line; a window of a hundred thousand layers has two million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,17 @@ def read_journal(path: str | os.PathLike[str]) -> JournalContents:
     """
     reader = _Reader()
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file), start=1):
             reader.take(number, line)
     return reader.contents()
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, of one that has no end only so much that it is known to be none of ours."""
+    while line := file.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and not line.endswith(b"\n"):
+            line = file.readline(LONGEST + 1)
 
 
 class _Reader:
@@ -76,6 +88,9 @@ class _Reader:
 
     def take(self, number: int, line: bytes) -> None:
         if not line.strip():
+            return
+        if len(line) > LONGEST:
+            self._complain(number, f"is longer than {LONGEST:,} bytes")
             return
         try:
             entry = json.loads(line.decode("utf-8"))
@@ -110,15 +125,15 @@ class _Reader:
 
     def _window(self, entry: dict[str, Any]) -> Window:
         peaks = entry.get("layer_peaks")
+        counts = entry.get("layer_nonfinite")
         size = len(peaks) if isinstance(peaks, list) else 0
         optimizer = entry.get("optimizer")
         layers = self._layers.get(optimizer, ()) if isinstance(optimizer, int) else ()
-        window = decode(
-            Window, {**entry, "layers": list(layers), "layer_nonfinite": entry.get("layer_nonfinite") or [0] * size}
-        )
-        if not len(layers) == len(window.layer_peaks) == len(window.layer_nonfinite):
+        # Before anything is read, since there may be many such windows, and many names.
+        if size != len(layers) or (counts and (not isinstance(counts, list) or len(counts) != size)):
             raise Malformed(f"has {size} layers where {len(layers)} names are known")
-        return window
+        window = decode(Window, {**entry, "layers": [], "layer_nonfinite": counts or [0] * size})
+        return dataclasses.replace(window, layers=layers)
 
     def _complain(self, line: int, reason: str) -> None:
         self._result.unreadable += 1
