@@ -92,7 +92,7 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def acquit(self) -> None:
+    def take_back(self) -> None:
         """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
         self.bracket.acquit()
         self._factor = 1.0

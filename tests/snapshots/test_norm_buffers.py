@@ -100,7 +100,7 @@ def test_a_graph_that_lives_on_finds_no_version_changed() -> None:
     running.accept(passed=torch.tensor(True))
     running.restore()
     module[1].running_var.data.fill_(torch.nan)
-    running.mend()
+    running.repair()
     assert versions == [b._version for b in module.buffers()]
 
 
