@@ -174,6 +174,7 @@ class GradGuard(Callback):
                 size,
                 mean=lambda values: _mean(strategy, values),
                 gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
+                neighbours=trainer.num_devices,
             )
         )
         self.guard.sinks[:] = self._sinks(trainer)
