@@ -78,7 +78,7 @@ class DeferredStep:
         if found is None or track.last is None:
             return None
         names, grads = found
-        number = track.steps if step is None else step
+        number = track.number = track.steps if step is None else step
         self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
         passed = self._launch(
             track, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index

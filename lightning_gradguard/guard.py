@@ -40,7 +40,6 @@ from lightning_gradguard.remedies import (
     Clip,
     Initialize,
     LearningRateBackoff,
-    LimitNorm,
     Reinitialize,
     Remedy,
     Rollback,
@@ -69,7 +68,7 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), LimitNorm()]
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
 
 
 class Guard:
@@ -306,7 +305,8 @@ class Guard:
             return
         if track.incident is not None and track.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
-            track.incident = dataclasses.replace(track.incident, closed=report.statistics.step, helped=False)
+            step = report.statistics.step
+            track.incident = dataclasses.replace(track.incident, closed=step, helped=False, stopped=step)
             self._recorder.replace(track.incident)
             self._recorder.tell("incident", track.incident, "closed")
         if self.on_exhausted == "raise":

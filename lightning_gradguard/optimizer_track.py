@@ -94,6 +94,8 @@ class OptimizerTrack:
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
+        # The step at hand as the record counts it: the trainer's, where that is known.
+        self.number = 0
         self.gate = DeviceGate()
         # Steps before which the host judges each by itself.
         self.watchful = 0
@@ -208,6 +210,11 @@ class OptimizerTrack:
             return None
         return self.remedies.rate(largest_rate(self.optimizer))
 
+    def rates(self) -> tuple[float, float, float]:
+        """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
+        rate = self.rate()
+        return math.nan if rate is None else rate, *self.remedies.known_rates()
+
     @property
     def fresh(self) -> bool:
         """Whether the run began with weights that nobody had trained, and its first step can be gone back to."""
@@ -278,6 +285,7 @@ class OptimizerTrack:
             "baseline": self.baseline.state_dict(),
             "detectors": self.detectors.state_dict(),
             "rate": largest_rate(self.optimizer) * self.remedies.lr_factor,
+            "number": self.number,
         }
 
     def load_memory(self, memory: dict[str, Any]) -> None:

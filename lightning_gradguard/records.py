@@ -167,6 +167,7 @@ class Outcome:
         detail: One sentence for a person.
         layers: Layers whose weights were changed.
         coefficient: What the gradients were multiplied by: 1.0 untouched, 0.0 when the step is held.
+        back_to: Step, in the record's own count, that the weights went back to; None where they did not.
     """
 
     remedy: str
@@ -174,6 +175,7 @@ class Outcome:
     detail: str
     layers: tuple[str, ...] = ()
     coefficient: float = 1.0
+    back_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ class Incident:
         helped: True if a treatment was kept, since the losses were the better for it; False if none was, or the budget was spent; None
             while open, and where first aid was all, of which nothing can be measured but that the run became calm.
         trials: The treatments that were tried, and what became of them.
+        stopped: Step at which the guard ended the run because of it, or None where it did not.
     """
 
     number: int
@@ -262,6 +265,7 @@ class Incident:
     closed: int | None = None
     helped: bool | None = None
     trials: tuple[TrialRecord, ...] = ()
+    stopped: int | None = None
 
     @property
     def culprit(self) -> str | None:
@@ -300,6 +304,13 @@ class Window:
         layer_peaks: Largest finite gradient norm of each layer in the window, shape ``(len(layers),)``.
         layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``; expected overflows do not count.
         overflows: Steps so far that a GradScaler skipped by itself, as it is expected to now and then.
+        peak_step: The step of ``norm_peak``; None in records of older versions.
+        loss_low: Smallest finite loss in the window, NaN where none is known.
+        loss_high: Largest finite loss.
+        loss_mean: Mean of the finite losses.
+        rate: The learning rate that the last update was made with, any back-off included; NaN where asking would cost.
+        rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older versions.
+        rate_bad: The smallest that is known to have lost the run; inf if none is.
     """
 
     step: int
@@ -321,6 +332,13 @@ class Window:
     layer_peaks: FloatArray = field(repr=False)
     layer_nonfinite: FloatArray = field(repr=False)
     overflows: int = 0
+    peak_step: int | None = None
+    loss_low: float = math.nan
+    loss_high: float = math.nan
+    loss_mean: float = math.nan
+    rate: float = math.nan
+    rate_good: float = math.nan
+    rate_bad: float = math.nan
 
 
 def to_json(value: Any) -> Any:

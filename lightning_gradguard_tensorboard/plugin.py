@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import mimetypes
@@ -20,7 +21,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from . import series, story, wire
+from . import series, story, telling, wire
 
 PLUGIN_NAME = "gradguard"
 
@@ -28,7 +29,7 @@ WINDOWS_KEPT = 20_000
 """Windows kept of each tag: a million steps at 50 a window. Beyond that a loader keeps a random sample."""
 BYTES_READ = 128 * 2**20
 """The most that is read of one tag: the fast loader refuses answers of 256 MiB and more."""
-ENTRIES_CACHED = 8
+ENTRIES_CACHED = 12
 COLUMNS_MOST = 2000
 AT_ONCE_BYTES = 12 * 2**20
 """A run of no more than this is shown at once."""
@@ -131,14 +132,17 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in loaded.values() if len(one.table)]
         restless = [since for one in loaded.values() if (since := one.restless_since) is not None]
         counts = {name: sum(one.total(name) for one in loaded.values()) for name in series.COUNTS}
+        unusual = [one for i in optimizers for one in self._unusual(request, run, i, events)]
+        said = story.verdict(records, max(ends, default=None), min(restless, default=None), counts)
         return _respond_json(
             request,
             {
                 "run": run,
-                "verdict": story.verdict(records, max(ends, default=None), min(restless, default=None), counts),
+                "verdict": story.amend(said, unusual),
+                "unusual": unusual,
                 "incidents": records,
                 "notices": story.notices(events),
-                "optimizers": [self._extent(request, run, i) for i in optimizers],
+                "optimizers": self._extents(request, run, optimizers),
             },
         )
 
@@ -162,6 +166,24 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             start, end = extent["start"], extent["end"]
         packed = pack(series.view(loaded, start, end, columns), start, end, sampled=sampled)
         return _respond(request, packed, "application/octet-stream")
+
+    def _unusual(
+        self, request: wrappers.Request, run: str, optimizer: int, events: Sequence[story.Event]
+    ) -> list[dict[str, Any]]:
+        """Return the layers that have left their level for good, but for those that an incident tells of.
+
+        Of a large run that has not been read yet nothing is said: its verdict must not wait for that.
+        """
+        if self._large(request, run, optimizer):
+            return []
+        loaded = self._load(request, run, optimizer)
+
+        def find() -> list[dict[str, Any]]:
+            return [{**dataclasses.asdict(one), "layer": loaded.names[one.layer]} for one in series.outliers(loaded)]
+
+        found: list[dict[str, Any]] = self._cached(request, run, optimizer, "unusual", find)
+        told = story.layers_told_of(events)
+        return [{**one, "optimizer": optimizer} for one in found if one["layer"] not in told]
 
     def _list(self, request: wrappers.Request, run: str | None = None) -> list[tuple[str, wire.Tag, Any]]:
         """List our tags: run, tag, and what TensorBoard says of it."""
@@ -232,13 +254,18 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _quick(self, request: wrappers.Request, run: str, optimizer: int) -> series.Series | None:
         """Decode a random sample of a large run that is not in the cache yet; None where there is no need."""
+        if not self._large(request, run, optimizer):
+            return None
         names = self._names(request, run, optimizer)
         windows = self._windows(request, run, optimizer)
+        return self._decode(request, run, optimizer, names, windows, _affordable(names, QUICK_BYTES))
+
+    def _large(self, request: wrappers.Request, run: str, optimizer: int) -> bool:
+        """Tell whether a run takes long to read and has not been read yet."""
+        names, windows = self._names(request, run, optimizer), self._windows(request, run, optimizer)
         with self._lock:
             known = (plugin_util.experiment_id(request.environ), run, optimizer, "layers") in self._cache
-        if known or len(windows.table) <= _affordable(names, AT_ONCE_BYTES):
-            return None
-        return self._decode(request, run, optimizer, names, windows, _affordable(names, QUICK_BYTES))
+        return not known and len(windows.table) > _affordable(names, AT_ONCE_BYTES)
 
     def _decode(
         self,
@@ -293,6 +320,11 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         lists = self._lists(request, run, optimizer).values()
         return tuple(dict.fromkeys(name for names in lists for name in names))
 
+    def _extents(self, request: wrappers.Request, run: str, optimizers: Sequence[int]) -> list[dict[str, Any]]:
+        extents = [self._extent(request, run, i) for i in optimizers]
+        names = telling.optimizer_names([one["layers"] for one in extents])
+        return [{**one, "name": name} for one, name in zip(extents, names, strict=True)]
+
     def _extent(self, request: wrappers.Request, run: str, optimizer: int) -> dict[str, Any]:
         axis = self._windows(request, run, optimizer).axis
         if not len(axis.last):
@@ -308,7 +340,14 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         }
 
 
-def pack(view: series.View, start: float, end: float, *, sampled: bool = False) -> bytes:
+def pack(
+    view: series.View,
+    start: float,
+    end: float,
+    *,
+    sampled: bool = False,
+    unusual: Sequence[dict[str, Any]] = (),
+) -> bytes:
     """Pack a view for the page.
 
     First the length of the header, then the header as JSON padded to eight bytes, then the arrays in its order. JSON

@@ -6,6 +6,7 @@ arrive in; a maximum over them is a vector instruction, over half floats it is n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,7 @@ class Timeline:
 
     Args:
         axis: Their places.
-        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 12)``.
+        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 19)``.
     """
 
     axis: Axis
@@ -215,7 +216,7 @@ def _median(codes: Codes) -> Codes:
 
 
 def lay_out(ticks: Integers, wall_times: Floats, table: Floats) -> Timeline:
-    """Put window events together: ticks and wall times of shape ``(n,)``, numbers of shape ``(n, 12)``."""
+    """Put window events together: ticks and wall times of shape ``(n,)``, numbers of shape ``(n, 19)``."""
     order = _settle(ticks)
     return Timeline(unroll(ticks[order], table[order], wall_times[order]), table[order])
 
@@ -251,6 +252,94 @@ def assemble(
     codes, nonfinite = _CODE_OF.take(bits[:, 0]), _COUNT_OF.take(bits[:, 1])
     ends, baseline = running_median(codes, calm)
     return Series(tuple(names), windows, layer_axis, codes, nonfinite, ends, baseline)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A layer that has left its level for good, measured by what the others did meanwhile.
+
+    Args:
+        layer: Its index.
+        place: Where on the axis.
+        step: The same as a step.
+        factor: What its gradient norm was multiplied by, beside the others'.
+    """
+
+    layer: int
+    place: float
+    step: int
+    factor: float
+
+
+def outliers(series: Series) -> list[Outlier]:
+    """Return the layers whose norm leapt at some step and has stayed there, the largest leap first.
+
+    The running median takes a lasting leap for the layer's new usual, so that the heatmap cools down although nothing has healed. Here each
+    layer is measured by the median of all at the time, and by its own level before. What leaps together is no outlier: nobody is told of
+    more than a quarter of the layers.
+    """
+    codes, axis = series.codes, series.layer_axis
+    n, layers = codes.shape
+    blocks = min(n, _LEAP_BLOCKS)
+    width = max(3, blocks // 20)
+    if layers < 4 or blocks < 4 * width:
+        return []
+    ends = (np.arange(1, blocks + 1) * n) // blocks
+    starts = np.concatenate([[0], ends[:-1]])
+    pick = starts[:, None] + (np.arange(_SAMPLES_PER_BLOCK) * (ends - starts)[:, None]) // _SAMPLES_PER_BLOCK
+    middle = _median(codes[pick]) / np.float32(CODES)
+    level = _beside_the_others(middle)
+    windows = np.lib.stride_tricks.sliding_window_view(level, width, axis=0)
+    medians = np.median(windows, axis=2)
+    leaps = medians[width:] - medians[:-width]
+    best = np.argmax(np.abs(leaps), axis=0)
+    found = []
+    for layer in np.flatnonzero(np.max(np.abs(leaps), axis=0) >= _LEAP):
+        at = int(best[layer]) + width
+        leap, before = float(leaps[best[layer], layer]), float(medians[best[layer], layer])
+        past = level[max(0, at - 3 * width) : at, layer]
+        stays = float(np.median(level[at:, layer])) - before
+        late = axis.first[starts[at]] - axis.first[0] >= max(20.0, 0.05 * (axis.last[-1] - axis.first[0]))
+        quiet = float(np.median(np.abs(past - np.median(past)))) < abs(leap) / 6
+        if late and quiet and min(stays / leap, (float(medians[-1, layer]) - before) / leap) > 0.5:
+            where = _refine(
+                codes, int(layer), before + leap / 2, leap > 0.0, starts[at - 1], ends[min(at + 1, blocks - 1)]
+            )
+            place = float(axis.first[where])
+            found.append(Outlier(int(layer), place, int(place - axis.offsets[where]), float(2.0**stays)))
+    if len(found) > max(1, layers // 4):
+        return []
+    return sorted(found, key=lambda one: -abs(float(np.log2(one.factor))))
+
+
+_LEAP = 3.0
+_LEAP_BLOCKS = 200
+
+
+def _beside_the_others(log2: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Return each layer's log2 norm less the median of all; what was not measured, or was zero, takes the layer's own middle."""
+    silent = log2 <= ZERO
+    held = np.where(silent, np.nan, log2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        beside = held - np.nanmedian(held, axis=1, keepdims=True)
+        own = np.nanmedian(beside, axis=0, keepdims=True)
+    filled: npt.NDArray[np.floating] = np.nan_to_num(np.where(np.isnan(beside), own, beside))
+    return filled
+
+
+def _refine(codes: Codes, layer: int, level: float, up: bool, begin: int, end: int) -> int:
+    """Return the first window between two at which the layer has passed a level, measured beside the others."""
+    beside = _beside_the_others(codes[begin:end] / np.float32(CODES))[:, layer]
+    passed = np.flatnonzero(beside >= level if up else beside <= level)
+    return begin + int(passed[0]) if len(passed) else begin
+
+
+def halves(peaks: Floats, nonfinite: Floats) -> Halves:
+    """Return what the guard writes of one window's layers, shape ``(2, layers)``: log2 of the peaks, counts of non-finite steps."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        log2 = np.nan_to_num(np.log2(peaks), nan=ZERO, posinf=1024.0, neginf=ZERO).clip(min=ZERO)
+        return np.stack([log2, np.minimum(np.nan_to_num(nonfinite), 65504.0)]).astype(np.float16)
 
 
 def spread(halves: Halves, mine: Sequence[str], names: Sequence[str]) -> Halves:
@@ -328,6 +417,19 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> dic
     def least(values: Floats) -> Floats:
         return np.fmin.reduceat(values, starts) if len(starts) else values[:0]
 
+    def most(values: Floats) -> Floats:
+        return np.fmax.reduceat(values, starts) if len(starts) else values[:0]
+
+    peak = column["norm_peak"]
+    # Where within its window the peak was; logs of older versions do not say.
+    at = np.where(
+        np.isnan(column["peak_step"]),
+        (axis.first[part] + axis.last[part] - 1) / 2,
+        column["peak_step"] + axis.offsets[part],
+    )
+    highest = worst(peak)
+    groups = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(table)))) if len(starts) else starts
+
     def total(values: npt.NDArray[Any]) -> Floats:
         """The sum of each column; NaN where nothing is known."""
         if not len(starts):
@@ -339,15 +441,38 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> dic
         "first": axis.first[part][starts],
         "last": axis.last[part][ends],
         "offset": axis.offsets[part][starts],
-        "peak": worst(column["norm_peak"]),
-        "nonfinite": total(~np.isfinite(column["norm_peak"])),
+        "peak": highest,
+        "peak_at": _first_of(peak == highest[groups], groups, at, len(starts)),
+        "nonfinite": total(~np.isfinite(peak)),
+        "nonfinite_at": _first_of(~np.isfinite(peak), groups, at, len(starts)),
         "after": worst(column["norm_after"]),
         "typical": column["typical"][ends],
         "limit": column["limit"][ends],
         "coefficient": least(column["coefficient"]),
         "lr_factor": column["lr_factor"][ends],
+        "loss_low": least(column["loss_low"]),
+        "loss_high": most(column["loss_high"]),
+        "loss_mean": _means(column["loss_mean"], starts),
+        **{name: column[name][ends] for name in ("rate", "rate_good", "rate_bad")},
         **{name: total(series.windows.done(name)[part]) for name in COUNTS},
     }
+
+
+def _first_of(chosen: npt.NDArray[np.bool_], groups: Integers, places: Floats, count: int) -> Floats:
+    """Return the place of the first chosen window of each column; NaN where none is."""
+    found = np.full(count, np.nan)
+    at = np.flatnonzero(chosen)[::-1]
+    found[groups[at]] = places[at]
+    return found
+
+
+def _means(values: Floats, starts: Integers) -> Floats:
+    if not len(starts):
+        return values[:0]
+    known = np.add.reduceat(np.isfinite(values).astype(np.float64), starts)
+    summed = np.add.reduceat(np.where(np.isfinite(values), values, 0.0), starts)
+    means: Floats = np.divide(summed, known, out=np.full(len(starts), np.nan), where=known > 0)
+    return means
 
 
 def _thin_layers(

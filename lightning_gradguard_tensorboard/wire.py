@@ -9,7 +9,7 @@ run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` and so on.
 kind       plugin name         tensor
 ========== =================== ================================================================================
 layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
-windows    gradguard_layers    double, (12,): :data:`COLUMNS`; an older version wrote the first nine of them
+windows    gradguard_layers    double, (19,): :data:`COLUMNS`; older versions wrote the first nine or twelve
 incidents  gradguard_incidents string: JSON of an event and its incident
 ========== =================== ================================================================================
 """
@@ -42,8 +42,15 @@ COLUMNS = (
     "clipped",
     "skipped",
     "overflows",
+    "peak_step",
+    "loss_low",
+    "loss_high",
+    "loss_mean",
+    "rate",
+    "rate_good",
+    "rate_bad",
 )
-"""What a window holds; raw linear units, may be inf or NaN. The last three are counts since the run began."""
+"""What a window holds; raw linear units, may be inf or NaN. ``clipped``, ``skipped`` and ``overflows`` are counts since the run began."""
 
 FIRST_COLUMNS = 9
 """Count of columns in the first version; later ones append."""

@@ -137,7 +137,6 @@ PUBLIC = {
             "Clip",
             "Initialize",
             "LearningRateBackoff",
-            "LimitNorm",
             "Regularize",
             "Reinitialize",
             "Remedy",

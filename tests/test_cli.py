@@ -20,7 +20,10 @@ def run(tmp_path):
 def test_report_prints_the_story_and_writes_the_page(run, capsys):
     assert main(["report", str(run)]) == COMPLETE
     out = capsys.readouterr().out
-    assert "1 incident; last: non-finite at step 40, first in conv2" in out and "gradguard-report.html" in out
+    assert (
+        "1 incident in 125 steps; the last: non-finite at step 40, first in conv2" in out
+        and "gradguard-report.html" in out
+    )
     assert "<svg" in (run / "gradguard-report.html").read_text(encoding="utf-8")
 
 

@@ -157,7 +157,7 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert f"incident 1 closed: calm again after {incident.closed - 204} steps, helped" in lines[-1]
     assert "taken back at step" in lines[-1] and "kept" in lines[-1]
     story = read_story(tmp_path / "gradguard.jsonl", tmp_path)
-    assert story.headline.level == "mended" and story.contents.incidents[-1].trials == incident.trials
+    assert story.headline.level == "warning" and story.contents.incidents[-1].trials == incident.trials
     shown = render_text(story)
     assert "Incident 1 at step 204: state" in shown and "helped" in shown
     assert "taken back" in shown, "why the first was taken back"

@@ -8,7 +8,7 @@ from typing import ClassVar
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -87,7 +87,8 @@ class Spike(Detector):
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # An update that leaves a young run's weights what they are is its own affair, unless batch or layers are at fault.
-            examine=baseline.count < YOUNG
+            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at
+            # fault.
+            examine=baseline.count < RECENT
             and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,
         )

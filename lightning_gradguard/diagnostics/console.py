@@ -35,7 +35,7 @@ class Console(Sink):
         if event == "closed":
             self._told.pop(incident.number, None)
             self._found.pop(incident.number, None)
-            level = logging.WARNING if wording.state(incident) in ("failed", "anew") else logging.INFO
+            level = logging.WARNING if wording.state(incident) in ("failed", "anew", "stopped") else logging.INFO
             told = _told(wording.result(incident), wording.findings(incident))
             logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
             return

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.records import Action, Incident, Suspect
+from lightning_gradguard_tensorboard.telling import tidy
 
 SUSPECTS = 5
 
@@ -54,7 +55,7 @@ def _trials(incident: Incident) -> str:
     header = ("treatment", "for", "loss before", "in the trouble", "at the end", "what became of it")
     rows = [
         (
-            f"**step {t.opened:,}**: {wording.markdown(wording.treatment(t.treatment))}",
+            f"**step {t.opened:,}**: {wording.markdown(wording.tried(t, incident))}",
             wording.markdown(wording.cause_named(t.cause)),
             *(wording.level(value) for value in (t.before, t.trouble, t.after)),
             wording.markdown(wording.became(t, incident)),
@@ -65,7 +66,7 @@ def _trials(incident: Incident) -> str:
 
 
 def _suspects(blame: tuple[Suspect, ...]) -> str:
-    rows = [(wording.markdown(b.layer), wording.gains(b) or "–", wording.markdown(b.reason)) for b in blame]
+    rows = [(wording.markdown(b.layer), wording.gains(b) or "–", wording.markdown(tidy(b.reason))) for b in blame]
     return _table("Suspects", ("layer", "measured", "why"), rows)
 
 
@@ -76,15 +77,13 @@ def _actions(incident: Incident) -> str:
 
 
 def _evidence(action: Action) -> str:
-    verdict = action.verdict
-    measured = f"{wording.number(verdict.value)} against a limit of {wording.number(verdict.limit)}"
-    return f"{verdict.form}, {measured}: {wording.markdown(verdict.reason)}"
+    return f"{action.verdict.form}, {wording.evidence(action)}; {wording.markdown(wording.reason(action))}"
 
 
 def _deeds(action: Action) -> str:
     if not action.outcomes:
         return wording.markdown(wording.undone(action)) or "–"
-    deeds = (("" if o.applied else "could not: ") + f"{o.remedy}: {o.detail}" for o in action.outcomes)
+    deeds = (("" if o.applied else "could not: ") + f"{o.remedy}: {tidy(o.detail)}" for o in action.outcomes)
     return "; ".join(wording.markdown(deed) for deed in deeds)
 
 

@@ -118,12 +118,31 @@ class Recorder:
         self.incidents = [incident if i.number == incident.number else i for i in self.incidents]
 
     def add(
-        self, windows: WindowAccumulator, statistics: GradientStatistics, coefficient: float, *, alarm: bool, steps: int
+        self,
+        windows: WindowAccumulator,
+        statistics: GradientStatistics,
+        coefficient: float,
+        *,
+        alarm: bool,
+        steps: int,
+        since: int | None,
     ) -> bool:
-        """Take in a step of an optimizer that has made ``steps``; return whether its window is full, sooner where something was done."""
+        """Take in a step of an optimizer; return whether its window is full, sooner where something was done.
+
+        Args:
+            windows: Where its steps are added up.
+            statistics: The step.
+            coefficient: What its gradients were multiplied by.
+            alarm: Whether it was an alarming one.
+            steps: Steps that the optimizer has made.
+            since: The step at which its open incident began, or None.
+        """
         windows.add(statistics, coefficient, alarm=alarm)
-        full = min(self.log_every, 1 + steps // EARLY)
-        return windows.steps >= full or (coefficient < 1.0 and windows.steps >= self.log_every // 5)
+        few = max(1, self.log_every // 5)
+        # In trouble, and while a treatment is on trial, more is worth seeing.
+        full = min(self.log_every if since is None else few, 1 + steps // EARLY)
+        begins = alarm and since == statistics.step
+        return begins or windows.steps >= full or (coefficient < 1.0 and windows.steps >= self.log_every // 5)
 
     def show(
         self, steps: int, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,15 +23,32 @@ def merge(earlier: Window, later: Window) -> Window:
         layers = tuple(dict.fromkeys(earlier.layers + later.layers))
     peaks = [_spread(w.layer_peaks, w.layers, layers) for w in (earlier, later)]
     nonfinite = [_spread(w.layer_nonfinite, w.layers, layers) for w in (earlier, later)]
+    # Of two that were not finite the earlier is where it began.
+    top = earlier if not math.isfinite(earlier.norm_peak) or earlier.norm_peak >= later.norm_peak else later
     return dataclasses.replace(
         later,
         first_step=earlier.first_step,
         norm_peak=worst(earlier.norm_peak, later.norm_peak),
+        peak_step=top.peak_step,
+        loss_low=_both(min, earlier.loss_low, later.loss_low),
+        loss_high=_both(max, earlier.loss_high, later.loss_high),
+        loss_mean=_mean(earlier, later),
         coefficient=min(earlier.coefficient, later.coefficient),
         layers=layers,
         layer_peaks=np.fmax(*peaks),
         layer_nonfinite=np.nan_to_num(nonfinite[0]) + np.nan_to_num(nonfinite[1]),
     )
+
+
+def _both(choose: Callable[[float, float], float], first: float, second: float) -> float:
+    """Return the chosen one of two numbers, or the one that is known."""
+    return first if math.isnan(second) else second if math.isnan(first) else choose(first, second)
+
+
+def _mean(earlier: Window, later: Window) -> float:
+    known = [(w.loss_mean, max(w.step - w.first_step, 0) + 1) for w in (earlier, later) if math.isfinite(w.loss_mean)]
+    steps = sum(count for _, count in known)
+    return sum(mean * count for mean, count in known) / steps if steps else math.nan
 
 
 def _spread(values: FloatArray, names: tuple[str, ...], layers: tuple[str, ...]) -> FloatArray:

@@ -33,6 +33,8 @@ class WindowAccumulator:
         self.steps = 0
         self._first = 0
         self._peak = 0.0
+        self._peak_step: int | None = None
+        self._losses = (math.inf, -math.inf, 0.0, 0)
         self._coefficient = 1.0
         self._peaks: FloatArray = np.zeros(len(self._names))
         self._nonfinite: FloatArray = np.zeros(len(self._names))
@@ -43,6 +45,10 @@ class WindowAccumulator:
         if self.steps == 0:
             self._first = statistics.step
         self.steps += 1
+        loss = statistics.loss
+        if loss is not None and math.isfinite(loss):
+            low, high, total, count = self._losses
+            self._losses = (min(low, loss), max(high, loss), total + loss, count + 1)
         # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done about it.
         finite = statistics.finite
         self._routine = statistics.scaled and not finite and not alarm
@@ -56,8 +62,13 @@ class WindowAccumulator:
             np.maximum(self._peaks, norms, out=self._peaks, where=good)
             self._nonfinite += ~good
         # A NaN must win over every number, and max() would drop it.
-        if math.isnan(statistics.norm) or statistics.norm > self._peak:
-            self._peak = statistics.norm
+        if (
+            self._peak_step is None
+            or statistics.norm > self._peak
+            or (math.isnan(statistics.norm) and self._peak < math.inf)
+        ):
+            # Of several steps that were not finite the first is where it began.
+            self._peak, self._peak_step = statistics.norm, statistics.step
         if coefficient < 1.0:
             self._coefficient = min(self._coefficient, coefficient)
             self.skipped += coefficient == 0.0
@@ -88,14 +99,17 @@ class WindowAccumulator:
         coefficient: float,
         lr_factor: float,
         incidents: int,
+        rates: tuple[float, float, float] = (math.nan, math.nan, math.nan),
     ) -> Window:
-        """Return the window that ends with this step, and begin the next."""
+        """Return the window that ends with this step, and begin the next; ``rates`` are those in use, known good and known bad."""
         norm = 0.0 if self._routine else statistics.norm
         layers, groups = _layers(self._names, self.order)
         squares = np.zeros(len(layers))
         np.add.at(squares, groups, self._peaks**2)
         bad = np.zeros(len(layers))
         np.maximum.at(bad, groups, self._nonfinite)
+        low, high, total, count = self._losses
+        low, high, mean = (low, high, total / count) if count else (math.nan, math.nan, math.nan)
         window = Window(
             step=statistics.step,
             first_step=self._first,
@@ -116,6 +130,13 @@ class WindowAccumulator:
             layer_peaks=np.sqrt(squares),
             layer_nonfinite=bad,
             overflows=self.overflows,
+            peak_step=self._peak_step,
+            loss_low=low,
+            loss_high=high,
+            loss_mean=mean,
+            rate=rates[0],
+            rate_good=rates[1],
+            rate_bad=rates[2],
         )
         self.tick += 1
         self._clear()
@@ -131,6 +152,8 @@ class WindowAccumulator:
             "steps": self.steps,
             "first": self._first,
             "peak": self._peak,
+            "peak_step": -1 if self._peak_step is None else self._peak_step,
+            "losses": list(self._losses),
             "coefficient": self._coefficient,
             "names": list(self._names),
             "peaks": self._peaks.tolist(),
@@ -144,6 +167,10 @@ class WindowAccumulator:
         self._names = tuple(state["names"])
         self.steps, self._first = int(state["steps"]), int(state["first"])
         self._peak, self._coefficient = float(state["peak"]), float(state["coefficient"])
+        peak_step = int(state.get("peak_step", -1))
+        self._peak_step = None if peak_step < 0 else peak_step
+        low, high, total, count = state.get("losses", (math.inf, -math.inf, 0.0, 0))
+        self._losses = (float(low), float(high), float(total), int(count))
         self._peaks = np.array(state["peaks"], dtype=np.float64)
         self._nonfinite = np.array(state["nonfinite"], dtype=np.float64)
 

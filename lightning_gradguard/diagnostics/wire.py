@@ -9,8 +9,8 @@ metadata travels on the first event of a tag only.
     at 65504.) Metadata content, UTF-8 JSON: ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
 
 ``gradguard/windows``, plugin ``gradguard_layers``
-    ``DT_DOUBLE``, shape ``(12,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields are only
-    ever appended, so that a shorter row (the first version had nine) is one of an older version.
+    ``DT_DOUBLE``, shape ``(19,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields are only
+    ever appended, so that a shorter row (the first version had nine, the second twelve) is one of an older version.
     Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
 
 ``gradguard/incidents``, plugin ``gradguard_incidents``
@@ -56,6 +56,13 @@ WINDOW_FIELDS = (
     "clipped",
     "skipped",
     "overflows",
+    "peak_step",
+    "loss_low",
+    "loss_high",
+    "loss_mean",
+    "rate",
+    "rate_good",
+    "rate_bad",
 )
 
 
@@ -70,7 +77,8 @@ def encode_layers(window: Window) -> TensorProto:
 
 
 def encode_window(window: Window) -> TensorProto:
-    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(12,)``."""
+    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(19,)``."""
+    # What is None becomes NaN.
     return _tensor(DT_DOUBLE, np.array([getattr(window, field) for field in WINDOW_FIELDS], dtype="<f8"))
 
 

@@ -170,8 +170,8 @@ class LossHistory:
         return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * _noise(steps))
 
     def _pairs(self) -> Iterable[tuple[float, float]]:
-        newest = self._losses[-ENOUGH:]
-        return itertools.pairwise(newest)
+        # All that are remembered: the noise of sixteen is often half of what it is.
+        return itertools.pairwise(self._losses)
 
     @property
     def flat(self) -> bool:

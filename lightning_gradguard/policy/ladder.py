@@ -9,17 +9,17 @@ Treatment = tuple[str, ...]
 START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (("reinitialize",), ("rollback", "initialize", "backoff"), ("rollback", "backoff")),
     Cause.START: (("rollback", "initialize", "backoff"), ("rollback", "backoff")),
-    Cause.RATE: (("rollback", "backoff"), ("rollback", "initialize", "backoff"), ("rollback", "limit_norm")),
-    Cause.UNKNOWN: (("rollback", "backoff"), ("rollback", "initialize", "backoff"), ("rollback", "limit_norm")),
+    Cause.RATE: (("rollback", "backoff"), ("rollback", "initialize", "backoff")),
+    Cause.UNKNOWN: (("rollback", "backoff"), ("rollback", "initialize", "backoff")),
     Cause.OPTIMIZER: (("rollback",), ("rollback", "backoff")),
 }
 """For a run that is fresh from its initialisation, with the copy of its first step at hand."""
 
 UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (("reinitialize",), ("rollback",), ("rollback", "backoff")),
-    Cause.START: (("rollback", "backoff"), ("rollback", "limit_norm")),
-    Cause.RATE: (("rollback", "backoff"), ("rollback", "limit_norm")),
-    Cause.UNKNOWN: (("rollback",), ("rollback", "backoff"), ("rollback", "limit_norm")),
+    Cause.START: (("rollback", "backoff"),),
+    Cause.RATE: (("rollback", "backoff"),),
+    Cause.UNKNOWN: (("rollback",), ("rollback", "backoff")),
     Cause.OPTIMIZER: (("rollback",), ("rollback", "backoff")),
 }
 """For a run that has learned something, or that was not fresh when it began: nothing is drawn anew."""

@@ -138,8 +138,8 @@ class Trial:
         """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
         if self.learned:
             # Hardly distinguishable from both, it is no better than the trouble was.
-            lower = not self.trouble or self.level < statistics.median(self.trouble)
-            return lower and not chance_of_lower(self.before, self.window) < CHANCE
+            as_bad = bool(self.trouble) and self.level >= statistics.median(self.trouble)
+            return not as_bad and not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
         # Who learns fast has learned within the first few losses, so the very first one counts.

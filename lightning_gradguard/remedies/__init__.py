@@ -4,7 +4,6 @@ from lightning_gradguard.remedies.augment import Augment
 from lightning_gradguard.remedies.backoff import LearningRateBackoff
 from lightning_gradguard.remedies.clip import Clip
 from lightning_gradguard.remedies.initialize import Initialize
-from lightning_gradguard.remedies.limit_norm import LimitNorm
 from lightning_gradguard.remedies.regularize import Regularize
 from lightning_gradguard.remedies.reinitialize import Reinitialize
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
@@ -17,7 +16,6 @@ __all__ = [
     "Clip",
     "Initialize",
     "LearningRateBackoff",
-    "LimitNorm",
     "Regularize",
     "Reinitialize",
     "Remedy",

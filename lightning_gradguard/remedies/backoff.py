@@ -66,10 +66,14 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def take_back(self) -> None:
+    def acquit(self) -> None:
         """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
         self.bracket.acquit()
         self._factor = 1.0
+
+    def known_rates(self) -> tuple[float, float]:
+        """Return the bracket's bounds."""
+        return self.bracket.good, self.bracket.bad
 
     def before_update(self, context: RemedyContext) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""

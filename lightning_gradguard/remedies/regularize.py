@@ -52,7 +52,7 @@ class Regularize(Remedy):
         """Begin, or begin again at full strength."""
         self._left = self.steps
         snapshot = context.snapshots.latest
-        how = "decaying" if snapshot is None else f"pulled towards those of step {snapshot.step}"
+        how = "decaying" if snapshot is None else f"pulled towards those of step {snapshot.number}"
         return Outcome(self.name, True, f"weights are {how}, less and less for {self.steps} updates")
 
     @torch.no_grad()

@@ -155,7 +155,7 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
             own[name].copy_(value)
-        return True, f"restored from the snapshot of step {snapshot.step}"
+        return True, f"restored from the snapshot of step {snapshot.number}"
     if method == "restore":
         done = repair(patient, redraw=False, keep=True, rescale=False)
         return bool(done), ", ".join(

@@ -114,6 +114,10 @@ class Remedy(ABC):
         """Return the rate that the next update is made with, of what the schedule says."""
         return scheduled
 
+    def known_rates(self) -> tuple[float, float]:
+        """Return the largest learning rate known to be good and the smallest known to be bad; NaN where that is not known."""
+        return float("nan"), float("nan")
+
     def finish(self, mean: Callable[[list[float]], list[float]] | None = None) -> str:
         """Be done with the batch that was used up, and say what was done; ``mean`` averages numbers over several processes."""
         return ""

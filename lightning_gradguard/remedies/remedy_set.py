@@ -114,6 +114,13 @@ class RemedySet:
                 self._isolation.failed(remedy, "remedy", error)
         return scheduled
 
+    def known_rates(self) -> tuple[float, float]:
+        """Return the largest learning rate known to be good and the smallest known to be bad; NaN where that is not known."""
+        for remedy in self._slowing:
+            with self._isolation.block(remedy, "remedy"):
+                return remedy.known_rates()
+        return math.nan, math.nan
+
     def finish(self, mean: Callable[[list[float]], list[float]] | None) -> str | None:
         """Return what a remedy has done with the batch at hand, which it has used up, in words; None where there is no such remedy."""
         for remedy in self._measuring:

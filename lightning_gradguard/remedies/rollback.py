@@ -49,7 +49,7 @@ class Rollback(Remedy):
             return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
         restore(snapshot, context.parameters, context.buffers, context.optimizer)
         self._again = context if isinstance(context.optimizer, torch.optim.LBFGS) else None
-        return Outcome(self.name, True, f"went back to step {snapshot.step}")
+        return Outcome(self.name, True, f"went back to step {snapshot.number}", back_to=snapshot.number)
 
     def after_update(self) -> None:
         """Restore once more what LBFGS, in whose step this happens, has written back from its local variables."""

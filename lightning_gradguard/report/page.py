@@ -13,12 +13,12 @@ from string import Template
 import numpy as np
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.diagnostics.heatmap import NONFINITE, palette
 from lightning_gradguard.records import Action, Incident
 from lightning_gradguard.report.chart import draw_chart
 from lightning_gradguard.report.story import RunStory
+from lightning_gradguard_tensorboard import colours
+from lightning_gradguard_tensorboard.telling import STATES, tidy
 
-_WORDS = {"healthy": "Healthy", "mended": "Mended", "sick": "In trouble", "unknown": "Unknown"}
 MOST = 200
 
 
@@ -26,7 +26,12 @@ def render_page(stories: Sequence[RunStory], *, title: str = "GradGuard report")
     """Return the whole page as text, to be written as UTF-8."""
     template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     sections = "\n".join(_run(story) for story in stories)
-    return template.substitute(title=_text(title), legend=_legend(), runs=sections)
+    light, dark = (_properties(theme) for theme in ("light", "dark"))
+    return template.substitute(title=_text(title), light=light, dark=dark, legend=_legend(), runs=sections)
+
+
+def _properties(theme: colours.Theme) -> str:
+    return " ".join(f"--{name}: {value};" for name, value in colours.sheet(theme).items())
 
 
 def _text(text: str) -> str:
@@ -37,13 +42,14 @@ def _run(story: RunStory) -> str:
     head = story.headline
     parts = [
         f"<h2>{_text(story.name)}</h2>",
-        f'<p class="verdict {head.level}"><strong>{head.word or _WORDS[head.level]}</strong> {_text(head.text)}</p>',
+        f'<p class="verdict {head.level}"><strong>{_text(head.word)}</strong> {_text(head.text)}</p>',
+        answers(head.answers),
     ]
-    for optimizer, timeline in story.timelines.items():
-        if len(story.timelines) > 1:
-            parts.append(f"<h3>Optimizer {optimizer}</h3>")
-        incidents = [i for i in story.contents.incidents if i.optimizer == optimizer]
-        parts.append(f"<figure>{draw_chart(timeline, incidents)}</figure>")
+    for optimizer, run in story.optimizers.items():
+        if len(story.optimizers) > 1:
+            parts.append(f"<h3>Optimizer of <code>{_text(story.names[optimizer])}</code></h3>")
+        records = [record for record in story.records if record["optimizer"] == optimizer]
+        parts.append(f"<figure>{draw_chart(run, records)}</figure>")
     newest = story.contents.incidents[::-1]
     if newest:
         parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST]))
@@ -54,13 +60,19 @@ def _run(story: RunStory) -> str:
     return f"<section>{''.join(parts)}</section>"
 
 
+def answers(told: Sequence[tuple[str, str]]) -> str:
+    """Return the answers to the five questions as a list of terms; nothing where nothing has happened."""
+    terms = "".join(f"<div><dt>{_text(question)}</dt><dd>{_text(answer)}</dd></div>" for question, answer in told)
+    return f'<dl class="answers">{terms}</dl>' if terms else ""
+
+
 def _incident(incident: Incident) -> str:
-    state = wording.state(incident)
+    level = STATES[wording.state(incident)][0]
     batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
     culprit = f", first in <code>{_text(incident.culprit)}</code>" if incident.culprit else ""
     result = wording.result(incident)
     return (
-        f'<article class="{state}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
+        f'<article class="{level}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
         f"<h4><span>{incident.number}</span> {_text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
         f"<p>{_text(_sentence(wording.done(incident.remedies)))} {_text(_sentence(result))}</p>"
         f"{_findings(incident)}{_trials(incident)}{_suspects(incident)}{_actions(incident)}</article>"
@@ -82,7 +94,7 @@ def _trials(incident: Incident) -> str:
     header = ("Tried", "For", "Loss before", "In the trouble", "At the end", "What became of it")
     rows = [
         (
-            f"Step {t.opened:,}: {_text(wording.treatment(t.treatment))}",
+            f"Step {t.opened:,}: {_text(wording.tried(t, incident))}",
             _text(wording.cause_named(t.cause)),
             *(_text(wording.level(value)) for value in (t.before, t.trouble, t.after)),
             _text(_sentence(wording.became(t, incident))),
@@ -93,7 +105,10 @@ def _trials(incident: Incident) -> str:
 
 
 def _suspects(incident: Incident) -> str:
-    rows = [(f"<code>{_text(b.layer)}</code>", _text(wording.gains(b) or "–"), _text(b.reason)) for b in incident.blame]
+    rows = [
+        (f"<code>{_text(b.layer)}</code>", _text(wording.gains(b) or "–"), _text(tidy(b.reason)))
+        for b in incident.blame
+    ]
     return _table(("Suspect", "Measured", "Why"), rows)
 
 
@@ -105,15 +120,13 @@ def _actions(incident: Incident) -> str:
 
 
 def _evidence(action: Action) -> str:
-    verdict = action.verdict
-    against = f"{wording.number(verdict.value)} against a limit of {wording.number(verdict.limit)}"
-    return f"{_text(verdict.form)}, {against}: {_text(verdict.reason)}"
+    return f"{_text(action.verdict.form)}, {_text(wording.evidence(action))}; {_text(wording.reason(action))}"
 
 
 def _deeds(action: Action) -> str:
     if not action.outcomes:
         return _text(wording.undone(action))
-    deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {o.detail}" for o in action.outcomes)
+    deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {tidy(o.detail)}" for o in action.outcomes)
     return "<br>".join(_text(deed) for deed in deeds)
 
 
@@ -134,11 +147,10 @@ def _list(title: str, sentences: Sequence[str], kind: str) -> str:
 
 
 def _legend() -> str:
-    entries = (("1/100 ×", -2.0), ("1/10 ×", -1.0), ("1 ×", 0.0), ("10 ×", 1.0), ("100 ×", 2.0), ("10,000 ×", 4.0))
-    swatches = [(text, palette(np.array(ratio)).tolist()) for text, ratio in entries]
-    swatches.append(("NaN or inf", list(NONFINITE)))
+    entries = (("1/100", -2.0), ("1/10", -1.0), ("usual", 0.0), ("10 x", 1.0), ("100 x", 2.0))
+    swatches = [(text, colours.ratios(np.array(ratio / np.log10(2.0))).tolist()) for text, ratio in entries]
+    swatches += [("NaN or inf", list(colours.special("nonfinite"))), ("no gradient", list(colours.special("silent")))]
     return "".join(
-        f'<span><svg viewBox="0 0 12 12"><rect class="frame" width="12" height="12"/>'
-        f'<rect width="12" height="12" fill="rgba({r},{g},{b},{a / 255:.2f})"/></svg> {text}</span>'
-        for text, (r, g, b, a) in swatches
+        f'<span><svg viewBox="0 0 12 12"><rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
+        for text, (r, g, b) in swatches
     )

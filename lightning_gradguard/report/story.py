@@ -1,31 +1,41 @@
-"""What a journal tells, in the order in which a person asks: is it healthy, when did it break, which layer, what was done."""
+"""What a journal tells, in the order in which a person asks: is it healthy, when did it break, which layer, what was done.
+
+Verdict, axis and words are the tab's own (:mod:`lightning_gradguard_tensorboard`), so that both say the same of a run.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_journal
-from lightning_gradguard.diagnostics.timeline import Timeline
-from lightning_gradguard.records import Incident, Window
+from lightning_gradguard.records import Incident, Window, to_json
+from lightning_gradguard_tensorboard import series, story, telling
+from lightning_gradguard_tensorboard.wire import COLUMNS
 
-Level = Literal["healthy", "mended", "sick", "unknown"]
-COLUMNS = 400
+Level = Literal["good", "warning", "bad", "unknown"]
+Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The verdict on a run: a level (green, amber, red, grey), one sentence, and a word for the level where its own says too much."""
+    """The verdict on a run: a level (green, amber, red, grey), a word or two, and a sentence.
+
+    ``answers`` are those to the five questions, each a question and its answer; empty where nothing has happened.
+    """
 
     level: Level
+    word: str
     text: str
-    word: str = ""
+    answers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +46,18 @@ class RunStory:
         name: Directory of the journal, relative to where the search began.
         contents: What the journal holds.
         headline: The verdict on the run.
-        timelines: The windows of each optimizer, thinned to what fits a page.
+        optimizers: The windows of each optimizer on an axis of steps.
+        names: What each optimizer is called, by the modules that it trains.
+        records: The incidents with their places on that axis, newest first.
         missing: Sentences that say what could not be read.
     """
 
     name: str
     contents: JournalContents
     headline: Headline
-    timelines: dict[int, Timeline] = field(repr=False)
+    optimizers: dict[int, series.Series] = field(default_factory=dict, repr=False)
+    names: dict[int, str] = field(default_factory=dict)
+    records: Records = field(default_factory=list, repr=False)
     missing: tuple[str, ...] = ()
 
 
@@ -68,65 +82,69 @@ def read_story(path: Path, root: str | os.PathLike[str]) -> RunStory:
         contents = read_journal(path)
     except OSError as error:
         reason = f"{path.name} could not be read: {error.strerror or error}"
-        return RunStory(name, JournalContents(), Headline("unknown", "The journal could not be read."), {}, (reason,))
-    timelines: dict[int, Timeline] = {}
-    for window in contents.windows:
-        timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
-    return RunStory(name, contents, headline(contents), timelines, _missing(contents))
+        headline = Headline("unknown", "Unknown", "The journal could not be read.")
+        return RunStory(name, JournalContents(), headline, missing=(reason,))
+    return tell_story(name, contents)
 
 
-def headline(contents: JournalContents) -> Headline:
-    """Return the verdict sentence and its level; in doubt the worse one."""
-    incidents, last = contents.incidents, _last_windows(contents)
+def tell_story(name: str, contents: JournalContents) -> RunStory:
+    """Return the story of what a journal holds."""
+    indices = sorted({window.optimizer for window in contents.windows})
+    optimizers = {i: lay_out([w for w in contents.windows if w.optimizer == i]) for i in indices}
+    names = telling.optimizer_names([one.names for one in optimizers.values()])
+    records = place(contents.incidents, optimizers)
+    headline = _headline(contents, optimizers, records)
+    return RunStory(
+        name, contents, headline, optimizers, dict(zip(indices, names, strict=True)), records, _missing(contents)
+    )
+
+
+def lay_out(windows: Sequence[Window]) -> series.Series:
+    """Put the windows of one optimizer on an axis, in the order in which they were written: a resumed run may go back."""
+    ticks = np.arange(len(windows))
+    names = tuple(dict.fromkeys(name for window in windows for name in window.layers))
+    numbers = [[_float(getattr(window, column)) for column in COLUMNS] for window in windows]
+    table = np.array(numbers, np.float64).reshape(-1, len(COLUMNS))
+    payloads = [series.spread(series.halves(w.layer_peaks, w.layer_nonfinite)[None], w.layers, names) for w in windows]
+    timeline = series.lay_out(ticks, ticks.astype(np.float64), table)
+    return series.assemble(names, timeline, ticks, ticks.astype(np.float64), np.concatenate(payloads))
+
+
+def place(incidents: Sequence[Incident], optimizers: dict[int, series.Series]) -> Records:
+    """Return incidents as the tab has them, with their places on the axis, newest first."""
+    axes = {index: one.windows.axis for index, one in optimizers.items()}
+    # One by one: numbers start again when a run is repeated in the same directory.
+    told = (story.incidents([story.Event(0, math.inf, i.optimizer, {"incident": to_json(i)})], axes) for i in incidents)
+    records = [record for one in told for record in one]
+    return sorted(records, key=lambda record: (record["place"], record["number"]), reverse=True)
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _headline(contents: JournalContents, optimizers: dict[int, series.Series], records: Records) -> Headline:
     if contents.empty:
-        return Headline("unknown", "Nothing was recorded yet.")
-    steps = max((w.step + 1 for w in contents.windows), default=0)
-    bad_end = any(not math.isfinite(w.norm_before) for w in last)
-    if not incidents:
-        if bad_end:
-            return Headline("sick", f"The last gradients were not finite, after {wording.count(steps, 'step')}.")
-        routine = sum(w.overflows for w in last)
-        aside = f" The GradScaler skipped {wording.count(routine, 'step')} by itself, as it should." if routine else ""
-        return Headline("healthy", f"Healthy: no incident in {wording.count(steps, 'step')}.{aside}")
-    newest = incidents[-1]
-    where = wording.suspect(newest)
-    sentence = f"{wording.count(len(incidents), 'incident')}; last: {newest.form} at step {newest.step:,}"
-    sentence += f", {where}" if where else ""
-    sentence += "".join(f"; {part}" for part in _interventions(last))
-    if any(i.closed is None for i in incidents):
-        return Headline("sick", f"{sentence}; not over when the journal ends.")
-    failed = [i for i in incidents if wording.state(i) == "failed"]
-    if failed and failed[-1].trials and not bad_end:
-        sentence += f"; incident {failed[-1].number:,}: nothing that was tried helped, and it was taken back"
-        left = wording.left(failed[-1])
-        return Headline("sick", f"{sentence}; left: {left}." if left else f"{sentence}.")
-    if failed or bad_end:
-        return Headline("sick", f"{sentence}; the remedies did not help.")
-    return _over(incidents, sentence)
+        return Headline("unknown", "Unknown", "Nothing was recorded yet.")
+    timelines = [one.windows for one in optimizers.values()]
+    ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines]
+    restless = [since for one in timelines if (since := one.restless_since) is not None]
+    counts = {name: sum(one.total(name) for one in timelines) for name in series.COUNTS}
+    said = story.verdict(records, max(ends, default=None), min(restless, default=None), counts)
+    told = {str(blame.get("layer")) for record in records for blame in record.get("blame", ())}
+    unusual = [
+        {"layer": one.names[found.layer], "step": found.step, "factor": found.factor}
+        for one in optimizers.values()
+        for found in series.outliers(one)
+        if one.names[found.layer] not in told
+    ]
+    said = story.amend(said, unusual)
+    answers = tuple((answer["question"], _plain(answer["words"])) for answer in said["answers"])
+    return Headline(said["level"], said["headline"], _plain(said["words"]).strip(), answers)
 
 
-def _over(incidents: list[Incident], sentence: str) -> Headline:
-    """Return the verdict on a run whose incidents are all over, none of them given up."""
-    since, states = max(i.closed or 0 for i in incidents), {wording.state(i) for i in incidents}
-    if all(map(wording.watched, incidents)):
-        sentence += "; nothing was changed, only watched"
-    if states == {"calm"}:
-        return Headline("healthy", f"{sentence}; calm again since step {since:,}.", "Calm again")
-    if "anew" in states:
-        anew = max(i.closed or 0 for i in incidents if wording.state(i) == "anew")
-        sentence += f"; a new regime was learned anew from step {anew:,}"
-    word = "" if "helped" in states else "Calm again"
-    return Headline("mended", f"{sentence}; {'calm again' if word else 'healthy'} since step {since:,}.", word)
-
-
-def _interventions(last: list[Window]) -> list[str]:
-    skipped, clipped = sum(w.skipped for w in last), sum(w.clipped for w in last)
-    parts = [f"{wording.count(skipped, 'step')} skipped"] if skipped else []
-    return parts + ([f"{wording.count(clipped, 'step')} clipped"] if clipped else [])
-
-
-def _last_windows(contents: JournalContents) -> list[Window]:
-    return list({window.optimizer: window for window in contents.windows}.values())
+def _plain(words: Sequence[dict[str, str]]) -> str:
+    return "".join(word.get("text", word.get("layer", "")) for word in words)
 
 
 def _missing(contents: JournalContents) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.records import Incident, Window
+from lightning_gradguard.records import Incident
 from lightning_gradguard.report.story import RunStory
+from lightning_gradguard_tensorboard.wire import COLUMNS
 
-_COLOURS = {"healthy": "32", "mended": "33", "sick": "31", "unknown": "90"}
+_COLOURS = {"good": "32", "warning": "33", "bad": "31", "unknown": "90"}
 _BARS = "▁▂▃▄▅▆▇█"
+_PEAK = COLUMNS.index("norm_peak")
 NEWEST = 20
 ACTIONS = 3
 
@@ -28,10 +30,12 @@ def render_text(story: RunStory, *, color: bool = False) -> str:
 def _lines(story: RunStory, color: bool) -> Iterator[str]:
     head = story.headline
     yield _paint(wording.clean(story.name), "1", color)
-    yield f"  {_paint('●', _COLOURS[head.level], color)} {_paint(wording.clean(head.text), _COLOURS[head.level], color)}"
-    for optimizer, timeline in story.timelines.items():
-        label = f" (optimizer {optimizer})" if len(story.timelines) > 1 else ""
-        yield f"  log10 gradient norm{label}  {_sparkline(timeline.columns)}"
+    said = wording.clean(f"{head.word} {head.text}")
+    yield f"  {_paint('●', _COLOURS[head.level], color)} {_paint(said, _COLOURS[head.level], color)}"
+    yield from (f"    {question:12}  {wording.clean(answer)}" for question, answer in head.answers)
+    for optimizer, run in story.optimizers.items():
+        label = f" ({story.names[optimizer]})" if len(story.optimizers) > 1 else ""
+        yield f"  log10 gradient norm{wording.clean(label)}  {_sparkline(run.windows.table[:, _PEAK].tolist())}"
     incidents = story.contents.incidents[::-1]
     for incident in incidents[:NEWEST]:
         yield ""
@@ -53,16 +57,15 @@ def _incident(incident: Incident, color: bool) -> Iterator[str]:
     yield f"  {wording.done(incident.remedies)}; {wording.result(incident)}"
     yield from (f"  {name}: {text}" for name, text in wording.findings(incident))
     for action in incident.actions[:ACTIONS]:
-        measured = f"{wording.number(action.verdict.value)} against {wording.number(action.verdict.limit)}"
-        yield f"  step {action.step:,}: {measured}, {wording.clean(action.verdict.reason)}"
+        yield f"  step {action.step:,}: {wording.evidence(action)}; {wording.reason(action)}"
     if incident.alarms > ACTIONS:
         yield f"  … {wording.count(incident.alarms, 'alarming step')} in all"
 
 
-def _sparkline(columns: list[Window], width: int = 60) -> str:
+def _sparkline(peaks: list[float], width: int = 60) -> str:
     """Return the peaks on a log scale, ``!`` where the norm was not finite; a cell shows the largest it covers."""
-    size = -(-len(columns) // width) or 1
-    cells = [[c.norm_peak for c in columns[i : i + size]] for i in range(0, len(columns), size)]
+    size = -(-len(peaks) // width) or 1
+    cells = [peaks[i : i + size] for i in range(0, len(peaks), size)]
     levels = [
         max((math.log10(p) if p > 0 else -12.0 for p in cell if math.isfinite(p)), default=None) for cell in cells
     ]

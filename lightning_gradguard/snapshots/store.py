@@ -46,6 +46,11 @@ class Snapshot:
         """Accepted updates that lie behind it."""
         return int(self.extra.get("baseline", {}).get("count", self.step))
 
+    @property
+    def number(self) -> int:
+        """The step before which it was taken, as the record counts it; with several optimizers that is the trainer's."""
+        return int(self.extra.get("number", self.step))
+
 
 def _host(value: Any, used: Any = None) -> Any:
     """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""

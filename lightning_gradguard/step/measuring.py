@@ -22,6 +22,7 @@ def measured(
     """Measure the gradients, and return all that remedies work with."""
     scaled = scaler is not None and scaler.is_enabled()
     scale, number = scale_of(track.optimizer, scaler), track.steps if step is None else step
+    track.number = number
     names, grads = track.trained.gradients()
     run.recorder.show(track.steps, number, track.index, names, grads, scale)
     statistics = measure(

@@ -12,7 +12,8 @@ from lightning_gradguard.step.run import Run
 def note(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
     """Take a step into the window under way, and send the window when it is full."""
     track.last = statistics
-    if run.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps):
+    since = None if track.incident is None else track.incident.step
+    if run.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps, since=since):
         log(run, track, statistics, coefficient)
 
 
@@ -28,6 +29,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
         coefficient=coefficient,
         lr_factor=track.remedies.lr_factor,
         incidents=len(run.recorder.incidents),
+        rates=track.rates(),
     )
     run.recorder.tell("window", window)
 
@@ -45,6 +47,9 @@ def record(
     # had never seen it.
     again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
     run.investigation.arm(track.index, run.module, backward=again and run.acts)
+    if track.incident is None and track.accumulator.steps and track.last is not None:
+        # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
+        log(run, track, track.last, 1.0)
     track.incident = run.recorder.record(
         track.incident,
         action,

@@ -1,17 +1,9 @@
 // The incidents of a run, newest first: what was seen, who is to blame, what was tried, and what was kept and taken back.
 
-import { formatNumber, formatRatio, formatStep, h } from "./dom.js";
+import { formatNumber, formatStep, h, put } from "./dom.js";
 
 const MOST = 60;
-const list = (value) => (Array.isArray(value) ? value.filter((item) => item && typeof item === "object") : []);
-
-function evidence(verdict) {
-  const value = Number(String(verdict.value).replace("inf", "Infinity"));
-  const limit = Number(verdict.limit);
-  const line = [h("b", {}, formatNumber(verdict.value)), ` against a limit of ${formatNumber(verdict.limit)}`];
-  if (Number.isFinite(value / limit) && limit > 0 && value >= limit) line.push(` (${formatRatio(value / limit)})`);
-  return [h("div", {}, line), h("div", { class: "quiet" }, verdict.reason ?? "")];
-}
+const NOTICES = 4;
 
 function suspect(blame, first) {
   const gains = [
@@ -22,25 +14,31 @@ function suspect(blame, first) {
   return h(
     "div",
     { class: first ? "suspect first" : "suspect" },
-    h("code", {}, blame.layer ?? "?"),
+    h("code", {}, blame.layer === "" ? "the root module" : (blame.layer ?? "?")),
     gains.length > 0 && h("div", { class: "gains" }, gains.map(([name, gain, title]) => h("span", { title }, `${name} `, h("b", {}, `×${formatNumber(gain)}`)))),
     blame.reason && h("div", { class: "quiet" }, blame.reason),
   );
 }
 
-const isCause = ({ name }) => name === "Cause" || name === "Suspect";
-const entry = (name, ...value) => [h("dt", {}, name), h("dd", {}, value)];
+const capital = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+const isCause = ({ name }) => name.endsWith("cause");
+const entry = (name, ...value) => [h("dt", {}, capital(name)), h("dd", {}, value)];
 
-function card(incident, chosen, choose) {
-  const actions = list(incident.actions);
-  const blame = list(incident.blame);
-  const { level, glyph, word, findings, trials } = incident.told;
-  const outcomes = actions.flatMap((action) => list(action.outcomes));
-  const remedies = [...new Map(outcomes.map((outcome) => [outcome.remedy + outcome.detail, outcome])).values()];
-  const details = [
-    actions[0]?.verdict && entry("Evidence", evidence(actions[0].verdict)),
+function ending(incident) {
+  const { state, result, why_stopped: why } = incident.told;
+  if (incident.closed === null || incident.closed === undefined) return false;
+  if (state === "stopped") return entry("Stopped", `the run, at step ${formatStep(incident.stopped)}: ${why}`);
+  return entry("Ended", `at step ${formatStep(incident.closed)}: ${result}`);
+}
+
+function details(incident, chosen) {
+  const { evidence, blame, findings, trials, done, state } = incident.told;
+  const finding = ({ name, text }) => entry(name, text);
+  const reason = incident.actions?.[0]?.decision?.reason;
+  return [
+    evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured)), h("div", { class: "quiet" }, evidence.reason)),
     blame.length > 0 && entry("Blamed", blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
-    findings.filter(isCause).map(({ name, text }) => entry(name, text)),
+    findings.filter(isCause).map(finding),
     trials.map((one) =>
       entry(
         one.name,
@@ -49,26 +47,31 @@ function card(incident, chosen, choose) {
         h("div", { class: "quiet" }, one.levels, chosen && `; for: ${one.cause}`),
       ),
     ),
-    findings.filter((one) => !isCause(one)).map(({ name, text }) => entry(name, text)),
-    remedies.length > 0 &&
+    findings.filter((one) => !isCause(one)).map(finding),
+    done.length > 0 &&
       entry(
         "Remedy",
-        remedies.slice(0, chosen ? 20 : 3).map((outcome) =>
-          h("div", {}, h("b", {}, outcome.remedy ?? "?"), outcome.applied === false ? " (could not act)" : "", h("span", { class: "quiet" }, ` ${outcome.detail ?? ""}`)),
+        done.map((one) =>
+          h("div", {}, h("b", {}, one.remedy), one.applied ? "" : " (could not act)", h("span", { class: "quiet" }, ` ${one.detail}${one.times > 1 ? `; ${formatStep(one.times)} times in the steps kept` : ""}`)),
         ),
       ),
-    chosen && actions[0]?.decision?.reason && entry("Because", actions[0].decision.reason),
+    state === "stopped" && !chosen && ending(incident),
+    chosen && reason && entry("Because", reason),
     incident.batch !== null && incident.batch !== undefined && entry("Batch", formatStep(incident.batch)),
     chosen && incident.alarms > 1 && entry("Alarms", formatStep(incident.alarms)),
-    chosen && incident.closed != null && entry("Calm", `from step ${formatStep(incident.closed)}`),
-    chosen && list(incident.messages?.map((text) => ({ text }))).map(({ text }) => entry("Note", text)),
+    chosen && ending(incident),
+    chosen && (incident.messages ?? []).map((text) => entry("Note", text)),
   ];
+}
+
+function card(incident, chosen, say) {
+  const { level, glyph, word } = incident.told;
   return h(
     "li",
     {},
     h(
       "button",
-      { class: "incident", type: "button", "aria-pressed": String(chosen), "data-number": incident.number, onclick: () => choose(incident) },
+      { class: "incident", type: "button", "aria-pressed": String(chosen), "data-number": incident.number, onclick: () => say.choose(incident) },
       h(
         "span",
         { class: "headline" },
@@ -77,27 +80,55 @@ function card(incident, chosen, choose) {
         h("span", { class: "quiet" }, `step ${formatStep(incident.step)}`),
         h("span", { class: `state ${level}` }, h("span", { "aria-hidden": "true" }, glyph), ` ${word}`),
       ),
-      h("dl", {}, details),
+      h("dl", {}, details(incident, chosen)),
     ),
+    chosen && h("button", { type: "button", class: "small ticket", onclick: (event) => say.ticket(incident, event.currentTarget) }, "Copy as Markdown"),
   );
 }
 
-/** Fill the panel: one section a run. */
-export function drawIncidents(container, sections, chosen, choose) {
+/** What repeats is said once, with how often. */
+const notice = ({ step, first, times, message }) =>
+  h("p", {}, h("span", { class: "quiet" }, times > 1 ? `${formatStep(times)} times, steps ${formatStep(first)} – ${formatStep(step)} ` : `step ${formatStep(step)} `), message);
+
+function notices(all) {
+  if (!all.length) return false;
+  const rest = all.slice(NOTICES);
+  return h(
+    "div",
+    { class: "notices" },
+    h("h3", {}, "Notices"),
+    all.slice(0, NOTICES).map(notice),
+    rest.length > 0 && h("details", {}, h("summary", {}, `${formatStep(rest.length)} more`), rest.map(notice)),
+  );
+}
+
+/** Incidents of the other optimizers, which have views of their own. */
+function elsewhere(story, optimizer, say) {
+  const others = story.optimizers.filter((one) => one.optimizer !== optimizer);
+  return others.map((one) => {
+    const count = story.incidents.filter((incident) => incident.optimizer === one.optimizer).length;
+    return count > 0 && h("button", { type: "button", class: "small elsewhere", onclick: () => say.optimizer(one.optimizer) }, `${formatStep(count)} more under `, h("code", {}, one.name));
+  });
+}
+
+/** Fill the side: one section a run. */
+export function drawIncidents(container, sections, chosen, say) {
   const top = container.scrollTop;
-  container.replaceChildren(
-    ...sections.map(({ panel, title, story, optimizer }) => {
+  put(
+    container,
+    sections.map(({ panel, title, story, optimizer }) => {
       const mine = story.incidents.filter((incident) => incident.optimizer === optimizer);
       const isChosen = (one) => chosen?.panel === panel && chosen.number === one.number && chosen.optimizer === one.optimizer;
+      const own = { ...say, choose: (incident) => say.choose(panel, incident), ticket: (incident, button) => say.ticket(panel, incident, button) };
       return h(
         "section",
         {},
         h("h2", {}, "Incidents", h("span", { class: "count" }, String(mine.length)), title && h("span", { class: "quiet run-name" }, title)),
+        elsewhere(story, optimizer, say),
         mine.length === 0 && h("p", { class: "quiet nothing" }, "None so far. An incident appears here the moment a gradient leaves its band."),
-        h("ol", {}, mine.slice(0, MOST).map((one) => card(one, isChosen(one), (it) => choose(panel, it)))),
+        h("ol", {}, mine.slice(0, MOST).map((one) => card(one, isChosen(one), own))),
         mine.length > MOST && h("p", { class: "quiet" }, `${formatStep(mine.length - MOST)} older ones are dots on the chart.`),
-        story.notices.length > 0 &&
-          h("div", { class: "notices" }, h("h3", {}, "Notices"), story.notices.slice(0, 8).map((one) => h("p", {}, h("span", { class: "quiet" }, `step ${formatStep(one.step)} `), one.message))),
+        notices(story.notices),
       );
     }),
   );

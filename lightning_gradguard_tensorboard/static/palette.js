@@ -2,11 +2,8 @@
 // the others rise in lightness alone. Non-finite and "no gradient" have colours that no scale contains.
 
 const SCALES = {
-  "blue-orange": {
-    label: "Blue – orange",
-    light: { stops: ["#0b3c78", "#3b7fc4", "#a9cdec", "#f3f4f5", "#fbc58a", "#e8741a", "#7f2a04"] },
-    dark: { stops: ["#8fc7ff", "#3d86cf", "#24507c", "#26292e", "#7a4312", "#e67a1f", "#ffd9a8"] },
-  },
+  // Its stops are the style sheet's, which others that draw the same read too.
+  "blue-orange": { label: "Blue – orange" },
   cividis: { label: "Cividis", both: ["#00224e", "#2a3f6d", "#575c6d", "#7c7b78", "#a59c74", "#d2c060", "#fee838"] },
   viridis: { label: "Viridis", both: ["#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743", "#fde725"] },
   grey: {
@@ -18,10 +15,7 @@ const SCALES = {
 
 export const COLOURS = Object.entries(SCALES).map(([name, scale]) => [name, scale.label]);
 
-const SPECIAL = {
-  light: { nonfinite: "#c3007e", silent: "#d7dae0", empty: "#ffffff" },
-  dark: { nonfinite: "#ff4db8", silent: "#3b4048", empty: "#1d1f23" },
-};
+const property = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 const parse = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
 const pixel = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
@@ -29,7 +23,7 @@ const pixel = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
 /** 256 colours from lowest to highest, as canvas pixels and as CSS, with the special ones. */
 export function palette(name, theme, diverging) {
   const scale = SCALES[name] ?? SCALES["blue-orange"];
-  let stops = scale.both ?? scale[theme].stops;
+  let stops = scale.both ?? scale[theme]?.stops ?? property("heat").split(/\s+/);
   // A scale with a neutral middle shows a one-sided quantity with its upper half.
   if (name === "blue-orange" && !diverging) stops = stops.slice(3);
   const colours = stops.map(parse);
@@ -39,7 +33,7 @@ export function palette(name, theme, diverging) {
     const low = Math.min(Math.floor(at), colours.length - 2);
     table[i] = pixel(colours[low].map((channel, c) => Math.round(channel + (colours[low + 1][c] - channel) * (at - low))));
   }
-  const special = SPECIAL[theme];
+  const special = { nonfinite: property("nonfinite"), silent: property("silent"), empty: property("ground") };
   return {
     table,
     css: `linear-gradient(to right, ${stops.join(", ")})`,

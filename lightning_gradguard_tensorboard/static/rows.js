@@ -1,5 +1,7 @@
 // Layers in forward order, folded to blocks.
 
+import { MISSING } from "./api.js";
+
 /** The block of a layer: up to its first number ("blocks.7" of "blocks.7.mlp.fc2"), or its own name if it has none. */
 export function blockOf(name) {
   const parts = name.split(".");
@@ -21,24 +23,70 @@ export function blocksOf(names) {
   );
 }
 
-/** The rows to draw: a fold's head, its layers when it is open, and layers that stand alone. */
-export function rowsOf(names, blocks, open) {
-  const rows = [];
-  blocks.forEach((block, index) => {
-    if (!block.folds) {
-      rows.push({ kind: "layer", key: `l${block.layers[0]}`, layers: block.layers, label: block.name, name: block.name });
-      return;
-    }
+export const ORDERS = [
+  ["forward", "Forward"],
+  ["worst", "Worst first"],
+  ["name", "By name"],
+];
+
+const byName = new Intl.Collator("en", { numeric: true });
+const layerRow = (names, layer, more = {}) => ({ kind: "layer", key: `l${layer}`, layers: [layer], label: names[layer], name: names[layer], ...more });
+
+/**
+ * The rows to draw: a fold's head, its layers when it is open, and layers that stand alone.
+ *
+ * @param {object} how {order, search, heat}: an order other than forward, or words to search for, gives single layers without folds;
+ *   `heat(layer)` tells how far a layer stands out.
+ */
+export function rowsOf(names, blocks, open, { order = "forward", search = "", heat = () => 0 } = {}) {
+  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = names.map((_, layer) => layer).filter((layer) => words.every((word) => names[layer].toLowerCase().includes(word)));
+  if (order === "worst") found.sort((a, b) => heat(b) - heat(a));
+  if (order === "name") found.sort((a, b) => byName.compare(names[a], names[b]));
+  if (order !== "forward" || words.length) return found.map((layer) => layerRow(names, layer));
+  return blocks.flatMap((block, index) => {
+    if (!block.folds) return [layerRow(names, block.layers[0])];
     const isOpen = open.has(index);
-    rows.push({ kind: "block", key: `b${index}`, block: index, open: isOpen, layers: block.layers, label: block.name, name: block.name });
-    if (!isOpen) return;
-    for (const layer of block.layers) {
-      const label = names[layer].slice(block.name.length + 1);
-      rows.push({ kind: "layer", key: `l${layer}`, child: true, layers: [layer], label, name: names[layer] });
-    }
+    const head = { kind: "block", key: `b${index}`, block: index, open: isOpen, layers: block.layers, label: block.name, name: block.name };
+    const children = block.layers.map((layer) => layerRow(names, layer, { child: true, label: names[layer].slice(block.name.length + 1) }));
+    return isOpen ? [head, ...children] : [head];
   });
-  return rows;
 }
+
+/** How far one cell of a view stands out: the size of its ratio, up or down, in codes; what is not finite is above all. */
+const heatOf = (view, at) => (view.nonfinite[at] ? 1e6 : view.ratios[at] === MISSING ? 0 : Math.abs(view.ratios[at]));
+
+/** How far each layer stands out in a view. */
+export function heats(view, count) {
+  const columns = view.layers.first.length;
+  const found = new Float64Array(count);
+  for (let at = 0; at < count * columns; at++) found[Math.floor(at / columns)] = Math.max(found[Math.floor(at / columns)], heatOf(view, at));
+  return found;
+}
+
+/** How far each column does, by the layer that stands out most. */
+export function hotColumns(view) {
+  const columns = view.layers.first.length;
+  const found = new Float64Array(columns);
+  for (let at = 0; at < view.ratios.length; at++) found[at % columns] = Math.max(found[at % columns], heatOf(view, at));
+  return found;
+}
+
+/** How much of long names is not worth its room: the path that all have in common. */
+export function sharedPrefix(names) {
+  if (names.length < 2 || names.every((name) => name.length <= LONG)) return 0;
+  const paths = names.map((name) => name.split(".").slice(0, -1));
+  let same = 0;
+  while (paths.every((path) => same < path.length && path[same] === paths[0][same])) same++;
+  return paths[0].slice(0, same).join(".").length + (same > 0);
+}
+
+export const TAIL = 14;
+export const LONG = 2 * TAIL;
+
+const size = (ratio) => (ratio === MISSING ? -1 : Math.abs(ratio));
+/** Whether a ratio lies farther from what is usual, up or down; of two alike the higher. */
+const hotter = (ratio, than) => size(ratio) > size(than) || (size(ratio) === size(than) && ratio > than);
 
 /** One row's numbers: a block shows the worst of its layers. Returns arrays of one value a column. */
 export function worstOf(view, layers) {
@@ -53,7 +101,7 @@ export function worstOf(view, layers) {
     const [codes, ratios, nonfinite] = [view.codes, view.ratios, view.nonfinite].map((matrix) => part(matrix, layer));
     for (let c = 0; c < columns; c++) {
       if (codes[c] > worst.codes[c]) worst.codes[c] = codes[c];
-      if (ratios[c] > worst.ratios[c]) {
+      if (hotter(ratios[c], worst.ratios[c])) {
         worst.ratios[c] = ratios[c];
         if (!worst.nonfinite[c]) worst.which[c] = layer;
       }

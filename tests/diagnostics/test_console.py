@@ -46,4 +46,4 @@ def test_hostile_names_cannot_write_to_the_terminal(caplog):
 def test_nobody_blamed_and_nothing_done():
     bare = incident(blame=(), actions=())
     assert bare.culprit is None and result(bare) == "still open after 1 alarming step"
-    assert [number(x) for x in (57.0, 1.5e10, 0.0, float("nan"), 12345.0)] == ["57", "1.5e+10", "0", "nan", "12,345"]
+    assert [number(x) for x in (57.0, 1.5e10, 0.0, float("nan"), 12345.0)] == ["57", "1.5e10", "0", "NaN", "12,300"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -75,3 +76,49 @@ def test_overflows_that_never_end_are_trouble_and_not_counted_as_routine(mode: s
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.9999)
     last = run(40, scaler=scaler, mode=mode).windows[-1]
     assert last.overflows < 20 and last.incidents == 1 and not math.isfinite(last.norm_peak)
+
+
+def spoilt(guard: Guard, sink: Kept, bad: range, steps: int = 400) -> list[Window]:
+    """Train on batches of which those in ``bad`` hold NaN; return the windows."""
+    model = guard.module
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step, (x, y) in enumerate(regression(steps)):
+        optimizer.zero_grad()
+        loss = (model(x * (math.nan if step in bad else 1.0)) - y).square().mean()
+        loss.backward()
+        if guard.before_step(optimizer, loss=loss).stop:
+            break
+        optimizer.step()
+    guard.flush()
+    guard.close()
+    return sink.windows
+
+
+def test_a_window_ends_where_an_incident_begins() -> None:
+    """What was healthy must not be drawn in the colours of what comes after it."""
+    sink = Kept()
+    windows = spoilt(Guard(mlp(), sinks=[sink]), sink, range(301, 311))
+    bad = [w for w in windows if not math.isfinite(w.norm_peak)]
+    assert (bad[0].first_step, bad[0].step, bad[0].peak_step) == (301, 301, 301)
+    assert all(not w.layer_nonfinite.any() for w in windows if w.step < 301)
+    assert [later.first_step - earlier.step for earlier, later in pairwise(windows)] == [1] * (len(windows) - 1)
+    assert bad[-1].step >= 310 and all(w.peak_step == w.first_step for w in bad), (
+        "of several the first is where it began"
+    )
+
+
+def test_windows_know_the_losses_and_the_rate() -> None:
+    sink = Kept()
+    windows = spoilt(Guard(mlp(), sinks=[sink]), sink, range(0))
+    assert all(w.loss_low <= w.loss_mean <= w.loss_high and math.isfinite(w.loss_high) for w in windows)
+    assert {w.rate for w in windows} == {0.01} and {w.rate_bad for w in windows} == {math.inf}
+
+
+def test_a_run_that_is_ended_says_when_and_one_that_goes_on_does_not() -> None:
+    guard = Guard(mlp())
+    spoilt(guard, Kept(), range(301, 500), steps=500)
+    (one,) = guard.incidents
+    assert one.stopped == one.closed == one.actions[-1].step and one.actions[-1].decision.exhausted
+    guard = Guard(mlp(), on_exhausted="continue")
+    spoilt(guard, Kept(), range(301, 500), steps=450)
+    assert all(one.stopped is None for one in guard.incidents)

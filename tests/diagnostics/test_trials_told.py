@@ -103,7 +103,7 @@ def test_kept() -> None:
     assert told(KEPT_AT_ONCE) == (
         "calm again after 18 steps, helped\n"
         "cause: layer conv2\n"
-        "tried: re-initialised the layer at step 42: kept at step 58, the loss is lower than in the trouble "
+        "tried: repaired the layer at step 42: kept at step 58, the loss is lower than in the trouble "
         "(loss before the trouble 0.25, in it 6.12, at the end 0.24)"
     )
 
@@ -112,7 +112,7 @@ def test_the_first_taken_back_and_the_second_kept() -> None:
     text = told(SECOND_KEPT)
     assert text.startswith("calm again after 130 steps, helped\ncause: updates that are too large: the learning rate\n")
     assert (
-        "re-initialised the layer at step 42: taken back at step 106, the loss was no better than in the trouble "
+        "repaired the layer at step 42: taken back at step 106, the loss was no better than in the trouble "
         "(loss before the trouble 0.25, in it 6.12, at the end 6.5)" in text
     )
     assert "rolled back to a good snapshot and lowered the learning rate at step 106: kept at step 170" in text
@@ -158,14 +158,13 @@ def test_watching_tells_what_would_have_been_done() -> None:
     text = told(WATCHED)
     assert "calm again after 50 steps, only watched" in text and "cause: layer conv2" in text
     assert (
-        "would have skipped the step; then re-initialised the layer; then rolled back to a good snapshot and lowered"
-        in text
+        "would have skipped the step; then repaired the layer; then rolled back to a good snapshot and lowered" in text
     )
     assert "goes on as you wrote it" not in text and "helped" not in text and "tried" not in text
     anew = dataclasses.replace(WATCHED, actions=(*WATCHED.actions, dataclasses.replace(REGIME, outcomes=())))
     assert wording.state(anew) == "calm" and "would have" in told(anew) and "learned anew what is healthy" in told(anew)
     markdown = incident_markdown(WATCHED)
-    assert "| would have skipped the step and re\\-initialised the layer: why |" in markdown
+    assert "| would have skipped the step and repaired the layer: why |" in markdown
 
 
 def test_an_old_journal_is_told_as_before() -> None:
@@ -211,7 +210,7 @@ def test_a_budget_that_is_spent() -> None:
 
 def test_an_open_incident_tells_what_is_on_trial() -> None:
     going = case(FIRST_AID, REDRAWN, closed=None)
-    assert "on trial: re-initialised the layer at step 42" in told(going)
+    assert "on trial: repaired the layer at step 42" in told(going)
     going = case(FIRST_AID, REDRAWN, LOWERED, trials=(TAKEN_BACK,), closed=None)
     assert "taken back at step 106" in told(going)
     assert "on trial: rolled back to a good snapshot and lowered the learning rate at step 106" in told(going)
@@ -226,8 +225,8 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     console.incident(case(FIRST_AID, REDRAWN, LOWERED, RESIGNED, trials=(TAKEN_BACK,), closed=None), "acted")
     console.incident(SECOND_KEPT, "closed")
     opened, tried, again, resigned, closed = caplog.messages
-    assert opened.endswith("; skipped the step") and tried.endswith("; on trial: re-initialised the layer at step 42")
-    assert "tried: re-initialised the layer at step 42: taken back" in again and "on trial: rolled back" in again
+    assert opened.endswith("; skipped the step") and tried.endswith("; on trial: repaired the layer at step 42")
+    assert "tried: repaired the layer at step 42: taken back" in again and "on trial: rolled back" in again
     assert resigned.endswith("(4 alarming steps so far); left: first aid only: the run goes on as you wrote it")
     assert "closed: calm again after 130 steps, helped; cause: updates" in closed and closed.count("tried: ") == 2
 
@@ -245,7 +244,7 @@ def test_only_what_failed_or_changed_for_good_ends_with_a_warning(
 
 def test_the_console_says_at_once_what_would_have_been_done(console: Any, caplog: pytest.LogCaptureFixture) -> None:
     console.incident(dataclasses.replace(WATCHED, closed=None), "opened")
-    assert "nothing was changed; only watched: would have skipped the step; then re-initialised" in caplog.messages[0]
+    assert "nothing was changed; only watched: would have skipped the step; then repaired" in caplog.messages[0]
 
 
 def test_markdown_has_a_table_of_treatments() -> None:
@@ -254,7 +253,7 @@ def test_markdown_has_a_table_of_treatments() -> None:
     assert "**Left:** first aid only: the run goes on as you wrote it." in text
     assert "| treatment | for | loss before | in the trouble | at the end | what became of it |" in text
     assert (
-        "| **step 42**: re\\-initialised the layer | single layers | 0.25 | 6.12 | 6.5 "
+        "| **step 42**: repaired the layer | single layers | 0.25 | 6.12 | 6.5 "
         "| taken back at step 106, the loss was no better than in the trouble |" in text
     )
     assert "**New regime:** what is healthy is learned anew from here on." in incident_markdown(ANEW)

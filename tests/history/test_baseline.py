@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
-from lightning_gradguard.history.updates import LARGE
+from lightning_gradguard.history.updates import LARGE, WHOLE
 from tests.builders import calm, same, taught, through_a_file
 
 NORMS = st.floats(1e-30, 1e30)
@@ -140,12 +140,26 @@ def test_memory_is_bounded() -> None:
     assert all(len(v) <= NORM_WINDOW for v in baseline.state_dict().values() if isinstance(v, list))
 
 
-def test_after_large_updates_only_the_first_loss_is_untrained() -> None:
-    losses = [2.3, 2.6, 2.7, 2.8, 2.7, 2.6, 2.5, 2.4, 2.4, *[2.3] * 50]
-    sane, large = taught(calm(59), losses), taught(calm(59), losses)
-    large.updates.ratio = 2 * LARGE
-    assert (sane.losses.untrained, large.losses.untrained) == (2.4, 2.3)
-    assert not large.losses.learned
+def test_the_larger_the_updates_the_fewer_losses_are_untrained() -> None:
+    losses = [2.3, 2.6, 2.7, 2.8, 2.7, 2.6, 2.5, 2.5, 2.4, *[2.3] * 50]
+    sane, large, whole = (taught(calm(59), losses) for _ in range(3))
+    large.updates.ratio, whole.updates.ratio = 2 * LARGE, 2 * WHOLE
+    assert [known.losses.untrained for known in (sane, large, whole)] == [2.5, 2.4, 2.3]
+    assert [len(known.losses.of_untrained) for known in (sane, large, whole)] == [9, 9, 1]
+    assert not large.losses.learned and not whole.losses.learned
+
+
+def test_a_leap_at_the_best_level_is_no_part_of_the_best_losses() -> None:
+    """A median of nine shrugs off four losses of a run that is being lost, and what is lost is measured by the best ones."""
+    baseline = taught(calm(44), [*calm(40), 50.0, 60.0, 70.0, 80.0])
+    assert max(baseline.losses.best) < 5.0
+
+
+def test_a_norm_that_was_lived_with_once_is_lived_with_again() -> None:
+    baseline = taught([1e6])
+    for _ in range(5000):
+        baseline.accept(1.0, None)
+    assert baseline.norms.high_water == pytest.approx(math.log(1e6) - 1.0, abs=0.01)
 
 
 def near(level: float, count: int) -> list[float]:

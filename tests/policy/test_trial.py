@@ -132,6 +132,7 @@ def test_a_rate_is_lowered_only_so_often_within_one_trial() -> None:
         ([1.0] * 5 + [8.0] + [1.0] * 5 + [5.0, 5.0], 5.0, False),  # it has been as high
         ([1.0] * 10 + [5.0, 5.0], None, False),
         ([-5.0] * 10 + [1.0, 1.0], 1.0, True),
+        ([-5.0, 5.0] * 5 + [6.0, 7.0], 8.0, False),  # signed losses of such a spread
         ([1.0] * 10 + [math.inf, math.inf], math.inf, True),
         ([5.0, 5.0], 5.0, True),  # at once, and above twice the untrained
         ([3.0, 3.0], 3.0, False),
@@ -141,10 +142,10 @@ def test_a_rate_is_lowered_only_so_often_within_one_trial() -> None:
 def test_three_losses_in_a_row_tell_that_the_run_is_being_lost_again(
     losses: list[float], now: float | None, expected: bool
 ) -> None:
-    trial = fresh()
+    trial = Trial("start", ("backoff",), 1, before=[2.3], trouble=[9.0] * 9)
     for loss in losses:
         trial.observe(loss)
-    assert trial.lost(now, 2.3) is expected
+    assert trial.lost(now) is expected
 
 
 LOSSES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf])), max_size=90)
@@ -161,7 +162,7 @@ def test_any_losses_end_it_in_time_and_it_resumes(
     def play(trial: Trial, part: list[Any]) -> list[Any]:
         said = []
         for loss in part:
-            said.append(trial.lost(loss, 1.0))
+            said.append(trial.lost(loss))
             trial.observe(loss)
             said.append(trial.verdict())
         return said

@@ -43,13 +43,13 @@ class Balance(HTMLParser):
 @pytest.mark.parametrize(
     ("level", "words", "incidents", "changes"),
     [
-        ("healthy", "no incident in 250 steps", (), {}),
-        ("healthy", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
-        ("mended", "healthy since step 52", (incident(closed=52, helped=True),), {}),
-        ("sick", "not over when the journal ends", (incident(),), {}),
-        ("sick", "did not help", (incident(closed=52, helped=False),), {}),
-        ("sick", "not finite", (), {"norm_before": math.nan}),
-        ("sick", "did not help", (incident(closed=52, helped=True),), {"norm_before": math.inf}),
+        ("good", "No incident in 250 steps", (), {}),
+        ("good", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
+        ("warning", "healthy for 209 steps since", (incident(closed=52, helped=True),), {}),
+        ("bad", "not over yet", (incident(),), {}),
+        ("bad", "did not help", (incident(closed=52, helped=False),), {}),
+        ("bad", "non-finite or over its limit since step 0", (), {"norm_peak": math.nan}),
+        ("bad", "non-finite or over its limit", (incident(closed=52, helped=True),), {"norm_peak": math.inf}),
     ],
 )
 def test_the_verdict_is_the_worse_one_in_doubt(tmp_path, level, words, incidents, changes):
@@ -68,7 +68,7 @@ def test_the_text_tells_the_newest_incident_first(tmp_path):
     cases = (incident(closed=52, helped=True), incident(2, 90, closed=99, helped=True))
     text = render_text(story(tmp_path / "run", incidents=cases))
     assert text.index("Incident 2 at step 90") < text.index("Incident 1 at step 40")
-    assert "2 incidents; last: non-finite at step 90, first in conv2 (forward gain 57 x); 1 step clipped" in text
+    assert "2 incidents in 250 steps; the last: non-finite at step 90, first in conv2; 1 step clipped" in text
     assert "\x1b" not in text and "\x1b[33m" in render_text(story(tmp_path / "other", incidents=cases), color=True)
 
 

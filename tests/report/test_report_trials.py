@@ -50,19 +50,19 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
 @pytest.mark.parametrize(
     ("one", "level", "word", "words"),
     [
-        (CALM, "healthy", "Calm again", "calm again since step 61"),
-        (WATCHED, "healthy", "Calm again", "nothing was changed, only watched; calm again"),
-        (ANEW, "mended", "Calm again", "a new regime was learned anew from step 63"),
-        (KEPT_ONLY, "mended", "Calm again", "calm again since step 170"),
-        (KEPT_AT_ONCE, "mended", "Mended", "healthy since step 58"),
-        (SECOND_KEPT, "mended", "Mended", "healthy since step 170"),
+        (CALM, "good", "Calm again", "calm for 209 steps since"),
+        (WATCHED, "good", "Calm again", "nothing was changed, only watched; calm"),
+        (ANEW, "warning", "Learned anew", "have changed for good, and what is healthy was learned anew"),
+        (KEPT_ONLY, "warning", "Calm again", "calm for 209 steps since"),
+        (KEPT_AT_ONCE, "warning", "Recovered", "healthy for 209 steps since"),
+        (SECOND_KEPT, "warning", "Recovered", "healthy for 209 steps since"),
         (
             ALL_TAKEN_BACK,
-            "sick",
-            "In trouble",
+            "bad",
+            "Not healed",
             "nothing that was tried helped, and it was taken back; left: first aid only",
         ),
-        (case(REDRAWN, trials=(TAKEN_BACK,), helped=False), "sick", "In trouble", "and it was taken back."),
+        (case(REDRAWN, trials=(TAKEN_BACK,), helped=False), "bad", "Not healed", "and it was taken back."),
     ],
 )
 def test_the_verdict_says_no_more_than_was_measured(
@@ -81,15 +81,15 @@ def test_the_page_has_a_table_of_treatments(tmp_path: Path) -> None:
     assert Balance(page).open == []
     assert "<th>Loss before</th><th>In the trouble</th><th>At the end</th>" in page
     assert (
-        "<tr><td>Step 42: re-initialised the layer</td><td>single layers</td><td>0.25</td><td>6.12</td><td>6.5</td>"
+        "<tr><td>Step 42: repaired the layer</td><td>single layers</td><td>0.25</td><td>6.12</td><td>6.5</td>"
         "<td>Taken back at step 106, the loss was no better than in the trouble.</td></tr>" in page
     )
     assert "<strong>Left:</strong> First aid only: the run goes on as you wrote it." in page
-    assert 'class="failed"' in page and 'class="dot failed"' in page
+    assert '<article class="bad"' in page and 'class="dot bad"' in page
 
 
-@pytest.mark.parametrize(("one", "kind"), [(CALM, "calm"), (ANEW, "anew"), (case(FIRST_AID, closed=None), "open")])
-def test_each_state_has_a_class_of_its_own(tmp_path: Path, one: Incident, kind: str) -> None:
+@pytest.mark.parametrize(("one", "kind"), [(CALM, "good"), (ANEW, "warning"), (case(FIRST_AID, closed=None), "bad")])
+def test_each_state_has_the_colour_that_it_has_in_the_tab(tmp_path: Path, one: Incident, kind: str) -> None:
     page = render_page([story(tmp_path / "run", one)])
     assert f'<article class="{kind}"' in page and f'class="dot {kind}"' in page
 
@@ -97,7 +97,7 @@ def test_each_state_has_a_class_of_its_own(tmp_path: Path, one: Incident, kind: 
 def test_the_terminal_tells_the_same(tmp_path: Path) -> None:
     text = render_text(story(tmp_path / "run", SECOND_KEPT))
     assert "cause: updates that are too large: the learning rate" in text
-    assert "tried: re-initialised the layer at step 42: taken back at step 106" in text
+    assert "tried: repaired the layer at step 42: taken back at step 106" in text
     assert "tried: rolled back to a good snapshot and lowered the learning rate at step 106: kept" in text
     assert "only watched: would have skipped the step; then" in render_text(story(tmp_path / "other", WATCHED))
 
@@ -122,7 +122,6 @@ OPEN = case(FIRST_AID, REDRAWN, closed=None)
     [CALM, ANEW, WATCHED, KEPT_ONLY, KEPT_AT_ONCE, SECOND_KEPT, ALL_TAKEN_BACK, OPEN, incident(closed=52, helped=True)],
 )
 def test_tensorboards_tab_says_the_same(one: Incident) -> None:
-    """It runs without the guard, and has its own words for it."""
     told = telling.tell(to_json(one))
     assert told["state"] == wording.state(one)
     ours = [text for name, text in wording.findings(one, trials=False)]
@@ -139,7 +138,7 @@ def test_an_old_journal_is_shown(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     told = read_story(path, tmp_path)
-    assert told.contents.unreadable == 0 and told.headline.level == "mended"
+    assert told.contents.unreadable == 0 and told.headline.level == "warning"
     assert "Calm again after 12 steps, helped." in render_page([told])
     assert "calm again after 12 steps, helped" in render_text(told)
 
@@ -169,4 +168,4 @@ def test_an_incident_under_way_has_its_trials_and_the_suspects_of_the_look() -> 
     guard.close()
     (one,) = guard.incidents
     assert one.culprit == "2" and one.helped and wording.state(one) == "helped"
-    assert "cause: layer 2\n  tried: re-initialised the layer at step" in guard.report()
+    assert "cause: layer 2\n  tried: rescaled the layer at step" in guard.report()

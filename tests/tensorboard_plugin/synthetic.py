@@ -316,3 +316,20 @@ def write_hostile(folder: Path) -> None:
     writer.window(60, [float("nan")] * 9)
     writer._add("gradguard/layers", 61, _tensor(np.zeros((2, 3), "<f2"), types_pb2.DT_HALF), "gradguard_layers", b"[]")
     writer.close()
+
+
+def write_lasting(folder: Path, *, layers: int = 160, sick: int = 77, since: int = 300, steps: int = 1200) -> None:
+    """Write a run of many layers in which one has its weights multiplied by 300 at a step, which no norm and no loss shows."""
+    rng = np.random.default_rng(0)
+    writer = Writer(folder)
+    names = [f"blocks.{i}.fc" for i in range(layers)]
+    usual = np.exp(rng.normal(0, 0.5, layers))
+    for tick in range(steps // 5):
+        norms = usual * np.exp(rng.normal(0, 0.1, layers)) * (0.5 + np.exp(-tick / 40))
+        if tick * 5 >= since:
+            norms[sick] /= 300.0
+        norm = float(np.sqrt((norms**2).sum()))
+        writer.window(tick, [tick * 5 + 4, tick * 5, norm, norm, norm, norm, 4 * norm, 1, 1, 0, 0, 0])
+        writer.layers(tick, names, norms, np.zeros(layers))
+        writer.now += 5
+    writer.close()

@@ -150,7 +150,7 @@ def test_a_log_of_the_first_version_counts_nothing() -> None:
     shown = series.view(series.assemble([], laid, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 9, 1)
     assert np.isnan(shown.windows["skipped"]).all() and shown.windows["coefficient"].tolist() == [7]
     assert wire.parse_window(np.arange(8.0)) is None and wire.parse_window(np.full(9, np.nan)) is None
-    assert wire.parse_window(np.arange(20.0)).tolist() == list(range(12))
+    assert wire.parse_window(np.arange(30.0)).tolist() == list(range(len(wire.COLUMNS)))
 
 
 def test_lists_of_layers_are_put_side_by_side() -> None:

@@ -82,7 +82,7 @@ def test_the_last_event_of_an_incident_counts_and_its_first_places_it() -> None:
     ]
     (merged,) = story.incidents(events, {})
     assert merged["helped"] is True and merged["time"] == 1.0 and merged["messages"] == ["began"]
-    assert story.notices(events) == [{"step": 95, "message": "back to full speed"}]
+    assert story.notices(events) == [{"step": 95, "first": 95, "times": 1, "message": "back to full speed"}]
 
 
 @pytest.mark.parametrize("text", [b"{not json \xff", b"[]", b"3", b"", "{"])

@@ -148,5 +148,5 @@ def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
     text = card.inner_text()
     assert "Taken back" in text and "the loss was no better than in the trouble" in text
     assert "loss before the trouble 0.25, in it 6.12, at the end 6.5" in text and "in it inf, at the end 0.24" in text
-    assert "would have re-initialised the layer" in frame.locator(".incident[data-number='2']").inner_text()
+    assert "would have repaired the layer" in frame.locator(".incident[data-number='2']").inner_text()
     assert "the run goes on as you wrote it" in frame.locator(".incident[data-number='5']").inner_text()

@@ -1,0 +1,107 @@
+// What is seen, to take along: numbers as CSV, a picture as PNG, an incident as Markdown for a ticket.
+
+import { MISSING } from "./api.js";
+import { formatStep } from "./dom.js";
+
+const cell = (value) => {
+  const text = String(value);
+  // A name that begins like a formula must not become one in a spreadsheet.
+  const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+};
+
+/** The stretch in sight: a line for each column of the charts, with the norm of each layer where the columns are the same. */
+export function csv({ view, names }) {
+  const { windows, layers } = view;
+  const same = layers.first.length === windows.first.length;
+  const step = (at, c) => (Number.isFinite(at) ? Math.floor(at - windows.offset[c]) : "");
+  const number = (value) => (Number.isNaN(value) ? "" : value);
+  const head = ["first_step", "last_step", "norm_peak", "peak_step", "nonfinite_windows", "typical", "limit", "coefficient", "lr_factor"];
+  const plain = ["loss_low", "loss_mean", "loss_high", "rate", "rate_good", "rate_bad", "clipped", "skipped", "overflows"];
+  const lines = [[...head, ...plain, ...(same ? names.map((name) => `norm ${name}`) : [])]];
+  for (let c = 0; c < windows.first.length; c++) {
+    const own = [step(windows.first[c], c), step(windows.last[c] - 1, c), number(windows.peak[c]), step(windows.peak_at[c], c), windows.nonfinite[c]];
+    const rest = ["typical", "limit", "coefficient", "lr_factor", ...plain].map((name) => number(windows[name][c]));
+    const norm = (layer) => {
+      const code = view.codes[layer * layers.first.length + c];
+      return code === MISSING ? "" : Number((2 ** (code / view.perDoubling)).toPrecision(3));
+    };
+    lines.push([...own, ...rest, ...(same ? names.map((_, layer) => norm(layer)) : [])]);
+  }
+  return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
+}
+
+/** A run's panel as it is on the screen, as a PNG. */
+export async function png(panel) {
+  const sheet = await (await fetch(new URL("./style.css", import.meta.url))).text();
+  const { element, charts, heat } = panel;
+  const box = element.getBoundingClientRect();
+  const clone = element.cloneNode(true);
+  Object.assign(clone.style, { display: "block", width: `${box.width}px`, padding: "12px" });
+  clone.querySelector(".charts").style.height = `${charts.clientHeight}px`;
+  for (const shown of clone.querySelectorAll(".tooltip, .crosshair, .selection")) shown.remove();
+  const image = document.createElement("img");
+  image.src = heat.canvas.toDataURL();
+  image.setAttribute("style", heat.canvas.getAttribute("style"));
+  image.setAttribute("class", "heat");
+  clone.querySelector("canvas.heat").replaceWith(image);
+  clone.querySelector(".spacer").style.height = `${heat.scroll.clientHeight}px`;
+  const [width, height] = [box.width + 24, box.height + 24];
+  const style = document.createElement("style");
+  style.textContent = `${sheet}\nbody{display:block;min-height:0;padding:0;overflow:hidden}`;
+  const body = document.createElement("body");
+  body.append(style, clone);
+  const inner = new XMLSerializer().serializeToString(body);
+  const theme = document.documentElement.dataset.theme;
+  const text = `<svg xmlns="http://www.w3.org/2000/svg" data-theme="${theme}" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${inner}</foreignObject></svg>`;
+  const picture = new Image();
+  // A data address: from a blob, browsers let no canvas be read that a foreign object was drawn on.
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  await picture.decode();
+  const ratio = Math.max(2, window.devicePixelRatio || 1);
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width * ratio, height * ratio];
+  const context = canvas.getContext("2d");
+  context.fillStyle = getComputedStyle(document.body).backgroundColor;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+const escape = (text) => String(text).replace(/[\\`*_{}[\]<>()#+!|~-]/g, "\\$&").replace(/\s+/g, " ");
+
+/** An incident as Markdown: when, where, what was done, did it help, and where to look. */
+export function markdown(incident, run, link) {
+  const { told } = incident;
+  const blame = told.blame[0];
+  const where = blame ? `, first in **${escape(blame.layer || "the root module")}**` : "";
+  const lines = [
+    `## GradGuard: ${escape(incident.form)} at step ${formatStep(incident.step)}${where}`,
+    `**Run:** ${escape(run)}. **Result:** ${escape(told.result)}.`,
+  ];
+  if (told.evidence) lines.push(`**Evidence:** ${escape(told.evidence.measured)}; ${escape(told.evidence.reason)}.`);
+  if (told.why_stopped) lines.push(`**Stopped:** ${escape(told.why_stopped)}.`);
+  for (const { name, text } of told.findings) lines.push(`**${name[0].toUpperCase()}${name.slice(1)}:** ${escape(text)}.`);
+  if (told.trials.length) {
+    const rows = told.trials.map((one) => `| ${escape(one.treatment)} | ${escape(one.cause)} | ${escape(one.became)} | ${escape(one.levels)} |`);
+    lines.push(["| tried | for | what became of it | loss |", "| --- | --- | --- | --- |", ...rows].join("\n"));
+  }
+  if (told.blame.length) {
+    const rows = told.blame.slice(0, 5).map((one) => `| ${escape(one.layer)} | ${escape(one.gains || "–")} | ${escape(one.reason)} |`);
+    lines.push(["| suspect | measured | why |", "| --- | --- | --- |", ...rows].join("\n"));
+  }
+  if (told.done.length) lines.push(told.done.map((one) => `- ${one.applied ? "" : "could not: "}${escape(one.remedy)}: ${escape(one.detail)}${one.times > 1 ? ` (${formatStep(one.times)} times)` : ""}`).join("\n"));
+  return [...lines, `[Open it on the board](${link})`].join("\n\n") + "\n";
+}
+
+/** Hand a file to the browser. */
+export function save(content, name, type) {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  const link = Object.assign(document.createElement("a"), { href: address, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+export const fileName = (run, end) => `gradguard-${run.replace(/[^\w.-]+/g, "_").replace(/^[_.]+/, "") || "run"}.${end}`;

@@ -1,0 +1,276 @@
+// The heatmap: a row a layer, a column a window, on a canvas that draws only what is in sight.
+
+import { MISSING, ZERO } from "./api.js";
+import { formatNumber, h, put } from "./dom.js";
+import { LONG, TAIL, heats, hotColumns, rowsOf, worstOf } from "./rows.js";
+
+const FULL_RATIO = Math.log2(100);
+const LEAST_ROW = 15;
+export const MOST_ROW = 26;
+const PINNED = 8;
+
+export const STATISTICS = [
+  ["ratio", "Norm / running median"],
+  ["norm", "Norm, absolute"],
+  ["nonfinite", "Non-finite steps"],
+];
+const TITLES = { ratio: "Layers, against their own running median", norm: "Layers, gradient norm", nonfinite: "Layers, steps with a non-finite gradient" };
+
+export class Heat {
+  /** @param {object} panel whose view, axis and state it draws */
+  constructor(panel) {
+    Object.assign(this, { panel, open: new Set(), rows: [], tops: new Map(), rowHeight: LEAST_ROW });
+    this.labels = h("div", { class: "labels" });
+    this.canvas = h("canvas", { class: "heat", tabindex: "0", role: "application", "aria-label": "Gradient of each layer at each step. Arrow keys move, Enter pins, plus and minus zoom, 0 shows all." });
+    this.stage = h("div", { class: "stage" }, this.labels, this.canvas);
+    this.spacer = h("div", { class: "spacer" }, this.stage);
+    this.scroll = h("div", { class: "scroll", tabindex: "-1" }, this.spacer);
+    this.title = h("h2", {});
+    this.legend = h("div", { class: "legend" });
+    this.foldAll = h("button", { type: "button", class: "small", onclick: () => this.toggleAll() });
+    this.header = h("header", { class: "heat-header" }, this.title, this.foldAll, this.legend);
+    this.scroll.addEventListener("scroll", () => this.paint());
+  }
+
+  /** A new view: what was worked out from the old one is forgotten. */
+  forget() {
+    this.tops.clear();
+    this.heats = this.hotColumns = this.normBounds = null;
+  }
+
+  /** Unfold all of a small network, and of a large one what stands out. */
+  unfold(layers) {
+    const { blocks, names } = this.panel;
+    for (const layer of layers) {
+      const block = blocks.findIndex((one) => one.folds && one.layers.includes(names.indexOf(layer)));
+      if (block >= 0) this.open.add(block);
+    }
+  }
+
+  arrange() {
+    const { names, blocks, state, view } = this.panel;
+    const heat = (layer) => (this.heats ??= heats(view, names.length))[layer];
+    const how = { order: state.order, search: state.search, heat };
+    this.rows = rowsOf(names, blocks, this.open, how);
+    const room = this.scroll.clientHeight || 1;
+    const plain = state.order === "forward" && !state.search;
+    // Where not all rows are in sight, what stands out is shown above them too.
+    const out = plain && this.rows.length * LEAST_ROW > room ? this.panel.standsOut().slice(0, PINNED) : [];
+    const pinned = out.map((name) => ({ kind: "layer", key: `p${name}`, pinned: true, layers: [names.indexOf(name)], label: name, name }));
+    this.rows = [...pinned, ...this.rows];
+    this.folds = plain ? blocks.filter((block) => block.folds).length : 0;
+  }
+
+  draw() {
+    const { state } = this.panel;
+    this.arrange();
+    this.title.textContent = TITLES[state.stat];
+    this.foldAll.hidden = this.folds === 0;
+    this.foldAll.textContent = this.open.size < this.folds ? "Unfold all" : "Fold all";
+    const room = this.scroll.clientHeight;
+    this.rowHeight = Math.max(LEAST_ROW, Math.min(MOST_ROW, room / Math.max(this.rows.length, 1)));
+    this.spacer.style.height = `${Math.max(this.rows.length * this.rowHeight, 0)}px`;
+    this.stage.style.height = `${room}px`;
+    this.mapColumns();
+    this.paint();
+    this.drawLegend();
+  }
+
+  /** For each device pixel of the plot, the column that covers it, or -1 where nothing was measured. */
+  mapColumns() {
+    const { panel } = this;
+    const ratio = window.devicePixelRatio || 1;
+    const width = Math.round(panel.plotWidth * ratio);
+    const { first, last } = panel.view.layers;
+    const [from, to] = panel.range;
+    this.columns = new Int32Array(width).fill(-1);
+    const typicalWidth = panel.extent.windows ? (panel.extent.end - panel.extent.start) / panel.extent.windows : 1;
+    for (let px = 0, c = 0; px < width; px++) {
+      const place = from + ((px + 0.5) / width) * (to - from);
+      while (c < first.length - 1 && last[c] <= place) c++;
+      // Seams between columns, of a sampling loader or of steps without a window, belong to the nearer one.
+      const seam = Math.max(typicalWidth, (to - from) / 300);
+      if (first.length && place >= first[c] - seam && place < last[c] + seam) this.columns[px] = c;
+    }
+    // A column narrower than a pixel must not vanish: a hot one wins from cooler ones as many pixels as can be seen.
+    const hot = (this.hotColumns ??= hotColumns(panel.view));
+    const loud = (FULL_RATIO / 2) * panel.view.perDoubling;
+    const seen = Math.round(2 * ratio);
+    for (let c = 0; c < first.length; c++) {
+      if (hot[c] < loud) continue;
+      const begin = Math.floor(((first[c] - from) / (to - from)) * width);
+      const end = Math.max(begin + seen, Math.floor(((last[c] - from) / (to - from)) * width));
+      for (let px = Math.max(begin, 0); px < Math.min(end, width); px++) {
+        const there = this.columns[px];
+        if (there < 0 || hot[there] < hot[c]) this.columns[px] = c;
+      }
+    }
+  }
+
+  numbers(row) {
+    if (!this.tops.has(row.key)) this.tops.set(row.key, worstOf(this.panel.view, row.layers));
+    return this.tops.get(row.key);
+  }
+
+  /** Where absolute norms begin and end, in codes. */
+  normRange() {
+    if (!this.normBounds) {
+      let [low, high] = [Infinity, -Infinity];
+      for (const code of this.panel.view.codes) {
+        if (code <= ZERO) continue;
+        if (code < low) low = code;
+        if (code > high) high = code;
+      }
+      this.normBounds = low < high ? [low, high] : [0, 1];
+    }
+    return this.normBounds;
+  }
+
+  shade() {
+    const { colours, view, state } = this.panel;
+    const { table, nonfinitePixel, silentPixel } = colours;
+    const index = (t) => table[Math.max(0, Math.min(255, Math.round(t * 255)))];
+    if (state.stat === "norm") {
+      const [low, high] = this.normRange();
+      return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.codes[c] <= ZERO ? silentPixel : index((row.codes[c] - low) / (high - low)));
+    }
+    if (state.stat === "nonfinite") return (row, c) => (row.nonfinite[c] ? nonfinitePixel : index(0));
+    const full = FULL_RATIO * view.perDoubling;
+    return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.ratios[c] === MISSING ? silentPixel : index(0.5 + row.ratios[c] / full / 2));
+  }
+
+  paint() {
+    const { panel, canvas } = this;
+    if (!panel.view || !panel.colours || !this.columns) return;
+    const ratio = window.devicePixelRatio || 1;
+    const width = this.columns.length;
+    const room = this.scroll.clientHeight;
+    const top = this.scroll.scrollTop;
+    const begin = Math.floor(top / this.rowHeight);
+    const end = Math.min(this.rows.length, Math.ceil((top + room) / this.rowHeight));
+    canvas.style.left = `${panel.gutter}px`;
+    canvas.style.width = `${panel.plotWidth}px`;
+    canvas.style.height = `${room}px`;
+    canvas.width = width;
+    canvas.height = Math.round(room * ratio);
+    const context = canvas.getContext("2d");
+    if (end <= begin) {
+      const why = panel.names.length ? "No layer has this in its name." : "No layer statistics in this run.";
+      this.labels.replaceChildren(h("p", { class: "quiet nothing" }, why));
+      return;
+    }
+    const image = new ImageData(width, end - begin);
+    const pixels = new Uint32Array(image.data.buffer);
+    const colour = this.shade();
+    for (let r = begin; r < end; r++) {
+      const numbers = this.numbers(this.rows[r]);
+      const offset = (r - begin) * width;
+      for (let px = 0; px < width; px++) {
+        const c = this.columns[px];
+        pixels[offset + px] = c < 0 ? panel.colours.emptyPixel : colour(numbers, c);
+      }
+    }
+    const scratch = (this.scratch ??= document.createElement("canvas"));
+    [scratch.width, scratch.height] = [width, end - begin];
+    scratch.getContext("2d").putImageData(image, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(scratch, 0, 0, width, end - begin, 0, (begin * this.rowHeight - top) * ratio, width, (end - begin) * this.rowHeight * ratio);
+    // Hairlines let the eye follow a row; a block is set off from the one above it.
+    context.fillStyle = panel.colours.empty;
+    for (let r = begin; r < end; r++) {
+      const thick = this.rows[r].child || r === 0 ? 1 : this.rows[r - 1].pinned && !this.rows[r].pinned ? 4 : 2;
+      context.fillRect(0, Math.round((r * this.rowHeight - top) * ratio), width, thick * Math.max(1, Math.floor(ratio)));
+    }
+    this.drawLabels(begin, end, top);
+    this.outline(context, ratio, top);
+  }
+
+  drawLabels(begin, end, top) {
+    const { panel } = this;
+    const focused = this.labels.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const out = new Set(panel.standsOut());
+    this.labels.style.width = `${panel.gutter - 8}px`;
+    const made = this.rows.slice(begin, end).map((row, index) => {
+      const style = `top:${((begin + index) * this.rowHeight - top).toFixed(1)}px;height:${this.rowHeight}px;line-height:${this.rowHeight}px`;
+      const marked = row.kind === "layer" && panel.state.layer === row.name;
+      const blamed = marked ? (panel.state.incident?.panel === panel ? " blamed" : " chosen") : "";
+      const kind = `${row.child ? " child" : ""}${row.pinned ? " pinned" : ""}${row.kind === "layer" && out.has(row.name) ? " out" : ""}${blamed}`;
+      const text = labelText(row.child ? row.label : row.label.slice(panel.shared));
+      if (row.kind !== "block") return h("div", { class: `label${kind}`, style, title: row.name, onclick: () => panel.say.layer(row.name) }, text);
+      return h(
+        "button",
+        { type: "button", class: `label block${kind}`, style, title: `${row.name}: ${row.layers.length} layers`, "data-key": row.key, "aria-expanded": String(row.open), onclick: () => this.toggle(row.block) },
+        h("span", { class: "chevron", "aria-hidden": "true" }, row.open ? "▾" : "▸"),
+        text,
+        h("span", { class: "size" }, String(row.layers.length)),
+      );
+    });
+    this.labels.replaceChildren(...made);
+    if (focused) made.find((one) => one.dataset.key === focused)?.focus();
+  }
+
+  outline(context, ratio, top) {
+    const { state, cursor } = this.panel;
+    const draw = (r, colour, thickness) => {
+      context.strokeStyle = colour;
+      context.lineWidth = thickness * ratio;
+      const y = (r * this.rowHeight - top) * ratio;
+      context.strokeRect(thickness * ratio * 0.5, y + thickness * ratio * 0.5, this.columns.length - thickness * ratio, (this.rowHeight - thickness + 1) * ratio);
+    };
+    const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+    this.rows.forEach((row, at) => row.kind === "layer" && row.name === state.layer && draw(at, ink, 2));
+    if (document.activeElement === this.canvas && cursor?.row !== undefined) draw(cursor.row, ink, 1);
+  }
+
+  toggle(block) {
+    if (!this.open.delete(block)) this.open.add(block);
+    this.draw();
+  }
+
+  toggleAll() {
+    const { blocks } = this.panel;
+    const folds = [...blocks.keys()].filter((index) => blocks[index].folds);
+    this.open = new Set(this.open.size < folds.length ? folds : []);
+    this.draw();
+  }
+
+  /** Unfold, scroll to and outline a layer. */
+  reveal(layer) {
+    this.unfold([layer]);
+    this.draw();
+    const row = this.rows.findIndex((one) => one.kind === "layer" && one.name === layer);
+    if (row < 0) return;
+    this.show(row, true);
+    this.paint();
+  }
+
+  /** Scroll so that a row is in sight, in the middle of it if asked for. */
+  show(row, middle = false) {
+    const { scroll } = this;
+    const at = row * this.rowHeight;
+    const room = scroll.clientHeight;
+    if (at >= scroll.scrollTop && at + this.rowHeight <= scroll.scrollTop + room) return;
+    scroll.scrollTop = middle ? at - room / 2 : at < scroll.scrollTop ? at : at + this.rowHeight - room;
+  }
+
+  rowAt(offset) {
+    return Math.floor((offset + this.scroll.scrollTop) / this.rowHeight);
+  }
+
+  drawLegend() {
+    const { colours, view, state } = this.panel;
+    const swatch = (colour, text) => h("span", { class: "key" }, h("i", { class: "swatch", style: `background:${colour}` }), text);
+    const ramp = (low, high) => h("span", { class: "key" }, low, h("i", { class: "ramp", style: `background:${colours.css}` }), high);
+    const [low, high] = state.stat === "norm" ? this.normRange().map((code) => formatNumber(2 ** (code / view.perDoubling))) : ["1/100", "100×"];
+    put(
+      this.legend,
+      view.sampled && h("span", { class: "key", role: "status" }, "a first sample; reading the rest …"),
+      state.stat !== "nonfinite" && ramp(low, high),
+      swatch(colours.nonfinite, "non-finite"),
+      state.stat !== "nonfinite" && swatch(colours.silent, "no gradient"),
+    );
+  }
+}
+
+/** A long name loses its middle where there is no room: ends tell layers apart. */
+const labelText = (text) => (text.length > LONG ? [h("span", { class: "text" }, text.slice(0, -TAIL)), h("span", { class: "tail" }, text.slice(-TAIL))] : h("span", { class: "text" }, text));

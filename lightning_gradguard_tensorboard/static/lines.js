@@ -1,0 +1,80 @@
+// What all line charts draw with: pieces of a line, areas, a scale, and a frame out of which nothing sticks.
+
+import { formatNumber, s } from "./dom.js";
+import { logTicks } from "./scale.js";
+
+export const drawable = (value) => value > 0 && Number.isFinite(value);
+
+/** Stretches of neighbouring columns that satisfy `keep`, as lists of indices. */
+export function pieces(count, keep) {
+  const found = [];
+  for (let c = 0, open = null; c < count; c++) {
+    if (!keep(c)) open = null;
+    else if (open) open.push(c);
+    else found.push((open = [c]));
+  }
+  return found;
+}
+
+const pair = (x, y) => `${x.toFixed(1)},${y.toFixed(1)}`;
+
+/** A line through some columns; where what was measured is in one alone, a dot. */
+export function line(name, columns, x, y) {
+  if (columns.length === 1 && !UNMEASURED.has(name)) return s("circle", { class: `${name} dot-alone`, r: 1.5, cx: x(columns[0]), cy: y(columns[0]) });
+  return s("polyline", { class: name, points: columns.map((c) => pair(x(c), y(c))).join(" ") });
+}
+
+const UNMEASURED = new Set(["limit", "typical", "rate-good"]);
+
+/** The area between two lines. */
+export function area(name, columns, x, above, below) {
+  const there = columns.map((c) => pair(x(c), above(c)));
+  const back = columns.map((c) => pair(x(c), below(c))).reverse();
+  return s("polygon", { class: name, points: [...there, ...back].join(" ") });
+}
+
+let frames = 0;
+
+/** A group that is cut off at the edges of the plot: a zoom shows lines that go on outside of it. */
+export function inside(panel, top, height, ...children) {
+  const id = `plot-${frames++}`;
+  const frame = s("clipPath", { id }, s("rect", { x: panel.gutter, y: top, width: panel.plotWidth, height }));
+  return [frame, s("g", { class: "plot", "clip-path": `url(#${id})` }, ...children)];
+}
+
+/** A scale from bottom to top: {y, ticks}; `values` decide its range. */
+export function scale(values, top, height, { log = true, room = 0.12, least = 0.15, bounds = null } = {}) {
+  const level = (value) => (log ? Math.log10(value) : value);
+  let [low, high] = bounds ?? [Infinity, -Infinity];
+  if (!bounds) {
+    for (const value of values) {
+      if (!Number.isFinite(value) || (log && value <= 0)) continue;
+      low = Math.min(low, level(value));
+      high = Math.max(high, level(value));
+    }
+    if (low > high) [low, high] = log ? [-1, 1] : [0, 1];
+  }
+  const spare = Math.max(room * (high - low), log ? least : 0, 1e-12);
+  [low, high] = [low - spare, high + spare];
+  const y = (value) => top + height * (1 - (Math.min(Math.max(level(value), low), high) - low) / (high - low));
+  const most = Math.max(2, Math.floor(height / 34));
+  const ticks = log ? logTicks(low, high, most).map((tick) => 10 ** tick) : linearTicks(low, high, most);
+  // A number at the lower edge would be cut off.
+  return { y: (value) => (log && !(value > 0) ? top + height : y(value)), ticks: ticks.filter((tick) => y(tick) <= top + height - 5) };
+}
+
+function linearTicks(low, high, most) {
+  const wish = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(wish));
+  const every = [1, 2, 5, 10].map((m) => m * power).find((m) => m >= wish) ?? 10 * power;
+  const ticks = [];
+  for (let tick = Math.ceil(low / every) * every; tick <= high; tick += every) ticks.push(Number(tick.toPrecision(6)));
+  return ticks;
+}
+
+/** Hairlines at the ticks with their numbers to the left. */
+export const grid = (panel, { y, ticks }) =>
+  ticks.flatMap((tick) => [
+    s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: y(tick), y2: y(tick) }),
+    s("text", { class: "tick", x: panel.gutter - 10, y: y(tick) + 4, "text-anchor": "end" }, formatNumber(Number(tick.toPrecision(2)))),
+  ]);

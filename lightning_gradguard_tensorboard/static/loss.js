@@ -1,0 +1,87 @@
+// The loss on the same axis, with each treatment that was put on trial as a shaded span, from its step to its verdict.
+
+import { formatNumber, h, put, s } from "./dom.js";
+import { area, grid, inside, line, pieces, scale } from "./lines.js";
+
+const TOP = 16;
+const KINDS = { kept: "kept", "taken back": "back" };
+
+export const hasLoss = (view) => view.windows.loss_high.some(Number.isFinite);
+
+export function drawLoss(panel) {
+  const { first, last, loss_low: low, loss_high: high, loss_mean: mean } = panel.view.windows;
+  if (panel.lossHeader.hidden) return;
+  const others = panel.say.others(panel);
+  const values = [low, high, ...others.flatMap(({ view }) => [view.windows.loss_low, view.windows.loss_high])].flatMap((one) => [...one]).filter(Number.isFinite);
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const height = panel.heights.loss;
+  const { y, ticks } = scale(values, TOP, height - TOP, { log: least > 0 && most > 10 * least, room: 0.08 });
+  const x = (c) => panel.x((first[c] + last[c]) / 2);
+  const runs = pieces(first.length, (c) => Number.isFinite(mean[c]));
+  const trials = panel.shownTrials();
+  panel.lossHeader.querySelector(".trial-keys").replaceChildren(...trialKeys(trials));
+  panel.loss.setAttribute("height", height);
+  put(panel.loss,
+    ...grid(panel, { y, ticks }),
+    ...inside(
+      panel,
+      0,
+      height,
+      ...runs.map((run) => area("loss-band", run, x, (c) => y(high[c]), (c) => y(low[c]))),
+      ...trials.map((one) => span(panel, one, y, height)),
+      ...runs.map((run) => line("loss-line", run, x, (c) => y(mean[c]))),
+      ...others.flatMap(({ view, index }) => overLoss(panel, view, index, y)),
+      ...panel.seams(0, height),
+    ),
+    ...words(panel, trials),
+  );
+}
+
+function overLoss(panel, view, index, y) {
+  const { first, last, loss_mean: mean } = view.windows;
+  return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) => line(`other other-${index}`, run, (c) => panel.x((first[c] + last[c]) / 2), (c) => y(mean[c])));
+}
+
+/** The span of one trial, and the three levels that were compared: before the trouble, in it, and at the end. */
+function span(panel, one, y, height) {
+  const [left, right] = edges(panel, one);
+  const [before, trouble, after] = one.numbers ?? [NaN, NaN, NaN];
+  const level = (value, x, name) => Number.isFinite(Number(value)) && s("path", { class: `level ${name}`, d: `M${x.toFixed(1)} ${y(Number(value)).toFixed(1)}h18` }, s("title", {}, `loss ${LEVELS[name]}: ${formatNumber(value)}`));
+  return s(
+    "g",
+    { class: `trial ${KINDS[one.outcome] ?? "open"}`, "data-from": one.from, "data-to": one.to },
+    s("title", {}, `${one.treatment}${one.became ? `: ${one.became}` : ", on trial"}`),
+    s("rect", { x: left, y: TOP, width: Math.max(right - left, 2), height: height - TOP }),
+    level(before, left - 19, "before"),
+    level(trouble, left - 9, "trouble"),
+    level(after, Math.max(right - 18, left + 1), "after"),
+  );
+}
+
+const LEVELS = { before: "before the trouble", trouble: "in the trouble", after: "at the end of the trial" };
+const edges = (panel, one) => [panel.x(one.from), panel.x(one.to ?? panel.range[1])];
+
+/** What became of each trial, above its span where there is room for it. */
+function words(panel, trials) {
+  let free = panel.gutter;
+  return trials.flatMap((one) => {
+    const text = one.outcome ?? "on trial";
+    const room = 6.2 * text.length;
+    const [left, right] = edges(panel, one).map((x) => Math.min(Math.max(x, panel.gutter), panel.gutter + panel.plotWidth));
+    const at = Math.min(Math.max((left + right - room) / 2, panel.gutter), panel.gutter + panel.plotWidth - room);
+    if (at < free) return [];
+    free = at + room + 8;
+    return [s("text", { class: `trial-word ${KINDS[one.outcome] ?? "open"}`, x: at, y: TOP - 4 }, text)];
+  });
+}
+
+const trialKeys = (trials) => [
+  ...[
+    ["kept", "kept"],
+    ["back", "taken back"],
+    ["open", "on trial, or unmeasured"],
+  ]
+    .filter(([kind]) => trials.some((one) => (KINDS[one.outcome] ?? "open") === kind))
+    .map(([kind, text]) => h("span", { class: "key" }, h("i", { class: `swatch trial-key ${kind}` }), text)),
+  ...(trials.length ? [h("span", { class: "key" }, h("i", { class: "swatch level-key" }), "levels compared")] : []),
+];

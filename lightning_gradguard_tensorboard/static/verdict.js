@@ -1,0 +1,19 @@
+// The verdict in one sentence, and the answers to the five questions below it.
+
+import { h } from "./dom.js";
+
+const GLYPHS = { good: "✓", warning: "!", bad: "✕" };
+
+const piece = ({ text, layer }) => (layer === undefined ? text : h("code", {}, layer === "" ? "the root module" : layer));
+
+export function drawVerdict(panel) {
+  const { level, headline, words, answers } = panel.story.verdict;
+  panel.verdict.className = `verdict ${level}`;
+  panel.verdict.replaceChildren(
+    h("span", { class: "glyph", "aria-hidden": "true" }, GLYPHS[level]),
+    h("p", {}, h("b", {}, headline), " ", words.map(piece)),
+    h("span", { class: "run-name", title: panel.run }, panel.run),
+  );
+  panel.answers.hidden = answers.length === 0;
+  panel.answers.replaceChildren(...answers.map(({ question, words: said }) => h("div", {}, h("dt", {}, question), h("dd", {}, said.map(piece)))));
+}
