@@ -19,6 +19,7 @@ from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.track_state import load_state, state_of
 
 VERSION = 2
 """Of the state; that of version 1 is migrated, and another one is refused."""
@@ -96,15 +97,17 @@ def rehearse(
 
 
 def _track(track: OptimizerTrack, saved: Any, module: nn.Module | None, where: str) -> None:
-    model = OptimizerTrack(
-        0,
-        track.module,
-        track.optimizer,
-        detectors=(),
-        remedies=(),
-        policy=track.policy,
-        snapshots=track.snapshots,
-    ).state_dict()
+    model = state_of(
+        OptimizerTrack(
+            0,
+            track.module,
+            track.optimizer,
+            detectors=(),
+            remedies=(),
+            policy=track.policy,
+            snapshots=track.snapshots,
+        )
+    )
     # Of these a fresh track has none, and what they hold are no plain numbers.
     model["batches"]["peaks"], model["trial"] = [[0.0]], [Trial("", (), 0).state_dict()]
     _like(model, saved, where)
@@ -119,7 +122,7 @@ def _track(track: OptimizerTrack, saved: Any, module: nn.Module | None, where: s
         _snapshot(snapshot, module, place)
         _like(model["memory"], snapshot["extra"], f"{place}.extra")
         track.load_memory(snapshot["extra"])
-    track.load_state_dict(saved)
+    load_state(track, saved)
 
 
 def _like(model: Any, found: Any, where: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.snapshots.store import Snapshot
+from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.norms import local
 
 MOST = 64

@@ -19,7 +19,7 @@ from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.store import forget
+from lightning_gradguard.snapshots.snapshot import forget
 from lightning_gradguard.statistics.sharding import sharded
 
 ENOUGH = 16

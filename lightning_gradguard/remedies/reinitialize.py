@@ -15,7 +15,8 @@ from lightning_gradguard.layers.names import clean, layers, parameters_of, selec
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.snapshots.snapshot import Snapshot, restore_optimizer_state
+from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import attempt
 from lightning_gradguard.statistics.measure import FEW
+from lightning_gradguard.step.copying import copy, worth_copying
 from lightning_gradguard.step.recording import close
 from lightning_gradguard.step.run import Run
 
@@ -56,11 +57,11 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
     step = track.steps - 1
     if batch is not None and step < FEW:
         track.batches.remember(batch)
-    if not track.worth_keeping(step, statistics):
+    if not worth_copying(track, step, statistics):
         return
     if batch is not None:
         track.batches.remember(batch)
-    if failure := attempt(track.snapshots, lambda: track.take_snapshot(step), run.collectives):
+    if failure := attempt(track.snapshots, lambda: copy(track, step), run.collectives):
         run.recorder.warn("snapshots", failure)
 
 
