@@ -29,12 +29,17 @@ from __future__ import annotations
 import argparse
 import gzip
 import math
+import os
 import shutil
 import sys
+import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Threads that wait for each other sleep. Spinning, they burn the processor that the one they wait for needs, where others work beside us.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -57,6 +62,11 @@ WHITE = 160.0
 WARM_UP = 200
 CLASSES = 10
 RUNS = ("healthy", "unguarded", "guarded")
+WHAT = {
+    "healthy": "nothing wrong with it",
+    "unguarded": "with a bad fourth convolution",
+    "guarded": "with the same bad convolution, and GradGuard",
+}
 
 
 class InceptionNet(LightningModule):
@@ -263,7 +273,7 @@ def train(run: str, args: argparse.Namespace) -> Result:
 def table(results: Sequence[Result], title: str) -> Table:
     """Lay the results out, one run a row."""
     out = Table("run", title=title)
-    for heading in ("first gradient norm", "incidents", "layer blamed", "remedy", "final accuracy"):
+    for heading in ("first norm", "incidents", "blamed", "remedy", "accuracy"):
         out.add_column(heading, justify="right")
     for r in results:
         out.add_row(r.run, f"{r.first_norm:.2e}", str(r.incidents), r.blamed, r.remedies, f"{r.accuracy:.3f}")
@@ -289,32 +299,74 @@ def shortfall(results: Sequence[Result]) -> str | None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what it says of devices, strategy and precision goes to the Trainer as it is."""
-    parser = argparse.ArgumentParser(description="Train one model healthy, unguarded and guarded, and compare.")
-    parser.add_argument("--data", choices=("digits", "cifar10", "fashion-mnist"), default="digits")
+    parser = argparse.ArgumentParser(
+        description="Train one model healthy, unguarded and guarded, and compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        choices=("digits", "cifar10", "fashion-mnist"),
+        default="digits",
+        help="images; digits need no download",
+    )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where torchvision keeps its archives")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--max-steps", type=int, default=-1, help="end each run after so many steps")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a step and device")
+    parser.add_argument("--epochs", type=int, default=3, help="times that each run sees all images")
+    parser.add_argument(
+        "--max-steps", type=int, default=-1, help="end each run after so many steps; -1 for no such end"
+    )
     parser.add_argument("--quick", action="store_true", help="two epochs at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--devices", default="1")
-    parser.add_argument("--strategy", default="auto")
-    parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--log-dir", type=Path, default=Path("runs") / "inception_explosion")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and of the order of the images")
+    parser.add_argument("--accelerator", default="cpu", help="the Trainer's: cpu, gpu, auto")
+    parser.add_argument("--devices", default="1", help="the Trainer's: how many, or which")
+    parser.add_argument("--strategy", default="auto", help="the Trainer's: auto, ddp")
+    parser.add_argument("--precision", default="32-true", help="the Trainer's: 32-true, 16-mixed, bf16-mixed")
+    parser.add_argument(
+        "--threads", type=int, default=free_cores(), help="threads that compute; by default, the free cores"
+    )
+    parser.add_argument("--log-dir", type=Path, default=Path("runs") / "inception_explosion", help="where the logs go")
     args = parser.parse_args(argv)
+    least = {"batch_size": 1, "epochs": 1, "seed": 0, "threads": 1, "max_steps": -1}
+    for name, number in least.items():
+        if getattr(args, name) < number:
+            option = f"--{name.replace('_', '-')}"
+            parser.exit(2, f"{parser.prog}: {option} must be at least {number}, got {getattr(args, name)}.\n")
     if args.quick:
         args.epochs = min(args.epochs, 2)
     return args
 
 
+def free_cores() -> int:
+    """Return how many cores nobody else keeps busy, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(int(os.environ.get("OMP_NUM_THREADS") or cores), round(cores - busy)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all three, print the table, and return 1 if the guarded run did not recover."""
     args = parse(argv)
-    results = [train(run, args) for run in RUNS]
+    torch.set_num_threads(args.threads)
+    try:
+        Images(args.data, args.data_dir, args.batch_size).prepare_data()
+    except (OSError, RuntimeError, urllib.error.URLError) as error:
+        say(
+            f"{args.data} is not in {args.data_dir} and could not be downloaded ({error}): try --data digits, which needs no network."
+        )
+        return 2
+    results = []
+    for number, run in enumerate(RUNS, start=1):
+        say(f"Run {number} of {len(RUNS)}: {run}, {WHAT[run]}.")
+        results.append(train(run, args))
     problem = shortfall(results)
     report(results, problem, args)
     return 0 if problem is None else 1
+
+
+@rank_zero_only
+def say(sentence: str) -> None:
+    """Print one sentence, on one process only."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 @rank_zero_only

@@ -8,6 +8,7 @@ from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
+from lightning_gradguard.report import show
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.step import StepReport
 
@@ -20,5 +21,6 @@ __all__ = [
     "SnapshotStore",
     "StepReport",
     "TrainingDiverged",
+    "show",
 ]
 __version__ = "0.1.0"

@@ -1,32 +1,38 @@
-"""GradGuard, the Lightning callback: the only file that imports lightning. It translates hooks and decides nothing."""
+"""GradGuard, the Lightning callback. It translates hooks and decides nothing."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradguard import twins
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
+from lightning_gradguard.diagnostics.bar import BarWord
+from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.report import show
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.norms import can_sum_over_shards
 from lightning_gradguard.step import StepReport
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.strategies import Strategy
+else:
+    # Of whichever twin is there; the other one's is added when a guard is made.
+    Callback, *_ = twins.callbacks()
 
 log = logging.getLogger("lightning_gradguard")
 
@@ -41,7 +47,8 @@ CLIPPING = "configure_gradient_clipping"
 class GradGuard(Callback):
     """Detect gradient explosions, remedy them, and log what happened.
 
-    No argument is needed. A healthy run ends bit-identical to the same run without the callback.
+    No argument is needed. A healthy run ends bit-identical to the same run without the callback. The Trainer may be
+    ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
         mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
@@ -53,6 +60,7 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident.
+        progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
@@ -60,8 +68,7 @@ class GradGuard(Callback):
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
-        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen, beside another GradGuard,
-            or in a Trainer of the twin package ``pytorch_lightning``.
+        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen or beside another GradGuard.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -79,10 +86,12 @@ class GradGuard(Callback):
         snapshots: SnapshotStore | None = None,
         log_every: int = 50,
         journal: bool = True,
+        progress_bar: bool = False,
         histograms: bool = False,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
+        twins.adopt(GradGuard)
         self.guard = Guard(
             mode=mode,
             detectors=detectors,
@@ -94,6 +103,8 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._journal = journal
+        self._journal_path: Path | None = None
+        self._word = BarWord() if progress_bar else None
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
@@ -105,6 +116,8 @@ class GradGuard(Callback):
         self._batch: Any = None
         self._batch_index: int | None = None
         self._clipping: tuple[LightningModule, Any] | None = None
+        # Whether the module clips in a method of its own; asked once, since steps are many.
+        self._clips_itself = False
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -116,6 +129,13 @@ class GradGuard(Callback):
         """Key of this callback's state in a checkpoint."""
         return self._keys[self._standby]
 
+    def _repr_html_(self) -> str:
+        """Return the run so far, as a notebook shows it: from its journal, or else what is known of its incidents."""
+        if self._journal_path is not None and self._journal_path.is_file():
+            return show(self._journal_path)._repr_html_()
+        cards = "".join(incident._repr_html_() for incident in self.incidents)
+        return cards or "<p>GradGuard: no incident so far.</p>"
+
     # -- life cycle ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -125,7 +145,7 @@ class GradGuard(Callback):
         _refuse(trainer, stage)
         if stage != "fit":
             return
-        if not is_overridden("configure_model", pl_module):
+        if not twins.part(trainer, "utilities.model_helpers.is_overridden")("configure_model", pl_module):
             self.guard.bind(pl_module)
 
     def _gives_way(self, trainer: Trainer) -> bool:
@@ -137,13 +157,14 @@ class GradGuard(Callback):
             return True
         self._standby = False
         if any(not c._standby for c in others):
-            raise MisconfigurationException("Two GradGuard callbacks in one Trainer would remedy each other's work.")
+            raise _misconfigured(trainer, "Two GradGuard callbacks in one Trainer would remedy each other's work.")
         return False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the sinks and meet the optimizers, before the first batch."""
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
+        self._clips_itself = twins.part(trainer, "utilities.model_helpers.is_overridden")(CLIPPING, pl_module)
         strategy = trainer.strategy
         size = trainer.world_size
         self.guard.share(
@@ -167,7 +188,7 @@ class GradGuard(Callback):
     def _warn_of_weights_only(self, trainer: Trainer) -> None:
         """Warn of checkpoints that do not tell which activations were swapped: loaded anew, they are another network."""
         if self._swaps and any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
-            rank_zero_warn(
+            twins.part(trainer, "utilities.rank_zero_warn")(
                 "GradGuard: a checkpoint with save_weights_only=True does not hold which activations SwapActivation has "
                 "swapped; swap them by hand before its weights are used, or save whole checkpoints.",
                 category=RuntimeWarning,
@@ -175,10 +196,13 @@ class GradGuard(Callback):
 
     def _announce(self, trainer: Trainer) -> None:
         """Print where TensorBoard shows the story, with the scalars that matter pinned."""
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        kind = twins.part(trainer, "loggers.TensorBoardLogger")
+        boards = [logger for logger in trainer.loggers if isinstance(logger, kind)]
         if boards and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             link = pinned_link(optimizers=len(trainer.optimizers))
-            rank_zero_info(f"GradGuard: tensorboard --logdir {boards[0].log_dir}\n  then open {link}")
+            twins.part(trainer, "utilities.rank_zero_info")(
+                f"GradGuard: tensorboard --logdir {boards[0].log_dir}\n  then open {link}"
+            )
 
     def _sinks(self, trainer: Trainer) -> list[Sink]:
         # Every process must ask for the directory: Lightning broadcasts it.
@@ -186,11 +210,15 @@ class GradGuard(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return []
         sinks: list[Sink] = [Console()]
+        if self._word is not None and trainer.progress_bar_callback is not None:
+            sinks.append(self._word.beside(trainer.progress_bar_callback))
         if self._journal:
             # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
             sinks.append(Journal(directory, lazy=not trainer.loggers))
+            self._journal_path = Path(directory) / FILE_NAME
+        board = twins.part(trainer, "loggers.TensorBoardLogger")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, board):
                 from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
 
                 sinks.append(
@@ -212,8 +240,14 @@ class GradGuard(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
-        self.guard.flush()
-        self._put_back(trainer)
+        self._resume_clipping()
+        for put_back in (self.guard.after_step, self.guard.flush, lambda: self._put_back(trainer)):
+            try:
+                put_back()
+            except (
+                Exception
+            ) as error:  # A device that is gone answers nothing more, and it is the first error that tells why.
+                log.warning("GradGuard: after %r this failed too: %r", exception, error)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
@@ -249,6 +283,7 @@ class GradGuard(Callback):
             batch_index=self._batch_index,
             step=trainer.global_step,
             scaler=scaler,
+            clips_follow=bool(trainer.gradient_clip_val) or self._clips_itself,
         )
         if report.skipped:
             self._suspend_clipping(pl_module)
@@ -305,6 +340,11 @@ class GradGuard(Callback):
         """Return what the guard has learned."""
         return self.guard.state_dict()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back a pickled state, in a process where the other twin may be loaded."""
+        twins.adopt(GradGuard)
+        vars(self).update(state)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Swap activations as they were when the checkpoint was written, for validation and prediction too."""
         restore_activations(pl_module, checkpoint)
@@ -317,7 +357,8 @@ class GradGuard(Callback):
 def from_environment() -> list[Callback]:
     """Return a guard for a Trainer whose callbacks do not name one, if the variable ``LIGHTNING_GRADGUARD`` asks for it.
 
-    Lightning calls this for every Trainer, through the entry point ``lightning.pytorch.callbacks_factory``.
+    Lightning calls this for every Trainer, through the entry point ``lightning.pytorch.callbacks_factory``; its twin through
+    ``pytorch_lightning.callbacks_factory``.
     """
     if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
         return []
@@ -328,21 +369,23 @@ def from_environment() -> list[Callback]:
 
 def _refuse(trainer: Trainer, stage: str) -> None:
     """Raise MisconfigurationException for what cannot be guarded."""
-    if any(base.__module__.startswith("pytorch_lightning.") for base in type(trainer).__mro__):
-        raise MisconfigurationException(
-            "GradGuard is a callback of lightning.pytorch, and this Trainer is pytorch_lightning's: import Trainer and "
-            "LightningModule from lightning.pytorch, which is the same code under its present name."
-        )
     kind = type(trainer.strategy)
     names = [base.__name__ for base in kind.__mro__]
     for name in names if stage == "fit" else ():
         if name in REFUSED:
-            raise MisconfigurationException(f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
+            raise _misconfigured(trainer, f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
     if stage == "fit" and "ModelParallelStrategy" in names and not can_sum_over_shards():
-        raise MisconfigurationException(
+        raise _misconfigured(
+            trainer,
             f"GradGuard cannot guard a run under {kind.__name__} with torch {torch.__version__}: DTensor, over whose "
-            "shards norms are summed, became public with torch 2.5."
+            "shards norms are summed, became public with torch 2.5.",
         )
+
+
+def _misconfigured(trainer: Trainer, message: str) -> Exception:
+    """Return the MisconfigurationException of the Trainer's own package."""
+    error: Exception = twins.part(trainer, "utilities.exceptions.MisconfigurationException")(message)
+    return error
 
 
 def _clip_nothing(*_: Any, **__: Any) -> None:
@@ -350,7 +393,7 @@ def _clip_nothing(*_: Any, **__: Any) -> None:
 
 
 def _mean(strategy: Strategy, values: list[float]) -> list[float]:
-    reduced = strategy.reduce(torch.tensor(values, device=strategy.root_device))
+    reduced = strategy.reduce(torch.tensor(values, dtype=torch.float32, device=strategy.root_device))
     assert isinstance(reduced, Tensor)
     means: list[float] = reduced.tolist()
     return means

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-gradguard report RUN_DIR``."""
+"""The command line: ``lightning-gradguard report RUN_DIR``, and ``follow RUN_DIR`` for a run that is under way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_gradguard.report import RunStory, find_journals, read_story, render_page, render_text
+from lightning_gradguard.report import RunStory, find_journals, follow, read_story, render_page, render_text
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
@@ -19,7 +19,21 @@ written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parser().parse_args(arguments)
-    return report(options.run_dir, options.html, page=not options.no_html, color=not options.no_color)
+    color = not options.no_color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    if options.command == "follow":
+        return watch(options.run_dir, every=options.every, color=color)
+    return report(options.run_dir, options.html, page=not options.no_html, color=color)
+
+
+def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int | None = None) -> int:
+    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows, until it is interrupted; return the exit status."""
+    # A pipe gets one text below the other; a terminal keeps one place.
+    begin = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    try:
+        follow(run_dir, lambda text: _print(begin + text), every=every, color=color, rounds=rounds)
+    except KeyboardInterrupt:
+        _print("\n")
+    return COMPLETE
 
 
 def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color: bool = True) -> int:
@@ -33,7 +47,6 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
             _complain(f"no gradguard.jsonl below {run_dir}; it is written into the log directory of a guarded run")
         return NOTHING
     stories = [read_story(path, run_dir) for path in paths]
-    color = color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     _print("\n".join(render_text(story, color=color) for story in stories))
     target = html or (run_dir if run_dir.is_dir() else run_dir.parent) / PAGE_NAME
     if page and not _write(target, stories):
@@ -58,6 +71,7 @@ def _write(target: Path, stories: Sequence[RunStory]) -> bool:
 def _print(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    sys.stdout.flush()
 
 
 def _complain(sentence: str) -> None:
@@ -66,7 +80,7 @@ def _complain(sentence: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-gradguard", description="What GradGuard saw and did in a run.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser(
         "report", help="print the story of a run and write it as one HTML page", epilog=_EPILOG
     )
@@ -77,10 +91,25 @@ def _parser() -> argparse.ArgumentParser:
         "--html", type=Path, metavar="FILE", help=f"where to write the page (default: RUN_DIR/{PAGE_NAME})"
     )
     command.add_argument("--no-html", action="store_true", help="write no page")
-    command.add_argument(
-        "--no-color", action="store_true", help="plain text; NO_COLOR in the environment does the same"
+    follower = commands.add_parser("follow", help="tell the story of a run that is under way, again and again")
+    follower.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="directory to search for journals, or one journal"
     )
+    follower.add_argument(
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often to look (default: 2)"
+    )
+    for one in (command, follower):
+        one.add_argument(
+            "--no-color", action="store_true", help="plain text; NO_COLOR in the environment does the same"
+        )
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0.1 seconds, got {text}")
+    return value
 
 
 if __name__ == "__main__":

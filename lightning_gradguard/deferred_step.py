@@ -21,6 +21,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import overruns
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
@@ -42,13 +43,13 @@ class Finding:
     Args:
         statistics: Its gradients.
         coefficient: What the device multiplied them by: 1 untouched, 0 held.
-        accused: The evidence against its batch, or None.
+        accused: The evidence that this process has against its batch, or None.
         batch_index: The number of that batch.
     """
 
     statistics: GradientStatistics
     coefficient: float
-    accused: Suspect | None
+    accused: Own[Suspect | None]
     batch_index: int | None
 
 
@@ -88,6 +89,7 @@ class DeferredStep:
             context = context_of(self._run, track, track.last)
             context.running.accept(passed=passed)
             track.remedies.before_update(context)
+            track.gate.settle()  # A lasting remedy may clip too.
         return StepReport(track.last)
 
     def _launch(
@@ -133,8 +135,15 @@ class DeferredStep:
         statistics = GradientStatistics(
             flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
         )
-        accused = track.batches.accuse_peaks(reading.peaks)
+        accused = Own(track.batches.accuse_peaks(reading.peaks))
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
+
+    def before(self, track: OptimizerTrack) -> None:
+        """Catch up before a step whose forward pass is over, so that layers that are to be measured now are measured in the next."""
+        awaited = self._run.investigation.awaits(track.index)
+        self.catch_up(track)
+        if self._run.investigation.awaits(track.index) and not awaited:
+            self._run.investigation.postpone(track.index)
 
     def catch_up(self, track: OptimizerTrack) -> None:
         """Learn what the device found and did at the last step, if it was left to it."""
@@ -148,7 +157,7 @@ class DeferredStep:
                 notice(self._run, track, statistics.step, verdict)
             elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
                 alarm = verdict
-            elif verdict.form != "sudden" or found.accused is not None:
+            elif verdict.form != "sudden" or found.accused.known(self._run.collectives) is not None:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 track.watch_closely()
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from lightning_gradguard.statistics.norms import gradient_norms
 
 WORDS = {2: torch.int16, 4: torch.int32}
 """Integers by their bytes."""
+_version = Tensor._version.__get__  # type: ignore[attr-defined]
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 """Gradients whose norms are taken in float32 by one call."""
 
@@ -69,9 +71,17 @@ class DeviceGate:
     gradients are multiplied by one or zero, as integers, so that a NaN times zero is zero and a healthy gradient keeps every bit:
     the pass that a clip takes. A bad step is then one without a gradient: momentum and weight decay go on, where a step held by
     the host touches nothing.
+
+    What others clip after it counts once: by ``clips_follow`` they find a gradient that is clipped already, and :meth:`settle` divides
+    by no more than is left to divide by.
+
+    Attributes:
+        clips_follow: Whether somebody clips the gradients between the judgement and the update, in a place that nothing here sees.
     """
 
     def __init__(self) -> None:
+        self.clips_follow = False
+        self._told: _Told | None = None
         self._pinned: Tensor | None = None
         self._event: torch.cuda.Event | None = None
         self._waiting: tuple[int, int] | None = None
@@ -127,7 +137,7 @@ class DeviceGate:
         if not act:
             coefficient = torch.ones_like(coefficient)
         elif fused:
-            self._mark(optimizer, coefficient, skip)
+            self._mark(optimizer, grads, coefficient, skip, target)
         else:
             _multiply_bits(grads, ~skip)
         given = [] if loss is None else [loss]
@@ -136,16 +146,38 @@ class DeviceGate:
         made: Tensor = coefficient > 0.0
         return made
 
-    def _mark(self, optimizer: torch.optim.Optimizer, coefficient: Tensor, skip: Tensor) -> None:
-        optimizer.grad_scale = coefficient.masked_fill(skip, 1.0).reciprocal().float()  # type: ignore[attr-defined]
+    def _mark(
+        self, optimizer: torch.optim.Optimizer, grads: list[Tensor], coefficient: Tensor, skip: Tensor, target: float
+    ) -> None:
+        factor = coefficient.masked_fill(skip, 1.0)
         optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         self._marked = optimizer
+        if self.clips_follow:
+            # A pass of its own, as every clip is: who clips next must find what the update is to be made of.
+            torch._foreach_mul_(grads, factor.float())
+            return
+        optimizer.grad_scale = factor.reciprocal().float()  # type: ignore[attr-defined]
+        self._told = _Told(grads, _writes(grads), factor < 1.0, target)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Divide a fused optimizer's gradients by what is left to divide by, if others have written to them since they were judged."""
+        told = self._told
+        if told is None or self._marked is None or _writes(told.grads) == told.writes:
+            return
+        # Measured anew, since nobody says what was done: one reading pass, and nothing is waited for.
+        total = torch.linalg.vector_norm(gradient_norms(told.grads), dtype=torch.float64)
+        left = (total / told.target).clamp_min(1.0).masked_fill(~told.clipped, 1.0)
+        self._marked.grad_scale = left.float()  # type: ignore[attr-defined]
+        told.writes = _writes(told.grads)
 
     def _send(self, norms: Tensor, more: Sequence[Tensor], losses: int) -> None:
         numbers = torch.stack([m.detach().to(norms.device, torch.float32, non_blocking=True).reshape(()) for m in more])
         packet = torch.cat([norms, numbers])
-        if self._pinned is None or len(self._pinned) != len(packet):
-            self._pinned = torch.empty(len(packet), pin_memory=packet.is_cuda)
+        pinned = self._event is not None or not packet.is_cuda
+        if self._pinned is None or len(self._pinned) != len(packet) or not pinned:
+            # Of the packet's dtype: a process may have another default, too narrow for a norm.
+            self._pinned = torch.empty(len(packet), dtype=packet.dtype, pin_memory=packet.is_cuda)
             self._event = torch.cuda.Event() if packet.is_cuda else None  # type: ignore[no-untyped-call]
         self._pinned.copy_(packet, non_blocking=True)
         if self._event is not None:
@@ -168,6 +200,12 @@ class DeviceGate:
         loss = rest[1] if losses else None
         return Reading(values[:count], rest[0], loss, tuple(rest[1 + losses :]), self._flight)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: it has memory of its own, into which nothing is on its way."""
+        if self._event is not None:
+            self._event.synchronize()  # Who copies a guard in mid-run is in no hurry.
+        return {**vars(self), "_event": None, "_told": None}
+
     @property
     def waiting(self) -> bool:
         """Whether a step was left to the device and has not been read yet."""
@@ -178,12 +216,26 @@ class DeviceGate:
         if self._marked is not None:
             for name in ("grad_scale", "found_inf"):
                 vars(self._marked).pop(name, None)
-            self._marked = None
+            self._marked = self._told = None
 
     def drop(self) -> None:
         """Forget what has not been read."""
         self.after_update()
         self._waiting = None
+
+
+@dataclass(slots=True)
+class _Told:
+    """What a fused optimizer was told of the gradients it will find, and how often they had been written to by then."""
+
+    grads: list[Tensor]
+    writes: int
+    clipped: Tensor
+    target: float
+
+
+def _writes(grads: list[Tensor]) -> int:
+    return sum(map(_version, grads))
 
 
 def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:

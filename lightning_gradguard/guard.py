@@ -22,8 +22,9 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.layers.names import compiled
+from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.remedies import Remedy
@@ -128,11 +129,12 @@ class Guard:
         return self._module
 
     def bind(self, module: nn.Module) -> None:
-        """Guard this module; what was learned of another one is forgotten.
+        """Guard this module; what was learned of another one is forgotten. What Fabric or DDP have put around it is taken off.
 
         Raises:
             ValueError: A remedy names layers that the module does not have.
         """
+        module = unwrapped(module)
         for remedy in self._remedies:
             try:
                 remedy.check(module)
@@ -160,10 +162,15 @@ class Guard:
         """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
 
         Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
+        Wrappers of accelerate, Fabric and Lightning are taken as what they wrap.
+
+        Raises:
+            TypeError: It is no optimizer, and wraps none.
         """
         if self._run.running is None:
             self._run.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
+        optimizer = innermost(optimizer)
         track = self._tracks.of(optimizer)
         if track is None:
             track, learned = self._tracks.meet(self.module, optimizer)
@@ -213,6 +220,7 @@ class Guard:
         batch_index: int | None = None,
         step: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        clips_follow: bool = False,
     ) -> StepReport:
         """Judge the gradients and act on them, before ``optimizer.step()``.
 
@@ -223,6 +231,7 @@ class Guard:
             batch_index: Its number, for the record.
             step: Number of this step for the record; by default the guard counts.
             scaler: The GradScaler that owns this step.
+            clips_follow: Whether the gradients are clipped by others inside ``optimizer.step``, so after this call and unseen.
 
         Raises:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
@@ -230,8 +239,9 @@ class Guard:
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
         track.begin()
+        track.gate.clips_follow = clips_follow
         try:
-            self._deferred.catch_up(track)
+            self._deferred.before(track)
             track.refresh()
             track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
@@ -313,9 +323,11 @@ class Guard:
 
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        self._catch_up()
-        self._investigation.rest()
-        self._tracks.close()
+        try:
+            self._catch_up()
+        finally:
+            self._investigation.rest()
+            self._tracks.close()
         self._run.running = None
         self._recorder.close()
 

@@ -26,10 +26,11 @@ from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.layers.forward_order import ForwardOrder
 from lightning_gradguard.layers.trained import Trained
+from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, Verdict
 from lightning_gradguard.remedies import Remedy
-from lightning_gradguard.remedies.backoff import largest_rate
+from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.joint_loss import JointLoss
@@ -88,6 +89,7 @@ class OptimizerTrack:
         self.watchful = 0  # steps before which the host judges each by itself
         self.joint_loss = JointLoss()
         self.odd_loss_interval = ExponentialInterval()
+        self._rate = LargestRate(optimizer)
         self.watch = StateWatch(optimizer)
         # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
         self.audit_interval = ExponentialInterval()
@@ -96,7 +98,8 @@ class OptimizerTrack:
         self.notices = Notices()
         self.parameters: dict[str, nn.Parameter] = {}  # as of the last look at the optimizer's groups
         self.sharded, self.device = False, "cpu"
-        self._hook = optimizer.register_step_post_hook(lambda *_: self.after_update())
+        # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
+        self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
 
     def begin_run(self, *, resumed: bool, followers: tuple[nn.Module, ...]) -> None:
         """Look the optimizer's parameters up, and whether anybody has trained them.
@@ -198,10 +201,10 @@ class OptimizerTrack:
         self.remedies.after_update()
 
     def rate(self) -> float | None:
-        """Return the rate that the next update is made with; None where it lives on a device, which would have to be asked."""
-        if any(isinstance(rate := group["lr"], Tensor) and not rate.is_cpu for group in self.optimizer.param_groups):
+        """Return the rate that the next update is made with; None where an optimizer finds it by itself."""
+        if any(group.get("lr") is None for group in self.optimizer.param_groups):
             return None
-        return self.remedies.rate(largest_rate(self.optimizer))
+        return self.remedies.rate(self._rate.read())
 
     def rates(self) -> tuple[float, float, float]:
         """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""

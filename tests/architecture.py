@@ -13,7 +13,7 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution",),
@@ -26,6 +26,7 @@ RIVER = (
     ("step",),
     ("deferred_step",),
     ("guard",),
+    ("report",),
     ("callback",),
 )
 RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}

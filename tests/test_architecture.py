@@ -54,13 +54,15 @@ def test_nobody_below_the_step_receives_the_track() -> None:
     assert names == set()
 
 
-def test_only_the_callback_imports_lightning() -> None:
+def test_only_the_callback_and_its_twins_import_lightning() -> None:
     users = {
         file.relative_to(ROOT).as_posix()
         for file in ROOT.rglob("*.py")
         if any(m.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric") for m in imports(file))
     }
-    assert users == {"callback.py"}
+    assert users == {"callback.py"}, "for type checkers"
+    both = {file.name for file in ROOT.rglob("*.py") if '"pytorch_lightning"' in file.read_text()}
+    assert both == {"twins.py"}
 
 
 def test_only_diagnostics_import_tensorboard() -> None:
@@ -75,6 +77,7 @@ def test_only_diagnostics_import_tensorboard() -> None:
 PUBLIC = {
     lightning_gradguard: {
         *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+        "show",
     },
     detectors: {
         *(

@@ -144,6 +144,30 @@ def test_two_guards_in_one_trainer_are_refused(tmp_path: Path) -> None:
         fit.fit(Net(mlp(), ADAM), loader(regression(2)))
 
 
+# -- nothing to train
+
+
+@pytest.mark.parametrize("optimizer", [None, ADAM, partial(torch.optim.SGD, lr=0.1)])
+def test_a_run_in_which_nothing_is_trained_ends_as_it_does_unguarded(optimizer: Any, tmp_path: Path) -> None:
+    class Frozen(Net):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss if optimizer is None else loss.detach().requires_grad_()
+
+        def configure_optimizers(self) -> Any:
+            return None if optimizer is None else super().configure_optimizers()
+
+    ends = []
+    for callbacks in ([], [guard := GradGuard(journal=False)]):
+        network = mlp(norm=True)
+        if optimizer is not None:
+            network.requires_grad_(False)
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(Frozen(network, optimizer), loader(regression(60)))
+        ends.append((fit.global_step, network.state_dict()))
+    assert same(*ends) and not guard.incidents
+
+
 # -- watching
 
 
@@ -269,6 +293,51 @@ def test_with_two_optimizers_the_healthy_one_goes_on(tmp_path: Path) -> None:
     assert same(healthy.first.state_dict(), guarded.first.state_dict())
     assert all(p.isfinite().all() for p in guarded.second.parameters())
     assert [i.optimizer for i in guard.incidents] == [1]
+
+
+class KeepsItsGraph(LightningModule):
+    """A GAN that goes through its generator once and backward twice, past the discriminator's bad step."""
+
+    def __init__(self, sick: int, *, between: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator = mlp(norm=True, seed=1), nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8))
+        self.sick, self.between = sick, between
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        first, second = self.optimizers()  # type: ignore[misc, union-attr]
+        made = self.generator(batch[0])
+        loss = self.discriminator(made.detach()).square().mean()
+        if batch_idx >= self.sick:
+            loss = loss * (math.nan if batch_idx == self.sick else 1e6)
+        second.zero_grad()
+        self.manual_backward(loss, retain_graph=True)
+        if self.between:
+            second.step()
+        first.zero_grad()
+        self.manual_backward(nn.functional.mse_loss(made, batch[1]))
+        if not self.between:
+            second.step()
+        first.step()
+
+    def configure_optimizers(self) -> Any:
+        return [ADAM(self.generator.parameters()), ADAM(self.discriminator.parameters())]
+
+
+@pytest.mark.cell("Optimization", "manual, one forward pass and two backward passes", "healthy", "sick")
+@pytest.mark.parametrize("between", [False, True])
+def test_what_a_living_graph_needs_is_put_back_without_a_trace(between: bool, tmp_path: Path) -> None:
+    def run(sick: int, callbacks: list[Callback]) -> Any:
+        fit = trainer(tmp_path, callbacks=callbacks)
+        fit.fit(module := KeepsItsGraph(sick, between=between), loader(regression(40)))
+        return module.generator, frozen_copy(fit)
+
+    healthy, guard = GradGuard(journal=False), GradGuard(journal=False, policy=Policy(patience=1))
+    (generator, plain), (_, guarded), (other, sick) = run(99, []), run(99, [healthy]), run(25, [guard])
+    assert same(plain, guarded) and not healthy.incidents
+    assert {"skip", "rollback"} <= set(guard.incidents[0].remedies), guard.incidents
+    assert all(value.isfinite().all() for value in sick["weights"].values())
+    assert same(dict(generator.named_parameters()), dict(other.named_parameters()))
 
 
 def test_lbfgs_survives_a_sick_batch(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.layers.names import layers as all_layers
 from lightning_gradguard.records import GradientStatistics, Suspect
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.collectives import Collectives, Own
 
 Asked = Literal["batch", "changes", "all"]
 
@@ -27,6 +27,8 @@ class Investigation:
         self._probe = Probe()
         # Optimizers that the probe measures for; each takes the readings at its own next step.
         self._awaiting: set[int] = set()
+        # Those whose batch at hand had been through the layers before they were to be measured.
+        self._postponed: set[int] = set()
         self._rearm = ""
 
     @property
@@ -37,6 +39,10 @@ class Investigation:
     def awaits(self, optimizer: int) -> bool:
         """Return whether the next step of an optimizer brings readings."""
         return optimizer in self._awaiting
+
+    def postpone(self, optimizer: int) -> None:
+        """Take an optimizer's readings one step later: what was armed just now has missed the batch at hand."""
+        self._postponed.add(optimizer)
 
     def arm(self, optimizer: int, module: nn.Module, *, backward: bool) -> None:
         """Measure every layer during the next batch, for one optimizer."""
@@ -65,6 +71,9 @@ class Investigation:
     def readings(self, optimizer: int) -> tuple[LayerReading, ...]:
         """Return what the probe measured for an optimizer since its last step."""
         if optimizer not in self._awaiting:
+            return ()
+        if optimizer in self._postponed:
+            self._postponed.discard(optimizer)
             return ()
         readings = self._probe.readings() if self._probe.armed else ()
         self._awaiting.discard(optimizer)
@@ -97,7 +106,7 @@ def suspects(
     collectives: Collectives,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    accused: Suspect | None,
+    accused: Own[Suspect | None],
     *,
     snapshots: SnapshotStore,
     parameters: Collection[str],
@@ -116,7 +125,7 @@ def suspects(
         collectives: The processes that must come to the same verdict.
         statistics: The gradients of the step.
         readings: What the probe has measured in this batch.
-        accused: The evidence against the batch, or None.
+        accused: The evidence that this process has against its batch, or None.
         snapshots: States known to be good.
         parameters: Names of the optimizer's parameters.
         accepted: Steps that were accepted so far.
@@ -148,10 +157,10 @@ def suspects(
         if sharded or not out_of_memory(error):
             raise
         warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
-    mine = ([accused] if accused else []) + list(layers)
+    mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Suspect] = {}
-    for other in collectives.gather(mine):
+    for other in mine.told(collectives):
         for suspect in other:
             known = merged.get(suspect.layer)
             if known is None or suspect.score > known.score:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from heapq import nlargest
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.snapshots.snapshot import Snapshot
-from lightning_gradguard.statistics.norms import local
+from lightning_gradguard.statistics.norms import exact_norm, local
 
 MOST = 64
 """Tensors that are watched, the largest: each has to be fetched from memory, which is felt from some hundred on."""
@@ -106,7 +108,13 @@ def spoilt(
         snapshot: A state known to be good; without one only what is not finite is wrong.
         largest: Largest global gradient norm that the run has survived.
     """
-    sizes = {(name, key): (now, before) for name, key, now, before in _sizes(optimizer, parameters, snapshot)}
+    try:
+        sizes = {(name, key): (now, before) for name, key, now, before in _sizes(optimizer, parameters, snapshot)}
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        warnings.warn(f"GradGuard: no memory to examine the optimizer's state: {error}", RuntimeWarning, 2)
+        return None
     for (name, key), (now, before) in sizes.items():
         if not math.isfinite(now) and (before is None or math.isfinite(before)):
             return f"{key} of {name} is not finite"
@@ -133,4 +141,4 @@ def _sizes(
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(local(tensor.detach()), dtype=torch.float64))
+    return exact_norm(local(tensor.detach()))[0]

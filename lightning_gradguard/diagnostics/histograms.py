@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,27 @@ def count(grads: Sequence[Tensor], grad_scale: float = 1.0) -> Counts:
 
 
 def _count(grad: Tensor, grad_scale: float) -> Tensor:
-    counts = torch.zeros(BINS, device=grad.device)
+    counts = torch.zeros(BINS, device=grad.device, dtype=torch.float32)
     for piece in torch.split(grad.reshape(-1), _PIECE):
         logs = piece.float().abs().div_(grad_scale).log10_()
         # histc leaves out what lies outside, and with it the logarithms of zero, NaN and inf.
-        counts += torch.histc(logs, bins=BINS, min=LOW, max=HIGH)
+        with _any_order():
+            counts += torch.histc(logs, bins=BINS, min=LOW, max=HIGH)
     return counts
+
+
+@contextmanager
+def _any_order() -> Iterator[None]:
+    """Allow CUDA to count in any order under ``deterministic=True`` too: whole numbers add up to the same in each."""
+    strict, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)
 
 
 def by_layer(names: Sequence[str], counts: Counts) -> dict[str, Counts]:

@@ -103,15 +103,19 @@ def draw(initialisation: Initialisation, shape: torch.Size, gates: int, generato
     An orthogonal matrix is drawn per gate: a stack of ``gates`` square blocks along the first dimension.
     """
     if initialisation.scheme == "constant":
-        return torch.full(shape, initialisation.std)
+        return torch.full(shape, initialisation.std, dtype=torch.float32)
     if initialisation.scheme == "orthogonal":
-        blocks = [torch.randn(shape[0] // gates, *shape[1:], generator=generator) for _ in range(gates)]
+        blocks = [
+            torch.randn(shape[0] // gates, *shape[1:], generator=generator, dtype=torch.float32) for _ in range(gates)
+        ]
         return torch.cat([_orthogonal(block) for block in blocks])
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, dtype=torch.float32)
     if initialisation.scheme == "truncated normal":
         # Beyond two sigma, drawn again; a value that misses thrice running (1 in 10,000) is cut.
         for _ in range(2):
-            values = torch.where(values.abs() > 2.0, torch.randn(shape, generator=generator), values)
+            values = torch.where(
+                values.abs() > 2.0, torch.randn(shape, generator=generator, dtype=torch.float32), values
+            )
         values.clamp_(-2.0, 2.0)
     return values.mul_(initialisation.std)
 

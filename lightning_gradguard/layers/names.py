@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "other"]
 
-# torch.compile, FSDP1 and the checkpoint wrapper insert these; attribute look-up passes through them, so names may drop them.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# torch.compile, FSDP1, the checkpoint wrapper and Fabric insert these; attribute look-up passes through them, so names may drop them.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 # The same few names are asked for again and again: at each of the first steps, at each snapshot, and of every suspect.
@@ -83,6 +83,26 @@ def select_layers(module: nn.Module, patterns: Iterable[str]) -> set[str]:
             raise ValueError(f"layer pattern {pattern!r} matches no layer; the layers are: {', '.join(names)}")
         chosen |= found
     return chosen
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside what Fabric and DDP have put around it, which is no layer and has no place in names."""
+    while True:
+        if type(module).__name__ == "_FabricModule":
+            module = module.get_submodule("_forward_module")
+        elif isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
+def own_parameters(names: Iterable[str]) -> str:
+    """Return those of the qualified ``names`` that belong to the root module itself: by these it is told of, as it has no name.
+
+    >>> own_parameters(["scale", "net.0.weight"])
+    'scale'
+    """
+    return ", ".join(name for name in names if not layer_of(name))
 
 
 def compiled(module: nn.Module) -> bool:

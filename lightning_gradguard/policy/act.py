@@ -20,8 +20,6 @@ class Act(str, Enum):
     """Draw a fresh network anew."""
     BACKOFF = "backoff"
     """Lower the learning rate."""
-    LIMIT = "limit_norm"
-    """Bound the gradients of every step to come."""
 
 
 FIRST_AID = frozenset({Act.CLIP, Act.SKIP})

@@ -142,6 +142,12 @@ class Incident:
     trials: tuple[TrialRecord, ...] = ()
     stopped: int | None = None
 
+    def _repr_html_(self) -> str:
+        from lightning_gradguard.records.plain import to_json
+        from lightning_gradguard_tensorboard.card import incident_html  # only now: most runs see no notebook
+
+        return incident_html(to_json(self))
+
     @property
     def culprit(self) -> str | None:
         """The first suspect's name, or None where nobody is blamed."""

@@ -42,8 +42,6 @@ class GradientStatistics:
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
             the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
-        weight_norm: Global L2 norm of the weights; measured on the first steps only.
-        weight_excess: Largest RMS of a weight over what its fan calls for; measured on the first steps only.
         growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
             measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
@@ -60,8 +58,6 @@ class GradientStatistics:
     rate: float | None = None
     update_ratio: float | None = None
     normalised: bool = False
-    weight_norm: float | None = None
-    weight_excess: float | None = None
     growth: float | None = None
     variation: float | None = None
     spoilt: str | None = None

@@ -90,15 +90,21 @@ class Augment(Remedy):
         generator = torch.Generator().manual_seed(self._seed_of_this_draw())
         size = len(floating[0])
         order = torch.randperm(size, generator=generator)
-        share = 0.5 + 0.5 * float(torch.rand((), generator=generator))
+        share = 0.5 + 0.5 * float(torch.rand((), generator=generator, dtype=torch.float32))
         for tensor in floating:
             if len(tensor) == size:
                 tensor.lerp_(tensor[order.to(tensor.device)], 1.0 - share)
 
     def _transform(self, batch: Any, tensors: list[Tensor]) -> None:
         assert self.transform is not None
-        with torch.random.fork_rng():
-            torch.manual_seed(self._seed_of_this_draw())
+        # Only what this batch may draw from: each further GPU would be made ready for it, and waited for.
+        places = {t.device for t in tensors if t.is_cuda}
+        with torch.random.fork_rng(devices=sorted(places, key=str)):
+            # Not torch.manual_seed, which would seed those that are not put back.
+            torch.default_generator.manual_seed(self._seed_of_this_draw())
+            for place in places:
+                with torch.cuda.device(place):
+                    torch.cuda.manual_seed(self._seed_of_this_draw())
             changed = [leaf for leaf in tree_leaves(self.transform(batch)) if isinstance(leaf, Tensor)]
         forms = [[(t.shape, t.dtype) for t in leaves] for leaves in (tensors, changed)]
         if forms[0] != forms[1]:

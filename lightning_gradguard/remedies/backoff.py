@@ -14,8 +14,34 @@ from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
 
 def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing.
+
+    Without a group, or where an optimizer finds its rates by itself, it is 0.
+    """
+    return max((float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None), default=0.0)
+
+
+class LargestRate:
+    """Read that rate before each step, from a device only where it was written to since it was read there.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._far: list[tuple[int, int]] = []
+        self._known = 0.0
+
+    def read(self) -> float:
+        """Return the largest learning rate of the optimizer's groups."""
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        far = [(id(rate), rate._version) for rate in rates if isinstance(rate, Tensor) and not rate.is_cpu]
+        if far and far == self._far:
+            return self._known
+        # From a device one wait a group, once for each time that a scheduler writes.
+        self._far, self._known = far, largest_rate(self._optimizer)
+        return self._known
 
 
 class LearningRateBackoff(Remedy):
@@ -66,7 +92,7 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def acquit(self) -> None:
+    def take_back(self) -> None:
         """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
         self.bracket.acquit()
         self._factor = 1.0
@@ -91,7 +117,9 @@ class LearningRateBackoff(Remedy):
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:
-            rate = group["lr"]
+            rate = group.get("lr")
+            if rate is None:
+                continue
             if isinstance(rate, Tensor):
                 # A capturable optimizer reads this very tensor, so it is changed in place; only once, since groups
                 # may share it.

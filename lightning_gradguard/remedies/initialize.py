@@ -19,7 +19,9 @@ from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import forget
+from lightning_gradguard.statistics.norms import NARROW
 from lightning_gradguard.statistics.sharding import sharded
 
 ENOUGH = 16
@@ -96,7 +98,7 @@ class Initialize(Remedy):
                 self._waiting.append(name)
         for layer in context.module.modules():
             if isinstance(layer, _NormBase):
-                layer.reset_running_stats()
+                reset_statistics(layer)
         if not changed:
             self._rest()
             return Outcome(self.name, False, "no layer of a kind that can be drawn anew")
@@ -112,7 +114,7 @@ class Initialize(Remedy):
                 # Computed again for the backward pass (activation checkpointing), which must find as many tensors as there were.
                 return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
-                self._inputs = [float(inputs[0].detach().double().square().mean().sqrt())]
+                self._inputs = [float(_wide(inputs[0].detach()).square().mean().sqrt())]
             done = _scale(layer, output.detach())
             if done is None:
                 return None
@@ -176,7 +178,7 @@ def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
         values = draw(plan, parameter.shape, gates_of(layer), torch.Generator().manual_seed(seed))
         if (padding := getattr(layer, "padding_idx", None)) is not None and key == "weight":
             values[padding] = 0.0
-        parameter.copy_(values)
+        parameter.data.copy_(values)
         done = True
     return done
 
@@ -191,15 +193,15 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     rest = [d for d in range(output.dim()) if d != axis]
     units = output.shape[axis]
     samples = output.shape[0] if axis else 1
-    whole = float(output.double().std(correction=0))
+    whole = float(_wide(output).std(correction=0))
     by_unit = samples >= ENOUGH and not isinstance(layer, _ConvTransposeNd)
     if by_unit:
         deviation = output.std(rest, correction=0)
-        rms = float(output.double().square().mean().sqrt())
+        rms = float(_wide(output).square().mean().sqrt())
         alive = deviation > ALIVE * rms
         if not bool(alive.any()):
             return None
-        by_unit = float(deviation.double().square().mean().sqrt()) < ALIKE * rms
+        by_unit = float(_wide(deviation).square().mean().sqrt()) < ALIKE * rms
     if by_unit:
         scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
         shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
@@ -226,13 +228,22 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     return kept, scale.view(shape), shift.view(shape)
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the host where the device has none."""
+    return (tensor.cpu() if tensor.device.type in NARROW else tensor).double()
+
+
+def _like(tensor: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(tensor)
+
+
 def _agree(done: list[_Scaled], mean: Any) -> None:
     """Average scales (by their logarithms) and biases over the processes."""
     numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
     means = iter(mean(numbers))
     for one in done:
-        scale = torch.tensor([math.exp(next(means)) for _ in range(one.scale.numel())]).to(one.scale)
-        bias = torch.tensor([next(means) for _ in range(one.bias.numel())]).to(one.bias)
+        scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
+        bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])
         weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
         factor = scale / one.scale
         if isinstance(one.layer, _ConvTransposeNd):

@@ -15,6 +15,7 @@ from lightning_gradguard.layers.names import clean, layers, parameters_of, selec
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import Snapshot, restore_optimizer_state
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
@@ -155,7 +156,7 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
         return False, "its weights are parametrised and sharded, which this remedy does not touch"
     if snapshot is not None:
         for name, value in _earlier(patient, snapshot).items():
-            own[name].copy_(value)
+            own[name].data.copy_(value)
         return True, f"restored from the snapshot of step {snapshot.number}"
     if method == "restore":
         done = repair(patient, redraw=False, keep=True, rescale=False)
@@ -221,7 +222,7 @@ def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
             continue
         top = max(_peak(child.running_var), _peak(child.running_mean) ** 2)
         if name in (patient.name, after) or not top < _ABSURD_VARIANCE:
-            child.reset_running_stats()
+            reset_statistics(child)
             _restore_statistics(snapshot, name, child)
 
 
@@ -230,7 +231,7 @@ def _restore_statistics(snapshot: Snapshot | None, name: str, module: _NormBase)
     for key, buffer in module.named_buffers(prefix=name, recurse=False):
         value = saved.get(clean(key))
         if value is not None and value.shape == buffer.shape and _finite(value):
-            buffer.copy_(value)
+            buffer.data.copy_(value)
 
 
 def _finite(tensor: Tensor) -> bool:

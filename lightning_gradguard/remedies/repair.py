@@ -129,7 +129,7 @@ def effective(layer: nn.Module, name: str, parameter: Tensor) -> Tensor:
 def write(layer: nn.Module, name: str, parameter: Tensor, value: Tensor) -> None:
     """Copy ``value`` into the parameter, through the inverses of its parametrisations where there are any."""
     if not name.startswith("parametrizations."):
-        parameter.copy_(value)
+        parameter.data.copy_(value)
         return
     chain = layer.get_submodule(f"parametrizations.{local(name)}")
     originals: Tensor | Sequence[Tensor] = value.to(parameter.dtype).to(parameter.device)
@@ -138,7 +138,7 @@ def write(layer: nn.Module, name: str, parameter: Tensor, value: Tensor) -> None
         originals = step.right_inverse(originals)
     many = [originals] if isinstance(originals, Tensor) else list(originals)
     for original, new in zip(chain.parameters(recurse=False), many, strict=True):
-        original.copy_(new)
+        original.data.copy_(new)
 
 
 def _strays(value: Tensor) -> Tensor:

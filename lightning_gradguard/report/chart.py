@@ -67,9 +67,9 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
     top += NORM + GAP
     losses = np.concatenate([view.windows["loss_low"], view.windows["loss_high"]])
     if np.isfinite(losses).any():
-        loss = _loss_plot(losses, start, end, top + HEAD - GAP)
+        loss = _loss_plot(losses, start, end, top + HEAD - GAP + 8)
         parts += [
-            _title("loss, with treatments on trial", loss.top),
+            _title("loss, with treatments on trial", loss.top - 6),
             *_scale(loss),
             *_trials(records, loss),
             *_loss(view, loss),
@@ -201,17 +201,26 @@ def _loss(view: series.View, plot: _Plot) -> Iterable[str]:
 
 def _trials(records: Records, plot: _Plot) -> Iterable[str]:
     """Yield a shaded span from each treatment to its verdict, with the levels of the loss that were compared."""
+    shown = sorted(
+        (one["from"], number, one) for number, record in enumerate(records) for one in record["told"]["trials"]
+    )
+    free = float(LEFT)
+    for _, _, one in shown:
+        kind = {"kept": "trial kept", "taken back": "trial back"}.get(one["outcome"], "trial open")
+        left, right = plot.x(one["from"]), max(plot.x(one["to"]), plot.x(one["from"]) + 2)
+        title = f"<title>{html.escape(wording.clean(one['treatment'] + ': ' + one['became']))}</title>"
+        yield _mark("rect", kind, title, x=left, y=plot.top, width=right - left, height=plot.height)
+        before, trouble, after = one["numbers"]
+        for level, x in ((before, left - 14), (trouble, left), (after, right - 7)):
+            if math.isfinite(level):
+                yield _mark("path", "level", d=f"M{max(x, LEFT):.1f} {plot.y(level):.1f}h14", stroke_width="2")
+        room = 6.0 * len(one["outcome"])
+        at = min(max((left + right - room) / 2, LEFT), LEFT + PLOT - room)
+        # Where spans are too narrow for their words, the first of them keeps its own.
+        if at >= free:
+            free = at + room + 6
+            yield _text(wording.clean(one["outcome"]), at, plot.top - 2, "tick")
     for record in records:
-        for one in record["told"]["trials"]:
-            kind = {"kept": "trial kept", "taken back": "trial back"}.get(one["outcome"], "trial open")
-            left, right = plot.x(one["from"]), max(plot.x(one["to"]), plot.x(one["from"]) + 2)
-            title = f"<title>{html.escape(wording.clean(one['treatment'] + ': ' + one['became']))}</title>"
-            yield _mark("rect", kind, title, x=left, y=plot.top, width=right - left, height=plot.height)
-            before, trouble, after = one["numbers"]
-            for level, x in ((before, left - 14), (trouble, left), (after, right - 7)):
-                if math.isfinite(level):
-                    yield _mark("path", "level", d=f"M{max(x, LEFT):.1f} {plot.y(level):.1f}h14", stroke_width="2")
-            yield _text(one["outcome"], right + 4, plot.top + 11, "tick")
         if "pending" in record["told"]:
             left = plot.x(record["told"]["pending"]["from"])
             yield _mark("rect", "trial open", x=left, y=plot.top, width=LEFT + PLOT - left, height=plot.height)

@@ -27,27 +27,28 @@ def render_page(stories: Sequence[RunStory], *, title: str = "GradGuard report")
     template = Template(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     sections = "\n".join(_run(story) for story in stories)
     light, dark = (_properties(theme) for theme in ("light", "dark"))
-    return template.substitute(title=_text(title), light=light, dark=dark, legend=_legend(), runs=sections)
+    return template.substitute(title=text(title), light=light, dark=dark, legend=_legend(), runs=sections)
 
 
 def _properties(theme: colours.Theme) -> str:
     return " ".join(f"--{name}: {value};" for name, value in colours.sheet(theme).items())
 
 
-def _text(text: str) -> str:
-    return html.escape(wording.clean(text))
+def text(words: str) -> str:
+    """Return text as HTML shows it, with nothing in it that HTML would act on."""
+    return html.escape(wording.clean(words))
 
 
 def _run(story: RunStory) -> str:
     head = story.headline
     parts = [
-        f"<h2>{_text(story.name)}</h2>",
-        f'<p class="verdict {head.level}"><strong>{_text(head.word)}</strong> {_text(head.text)}</p>',
+        f"<h2>{text(story.name)}</h2>",
+        f'<p class="verdict {head.level}"><strong>{text(head.word)}</strong> {text(head.text)}</p>',
         answers(head.answers),
     ]
     for optimizer, run in story.optimizers.items():
         if len(story.optimizers) > 1:
-            parts.append(f"<h3>Optimizer of <code>{_text(story.names[optimizer])}</code></h3>")
+            parts.append(f"<h3>Optimizer of <code>{text(story.names[optimizer])}</code></h3>")
         records = [record for record in story.records if record["optimizer"] == optimizer]
         parts.append(f"<figure>{draw_chart(run, records)}</figure>")
     newest = story.contents.incidents[::-1]
@@ -62,19 +63,19 @@ def _run(story: RunStory) -> str:
 
 def answers(told: Sequence[tuple[str, str]]) -> str:
     """Return the answers to the five questions as a list of terms; nothing where nothing has happened."""
-    terms = "".join(f"<div><dt>{_text(question)}</dt><dd>{_text(answer)}</dd></div>" for question, answer in told)
+    terms = "".join(f"<div><dt>{text(question)}</dt><dd>{text(answer)}</dd></div>" for question, answer in told)
     return f'<dl class="answers">{terms}</dl>' if terms else ""
 
 
 def _incident(incident: Incident) -> str:
     level = STATES[wording.state(incident)][0]
     batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
-    culprit = f", first in <code>{_text(incident.culprit)}</code>" if incident.culprit else ""
+    culprit = f", first in <code>{text(incident.culprit)}</code>" if incident.culprit else ""
     result = wording.result(incident)
     return (
         f'<article class="{level}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
-        f"<h4><span>{incident.number}</span> {_text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
-        f"<p>{_text(_sentence(wording.done(incident.remedies)))} {_text(_sentence(result))}</p>"
+        f"<h4><span>{incident.number}</span> {text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
+        f"<p>{text(_sentence(wording.done(incident.remedies)))} {text(_sentence(result))}</p>"
         f"{_findings(incident)}{_trials(incident)}{_suspects(incident)}{_actions(incident)}</article>"
     )
 
@@ -86,7 +87,7 @@ def _sentence(text: str) -> str:
 def _findings(incident: Incident) -> str:
     told = wording.findings(incident, trials=False)
     return "".join(
-        f"<p><strong>{_text(name.capitalize())}:</strong> {_text(_sentence(text))}</p>" for name, text in told
+        f"<p><strong>{text(name.capitalize())}:</strong> {text(_sentence(found))}</p>" for name, found in told
     )
 
 
@@ -94,10 +95,10 @@ def _trials(incident: Incident) -> str:
     header = ("Tried", "For", "Loss before", "In the trouble", "At the end", "What became of it")
     rows = [
         (
-            f"Step {t.opened:,}: {_text(wording.tried(t, incident))}",
-            _text(wording.cause_named(t.cause)),
-            *(_text(wording.level(value)) for value in (t.before, t.trouble, t.after)),
-            _text(_sentence(wording.became(t, incident))),
+            f"Step {t.opened:,}: {text(wording.tried(t, incident))}",
+            text(wording.cause_named(t.cause)),
+            *(text(wording.level(value)) for value in (t.before, t.trouble, t.after)),
+            text(_sentence(wording.became(t, incident))),
         )
         for t in incident.trials
     ]
@@ -106,8 +107,7 @@ def _trials(incident: Incident) -> str:
 
 def _suspects(incident: Incident) -> str:
     rows = [
-        (f"<code>{_text(b.layer)}</code>", _text(wording.gains(b) or "–"), _text(tidy(b.reason)))
-        for b in incident.blame
+        (f"<code>{text(b.layer)}</code>", text(wording.gains(b) or "–"), text(tidy(b.reason))) for b in incident.blame
     ]
     return _table(("Suspect", "Measured", "Why"), rows)
 
@@ -120,14 +120,14 @@ def _actions(incident: Incident) -> str:
 
 
 def _evidence(action: Action) -> str:
-    return f"{_text(action.verdict.form)}, {_text(wording.evidence(action))}; {_text(wording.reason(action))}"
+    return f"{text(action.verdict.form)}, {text(wording.evidence(action))}; {text(wording.reason(action))}"
 
 
 def _deeds(action: Action) -> str:
     if not action.outcomes:
-        return _text(wording.undone(action))
+        return text(wording.undone(action))
     deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {tidy(o.detail)}" for o in action.outcomes)
-    return "<br>".join(_text(deed) for deed in deeds)
+    return "<br>".join(text(deed) for deed in deeds)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -142,7 +142,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _list(title: str, sentences: Sequence[str], kind: str) -> str:
     if not sentences:
         return ""
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     return f'<div class="{kind}"><h3>{title}</h3><ul>{items}</ul></div>'
 
 

@@ -12,7 +12,7 @@ from lightning_gradguard_tensorboard.wire import COLUMNS
 
 _COLOURS = {"good": "32", "warning": "33", "bad": "31", "unknown": "90"}
 _BARS = "▁▂▃▄▅▆▇█"
-_PEAK = COLUMNS.index("norm_peak")
+_PEAK, _LOSS = COLUMNS.index("norm_peak"), COLUMNS.index("loss_mean")
 NEWEST = 20
 ACTIONS = 3
 
@@ -27,15 +27,33 @@ def render_text(story: RunStory, *, color: bool = False) -> str:
     return "\n".join(_lines(story, color)) + "\n"
 
 
-def _lines(story: RunStory, color: bool) -> Iterator[str]:
+def brief(story: RunStory, *, color: bool = False) -> str:
+    """Return what a person who watches needs, in few lines: the verdict, the answers, norm and loss, the newest incidents."""
+    lines = list(_head(story, color))
+    for incident in story.contents.incidents[:-4:-1]:
+        opening = wording.opening(incident)
+        lines.append(f"  {opening[0].upper()}{opening[1:]}: {wording.result(incident)}")
+    lines += [f"  note, step {n.step:,}: {wording.clean(n.message)}" for n in story.contents.notices[-2:]]
+    return "\n".join(lines) + "\n"
+
+
+def _head(story: RunStory, color: bool) -> Iterator[str]:
     head = story.headline
     yield _paint(wording.clean(story.name), "1", color)
     said = wording.clean(f"{head.word} {head.text}")
     yield f"  {_paint('●', _COLOURS[head.level], color)} {_paint(said, _COLOURS[head.level], color)}"
     yield from (f"    {question:12}  {wording.clean(answer)}" for question, answer in head.answers)
     for optimizer, run in story.optimizers.items():
-        label = f" ({story.names[optimizer]})" if len(story.optimizers) > 1 else ""
-        yield f"  log10 gradient norm{wording.clean(label)}  {_sparkline(run.windows.table[:, _PEAK].tolist())}"
+        label = wording.clean(f" ({story.names[optimizer]})") if len(story.optimizers) > 1 else ""
+        yield f"  log10 gradient norm{label}  {_sparkline(run.windows.table[:, _PEAK].tolist())}"
+        losses = run.windows.table[:, _LOSS].tolist()
+        # A loss that was not finite is no gap here: the norm tells of it.
+        if known := [loss for loss in losses if loss > 0]:
+            yield f"  log10 loss{label}           {_sparkline(known)}"
+
+
+def _lines(story: RunStory, color: bool) -> Iterator[str]:
+    yield from _head(story, color)
     incidents = story.contents.incidents[::-1]
     for incident in incidents[:NEWEST]:
         yield ""

@@ -68,8 +68,10 @@ class RunningStatistics:
                     self._lazy.append(layer)
                     continue
                 for buffer in layer.buffers(recurse=False):
-                    # A view: a scalar (the count of batches) cannot be concatenated. Detached: entering no_grad costs.
-                    found.setdefault(buffer.device, []).append(buffer.detach().view(-1))
+                    # A view: a scalar (the count of batches) cannot be concatenated. Of .data, since entering no_grad costs, and
+                    # since a graph that lives on (one forward pass, two backward passes) must not find its version changed;
+                    # batch normalisation itself writes to its statistics without a trace there.
+                    found.setdefault(buffer.device, []).append(buffer.data.view(-1))
         # The largest elements first, so that in a copy each kind begins at a multiple of its size.
         kinds = {device: sorted(views, key=_kind, reverse=True) for device, views in found.items()}
         self._live = {device: [view.view(torch.uint8) for view in views] for device, views in kinds.items()}
@@ -81,7 +83,7 @@ class RunningStatistics:
         if not self._lazy or any(is_lazy(buffer) for layer in self._lazy for buffer in layer.buffers(recurse=False)):
             return
         for layer in self._lazy if reset else ():
-            layer.reset_running_stats()
+            reset_statistics(layer)
         self._lazy = []
         self._look()
 
@@ -144,6 +146,13 @@ class RunningStatistics:
     def _write(self, device: torch.device, copy: _Copy) -> None:
         live = self._live[device]
         torch._foreach_copy_(live, torch.split(copy.bytes, [view.numel() for view in live]))
+
+
+def reset_statistics(layer: _NormBase) -> None:
+    """Make the running statistics of a layer those of its construction, of which a graph that lives on is not told."""
+    for key, first in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+        if (buffer := layer._buffers.get(key)) is not None:
+            buffer.data.fill_(first)
 
 
 def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_gradguard.statistics.sharding import comparable
+from lightning_gradguard.statistics.sharding import as_part, comparable
 
 PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
+COUNTS = frozenset({"step", "mu_product"})
+"""Entries of an optimizer's state that torch keeps on the host, unless it is fused or capturable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ def host_copy(value: Any, used: Any = None) -> Any:
         if value.is_cpu:
             # .to("cpu") would alias the live tensor.
             return used.copy_(value) if fits else value.detach().clone()
-        target = used if fits else _room(value)
+        # One from a checkpoint, or from a copy of the guard, is not pinned, and each copy into it would be waited for.
+        target = used if fits and (used.is_pinned() or not _pinnable(value)) else _room(value)
         # Into pinned memory the device copies by itself, before the update that comes after.
         return target.copy_(value, non_blocking=value.is_cuda and target.is_pinned())
     # LBFGS keeps lists of tensors, which it changes in place.
@@ -65,10 +68,14 @@ def host_copy(value: Any, used: Any = None) -> Any:
 
 def _room(value: Tensor) -> Tensor:
     """Return host memory for a copy, pinned where that is to be had and not too much."""
-    if value.is_cuda and value.nbytes <= PINNED:
+    if _pinnable(value):
         with suppress(RuntimeError):
             return torch.empty_like(value, device="cpu", pin_memory=True)
     return torch.empty_like(value, device="cpu")
+
+
+def _pinnable(value: Tensor) -> bool:
+    return value.is_cuda and value.nbytes <= PINNED
 
 
 def _write(target: Tensor, source: Tensor) -> None:
@@ -89,6 +96,7 @@ def restore(
 ) -> tuple[str, ...]:
     """Write a snapshot back, in place, and return the names of the parameters written.
 
+    Autograd is not told: a graph that lives on, for another optimizer's backward pass, would refuse to go on otherwise.
     Learning rates and other ``param_groups`` entries are left alone: they belong to the schedulers, and restoring
     them would shift the recursive ones. A parameter that had no optimizer state then has none afterwards.
     """
@@ -96,12 +104,12 @@ def restore(
     for name, parameter in parameters.items():
         if name not in snapshot.parameters:
             continue
-        _write(parameter, snapshot.parameters[name])
+        _write(parameter.data, snapshot.parameters[name])
         restore_optimizer_state(optimizer, parameter, snapshot.optimizer_state.get(name))
         written.append(name)
     for name, buffer in buffers.items():
         if name in snapshot.buffers:
-            _write(buffer, snapshot.buffers[name])
+            _write(buffer.data, snapshot.buffers[name])
     return tuple(written)
 
 
@@ -128,7 +136,19 @@ def restore_optimizer_state(
         if isinstance(value, Tensor) and isinstance(current, Tensor) and comparable(value, current):
             _write(current, value)
         elif isinstance(value, Tensor):
-            # Step counts live on the host unless the optimizer is fused or capturable; the live one would tell.
-            live[key] = value.to(parameter.device, copy=True) if value.dim() else value.clone()
+            live[key] = as_part(value.to(_home(optimizer, parameter, key), copy=True), parameter)
         else:
             live[key] = tree_map_only(Tensor, lambda t: t.to(parameter.device, copy=True), value)
+
+
+def _home(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> torch.device:
+    """Return where the optimizer keeps an entry of a parameter's state that has been removed."""
+    for other, state in optimizer.state.items():
+        known = state.get(key) if other is not parameter and isinstance(state, dict) else None
+        if isinstance(known, Tensor):
+            # As with the others: ASGD counts on the device, most on the host.
+            return known.device if known.is_cpu else parameter.device
+    # Nobody is left to tell: the rule of Optimizer.load_state_dict.
+    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    counted = key in COUNTS and not (group.get("fused") or group.get("capturable"))
+    return torch.device("cpu") if counted and not isinstance(optimizer, torch.optim.ASGD) else parameter.device

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import checks
 from lightning_gradguard.snapshots.snapshot import Snapshot, host_copy, plain
@@ -39,7 +40,7 @@ class SnapshotStore:
         # Whether the first is kept, in place of the second newest.
         self.pinned = False
         # Set where the newest may still be on its way from the device.
-        self._coming: list[torch.cuda.Event] = []
+        self._coming: dict[tuple[torch.device, int], torch.cuda.Event] = {}
 
     @property
     def latest(self) -> Snapshot | None:
@@ -106,14 +107,21 @@ class SnapshotStore:
                 state[name] = {key: host_copy(value, used.get(key)) for key, value in held.items()}
         values = {name: host_copy(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: host_copy(b, old.buffers.get(name)) for name, b in buffers.items()}
-        for device in {p.device for p in parameters.values() if p.is_cuda}:
-            with torch.cuda.device(device):
-                self._coming.append(torch.cuda.current_stream().record_event())
+        held = [*parameters.values(), *buffers.values(), *(optimizer.state.get(p) for p in parameters.values())]
+        for device in {t.device for t in tree_leaves(held) if isinstance(t, Tensor) and t.is_cuda}:
+            # One event a stream, behind all that it has been told: the next one stands for those before it too.
+            stream = torch.cuda.current_stream(device)
+            self._coming[device, stream.cuda_stream] = stream.record_event()
         return Snapshot(step, values, kept, state, extra or {})
 
     def _arrive(self) -> None:
         while self._coming:
-            self._coming.pop().synchronize()
+            self._coming.popitem()[1].synchronize()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: nothing is on its way into the memory that it has."""
+        self._arrive()
+        return vars(self)
 
     def _make_room(self) -> Snapshot:
         """Drop what the next snapshot leaves no room for, and return it, so that its memory may be used again.

@@ -13,7 +13,7 @@ from lightning_gradguard.history.baseline import OUTSIZED, Baseline
 from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
-from lightning_gradguard.statistics.update_ratio import BOUNDED, first_look, moved
+from lightning_gradguard.statistics.update_ratio import BOUNDED, moved, update_ratio
 
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
@@ -97,14 +97,8 @@ def with_update(
         first: The weights before the very first update, where that was the last one: what an optimizer does that nobody foretells is
             seen in what it did.
     """
-    ratio, weight_norm, excess = first_look(module, parameters, optimizer, scale)
+    ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None
     if ratio is None and first is not None:
         ratio = moved(module, parameters, first)
-    return dataclasses.replace(
-        statistics,
-        update_ratio=ratio,
-        weight_norm=weight_norm,
-        weight_excess=excess,
-        normalised=type(optimizer).__name__ in BOUNDED,
-    )
+    return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)

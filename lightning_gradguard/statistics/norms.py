@@ -17,6 +17,8 @@ from lightning_gradguard.records import FloatArray
 
 PIECE = 2**20
 """Elements that are examined at a time."""
+NARROW = frozenset({"mps"})
+"""Devices that know no float64, whose pieces are examined on the host."""
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -104,12 +106,13 @@ def global_norm(norms: FloatArray) -> float:
     return math.sqrt(norms.dot(norms))
 
 
-def _exact(grad: Tensor) -> tuple[float, int]:
+def exact_norm(tensor: Tensor) -> tuple[float, int]:
     """Return the float64 norm and the count of non-finite elements, with little memory: there may be none to spare."""
     # A norm in float64 first makes a copy of what it reads, of a float32 gradient one twice its size. Numbers, not tensors,
     # are kept: small tensors between the copies would keep their memory from being used again.
     norms, count = [], 0
-    for piece in torch.split(grad.reshape(-1), PIECE):
+    for piece in torch.split(tensor.reshape(-1), PIECE):
+        piece = piece.cpu() if piece.device.type in NARROW else piece
         norms.append(float(torch.linalg.vector_norm(piece, dtype=torch.float64)))
         count += int((~torch.isfinite(piece)).sum())
     return global_norm(np.array(norms)), count
@@ -122,7 +125,7 @@ def examine(grads: list[Tensor], *, sharded: bool = False) -> tuple[FloatArray, 
         The float64 L2 norm of each gradient, and the count of its NaN and inf elements. A norm is NaN or inf only
         if an element is. For DTensors both are gathered over the mesh.
     """
-    found = [_exact(local(grad)) for grad in grads]
+    found = [exact_norm(local(grad)) for grad in grads]
     norms = torch.tensor([norm for norm, _ in found], dtype=torch.float64)
     counts = torch.tensor([count for _, count in found], dtype=torch.float64)
     if sharded:

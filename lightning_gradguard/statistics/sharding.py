@@ -35,6 +35,17 @@ def gathered(part: Tensor, like: Any) -> Tensor:
     )
 
 
+def as_part(part: Tensor, like: Any) -> Tensor:
+    """Return this process's part as the sharded tensor that it is a part of, if ``like`` is sharded and cut to the same shape."""
+    if not sharded(like) or not part.dim() or part.shape != like.to_local().shape:
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
 def write(target: Any, value: Tensor) -> None:
     """Copy a whole value into a tensor: of a sharded one each process copies its own part."""
     if not sharded(target):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,64 +21,61 @@ BOUNDED = NORMALISED | {"Adadelta", "Adagrad", "Lion", "Rprop"}
 
 
 @torch.no_grad()
-def first_look(
+def update_ratio(
     module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, grad_scale: float = 1.0
-) -> tuple[float | None, float, float]:
-    """Measure the first update against the weights.
+) -> float | None:
+    """Return the largest ``||update|| / ||weight||`` that the gradients at hand foretell; None for an optimizer whose update is not known.
 
-    Updates are measured against matrices and kernels only: biases and norms start at zero or one and are replaced
-    without harm. A weight that
-    starts at or near zero on purpose counts with the RMS that its fan calls for.
-
-    Returns:
-        The largest predicted ``||update|| / ||weight||`` (None for an optimizer whose update is not known), the global
-        norm of the weights, each counted with no more than its fan calls for, and the largest RMS of a weight over that.
+    Args:
+        module: The root module.
+        parameters: The parameters, by name.
+        optimizer: The optimizer that is about to step.
+        grad_scale: What the gradients are still multiplied by.
     """
-    rates = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-    weights = {n: p for n, p in parameters.items() if _measurable(p) and (p.dim() > 1 or n.endswith("weight"))}
-    if not weights:
-        return None, math.inf, 0.0
-    norms = _norms([p.detach() for p in weights.values()])
-    held = {name: p.grad for name, p in weights.items() if p.grad is not None and p.dim() > 1}
-    gradients = dict(zip(held, _norms(list(held.values())), strict=True))
     family = type(optimizer).__name__
-    owners = layers(module)
-    ratio, excess, total = 0.0, 0.0, 0.0
-    for (name, p), norm in zip(weights.items(), norms, strict=True):
-        owner = layer_of(name)
-        local_name = name[len(owner) + 1 :] if owner else name
-        expected = expected_rms(owners[owner], local_name) if owner in owners else None
-        size = math.sqrt(p.numel())
-        total += min(norm, expected * size if expected else norm) ** 2
-        if expected:
-            excess = max(excess, norm / (expected * size))
-        if name not in gradients or p.dim() < 2 or expected is None:
-            continue  # A custom parameter may start anywhere, at zero for example: nobody knows what it should weigh.
-        update = size if family in NORMALISED else gradients[name] / grad_scale
-        ratio = max(ratio, rates[id(p)] * update / max(norm, expected * size))
-    known = family in PROPORTIONAL | NORMALISED
-    return ratio if known else None, math.sqrt(total), excess
+    if family not in PROPORTIONAL | NORMALISED:
+        return None
+    rates = {id(p): float(g.get("lr") or 0.0) for g in optimizer.param_groups for p in g["params"]}
+    weights = {p: fan for p, fan in _matrices(module, parameters) if p.grad is not None}
+    norms = _norms([p.detach() for p in weights])
+    gradients = _norms([p.grad for p in weights if p.grad is not None])
+    ratio = 0.0
+    for (p, expected), norm, gradient in zip(weights.items(), norms, gradients, strict=True):
+        update = math.sqrt(p.numel()) if family in NORMALISED else gradient / grad_scale
+        ratio = max(ratio, rates[id(p)] * update / max(norm, expected))
+    return ratio
 
 
 @torch.no_grad()
 def moved(module: nn.Module, parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> float:
-    """Return the largest ``||change|| / ||weight||`` of the matrices and kernels since a copy of them was made, as in :func:`first_look`.
+    """Return the largest ``||change|| / ||weight||`` since a copy of the weights was made.
 
     Args:
         module: The root module.
-        parameters: The parameters, on any device.
+        parameters: The parameters, by name, on any device.
         before: Their values at that time, by the same names, on the host.
     """
-    owners, ratio = layers(module), 0.0
+    ratio, names = 0.0, {id(p): name for name, p in parameters.items()}
+    for p, expected in _matrices(module, parameters):
+        if (old := before.get(names[id(p)])) is not None:
+            change, weight = _norms([p.detach().cpu().float() - old.float(), old.float()])
+            ratio = max(ratio, change / max(weight, expected))
+    return ratio
+
+
+def _matrices(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[nn.Parameter, float]]:
+    """Yield the matrices and kernels of known layers, each with the least norm that it counts with: what its fan calls for.
+
+    Biases and norms start at zero or one and are replaced without harm; a custom parameter may start anywhere, and nobody knows what it
+    should weigh.
+    """
+    owners = layers(module)
     for name, p in parameters.items():
         owner = layer_of(name)
-        fan = expected_rms(owners[owner], name[len(owner) + 1 :] if owner else name) if owner in owners else None
-        if fan is None or p.dim() < 2 or not _measurable(p) or name not in before:
-            continue
-        old = before[name].float()
-        change, weight = _norms([p.detach().cpu().float() - old, old])
-        ratio = max(ratio, change / max(weight, fan * math.sqrt(p.numel())))
-    return ratio
+        if owner in owners and p.dim() > 1 and _measurable(p):
+            expected = expected_rms(owners[owner], name[len(owner) + 1 :] if owner else name)
+            if expected is not None:
+                yield p, expected * math.sqrt(p.numel())
 
 
 def build_up(optimizer: torch.optim.Optimizer) -> float:

@@ -13,6 +13,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
+from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.step.copying import copy
 from lightning_gradguard.step.recording import notice
@@ -128,7 +129,7 @@ def _suspects(
     batch: Any,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:
-    accused = track.batches.accuse(batch) if batch is not None else None
+    accused = Own(track.batches.accuse(batch) if batch is not None else None)
     return suspects_of(run, track, statistics, readings, accused, ask=ask)
 
 
@@ -137,7 +138,7 @@ def suspects_of(
     track: OptimizerTrack,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    accused: Suspect | None,
+    accused: Own[Suspect | None],
     *,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+from lightning_gradguard.layers.names import own_parameters
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import Action, GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step.run import Run
@@ -47,6 +49,8 @@ def record(
     # had never seen it.
     again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
     run.investigation.arm(track.index, run.module, backward=again and run.acts)
+    # The root module has no name.
+    suspects = tuple(s if s.layer else dataclasses.replace(s, layer=own_parameters(track.parameters)) for s in suspects)
     if track.incident is None and track.accumulator.steps and track.last is not None:
         # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
         log(run, track, track.last, 1.0)

@@ -329,6 +329,7 @@ function drawFrame() {
     live: h("div", { class: "unseen", "aria-live": "polite" }),
   };
   document.body.replaceChildren(
+    h("h1", { class: "unseen" }, "GradGuard"),
     page.tools,
     page.problem,
     h("div", { class: "columns" }, page.main, page.side),
@@ -348,6 +349,7 @@ async function start() {
 /** Called by TensorBoard once the module is loaded. */
 export async function render() {
   document.documentElement.lang = "en";
+  document.title = "GradGuard";
   const sheet = h("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href });
   const styled = new Promise((done) => ["load", "error"].forEach((event) => sheet.addEventListener(event, done)));
   document.head.append(h("meta", { charset: "utf-8" }), sheet);

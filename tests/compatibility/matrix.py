@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "compatibility" / "matrix.md"
 AXES = ("Optimization", "Optimizers", "Precision", "Schedulers", "Strategies", "Modules", "Trainer")
 SHOWS = ("healthy", "sick", "refused")
+TWIN = "twin"
 TICK, CROSS, NOT_RUN, NOTHING = "✓", "✗", "not run", ""
 
 
@@ -35,7 +36,8 @@ class Cell:
     """One row of the table.
 
     Args:
-        outcomes: By what is shown: the outcomes of the tests behind it.
+        outcomes: By what is shown: the outcomes of the tests behind it; under ``"twin"`` those of a run of them all with
+            ``pytorch_lightning`` in place of ``lightning.pytorch``.
         notes: What a reader must know besides.
     """
 
@@ -51,9 +53,14 @@ class Cell:
 
 
 class Matrix:
-    """A pytest plugin that notes the outcome of every test behind a cell."""
+    """A pytest plugin that notes the outcome of every test behind a cell.
 
-    def __init__(self) -> None:
+    Args:
+        twin: Whether the tests run under the twin package.
+    """
+
+    def __init__(self, *, twin: bool = False) -> None:
+        self.twin = twin
         self.cells: dict[tuple[str, str], Cell] = {}
 
     @pytest.hookimpl(wrapper=True)
@@ -68,19 +75,29 @@ class Matrix:
     def _note(self, mark: pytest.Mark, report: pytest.TestReport) -> None:
         axis, name, *shows = mark.args
         cell = self.cells.setdefault((axis, name), Cell())
-        for shown in shows:
+        for shown in (TWIN,) if self.twin else shows:
             cell.outcomes.setdefault(shown, set()).add(report.outcome)
         if note := mark.kwargs.get("note"):
             cell.notes[note] = None
         if report.skipped and isinstance(report.longrepr, tuple):
             cell.notes[report.longrepr[2].removeprefix("Skipped: ")] = None
 
+    def outcomes(self) -> list[list[Any]]:
+        """Return axis, name and outcomes of every cell under the twin, for :meth:`join`."""
+        return [[*key, sorted(cell.outcomes.get(TWIN, ()))] for key, cell in self.cells.items()]
+
+    def join(self, outcomes: list[list[Any]]) -> None:
+        """Take in what :meth:`outcomes` of a run under the twin returned."""
+        for axis, name, found in outcomes:
+            if found and (axis, name) in self.cells:
+                self.cells[axis, name].outcomes[TWIN] = set(found)
+
     def table(self, versions: str) -> str:
         """Return the table as Markdown."""
         counts = dict.fromkeys((TICK, CROSS, NOT_RUN), 0)
         lines = []
         for axis in AXES:
-            lines += ["", f"## {axis}", "", "| | healthy | sick | |", "|---|---|---|---|"]
+            lines += ["", f"## {axis}", "", "| | healthy | sick | twin | |", "|---|---|---|---|---|"]
             for (of, name), cell in self.cells.items():
                 if of == axis:
                     lines.append(_row(name, cell))
@@ -95,7 +112,7 @@ def _row(name: str, cell: Cell) -> str:
     if "refused" in cell.outcomes:
         notes.insert(0, f"{cell.mark('refused')} refused" + (":" if notes else ""))
     said = "; ".join(notes).replace("|", "\\|").replace("refused:;", "refused:")
-    return f"| {name} | {cell.mark('healthy')} | {cell.mark('sick')} | {said} |"
+    return f"| {name} | {cell.mark('healthy')} | {cell.mark('sick')} | {cell.mark(TWIN)} | {said} |"
 
 
 def files() -> list[Path]:

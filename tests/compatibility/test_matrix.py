@@ -33,4 +33,12 @@ def test_a_cell_without_a_row_is_seen() -> None:
     }
     written = matrix.table("nothing")
     assert list(tabled(written)) == [("Modules", "a"), ("Trainer", "b")]
-    assert "| b |  |  | ✓ refused: why |" in written
+    assert "| b |  |  |  | ✓ refused: why |" in written
+
+
+def test_what_passed_under_the_twin_has_a_column() -> None:
+    here, twin = Matrix(), Matrix(twin=True)
+    here.cells = {("Modules", "a"): Cell({"sick": {"passed"}})}
+    twin.cells = {("Modules", "a"): Cell({"twin": {"passed"}}), ("Modules", "unknown here"): Cell()}
+    here.join(twin.outcomes())
+    assert "| a |  | ✓ | ✓ |  |" in here.table("nothing")

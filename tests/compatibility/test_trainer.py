@@ -309,31 +309,10 @@ def test_two_guards(modes: Any, tmp_path: Path) -> None:
         fit(Net(mlp(), ADAM), regression(2), tmp_path, [GradGuard(journal=False, mode=mode) for mode in modes])
 
 
-@cell(
-    *("Trainer", "a Trainer of the twin package `pytorch_lightning`", "refused"),
-    note="import Trainer and LightningModule from `lightning.pytorch`",
-)
-@pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_the_twin_package(stage: str) -> None:
-    twin = type("Trainer", (), {"__module__": "pytorch_lightning.trainer.trainer"})()
-    twin.strategy, twin.callbacks = object(), []
-    with pytest.raises(MisconfigurationException, match=r"from lightning\.pytorch"):
-        GradGuard().setup(twin, Net(mlp(), ADAM), stage)
-
-
-def test_the_real_twin_package_is_refused_too(tmp_path: Path) -> None:
-    twin = pytest.importorskip("pytorch_lightning")
-    module = twin.LightningModule()
-    module.training_step, module.configure_optimizers = (lambda *_: None), (lambda: None)
-    module.train_dataloader = lambda: loader(regression(2))
-    run = twin.Trainer(callbacks=[GradGuard()], logger=False, enable_checkpointing=False, accelerator="cpu")
-    with pytest.raises(MisconfigurationException, match=r"from lightning\.pytorch"):
-        run.fit(module)
-
-
 # -- opting in without code
 
-GROUP = "lightning.pytorch.callbacks_factory"
+GROUPS = ("lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory")
+FACTORY = "lightning_gradguard.callback:from_environment"
 
 
 @pytest.fixture
@@ -341,8 +320,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Lightning find the entry point of this checkout, whatever is installed."""
     from lightning.fabric.utilities import registry
 
-    point = importlib.metadata.EntryPoint("gradguard", "lightning_gradguard.callback:from_environment", GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == GROUP else [])
+    def points(group: str) -> list[importlib.metadata.EntryPoint]:
+        known = group in GROUPS
+        return [importlib.metadata.EntryPoint("gradguard", FACTORY, group)] if known else []
+
+    monkeypatch.setattr(registry, "entry_points", points)
 
 
 def guards_of(run: Trainer) -> list[GradGuard]:
@@ -393,12 +375,12 @@ def test_nobody_is_guarded_who_did_not_ask(value: str, monkeypatch: pytest.Monke
     assert from_environment() == []
 
 
-def test_the_package_declares_the_entry_point() -> None:
+def test_the_package_declares_the_entry_points() -> None:
     from configparser import ConfigParser
 
     declared = ConfigParser(interpolation=None)
     declared.read(Path(__file__).parents[2] / "setup.cfg")
-    assert "lightning_gradguard.callback:from_environment" in declared["options.entry_points"][GROUP]
+    assert all(FACTORY in declared["options.entry_points"][group] for group in GROUPS)
 
 
 # -- the command line

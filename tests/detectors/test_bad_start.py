@@ -31,7 +31,7 @@ def test_a_first_gradient_that_adam_would_long_remember_is_seen_in_hindsight() -
 
 def test_large_weights_updates_and_gradients_alone_are_no_cold_start() -> None:
     """Those of a trained model may be so; what they come to, its losses say."""
-    loud = statistics(1e6, update_ratio=50.0, weight_excess=500.0, weight_norm=10.0)
+    loud = statistics(1e6, update_ratio=50.0)
     assert BadStart().judge(loud, Baseline()) is None
 
 

@@ -181,3 +181,60 @@ def test_the_guarded_run_soon_learns(example: ModuleType, tmp_path: Path) -> Non
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_guarded_run_recovers(example: ModuleType, seed: int, tmp_path: Path) -> None:
     assert example.main(["--seed", str(seed), "--log-dir", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        ("--batch-size", "0", 1),
+        ("--seed", "-1", 0),
+        ("--epochs", "0", 1),
+        ("--threads", "0", 1),
+        ("--max-steps", "-2", -1),
+    ],
+)
+def test_an_impossible_argument_ends_in_one_sentence(
+    example: ModuleType, capsys: pytest.CaptureFixture[str], option: str, value: str, least: int
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.parse([option, value])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert f"{option} must be at least {least}, got {value}." in said
+
+
+def test_every_option_has_a_help_text(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        example.parse(["--help"])
+    told = capsys.readouterr().out
+    options = [line.split()[0] for line in told.splitlines() if line.startswith("  --")]
+    assert len(options) >= 12 and told.count("(default:") >= len(options) - 1
+
+
+def test_a_data_set_that_cannot_be_had_ends_in_one_sentence(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    assert example.main(["--data", "cifar10", "--data-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "could not be downloaded" in said[0] and "--data digits" in said[0]
+
+
+def test_the_table_fits_80_columns(example: ModuleType) -> None:
+    import io
+
+    from rich.console import Console
+
+    results = [
+        example.Result("healthy", 1.2e3, 0.95),
+        example.Result("unguarded", 1.1e10, 0.1),
+        example.Result("guarded", 1.1e10, 0.95, 1, "conv4", "skip, reinitialize"),
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(example.table(results, "digits, seed 0"))
+    text = console.file.getvalue()
+    assert "skip, reinitialize" in text and "first norm" in text and "…" not in text
+    assert len(text.strip().splitlines()) == 8, "no cell is wrapped"

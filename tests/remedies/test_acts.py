@@ -85,8 +85,8 @@ class Slows(Remedy):
         done = self._backoff.apply(context)
         return Outcome(self.name, done.applied, done.detail)
 
-    def acquit(self) -> None:
-        self._backoff.acquit()
+    def take_back(self) -> None:
+        self._backoff.take_back()
 
     def before_update(self, context: RemedyContext) -> None:
         self._backoff.before_update(context)

@@ -90,3 +90,23 @@ def test_a_device_tells_which_values_stay(passed: bool) -> None:
     after = [b.clone() for b in layers.buffers()]
     running.accept(passed=torch.tensor(passed))
     assert same(after if passed else before, [*layers.buffers()])
+
+
+def test_a_graph_that_lives_on_finds_no_version_changed() -> None:
+    module = mlp(norm=True)
+    running = RunningStatistics(module)
+    module(torch.randn(4, 8))
+    versions = [b._version for b in module.buffers()]
+    running.accept(passed=torch.tensor(True))
+    running.restore()
+    module[1].running_var.data.fill_(torch.nan)
+    running.repair()
+    assert versions == [b._version for b in module.buffers()]
+
+
+def test_lazy_layers_that_a_bad_batch_has_awakened_begin_anew() -> None:
+    module = nn.Sequential(nn.Linear(8, 4), nn.LazyBatchNorm1d())
+    running = RunningStatistics(module)
+    module(torch.full((4, 8), torch.nan))
+    running.restore()
+    assert same(dict(nn.BatchNorm1d(4).named_buffers()), dict(module[1].named_buffers()))

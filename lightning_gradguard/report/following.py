@@ -1,0 +1,54 @@
+"""The story of a run that is under way, told anew in a terminal whenever its journal grows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lightning_gradguard.report.story import RunStory, find_journals, read_story
+from lightning_gradguard.report.terminal import brief
+
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+def follow(
+    run_dir: Path, draw: Callable[[str], None], *, every: float = 2.0, color: bool = True, rounds: int | None = None
+) -> None:
+    """Draw the newest story of the runs below a directory, again whenever one of their journals has grown.
+
+    Args:
+        run_dir: Directory to search for journals, or one journal.
+        draw: Called with the whole text to show.
+        every: Seconds between two looks.
+        color: Whether to use ANSI colours.
+        rounds: Looks after which to stop; None for no end.
+    """
+    told: Stamp | None = None
+    for number, (now, stories) in enumerate(_stories(run_dir), start=1):
+        if now != told:
+            told = now
+            draw(
+                "\n".join(brief(story, color=color) for story in stories())
+                or f"Waiting for a journal below {run_dir} ...\n"
+            )
+        if rounds is not None and number >= rounds:
+            return
+        time.sleep(every)
+
+
+def _stories(run_dir: Path) -> Iterator[tuple[Stamp, Callable[[], list[RunStory]]]]:
+    while True:
+        paths = find_journals(run_dir)
+        stamps = tuple((str(path), found.st_size, found.st_mtime_ns) for path in paths if (found := _stat(path)))
+        # The newest last, where a terminal that is too low still shows it.
+        ordered = [Path(name) for name, _, _ in sorted(stamps, key=lambda stamp: stamp[2])]
+        yield stamps, lambda ordered=ordered: [read_story(path, run_dir) for path in ordered]  # type: ignore[misc]
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None

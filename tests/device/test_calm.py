@@ -1,0 +1,155 @@
+"""A calm run on a device: bit-identical to an unguarded one, judged there, and never waited for."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradguard import SnapshotStore
+from tests.builders import same, through_a_file
+from tests.device.simulated import Device, Far, far, moved, near, simulated
+from tests.device.training import CALM, OPTIMIZERS, TAKEN, Loop, batches, network
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[Device]:
+    with simulated() as found:
+        yield found
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_calm_run_is_left_to_the_device_and_ends_bit_identical(kind: str) -> None:
+    guarded, plain = Loop(network(), OPTIMIZERS[kind]), Loop(network(), OPTIMIZERS[kind], guarded=False)
+    for loop in (guarded, plain):
+        loop.run(TAKEN + 10)
+    assert guarded.left >= 40
+    assert guarded.incidents == []
+    assert all(map(torch.equal, guarded.weights, plain.weights))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_calm_step_waits_for_nothing(kind: str) -> None:
+    loop = Loop(network(), OPTIMIZERS[kind])
+    for step, (inputs, targets) in enumerate(batches(TAKEN)):
+        loop.step(inputs, targets, strict=step >= CALM and not loop.track.snapshots.due(step))
+    assert loop.left >= TAKEN - CALM - 2
+
+
+def test_a_snapshot_is_copied_without_a_wait_of_its_own() -> None:
+    loop = Loop(network(), OPTIMIZERS["AdamW fused"])
+    loop.run(TAKEN + 2)
+    assert any(loop.waits[TAKEN])  # The host judges that step, and waits for its norms.
+    assert not any("copy" in why for why in loop.waits[TAKEN])
+
+
+def test_the_simulation_is_strict() -> None:
+    a, b = far(torch.ones(2)), far(torch.ones(2), "cuda:1")
+    with pytest.raises(RuntimeError, match="same device"):
+        _ = a + b
+    with pytest.raises(RuntimeError, match="same device"):
+        _ = a + torch.ones(2)
+    with pytest.raises(TypeError, match="float64"):
+        far(torch.ones(2), "mps:0").double()
+    pinned = torch.empty(2, pin_memory=True)
+    pinned.copy_(a, non_blocking=True)
+    assert pinned.isnan().all()
+    torch.cuda.current_stream().record_event().synchronize()
+    assert pinned.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_is_no_concern_of_the_guard(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        net = network().float()
+        loop = Loop(net, partial(torch.optim.SGD, lr=1e-7))
+        for inputs, targets in batches(60):
+            loop.step(inputs.float(), targets.float(), by=1e5)
+        assert 7e4 < loop.track.last.norms.max() < math.inf
+        assert loop.left >= 20
+        assert loop.incidents == []
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_events_of_snapshots_that_nobody_asks_for_do_not_pile_up() -> None:
+    net, _ = moved(network())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    store = SnapshotStore()
+    for step in range(100):
+        store.take(step, dict(net.named_parameters()), dict(net.named_buffers()), optimizer)
+    assert len(store._coming) == 1
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+        self.register_buffer("mean", torch.ones(4))
+
+
+def test_buffers_on_another_device_than_the_parameters_have_arrived_when_they_are_read() -> None:
+    net, _ = moved(Scaled(), lambda name: "cpu" if name == "weight" else "cuda:0")
+    store = SnapshotStore()
+    store.take(0, dict(net.named_parameters()), dict(net.named_buffers()), torch.optim.SGD(net.parameters(), lr=0.1))
+    assert store.latest is not None
+    assert torch.equal(store.latest.buffers["mean"], torch.ones(4))
+
+
+def test_a_guard_can_be_copied_in_mid_run() -> None:
+    loop = Loop(network(), OPTIMIZERS["AdamW fused"])
+    loop.run(60)
+    assert loop.track.gate.waiting
+    taken = copy.deepcopy((loop.track.gate, loop.track.snapshots))
+    gate, snapshots = taken
+    assert np.array_equal(gate.collect().norms, loop.track.gate.collect().norms)
+    assert snapshots.latest is not None
+    assert same(snapshots.latest.parameters, loop.track.snapshots.latest.parameters)
+
+
+def test_what_was_copied_in_mid_run_does_not_wait_either() -> None:
+    loop = Loop(network(), OPTIMIZERS["AdamW fused"])
+    loop.run(60)
+    loop.track.gate, loop.track.snapshots = copy.deepcopy((loop.track.gate, loop.track.snapshots))
+    for inputs, targets in list(batches(TAKEN))[60:]:
+        loop.step(inputs, targets, strict=True)
+    loop.run(2)
+    assert not any("copy" in why for why in loop.waits[TAKEN])
+
+
+def test_a_checkpoint_is_whole_and_a_resumed_run_is_left_to_the_device() -> None:
+    first = Loop(network(), OPTIMIZERS["AdamW fused"])
+    first.run(60)
+    state = first.guard.state_dict()
+    tensors = [t for t in torch.utils._pytree.tree_leaves(state) if isinstance(t, Tensor)]
+    assert not any(isinstance(t, Far) for t in tensors)
+    assert not any(bool(t.isnan().any()) for t in tensors if t.is_floating_point())
+    second = Loop(network(), OPTIMIZERS["AdamW fused"])
+    second.guard.load_state_dict(through_a_file(state))
+    second.run(120)
+    assert second.left > 80
+    assert not any("copy" in why for waits in second.waits for why in waits)
+
+
+def test_a_rate_in_a_tensor_of_the_device_costs_no_wait() -> None:
+    def capturable(parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=far(torch.tensor(1e-2)), capturable=True, foreach=True)  # type: ignore[arg-type]
+
+    loop = Loop(network(), capturable)
+    for step, (inputs, targets) in enumerate(batches(TAKEN)):
+        loop.step(inputs, targets, strict=step >= CALM)
+    assert loop.left >= TAKEN - CALM
+
+
+def test_nothing_is_left_on_the_optimizer() -> None:
+    loop = Loop(network(), OPTIMIZERS["AdamW fused"])
+    loop.run(60)
+    assert not {"grad_scale", "found_inf"} & set(vars(loop.optimizer))
+    assert near(loop.weights[0]).isfinite().all()
