@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +15,9 @@ from torch.optim import Optimizer
 
 from lightning_gradguard import twins
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink, pinned_link
+from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink
 from lightning_gradguard.diagnostics.bar import BarWord
-from lightning_gradguard.diagnostics.journal import FILE_NAME
+from lightning_gradguard.diagnostics.journal import new_run
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
@@ -59,7 +60,7 @@ class GradGuard(Callback):
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
-            the file is made by the first incident.
+            the file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
         progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
@@ -103,6 +104,7 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._journal = journal
+        self._run = new_run()
         self._journal_path: Path | None = None
         self._word = BarWord() if progress_bar else None
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
@@ -183,7 +185,6 @@ class GradGuard(Callback):
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         self._warn_of_weights_only(trainer)
-        self._announce(trainer)
 
     def _warn_of_weights_only(self, trainer: Trainer) -> None:
         """Warn of checkpoints that do not tell which activations were swapped: loaded anew, they are another network."""
@@ -194,29 +195,31 @@ class GradGuard(Callback):
                 category=RuntimeWarning,
             )
 
-    def _announce(self, trainer: Trainer) -> None:
-        """Print where TensorBoard shows the story, with the scalars that matter pinned."""
-        kind = twins.part(trainer, "loggers.TensorBoardLogger")
-        boards = [logger for logger in trainer.loggers if isinstance(logger, kind)]
-        if boards and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            link = pinned_link(optimizers=len(trainer.optimizers))
-            twins.part(trainer, "utilities.rank_zero_info")(
-                f"GradGuard: tensorboard --logdir {boards[0].log_dir}\n  then open {link}"
-            )
-
     def _sinks(self, trainer: Trainer) -> list[Sink]:
         # Every process must ask for the directory: Lightning broadcasts it.
-        directory = trainer.log_dir or trainer.default_root_dir
+        given = str(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return []
+        directory = _directory(trainer, given, self._run)
         sinks: list[Sink] = [Console()]
         if self._word is not None and trainer.progress_bar_callback is not None:
             sinks.append(self._word.beside(trainer.progress_bar_callback))
-        if self._journal:
-            # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
-            sinks.append(Journal(directory, lazy=not trainer.loggers))
-            self._journal_path = Path(directory) / FILE_NAME
         board = twins.part(trainer, "loggers.TensorBoardLogger")
+        boards = [logger for logger in trainer.loggers if isinstance(logger, board)]
+        if boards:
+            log.info("GradGuard: tensorboard --logdir %s shows this run in its GradGuard tab", boards[0].log_dir)
+        if self._journal and directory is None:
+            log.warning("GradGuard: no journal is written: %s is on no disk of this machine", given)
+        elif self._journal and directory is not None:
+            # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
+            lazy = not trainer.loggers
+            told = partial(
+                log.log, logging.WARNING if lazy else logging.INFO, "GradGuard: the journal of this run is %s"
+            )
+            known = directory == Path(given.removeprefix("file://"))
+            journal = Journal(directory, lazy=lazy, run=self._run, on_open=None if known else told)
+            sinks.append(journal)
+            self._journal_path = journal.path
         for logger in trainer.loggers:
             if isinstance(logger, board):
                 from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
@@ -236,7 +239,6 @@ class GradGuard(Callback):
         """Write what has not been written yet."""
         self.guard.settle()
         self.guard.flush()
-        self._announce(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
@@ -256,10 +258,12 @@ class GradGuard(Callback):
 
     def _put_back(self, trainer: Trainer) -> None:
         self._after_update()
-        self.guard.close()
-        # The strategy's collectives end with the run, and cannot be pickled.
-        self.guard.share()
-        self._batch = self._loss = None
+        try:
+            self.guard.close()
+        finally:
+            # The strategy's collectives end with the run, and cannot be pickled.
+            self.guard.share()
+            self._batch = self._loss = None
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -337,8 +341,8 @@ class GradGuard(Callback):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the guard has learned."""
-        return self.guard.state_dict()
+        """Return what the guard has learned, and the id by which the journal knows the run."""
+        return {**self.guard.state_dict(), "run": self._run}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take back a pickled state, in a process where the other twin may be loaded."""
@@ -351,7 +355,12 @@ class GradGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        self.guard.load_state_dict(state_dict)
+        state, run = state_dict, self._run
+        if isinstance(state_dict, dict):
+            state = dict(state_dict)
+            run = str(state.pop("run", run))  # Older versions wrote none.
+        self.guard.load_state_dict(state)
+        self._run = run
 
 
 def from_environment() -> list[Callback]:
@@ -386,6 +395,22 @@ def _misconfigured(trainer: Trainer, message: str) -> Exception:
     """Return the MisconfigurationException of the Trainer's own package."""
     error: Exception = twins.part(trainer, "utilities.exceptions.MisconfigurationException")(message)
     return error
+
+
+def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
+    """Return the directory of this very run, which ``trainer.log_dir`` is with Lightning's own file loggers only; None for a remote one."""
+    path = given.removeprefix("file://")
+    if "://" in path:
+        return None
+    if not trainer.loggers:
+        # Who gave no directory gets no file beside the scripts.
+        return Path(path, "gradguard_logs", run) if Path(path).resolve() == Path.cwd() else Path(path)
+    first = trainer.loggers[0]
+    if isinstance(first, tuple(twins.part(trainer, f"loggers.{name}") for name in ("TensorBoardLogger", "CSVLogger"))):
+        return Path(path)
+    # As ModelCheckpoint finds its directory: W&B's and MLflow's save_dir is that of all runs.
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(path, str(first.name or ""), version)
 
 
 def _clip_nothing(*_: Any, **__: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_gradguard.report import RunStory, find_journals, follow, read_story, render_page, render_text
+from lightning_gradguard.report import RunStory, find_journals, follow, read_stories, render_page, render_text
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
@@ -46,7 +46,7 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
         if not closed:
             _complain(f"no gradguard.jsonl below {run_dir}; it is written into the log directory of a guarded run")
         return NOTHING
-    stories = [read_story(path, run_dir) for path in paths]
+    stories = [story for path in paths for story in read_stories(path, run_dir)]
     _print("\n".join(render_text(story, color=color) for story in stories))
     target = html or (run_dir if run_dir.is_dir() else run_dir.parent) / PAGE_NAME
     if page and not _write(target, stories):

@@ -328,8 +328,11 @@ class Guard:
         finally:
             self._investigation.rest()
             self._tracks.close()
-        self._run.running = None
-        self._recorder.close()
+        try:
+            self._tracks.leave()
+        finally:
+            self._run.running = None
+            self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""

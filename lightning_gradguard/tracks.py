@@ -49,11 +49,16 @@ class Tracks:
         self._waiting = {}
 
     def close(self) -> None:
-        """Put everything back, and keep what was learned for the next time that the optimizers are met."""
+        """Put everything back, and take all hooks off."""
         for track in self:
             track.close()
-        self._waiting = self.state_dict()
-        self._met.clear()
+
+    def leave(self) -> None:
+        """Let go of the optimizers, and keep what was learned for the next time that they are met."""
+        try:
+            self._waiting = self.state_dict()
+        finally:
+            self._met.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned of each, by its index; of those that have not been met yet what was loaded for them."""

@@ -103,10 +103,8 @@ class Treatment:
         if trial is None or not found.finite:
             return None
         if trial.lowers_rate and trial.lost(found.loss):
-            level = trial.level
-            return Verdict(
-                "divergence", "trial", found.loss or 0.0, level, f"loss {found.loss:.3g} after {level:.3g}: lost again"
-            )
+            told = f"loss {found.loss:.3g}, the third in a row far above those before: lost again"
+            return Verdict("divergence", "trial", found.loss or 0.0, trial.level, told)
         trial.observe(found.loss)
         if trial.verdict(large=update_ratio > LARGE) == "too fast":
             told = f"loss {trial.level:.3g} is no better, and updates are {update_ratio:.2g} x the weights"
@@ -157,6 +155,8 @@ class Treatment:
             vanishing: Which number of the optimizer is 0 in the precision of its parameters; asked where weights are not finite.
         """
         if verdict.detector == USED_UP:
+            if self.trial is not None and found.loss is not None:
+                self.trial.before = [found.loss]  # The network of that batch was a new one.
             skip = ("skip",) if Act.SKIP in can else ()
             return Decision(skip, "the batch was used to measure", self.trial.cause if self.trial else "")
         here = self.case(known, can, fresh=fresh, looked=self._looked)

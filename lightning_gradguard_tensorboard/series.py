@@ -385,10 +385,10 @@ def view(series: Series, start: float, end: float, columns: int) -> View:
     return View(_thin_windows(series, start, end, columns), *_thin_layers(series, start, end, columns))
 
 
-def _groups(axis: Axis, start: float, end: float, columns: int) -> tuple[slice, Integers]:
-    """Return the windows between two places, and where in that slice each column begins."""
-    low = int(np.searchsorted(axis.last, start, side="right"))
-    high = max(low, int(np.searchsorted(axis.first, end, side="left")))
+def _groups(axis: Axis, start: float, end: float, columns: int, *, beside: int = 0) -> tuple[slice, Integers]:
+    """Return the windows between two places, and so many beside them, and where in that slice each column begins."""
+    low = max(0, int(np.searchsorted(axis.last, start, side="right")) - beside)
+    high = min(max(low, int(np.searchsorted(axis.first, end, side="left")) + beside), len(axis.last))
     count = high - low
     if count <= columns:
         return slice(low, high), np.arange(count)
@@ -403,7 +403,7 @@ def _ends(starts: Integers, count: int) -> Integers:
 
 def _thin_windows(series: Series, start: float, end: float, columns: int) -> dict[str, Floats]:
     axis = series.windows.axis
-    part, starts = _groups(axis, start, end, columns)
+    part, starts = _groups(axis, start, end, columns, beside=1)
     table = series.windows.table[part]
     ends = _ends(starts, len(table))
     column = {name: table[:, i] for i, name in enumerate(COLUMNS)}

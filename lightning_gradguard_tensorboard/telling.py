@@ -195,7 +195,7 @@ def result(record: Record) -> str:
     first_aid = not dicts(record.get("trials")) and remedies(record) and _FIRST_AID.issuperset(remedies(record))
     calm = "only watched" if watched(record) else "first aid only" if first_aid else ""
     return {
-        "stopped": f"the run was stopped after {after}",
+        "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
         "kept": f"calm again after {after}, what was done is kept",
         "calm": f"calm again after {after}" + (f", {calm}" if calm else ""),

@@ -110,7 +110,7 @@ PUBLIC = {
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {
         *("Console", "Event", "Journal", "JournalContents", "MetricsSink", "Notice", "Problem", "Sink"),
-        *("TensorBoardSink", "pinned_link", "read_journal", "scalars"),
+        *("TensorBoardSink", "pinned_link", "read_journal", "read_runs", "scalars"),
     },
 }
 

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, GuardError, Policy, TrainingDiverged
 from lightning_gradguard.detectors import Detector, NonFinite
-from lightning_gradguard.diagnostics import read_journal
+from lightning_gradguard.diagnostics import read_journal, read_runs
 from lightning_gradguard.remedies import Reinitialize, Skip
+from lightning_gradguard.report import read_stories
 from lightning_gradguard.statistics.collectives import Collectives
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
@@ -256,6 +257,69 @@ def test_with_a_logger_the_journal_tells_of_healthy_runs_too(tmp_path: Path) -> 
     assert [w.step - w.first_step + 1 for w in windows[:9]] == [1] * 9, "the first steps are shown one by one"
 
 
+class Shared(Logger):
+    """A logger whose directory is that of all runs, like those of W&B and MLflow."""
+
+    name, version = "project", None
+
+    def __init__(self, save_dir: str, version: str) -> None:
+        super().__init__()
+        self._directory, self.version = save_dir, version  # type: ignore[misc, assignment]
+
+    @property
+    def save_dir(self) -> str:
+        return self._directory
+
+    def log_metrics(self, *_: Any, **__: Any) -> None:
+        pass
+
+    log_hyperparams = log_metrics
+
+
+def test_each_run_of_a_shared_directory_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    for version, sick in (("one", (10,)), ("two", ()), ("one", ())):
+        logger = Shared(str(tmp_path), version)
+        trainer(tmp_path, logger=logger, callbacks=[GradGuard()]).fit(
+            Net(mlp(), ADAM), loader(spoil(regression(30), *sick))
+        )
+    found = sorted(tmp_path.rglob("gradguard.jsonl"))
+    assert [str(path.parent.relative_to(tmp_path)) for path in found] == ["project/one", "project/two"]
+    assert [len(run.incidents) for run in read_runs(found[0]).values()] == [1, 0]
+    assert [story.headline.level for story in read_stories(found[0], tmp_path)] != ["good", "good"]
+
+
+def test_a_resumed_run_goes_on_in_its_journal(tmp_path: Path) -> None:
+    first = trainer(tmp_path, callbacks=[GradGuard()])
+    first.fit(Net(mlp(), ADAM), loader(spoil(regression(30), 10)))
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    more = trainer(tmp_path, callbacks=[GradGuard()], max_epochs=2)
+    more.fit(Net(mlp(), ADAM), loader(spoil(regression(30), 20)), ckpt_path=tmp_path / "end.ckpt")
+    (run,) = read_runs(tmp_path / "gradguard.jsonl").values()
+    assert run.sessions == 2 and [i.step for i in run.incidents] == [10, 50]
+
+
+def test_no_file_is_left_beside_the_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        trainer(tmp_path, callbacks=[GradGuard()]).fit(Net(mlp(), ADAM), loader(spoil(regression(30), 20)))
+    assert [path.name for path in tmp_path.iterdir()] == ["gradguard_logs"]
+    journals = sorted(tmp_path.glob("gradguard_logs/*/gradguard.jsonl"))
+    assert len(journals) == 2
+    assert sum("the journal of this run is" in message for message in caplog.messages) == 2
+
+
+def test_no_local_folder_is_made_of_a_remote_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "memory://runs"
+    trainer(url, logger=CSVLogger(url), callbacks=[GradGuard()]).fit(Net(mlp(), ADAM), loader(regression(5)))
+    assert list(tmp_path.iterdir()) == []
+    assert sum("no journal is written: memory://runs" in message for message in caplog.messages) == 1
+
+
 # -- loops
 
 
@@ -301,15 +365,17 @@ class KeepsItsGraph(LightningModule):
     def __init__(self, sick: int, *, between: bool) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.generator, self.discriminator = mlp(norm=True, seed=1), nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8))
+        self.generator = mlp(norm=True, seed=1)
+        self.discriminator = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
         self.sick, self.between = sick, between
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         first, second = self.optimizers()  # type: ignore[misc, union-attr]
         made = self.generator(batch[0])
-        loss = self.discriminator(made.detach()).square().mean()
-        if batch_idx >= self.sick:
-            loss = loss * (math.nan if batch_idx == self.sick else 1e6)
+        real, fake = self.discriminator(batch[1]), self.discriminator(made.detach())
+        loss = nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
+        if batch_idx == self.sick:
+            loss = loss * math.nan
         second.zero_grad()
         self.manual_backward(loss, retain_graph=True)
         if self.between:
@@ -332,10 +398,10 @@ def test_what_a_living_graph_needs_is_put_back_without_a_trace(between: bool, tm
         fit.fit(module := KeepsItsGraph(sick, between=between), loader(regression(40)))
         return module.generator, frozen_copy(fit)
 
-    healthy, guard = GradGuard(journal=False), GradGuard(journal=False, policy=Policy(patience=1))
+    healthy, guard = GradGuard(journal=False), GradGuard(journal=False)
     (generator, plain), (_, guarded), (other, sick) = run(99, []), run(99, [healthy]), run(25, [guard])
     assert same(plain, guarded) and not healthy.incidents
-    assert {"skip", "rollback"} <= set(guard.incidents[0].remedies), guard.incidents
+    assert [(i.step, i.optimizer, i.remedies) for i in guard.incidents] == [(50, 1, ("skip",))]
     assert all(value.isfinite().all() for value in sick["weights"].values())
     assert same(dict(generator.named_parameters()), dict(other.named_parameters()))
 

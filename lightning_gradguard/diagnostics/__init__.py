@@ -11,7 +11,13 @@ from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.tags import pinned_link
 
 if TYPE_CHECKING:
-    from lightning_gradguard.diagnostics.journal_reader import JournalContents, Notice, Problem, read_journal
+    from lightning_gradguard.diagnostics.journal_reader import (
+        JournalContents,
+        Notice,
+        Problem,
+        read_journal,
+        read_runs,
+    )
     from lightning_gradguard.diagnostics.tensorboard import TensorBoardSink
 
 __all__ = [
@@ -26,13 +32,14 @@ __all__ = [
     "TensorBoardSink",
     "pinned_link",
     "read_journal",
+    "read_runs",
     "scalars",
 ]
 
 
 # TensorBoard's protocol buffers take longer to import than all the rest, and a run that starts reads no journal.
 _LATE = {"TensorBoardSink": "tensorboard"} | dict.fromkeys(
-    ("JournalContents", "Notice", "Problem", "read_journal"), "journal_reader"
+    ("JournalContents", "Notice", "Problem", "read_journal", "read_runs"), "journal_reader"
 )
 
 

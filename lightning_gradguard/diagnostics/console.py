@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.records import Incident
+from lightning_gradguard_tensorboard.telling import tidy
 
 logger = logging.getLogger("lightning_gradguard")
 
 
 class Console(Sink):
-    """Log incidents to the logger ``lightning_gradguard``: warnings when they open, info when they are over.
+    """Log incidents to the logger ``lightning_gradguard``, as warnings: who sees one open sees how it ends.
 
-    One that is given up, or whose data have changed for good, ends with a warning. What was found, tried, kept and taken back is told with
-    the end; a treatment that is taken back before it, as soon as that is known.
+    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon as that is known.
+    A progress bar of tqdm's makes room for the line.
 
     An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of alarms
     has doubled, so that a thousand bad steps are ten lines.
@@ -35,9 +39,9 @@ class Console(Sink):
         if event == "closed":
             self._told.pop(incident.number, None)
             self._found.pop(incident.number, None)
-            level = logging.WARNING if wording.state(incident) in ("failed", "anew", "stopped") else logging.INFO
             told = _told(wording.result(incident), wording.findings(incident))
-            logger.log(level, "GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
+            with _between_bars():
+                logger.warning("GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
             return
         tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
         news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length(), tried)
@@ -47,7 +51,8 @@ class Console(Sink):
         line = f"{wording.opening(incident)}; {wording.done(incident.remedies)}"
         if event == "acted":
             line += f" ({wording.count(incident.alarms, 'alarming step')} so far)"
-        logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
+        with _between_bars():
+            logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
 
     def _new_findings(self, incident: Incident) -> list[tuple[str, str]]:
         """Return what has not been said of an incident under way; its cause is told when it is over."""
@@ -58,7 +63,15 @@ class Console(Sink):
 
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""
-        logger.info("GradGuard: at step %s: %s", f"{step:,}", wording.clean(message))
+        with _between_bars():
+            logger.info("GradGuard: at step %s: %s", f"{step:,}", tidy(wording.clean(message)))
+
+
+def _between_bars() -> AbstractContextManager[Any]:
+    """Return a block in which tqdm's progress bars are out of the way, where there are any: a line would land at the end of one."""
+    make_room = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "external_write_mode", nullcontext)
+    found: AbstractContextManager[Any] = make_room()
+    return found
 
 
 def _told(line: str, findings: Iterable[tuple[str, str]]) -> str:

@@ -1,8 +1,9 @@
 """The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
 
-Lines have a field ``"event"``: ``start`` (a session begins), ``layers`` (the names that later windows of that optimizer refer to),
-``window``, ``opened``, ``acted``, ``closed`` and ``notice``. Each line is flushed as it is written, so that a killed run loses at most
-the end of its last line; :func:`~lightning_gradguard.diagnostics.journal_reader.read_journal` copes with that.
+Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session begins), ``layers`` (the
+names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``, ``closed`` and ``notice``. Each line is flushed as
+it is written, so that a killed run loses at most the end of its last line; what reads it
+(:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import dataclasses
 import errno
 import os
 import time
+import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,13 +44,24 @@ class Journal(Sink):
         directory: Where the file goes.
         lazy: Whether to wait for the first incident, whose last windows before it are then written too; a healthy run
             leaves no file.
+        run: Id of the run, on every line, by which a reader tells runs apart that share a file; by default one that no other has.
+        on_open: Told the path when the file is opened.
 
     Raises:
         OSError: On writing, if the disk is full, the directory cannot be written, or the file was removed in mid-run.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, lazy: bool = False) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        lazy: bool = False,
+        run: str = "",
+        on_open: Callable[[Path], None] | None = None,
+    ) -> None:
         self.path = Path(directory) / FILE_NAME
+        self.run = run or new_run()
+        self._on_open = on_open
         self._asleep = lazy
         self._before: deque[Window] = deque(maxlen=LEAD)
         self._file: TextIO | None = None
@@ -114,7 +127,7 @@ class Journal(Sink):
         elif not self.path.exists():
             # The system would take every further line without a word, and drop them with the file.
             raise FileNotFoundError(errno.ENOENT, "the journal was removed in mid-run", str(self.path))
-        self._file.write(dumps(entry) + "\n")
+        self._file.write(dumps({**entry, "run": self.run}) + "\n")
         self._file.flush()
 
     def _open(self) -> TextIO:
@@ -122,8 +135,16 @@ class Journal(Sink):
         torn = _ends_torn(self.path)
         file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, it stays open between lines
         # A killed run may have left half a line: end it, or it would take ours along.
-        file.write(("\n" if torn else "") + dumps({"event": "start", "version": VERSION, "time": time.time()}) + "\n")
+        start = {"event": "start", "version": VERSION, "time": time.time(), "run": self.run}
+        file.write(("\n" if torn else "") + dumps(start) + "\n")
+        if self._on_open is not None:
+            self._on_open(self.path)
         return file
+
+
+def new_run() -> str:
+    """Return an id that no other run has; the random numbers of the run are not asked for it."""
+    return uuid.uuid4().hex[:8]
 
 
 def _ends_torn(path: Path) -> bool:

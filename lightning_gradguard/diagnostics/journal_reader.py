@@ -56,35 +56,60 @@ class JournalContents:
 
 
 def read_journal(path: str | os.PathLike[str]) -> JournalContents:
-    """Read ``gradguard.jsonl``; nothing in it is executed.
+    """Read ``gradguard.jsonl``, all runs in it as one; nothing in it is executed.
 
     Raises:
         OSError: If the file cannot be opened or read.
     """
-    reader = _Reader()
+    return _read(path, split=False).get("", JournalContents())
+
+
+def read_runs(path: str | os.PathLike[str]) -> dict[str, JournalContents]:
+    """Read ``gradguard.jsonl`` run by run, by id, in the order in which they began; lines of older versions have the id ``""``.
+
+    A line that cannot be read is of the run of the line before it.
+
+    Raises:
+        OSError: If the file cannot be opened or read.
+    """
+    return _read(path, split=True)
+
+
+def _read(path: str | os.PathLike[str], *, split: bool) -> dict[str, JournalContents]:
+    readers: dict[str, _Reader] = {}
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            reader.take(number, line)
-    return reader.contents()
+        parsed = [(number, _parsed(line)) for number, line in enumerate(file, start=1) if line.strip()]
+    run = next((_run(entry) for _, entry in parsed if isinstance(entry, dict)), "") if split else ""
+    for number, entry in parsed:
+        if split and isinstance(entry, dict):
+            run = _run(entry)
+        readers.setdefault(run, _Reader()).take(number, entry)
+    return {run: reader.contents() for run, reader in readers.items()}
+
+
+def _parsed(line: bytes) -> dict[str, Any] | str:
+    """Return what a line holds, or why it cannot be read."""
+    try:
+        entry = json.loads(line.decode("utf-8"))
+        return entry if isinstance(entry, dict) else f"should be an object, not {type(entry).__name__}"
+    except (ValueError, RecursionError) as error:
+        return _why(error) if line.endswith(b"\n") else "is cut off: the run was killed while writing it"
 
 
 class _Reader:
     def __init__(self) -> None:
         self._result = JournalContents()
-        self._layers: dict[int, tuple[str, ...]] = {}
-        self._incidents: dict[tuple[int, int, int], Incident] = {}
+        self._layers: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._incidents: dict[tuple[str, int, int, int], Incident] = {}
 
-    def take(self, number: int, line: bytes) -> None:
-        if not line.strip():
+    def take(self, number: int, entry: dict[str, Any] | str) -> None:
+        if isinstance(entry, str):
+            self._complain(number, entry)
             return
         try:
-            entry = json.loads(line.decode("utf-8"))
-            if not isinstance(entry, dict):
-                raise Malformed(f"should be an object, not {type(entry).__name__}")
             self._sort_in(entry)
         except (ValueError, RecursionError) as error:
-            torn = not line.endswith(b"\n")
-            self._complain(number, "is cut off: the run was killed while writing it" if torn else _why(error))
+            self._complain(number, _why(error))
 
     def contents(self) -> JournalContents:
         self._result.incidents = list(self._incidents.values())
@@ -96,7 +121,7 @@ class _Reader:
             self._result.sessions += 1
         elif event == "layers":
             names = decode(_Layers, entry)
-            self._layers[names.optimizer] = names.names
+            self._layers[_run(entry), names.optimizer] = names.names
         elif event == "window":
             self._result.windows.append(self._window(entry))
         elif event == "notice":
@@ -104,7 +129,7 @@ class _Reader:
         elif event in ("opened", "acted", "closed"):
             incident = decode(Incident, entry.get("incident"))
             # Numbers start again when a run is repeated in the same directory; together with the step they do not.
-            self._incidents[incident.optimizer, incident.number, incident.step] = incident
+            self._incidents[_run(entry), incident.optimizer, incident.number, incident.step] = incident
         else:
             raise Malformed(f"unknown event {str(event)[:40]!r}")
 
@@ -112,7 +137,7 @@ class _Reader:
         peaks = entry.get("layer_peaks")
         size = len(peaks) if isinstance(peaks, list) else 0
         optimizer = entry.get("optimizer")
-        layers = self._layers.get(optimizer, ()) if isinstance(optimizer, int) else ()
+        layers = self._layers.get((_run(entry), optimizer), ()) if isinstance(optimizer, int) else ()
         window = decode(
             Window, {**entry, "layers": list(layers), "layer_nonfinite": entry.get("layer_nonfinite") or [0] * size}
         )
@@ -130,6 +155,10 @@ class _Reader:
 class _Layers:
     optimizer: int
     names: tuple[str, ...]
+
+
+def _run(entry: dict[str, Any]) -> str:
+    return str(entry.get("run", ""))
 
 
 def _why(error: Exception) -> str:

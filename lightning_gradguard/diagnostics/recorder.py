@@ -173,7 +173,7 @@ class Recorder:
         for i in self.incidents:
             tried = f"tried {', '.join(i.remedies) or 'nothing'}"
             culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
-            reason = i.actions[0].verdict.reason if i.actions else ""
+            reason = wording.reason(i.actions[0]) if i.actions else ""
             line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
             lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]
         return "\n".join(lines) or "no incident"

@@ -3,7 +3,7 @@
 from lightning_gradguard.report.following import follow
 from lightning_gradguard.report.notebook import Shown, fragment, show
 from lightning_gradguard.report.page import render_page
-from lightning_gradguard.report.story import Headline, RunStory, find_journals, read_story
+from lightning_gradguard.report.story import Headline, RunStory, find_journals, read_stories, read_story
 from lightning_gradguard.report.terminal import brief, render_text
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "find_journals",
     "follow",
     "fragment",
+    "read_stories",
     "read_story",
     "render_page",
     "render_text",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lightning_gradguard.report.story import RunStory, find_journals, read_story
+from lightning_gradguard.report.story import RunStory, find_journals, read_stories
 from lightning_gradguard.report.terminal import brief
 
 Stamp = tuple[tuple[str, int, int], ...]
@@ -44,7 +44,7 @@ def _stories(run_dir: Path) -> Iterator[tuple[Stamp, Callable[[], list[RunStory]
         stamps = tuple((str(path), found.st_size, found.st_mtime_ns) for path in paths if (found := _stat(path)))
         # The newest last, where a terminal that is too low still shows it.
         ordered = [Path(name) for name, _, _ in sorted(stamps, key=lambda stamp: stamp[2])]
-        yield stamps, lambda ordered=ordered: [read_story(path, run_dir) for path in ordered]  # type: ignore[misc]
+        yield stamps, lambda ordered=ordered: [one for path in ordered for one in read_stories(path, run_dir)]  # type: ignore[misc]
 
 
 def _stat(path: Path) -> os.stat_result | None:

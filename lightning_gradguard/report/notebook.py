@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_gradguard.report.chart import draw_chart
 from lightning_gradguard.report.page import text
-from lightning_gradguard.report.story import RunStory, find_journals, read_story
+from lightning_gradguard.report.story import RunStory, find_journals, read_stories
 from lightning_gradguard.report.terminal import render_text
 from lightning_gradguard_tensorboard import colours
 
@@ -38,7 +38,7 @@ def show(run_dir: str | os.PathLike[str]) -> Shown:
         >>> lightning_gradguard.show("no_such_run")
         no journal was found
     """
-    return Shown(tuple(read_story(path, run_dir) for path in find_journals(run_dir)))
+    return Shown(tuple(story for path in find_journals(run_dir) for story in read_stories(path, run_dir)))
 
 
 def fragment(story: RunStory) -> str:

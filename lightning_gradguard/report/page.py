@@ -56,7 +56,9 @@ def _run(story: RunStory) -> str:
         parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST]))
     if len(newest) > MOST:
         parts.append(f"<p>… and {wording.count(len(newest) - MOST, 'earlier incident')}.</p>")
-    parts.append(_list("Notes", [f"step {n.step:,}: {n.message}" for n in story.contents.notices[-MOST:]], "notes"))
+    parts.append(
+        _list("Notes", [f"step {n.step:,}: {tidy(n.message)}" for n in story.contents.notices[-MOST:]], "notes")
+    )
     parts.append(_list("Not shown", list(story.missing), "missing"))
     return f"<section>{''.join(parts)}</section>"
 

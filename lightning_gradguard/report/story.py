@@ -16,7 +16,7 @@ import numpy as np
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.journal import FILE_NAME
-from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_journal
+from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_runs
 from lightning_gradguard.records import Incident, Window, to_json
 from lightning_gradguard_tensorboard import series, story, telling
 from lightning_gradguard_tensorboard.wire import COLUMNS
@@ -75,16 +75,23 @@ def find_journals(directory: str | os.PathLike[str], complain: Callable[[OSError
     return sorted(found)
 
 
-def read_story(path: Path, root: str | os.PathLike[str]) -> RunStory:
-    """Read one journal; a file that cannot be opened becomes a story that says so."""
+def read_stories(path: Path, root: str | os.PathLike[str]) -> list[RunStory]:
+    """Read one journal, a story for each run in it; a file that cannot be opened becomes a story that says so."""
     name = os.path.relpath(path.parent if path.name == FILE_NAME else path, root)
     try:
-        contents = read_journal(path)
+        runs = read_runs(path)
     except OSError as error:
         reason = f"{path.name} could not be read: {error.strerror or error}"
         headline = Headline("unknown", "Unknown", "The journal could not be read.")
-        return RunStory(name, JournalContents(), headline, missing=(reason,))
-    return tell_story(name, contents)
+        return [RunStory(name, JournalContents(), headline, missing=(reason,))]
+    if len(runs) <= 1:
+        return [tell_story(name, contents) for contents in runs.values() or [JournalContents()]]
+    return [tell_story(f"{name}, run {run}" if run else name, contents) for run, contents in runs.items()]
+
+
+def read_story(path: Path, root: str | os.PathLike[str]) -> RunStory:
+    """Read the last run of one journal."""
+    return read_stories(path, root)[-1]
 
 
 def tell_story(name: str, contents: JournalContents) -> RunStory:

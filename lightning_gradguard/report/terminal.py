@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.records import Incident
 from lightning_gradguard.report.story import RunStory
+from lightning_gradguard_tensorboard.telling import tidy
 from lightning_gradguard_tensorboard.wire import COLUMNS
 
 _COLOURS = {"good": "32", "warning": "33", "bad": "31", "unknown": "90"}
@@ -33,7 +34,7 @@ def brief(story: RunStory, *, color: bool = False) -> str:
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)
         lines.append(f"  {opening[0].upper()}{opening[1:]}: {wording.result(incident)}")
-    lines += [f"  note, step {n.step:,}: {wording.clean(n.message)}" for n in story.contents.notices[-2:]]
+    lines += [f"  note, step {n.step:,}: {tidy(wording.clean(n.message))}" for n in story.contents.notices[-2:]]
     return "\n".join(lines) + "\n"
 
 
@@ -62,7 +63,9 @@ def _lines(story: RunStory, color: bool) -> Iterator[str]:
         yield f"  … and {wording.count(len(incidents) - NEWEST, 'earlier incident')}"
     if story.contents.notices:
         yield ""
-        yield from (f"  note, step {n.step:,}: {wording.clean(n.message)}" for n in story.contents.notices[-NEWEST:])
+        yield from (
+            f"  note, step {n.step:,}: {tidy(wording.clean(n.message))}" for n in story.contents.notices[-NEWEST:]
+        )
     if story.missing:
         yield ""
         yield f"  {_paint('Not shown:', '33', color)}"

@@ -10,23 +10,24 @@ const cell = (value) => {
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 
-/** The stretch in sight: a line for each column of the charts, with the norm of each layer where the columns are the same. */
+/** The stretch in sight: a line for each column of the charts, with the norm of each layer where that is known of the same steps. */
 export function csv({ view, names }) {
   const { windows, layers } = view;
-  const same = layers.first.length === windows.first.length;
+  const column = new Map([...layers.last].map((last, c) => [last, c]));
   const step = (at, c) => (Number.isFinite(at) ? Math.floor(at - windows.offset[c]) : "");
   const number = (value) => (Number.isNaN(value) ? "" : value);
   const head = ["first_step", "last_step", "norm_peak", "peak_step", "nonfinite_windows", "typical", "limit", "coefficient", "lr_factor"];
   const plain = ["loss_low", "loss_mean", "loss_high", "rate", "rate_good", "rate_bad", "clipped", "skipped", "overflows"];
-  const lines = [[...head, ...plain, ...(same ? names.map((name) => `norm ${name}`) : [])]];
+  const lines = [[...head, ...plain, ...names.map((name) => `norm ${name}`)]];
   for (let c = 0; c < windows.first.length; c++) {
     const own = [step(windows.first[c], c), step(windows.last[c] - 1, c), number(windows.peak[c]), step(windows.peak_at[c], c), windows.nonfinite[c]];
     const rest = ["typical", "limit", "coefficient", "lr_factor", ...plain].map((name) => number(windows[name][c]));
+    const at = column.get(windows.last[c]);
     const norm = (layer) => {
-      const code = view.codes[layer * layers.first.length + c];
+      const code = at === undefined ? MISSING : view.codes[layer * layers.first.length + at];
       return code === MISSING ? "" : Number((2 ** (code / view.perDoubling)).toPrecision(3));
     };
-    lines.push([...own, ...rest, ...(same ? names.map((_, layer) => norm(layer)) : [])]);
+    lines.push([...own, ...rest, ...names.map((_, layer) => norm(layer))]);
   }
   return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
 }

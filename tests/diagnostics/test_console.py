@@ -1,5 +1,8 @@
 import dataclasses
 import logging
+import sys
+
+import pytest
 
 from lightning_gradguard.diagnostics import Console
 from lightning_gradguard.diagnostics.wording import number, result
@@ -19,7 +22,7 @@ def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
         "GradGuard: incident 1 closed: calm again after 12 steps, helped",
         "GradGuard: incident 1 closed: given up after 12 steps, did not help",
     ]
-    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO", "WARNING"]
+    assert {r.levelname for r in caplog.records} == {"WARNING"}, "who sees one open sees how it ends"
 
 
 def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
@@ -47,3 +50,18 @@ def test_nobody_blamed_and_nothing_done():
     bare = incident(blame=(), actions=())
     assert bare.culprit is None and result(bare) == "still open after 1 alarming step"
     assert [number(x) for x in (57.0, 1.5e10, 0.0, float("nan"), 12345.0)] == ["57", "1.5e10", "0", "NaN", "12,300"]
+
+
+def test_a_line_lands_between_progress_bars_not_at_the_end_of_one(capsys):
+    tqdm = pytest.importorskip("tqdm").tqdm
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("lightning_gradguard").addHandler(handler)
+    with tqdm(total=10, file=sys.stderr, ncols=60) as bar:
+        bar.update(3)
+        bar.refresh()
+        capsys.readouterr()
+        Console().incident(incident(), "opened")
+    logging.getLogger("lightning_gradguard").removeHandler(handler)
+    before, line, after = capsys.readouterr().err.partition("GradGuard: incident 1")
+    assert line and before.endswith("\r") and not before.strip(), before
+    assert "30%" in after.partition("\n")[2]

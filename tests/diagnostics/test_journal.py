@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from lightning_gradguard.diagnostics import Journal, read_journal
+from lightning_gradguard.diagnostics import Journal, read_journal, read_runs
 from tests.diagnostics.examples import HOSTILE, incident, window
 
 
@@ -136,3 +136,37 @@ def test_lines_are_on_disk_at_once(tmp_path):
     journal = Journal(os.fspath(tmp_path))
     journal.incident(incident(), "opened")
     assert len(read_journal(journal.path).incidents) == 1
+
+
+def test_runs_that_share_a_file_are_told_apart(tmp_path):
+    first, second = Journal(tmp_path, run="first"), Journal(tmp_path)
+    first.window(window(0, layers=("a", "b"), norm_peak=1.0))
+    second.window(window(0, layers=("c", "d"), norm_peak=2.0))
+    first.incident(incident(), "opened")
+    second.close()
+    first.close()
+    with open(first.path, "a") as file:
+        file.write("no JSON\n")
+    runs = read_runs(first.path)
+    assert list(runs) == ["first", second.run] and len(second.run) == 8
+    assert [len(contents.incidents) for contents in runs.values()] == [1, 0]
+    assert [contents.windows[0].layers for contents in runs.values()] == [("a", "b"), ("c", "d")]
+    assert [contents.unreadable for contents in runs.values()] == [1, 0]
+    assert len(read_journal(first.path).windows) == 2 and not read_journal(first.path).problems[1:]
+
+
+def test_lines_of_older_versions_are_one_run(tmp_path):
+    (tmp_path / "gradguard.jsonl").write_text(
+        'no JSON\n{"event": "start"}\n{"event": "notice", "step": 1, "message": "a"}\n'
+    )
+    runs = read_runs(tmp_path / "gradguard.jsonl")
+    assert list(runs) == [""] and runs[""].unreadable == 1 and len(runs[""].notices) == 1
+
+
+def test_who_wants_to_know_is_told_where_the_file_is(tmp_path):
+    told = []
+    journal = Journal(tmp_path, lazy=True, on_open=told.append)
+    journal.window(window(0))
+    assert not told
+    journal.incident(incident(), "opened")
+    assert told == [tmp_path / "gradguard.jsonl"]

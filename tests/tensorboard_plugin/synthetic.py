@@ -34,6 +34,9 @@ class Writer:
         self._incidents = 0
         self.now = START
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
         self._file.close()
 

@@ -93,26 +93,24 @@ def test_the_bad_step_has_a_tooltip_of_its_own(tab: Tab) -> None:
     assert "e9" in tip.split("norm\n")[1].split("\n")[0]
 
 
-def test_a_click_zooms_and_outlines(tab: Tab, take: Any) -> None:
+def test_a_click_zooms_and_outlines(tab: Tab) -> None:
     frame = tab.open(run=FIRST)
     whole = extent(frame)
     frame.locator(".incident").click()
-    frame.locator(".label.blamed").wait_for()
-    assert frame.locator(".label.blamed").inner_text() == "conv4"
+    frame.locator(".label.blamed").first.wait_for()
+    assert frame.locator(".label.blamed").first.inner_text() == "conv4"
     frame.locator(f".panel[data-loaded]:not([data-loaded='{whole[0]}-{whole[1]}'])").first.wait_for()
     assert extent(frame)[1] < whole[1] and "p.gradguard.incident=1" in tab.page.url
     assert colours(frame)[(28, 36, 48)] > 500, "the outline"
-    take("incident")
     frame.get_by_role("button", name="Show all steps").click()
     loaded(frame, f"{whole[0]}-{whole[1]}")
 
 
-def test_two_runs_and_the_selector(tab: Tab, take: Any) -> None:
+def test_two_runs_and_the_selector(tab: Tab) -> None:
     frame = tab.open(run=FIRST)
     frame.get_by_label("Beside").select_option(SECOND)
     frame.locator(f".panel[data-run='{SECOND}'][data-loaded]").wait_for()
     assert frame.locator(".panel").count() == 2
-    take("side-by-side")
     frame.get_by_label("Run", exact=True).select_option(SECOND)
     frame.locator(f".panel[data-run='{SECOND}'][data-loaded='0-25']").wait_for()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stories
 import synthetic
@@ -220,7 +221,7 @@ def tell(tab: Tab, run: str) -> Any:
         return json.load(answer)
 
 
-def test_two_optimizers_count_the_trainers_steps_and_are_called_by_their_modules(tab: Tab, take: Any) -> None:
+def test_two_optimizers_count_the_trainers_steps_and_are_called_by_their_modules(tab: Tab) -> None:
     frame = tab.open(run="adversaries")
     assert frame.get_by_label("Optimizer").locator("option").all_inner_texts() == ["generator", "critic"]
     frame.get_by_role("button", name=re.compile(r"more under critic")).click()
@@ -235,7 +236,6 @@ def test_two_optimizers_count_the_trainers_steps_and_are_called_by_their_modules
         for went in incident["rollbacks"]:
             assert 0 <= went["step"] - went["back_to"] < 300, "one unit of step"
             assert f"went back to step {went['back_to']:,}" in json.dumps(incident["told"], ensure_ascii=False)
-    take("two-optimizers")
 
 
 @pytest.mark.parametrize("width", [1400, 1000])
@@ -271,6 +271,7 @@ def test_one_sick_layer_of_160_is_seen_and_said(tab: Tab, take: Any) -> None:
     assert re.search(r"1 layer unusual since step 30\d: blocks\.77\.fc has 1/\d+ of its gradient", verdict.inner_text())
     assert frame.locator(".label.pinned").all_inner_texts() == ["blocks.77.fc"]
     assert frame.locator(".label.pinned").bounding_box()["y"] < 900
+    take("one-of-160")
     frame.get_by_label("Order").select_option("worst")
     assert frame.locator(".label").first.inner_text() == "blocks.77.fc"
     frame.get_by_label("Order").select_option("name")
@@ -342,14 +343,41 @@ def test_runs_are_drawn_over_each_other(tab: Tab, take: Any) -> None:
 
 def test_the_page_follows_a_run_that_goes_on(tmp_path: Path, chromium: Any, serve: Any) -> None:
     """TensorBoard's own reload is off, as it is until somebody ticks it."""
-    synthetic.write_run(tmp_path / "live", ["a", "b"], windows=20)
+    (tmp_path / "nothing").mkdir()
     with serve(tmp_path, reload=1) as address:
         tab = Tab(chromium, address)
         frame = tab.open()
-        loaded(frame, "0-200")
-        synthetic.write_run(tmp_path / "live2", ["a", "b"], windows=20)
-        frame.get_by_label("Run", exact=True).locator("option", has_text="live2").wait_for(
-            state="attached", timeout=20_000
-        )
+        frame.locator(".empty").wait_for()
+        writer = synthetic.Writer(tmp_path / "live")
+
+        def go_on(ticks: range) -> None:
+            for tick in ticks:
+                writer.window(tick, [tick * 10 + 9, tick * 10, 2, 2, 2, 2, 9, 1, 1, 0, 0, 0])
+                writer.layers(tick, ["a", "b"], np.ones(2), np.zeros(2))
+                writer.now += 1
+            writer.flush()
+
+        go_on(range(20))
+        frame.locator(".panel[data-loaded='0-200']").wait_for(timeout=20_000)
+        go_on(range(20, 30))
+        frame.locator(".panel[data-loaded='0-300']").wait_for(timeout=20_000)
+        assert "No incident in 300 steps" in frame.locator(".verdict").inner_text()
+        writer.close()
+        tab.context.close()
+        assert tab.complaints == []
+
+
+def test_what_repeats_is_said_once(tmp_path: Path, chromium: Any, serve: Any) -> None:
+    synthetic.write_run(tmp_path / "drifting", ["a", "b"], windows=40)
+    writer = synthetic.Writer(tmp_path / "drifting")
+    writer.now += 100
+    for step in range(50, 400, 50):
+        writer.incident("notice", step, None, f"drift: the norm has risen to 1.{step}e+04 over {step} steps")
+    writer.close()
+    with serve(tmp_path) as address:
+        tab = Tab(chromium, address)
+        frame = tab.open()
+        (text,) = frame.locator(".notices p").all_inner_texts()
+        assert text == "7 times, steps 50 – 350 drift: the norm has risen to 13,500 over 350 steps"
         tab.context.close()
         assert tab.complaints == []
