@@ -50,13 +50,13 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
 
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
     """Return the alarm of a step that a treatment under way has something to say of, or None."""
-    if (verdict := track.treatment.looked_at()) is not None:
-        return verdict
+    if track.treatment.looking is not None:
+        return track.treatment.looked_at()
     if (told := track.remedies.finish(run.collectives.mean if run.collectives.size > 1 else None)) is not None:
         # From here on this is the beginning that a lower rate goes back to.
         copy(track, track.steps)
         return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
-    return track.treatment.alarm(found, track.baseline.updates.ratio)
+    return None if track.treatment.trial is None else track.treatment.alarm(found, track.baseline.updates.ratio)
 
 
 def _see(
