@@ -140,8 +140,6 @@ class DeferredStep:
 
     def before(self, track: OptimizerTrack) -> None:
         """Catch up before a step whose forward pass is over, so that layers that are to be measured now are measured in the next."""
-        if not track.gate.waiting:
-            return  # As at every step that the host judges.
         awaited = self._run.investigation.awaits(track.index)
         self.catch_up(track)
         if self._run.investigation.awaits(track.index) and not awaited:

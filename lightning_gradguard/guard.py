@@ -241,7 +241,8 @@ class Guard:
         track.begin()
         track.gate.clips_follow = clips_follow
         try:
-            self._deferred.before(track)
+            if track.gate.waiting:
+                self._deferred.before(track)
             track.refresh()
             track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:

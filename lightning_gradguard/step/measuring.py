@@ -14,6 +14,7 @@ from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.statistics.measure import asks_for_update, measure, scale_of, with_update
 from lightning_gradguard.step.run import Run
 
@@ -42,6 +43,8 @@ def measured(
 
 def loss_of(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
     """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
+    if run.collectives.size == 1:
+        return value_of(loss)
     earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: _can_wait(track, norm))
     track.baseline.losses.recall(earlier)
     return now
