@@ -4,6 +4,7 @@
 """
 
 from lightning_gradguard.callback import GradGuard
+from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
@@ -21,6 +22,8 @@ __all__ = [
     "SnapshotStore",
     "StepReport",
     "TrainingDiverged",
+    "default_detectors",
+    "default_remedies",
     "show",
 ]
 __version__ = "0.1.0"

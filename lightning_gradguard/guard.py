@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.checkpoint import VERSION, migrate, rehearse
+from lightning_gradguard.attribution.probe import can_leave_graphs
+from lightning_gradguard.attribution.weights import outlandish
+from lightning_gradguard.checkpoint import VERSION, migrate, rehearse, usable
 from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.detectors import Detector
+from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
-from lightning_gradguard.diagnostics.sink import Sink
+from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
@@ -51,7 +55,9 @@ class Guard:
             non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
+        exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
         sinks: Where the record goes.
+        on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
@@ -83,7 +89,9 @@ class Guard:
         remedies: Sequence[Remedy] | None = None,
         policy: Policy | None = None,
         snapshots: SnapshotStore | None = None,
+        exclude: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
+        on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -91,6 +99,9 @@ class Guard:
         self.mode = checks.choice("mode", mode, ("guard", "watch"))
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
+        sinks = checks.instances("sinks", sinks, Sink)
+        if on_incident is not None:
+            sinks.append(Listener(checks.function("on_incident", on_incident)))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._run = Run(mode, self._recorder)
         self._step = Step(self._run)
@@ -100,6 +111,9 @@ class Guard:
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
         self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
+        gone = checks.matching("exclude", exclude, [d.name for d in self._detectors] + [r.name for r in self._remedies])
+        self._detectors = [detector for detector in self._detectors if detector.name not in gone]
+        self._remedies = [remedy for remedy in self._remedies if remedy.name not in gone]
         self._policy = checks.instance("policy", Policy() if policy is None else policy, Policy)
         self._snapshots = checks.instance(
             "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
@@ -111,6 +125,12 @@ class Guard:
         self.followers: tuple[nn.Module, ...] = ()
         if module is not None:
             self.bind(module)
+
+    def __repr__(self) -> str:
+        """Return what it looks for and what it may do, by name."""
+        parts = {"detectors": [d.name for d in self._detectors], "remedies": [r.name for r in self._remedies]}
+        shown = {"mode": self.mode, **parts, "policy": self._policy, "snapshots": self._snapshots}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def share(self, collectives: Collectives | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
@@ -177,7 +197,7 @@ class Guard:
             track.begin_run(resumed=self.resumed, followers=self.followers)
             if learned is not None:
                 go_on_from(track, learned)
-            elif track.untouched and not compiled(self.module):
+            elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(track.index, self.module, backward=False)
         return track
@@ -250,6 +270,11 @@ class Guard:
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
                 report = self._step.take(track, loss, batch, batch_index, step, scaler)
+            if (bound := track.clipping_seen.add(report.statistics.norm)) is not None:
+                self._recorder.warn(
+                    f"clipped {track.index}",
+                    f"every gradient of the last steps has the norm {bound:g}: call before_step before clipping, or no explosion is seen",
+                )
             if report.stop:
                 self._exhausted(track, report)
             return report
@@ -345,24 +370,38 @@ class Guard:
             **self._investigation.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
 
-        Of a state of version 1 only the incidents are taken, with a warning: the rules that its numbers were learned by are gone.
+        What an earlier version has saved is migrated, and what is new since then takes its default. What still does not fit is
+        forgotten with one warning that names it, and training goes on. Of a state of version 1 only the incidents are taken: the rules
+        that its numbers were learned by are gone.
+
+        Args:
+            state: What was saved.
+            strict: Whether to refuse a state of which anything does not fit.
 
         Raises:
-            GuardError: The state does not fit, or a part cannot load what it saved; nothing has been changed then.
+            GuardError: ``strict``, and the state does not fit, or a part cannot load what it saved; nothing has been changed then.
         """
         state = migrate(state)
-        rehearse(
-            state,
-            self._module,
-            detectors=self._detectors,
-            remedies=self._remedies,
-            policy=self._policy,
-            snapshots=self._snapshots,
-            isolate=self.on_error == "warn",
-        )
+        parts: dict[str, Any] = {"detectors": self._detectors, "remedies": self._remedies, "policy": self._policy}
+        parts["snapshots"] = self._snapshots
+        if strict:
+            rehearse(state, self._module, isolate=self.on_error == "warn", **parts)
+        else:
+            state, forgotten = usable(state, self._module, **parts)
+            if forgotten:
+                warnings.warn(
+                    "GradGuard: what does not fit of the saved state was forgotten, and is learned anew: "
+                    + ", ".join(forgotten),
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        # Weights that come with a state have been trained, whether or not it tells.
+        self.resumed = True
+        for track in self._tracks:
+            track.untouched = False
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._tracks.load_state_dict(state["lanes"])
         self._investigation.load_state_dict(state)

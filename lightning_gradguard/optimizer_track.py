@@ -33,6 +33,7 @@ from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.statistics.update_ratio import build_up
 from lightning_gradguard.treatment import LIFE, Treatment
@@ -97,6 +98,7 @@ class OptimizerTrack:
         self.check_up = False  # whether layers are to be looked at in the next step that the host judges
         self.notices = Notices()
         self.parameters: dict[str, nn.Parameter] = {}  # as of the last look at the optimizer's groups
+        self.clipping_seen = ClippingSeen()
         self.sharded, self.device = False, "cpu"
         # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
         self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
