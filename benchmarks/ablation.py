@@ -27,7 +27,7 @@ from benchmarks.zoo.case import Case, cases
 from benchmarks.zoo.report import RESCUED, Row, markdown, rescues
 from benchmarks.zoo.runner import plan, run, silence
 from lightning_gradguard import GradGuard
-from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.remedies import (
     Augment,
     Clip,

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from benchmarks import overhead_gpu
 from benchmarks.overhead_waits import as_a_device
 from lightning_gradguard import Guard, SnapshotStore
-from lightning_gradguard.snapshots.store import forget, restore
+from lightning_gradguard.snapshots.snapshot import forget, restore
 from tests.device import simulated
 from tests.device.training import OPTIMIZERS, batches, network
 

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from lightning_gradguard import GradGuard
 from lightning_gradguard.attribution.probe import Signal
+from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.diagnostics.recorder import Recorder
-from lightning_gradguard.guard import default_detectors, default_remedies
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict

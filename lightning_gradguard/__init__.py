@@ -4,8 +4,9 @@
 """
 
 from lightning_gradguard.callback import GradGuard
+from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.guard import Guard, default_detectors, default_remedies
+from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.report import show

@@ -19,6 +19,7 @@ from lightning_gradguard.policy import Policy, Trial
 from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.track_state import load_state, state_of
 
 VERSION = 3
 """Of the state. It moves with every change of the state's keys; what was saved under an earlier one is migrated step by step."""
@@ -108,7 +109,7 @@ def usable(
         forgotten.append("lanes")
         return found, forgotten
     for index, saved in lanes.items():
-        fresh = _scratch(0, isolate=None, **parts).state_dict()
+        fresh = state_of(_scratch(0, isolate=None, **parts))
         lane = _completed(fresh, saved)
         known = set(fresh["memory"]["baseline"])
         if fits(lanes={index: lane}) and set(lane["memory"]["baseline"]) <= known:
@@ -211,15 +212,17 @@ def rehearse(
 
 
 def _track(track: OptimizerTrack, saved: Any, module: nn.Module | None, where: str) -> None:
-    model = OptimizerTrack(
-        0,
-        track.module,
-        track.optimizer,
-        detectors=(),
-        remedies=(),
-        policy=track.policy,
-        snapshots=track.snapshots,
-    ).state_dict()
+    model = state_of(
+        OptimizerTrack(
+            0,
+            track.module,
+            track.optimizer,
+            detectors=(),
+            remedies=(),
+            policy=track.policy,
+            snapshots=track.snapshots,
+        )
+    )
     # Of these a fresh track has none, and what they hold are no plain numbers.
     model["batches"]["peaks"], model["trial"] = [[0.0]], [Trial("", (), 0).state_dict()]
     _like(model, saved, where)
@@ -234,7 +237,7 @@ def _track(track: OptimizerTrack, saved: Any, module: nn.Module | None, where: s
         _snapshot(snapshot, module, place)
         _like(model["memory"], snapshot["extra"], f"{place}.extra")
         track.load_memory(snapshot["extra"])
-    track.load_state_dict(saved)
+    load_state(track, saved)
 
 
 def _like(model: Any, found: Any, where: str) -> None:

@@ -16,22 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.attribution.freshness import untouched
 from lightning_gradguard.attribution.probe import can_leave_graphs
 from lightning_gradguard.attribution.weights import outlandish
 from lightning_gradguard.checkpoint import VERSION, migrate, rehearse, usable
+from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.deferred_step import DeferredStep
-from lightning_gradguard.detectors import (
-    BadStart,
-    Detector,
-    Drift,
-    LossSpike,
-    NonFinite,
-    OptimizerStateCorruption,
-    Overshoot,
-    Spike,
-    Vanishing,
-)
+from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Event, Sink
@@ -41,39 +31,14 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
-from lightning_gradguard.remedies import (
-    Clip,
-    Initialize,
-    LearningRateBackoff,
-    Reinitialize,
-    Remedy,
-    Rollback,
-    Skip,
-)
+from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, Step, StepReport
 from lightning_gradguard.step.recording import log
-
-
-def default_detectors() -> list[Detector]:
-    """Return one detector for each form of trouble, in the order in which they are asked."""
-    return [
-        BadStart(),
-        OptimizerStateCorruption(),
-        NonFinite(),
-        Spike(),
-        Overshoot(),
-        LossSpike(),
-        Drift(),
-        Vanishing(),
-    ]
-
-
-def default_remedies() -> list[Remedy]:
-    """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
+from lightning_gradguard.track_state import go_on_from
+from lightning_gradguard.tracks import Tracks
 
 
 class Guard:
@@ -153,8 +118,7 @@ class Guard:
         self._snapshots = checks.instance(
             "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
         )
-        self._tracks: dict[int, OptimizerTrack] = {}
-        self._waiting: dict[str, Any] = {}
+        self._tracks = Tracks(self._new_track)
         self._module: nn.Module | None = None
         # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
         self.resumed = False
@@ -199,7 +163,8 @@ class Guard:
             except Exception as error:
                 raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
         if self._module is not None and self._module is not module:
-            self._waiting, self._recorder.incidents = {}, []
+            self._tracks.forget()
+            self._recorder.incidents = []
             self._investigation.forget()
         self._module = self._run.module = module
 
@@ -226,30 +191,28 @@ class Guard:
             self._run.running = RunningStatistics(self.module)
         self._investigation.arm_again(self.module)
         optimizer = innermost(optimizer)
-        track = self._tracks.get(id(optimizer))
+        track = self._tracks.of(optimizer)
         if track is None:
-            index = len(self._tracks)
-            track = OptimizerTrack(
-                index,
-                self.module,
-                optimizer,
-                detectors=self._detectors,
-                remedies=self._remedies,
-                policy=self._policy,
-                snapshots=self._snapshots,
-                isolate=self._isolate if self.on_error == "warn" else None,
-            )
-            self._tracks[id(optimizer)] = track
-            track.refresh()
-            track.trained.followers = self.followers
-            track.untouched, track.snapshots.pinned = not self.resumed and untouched(self.module, optimizer), True
-            if str(index) in self._waiting:
-                track.load_state_dict(self._waiting.pop(str(index)))
-                track.remedies.resume(self.module)
+            track, learned = self._tracks.meet(self.module, optimizer)
+            track.begin_run(resumed=self.resumed, followers=self.followers)
+            if learned is not None:
+                go_on_from(track, learned)
             elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(track.index, self.module, backward=False)
         return track
+
+    def _new_track(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
+        return OptimizerTrack(
+            index,
+            module,
+            optimizer,
+            detectors=self._detectors,
+            remedies=self._remedies,
+            policy=self._policy,
+            snapshots=self._snapshots,
+            isolate=self._isolate if self.on_error == "warn" else None,
+        )
 
     def augment(self, batch: Any) -> Any:
         """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
@@ -257,7 +220,7 @@ class Guard:
         Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
         # A second one, of another optimizer, would put back what the first has made.
-        any(track.remedies.before_forward(batch) for track in self._tracks.values())
+        any(track.remedies.before_forward(batch) for track in self._tracks)
         return batch
 
     def follow(self, loss: Tensor) -> None:
@@ -265,7 +228,7 @@ class Guard:
 
         Only needed where :meth:`before_step` is given a loss without its graph, or none; the callback calls it.
         """
-        for track in self._tracks.values():
+        for track in self._tracks:
             track.follow(loss)
 
     def before_step(
@@ -294,11 +257,12 @@ class Guard:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
         """
-        track = self._tracks.get(id(optimizer)) or self.attach(optimizer)
+        track = self._tracks.of(optimizer) or self.attach(optimizer)
         track.begin()
         track.gate.clips_follow = clips_follow
         try:
-            self._deferred.before(track)
+            if track.gate.waiting:
+                self._deferred.before(track)
             track.refresh()
             track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
@@ -323,14 +287,14 @@ class Guard:
 
         Every process must call it at the same point; what is learned from the losses, and when, does not change.
         """
-        for track in self._tracks.values():
+        for track in self._tracks:
             self._deferred.catch_up(track)
             track.joint_loss.settle(self._run.collectives)
 
     def _catch_up(self) -> None:
         """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
         if self.processes == 1:
-            for track in self._tracks.values():
+            for track in self._tracks:
                 self._deferred.catch_up(track)
 
     # -- when all else fails -------------------------------------------------------------------------------------------
@@ -369,7 +333,7 @@ class Guard:
 
     def after_step(self) -> None:
         """Put learning rates back; only needed where ``optimizer.step()`` was not reached."""
-        for track in self._tracks.values():
+        for track in self._tracks:
             track.after_update()
 
     def epoch(self) -> None:
@@ -379,7 +343,7 @@ class Guard:
     def flush(self) -> None:
         """Send the window under way to the sinks."""
         self._catch_up()
-        for track in self._tracks.values():
+        for track in self._tracks:
             if track.accumulator.steps and track.last is not None:
                 log(self._run, track, track.last, 1.0)
 
@@ -389,23 +353,19 @@ class Guard:
             self._catch_up()
         finally:
             self._investigation.rest()
-            for track in self._tracks.values():
-                track.close()
+            self._tracks.close()
         try:
-            self._waiting |= {str(track.index): track.state_dict() for track in self._tracks.values()}
+            self._tracks.leave()
         finally:
-            self._tracks.clear()
             self._run.running = None
             self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything learned: tensors, numbers, strings, lists and dicts only."""
         self._catch_up()
-        # Optimizers that have not been met yet keep what was loaded for them.
-        tracks = {**self._waiting, **{str(track.index): track.state_dict() for track in self._tracks.values()}}
         return {
             "version": VERSION,
-            "lanes": tracks,
+            "lanes": self._tracks.state_dict(),
             "incidents": [to_json(i) for i in self._recorder.incidents],
             **self._investigation.state_dict(),
         }
@@ -440,16 +400,12 @@ class Guard:
                 )
         # Weights that come with a state have been trained, whether or not it tells.
         self.resumed = True
-        for track in self._tracks.values():
+        for track in self._tracks:
             track.untouched = False
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
-        self._waiting = dict(state["lanes"])
-        for track in self._tracks.values():
-            if str(track.index) in self._waiting:
-                track.load_state_dict(self._waiting.pop(str(track.index)))
-                track.remedies.resume(self.module)
+        self._tracks.load_state_dict(state["lanes"])
         self._investigation.load_state_dict(state)
-        if self._tracks:
+        if len(self._tracks):
             # The module's own state has been loaded too, and what is held next must not undo that.
             self._run.running = RunningStatistics(self.module)
             self._investigation.arm_again(self.module)

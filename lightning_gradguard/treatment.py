@@ -26,7 +26,8 @@ from lightning_gradguard.records import (
     to_json,
     verdict_from_json,
 )
-from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, plain
+from lightning_gradguard.snapshots.snapshot import Snapshot, plain
+from lightning_gradguard.snapshots.store import SnapshotStore
 
 USED_UP = "initialize"
 """Detector of a batch that was used to measure the signal."""

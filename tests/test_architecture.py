@@ -4,61 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import lightning_gradguard
 from lightning_gradguard import attribution, detectors, diagnostics, remedies
-
-ROOT = Path(lightning_gradguard.__file__).parent
-PACKAGE = "lightning_gradguard"
-
-# The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
-RIVER = (
-    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
-    ("statistics",),
-    ("detectors", "snapshots", "diagnostics", "device_gate"),
-    ("attribution",),
-    ("policy",),
-    ("remedies",),
-    ("treatment",),
-    ("optimizer_track",),
-    ("checkpoint",),
-    ("step",),
-    ("deferred_step",),
-    ("guard",),
-    ("report",),
-    ("callback",),
-)
-RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}
-
-
-def imports(file: Path) -> Iterator[str]:
-    """Yield the full name of each module imported anywhere in a file."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative imports hide the direction"
-            assert node.module is not None
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def part(module: str) -> str:
-    """``lightning_gradguard.detectors.spike`` -> ``detectors``."""
-    return module.split(".")[1]
-
-
-def inner() -> list[tuple[Path, str, str]]:
-    """Every import inside the package: the file, its part, the part it imports."""
-    found = []
-    for file in sorted(ROOT.rglob("*.py")):
-        path = file.relative_to(ROOT)
-        own = path.parts[0].removesuffix(".py")
-        found += [(path, own, part(m)) for m in imports(file) if m.startswith(PACKAGE + ".")]
-    return found
+from tests.architecture import PACKAGE, RANKS, ROOT, drawn, imports, inner
 
 
 def test_imports_flow_one_way() -> None:
@@ -68,6 +19,10 @@ def test_imports_flow_one_way() -> None:
         if own in RANKS and own != target and not RANKS.get(target, 99) < RANKS[own]
     ]
     assert against == []
+
+
+def test_the_drawing_is_that_of_the_code() -> None:
+    assert drawn() in (ROOT.parent / "CONTRIBUTING.md").read_text(), "python -m tests.architecture draws it anew"
 
 
 def test_every_part_of_the_river_exists() -> None:
@@ -83,7 +38,9 @@ def test_outer_parts_are_imported_by_nobody_inside() -> None:
 def test_nobody_below_the_step_receives_the_track() -> None:
     """A stage gets the values it needs, and returns what is to be learned."""
     below = [
-        room for room, rank in RANKS.items() if rank < RANKS["step"] and room not in ("optimizer_track", "checkpoint")
+        room
+        for room, rank in RANKS.items()
+        if rank < RANKS["step"] and room not in ("optimizer_track", "track_state", "checkpoint", "tracks")
     ]
     files = [f for room in below for f in (*ROOT.glob(f"{room}.py"), *ROOT.glob(f"{room}/**/*.py"))]
     assert len(files) > 50

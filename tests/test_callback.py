@@ -498,7 +498,7 @@ def test_norms_under_a_scaler_are_unscaled(fused: bool, tmp_path: Path) -> None:
 
         class Reads(Callback):
             def on_train_batch_end(self, *_: Any, seen: list[float] = seen, guard: GradGuard = guard) -> None:
-                track = next(iter(guard.guard._tracks.values()))
+                track = next(iter(guard.guard._tracks))
                 assert track.last is not None
                 seen.append(track.last.norm)
 

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import Guard, Policy, SnapshotStore, deferred_step
+from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector, Spike
-from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Clip
 from tests.builders import mlp, regression, same, spoil, through_a_file

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, TrainingDiverged
+from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
-from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import Incident, Verdict, Window
@@ -225,7 +225,7 @@ def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() ->
     loop.guard = Guard(loop.network)
     reports = loop.run(regression(8))
     assert any("reinitialize" in r.decision.remedies for r in reports if r.decision is not None)
-    (track,) = loop.guard._tracks.values()
+    (track,) = loop.guard._tracks
     assert reports[0].statistics.update_ratio > 1.0 > track.baseline.updates.ratio > 0.0
 
 

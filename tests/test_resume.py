@@ -13,7 +13,8 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Policy, SnapshotStore
-from lightning_gradguard.guard import Guard, default_remedies
+from lightning_gradguard.defaults import default_remedies
+from lightning_gradguard.guard import Guard
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, through_a_file, trainer
 

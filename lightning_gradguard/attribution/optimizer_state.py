@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.errors import out_of_memory
-from lightning_gradguard.snapshots.store import Snapshot
+from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.norms import exact_norm, local
 
 MOST = 64

@@ -13,7 +13,7 @@ from lightning_gradguard.attribution.probe import LayerReading
 from lightning_gradguard.attribution.weights import WeightTraits, examine, travelled
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import GradientStatistics, Suspect
-from lightning_gradguard.snapshots.store import Snapshot
+from lightning_gradguard.snapshots.snapshot import Snapshot
 
 # A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1. Training moves an output layer
 # half as far within ten to a hundred updates, and its peers far less: so it did in 23 of 179 healthy runs.

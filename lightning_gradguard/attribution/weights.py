@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
 from lightning_gradguard.layers.fan import expected_rms, fans
 from lightning_gradguard.layers.names import Kind, clean, kind_of, layers, parameters_of
-from lightning_gradguard.snapshots.store import Snapshot
+from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole
 
 _OUTLANDISH = 5.0

@@ -20,7 +20,7 @@ from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
-from lightning_gradguard.snapshots.store import forget
+from lightning_gradguard.snapshots.snapshot import forget
 from lightning_gradguard.statistics.norms import NARROW
 from lightning_gradguard.statistics.sharding import sharded
 

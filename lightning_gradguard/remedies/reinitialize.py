@@ -16,7 +16,8 @@ from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome, Suspect
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
-from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore_optimizer_state
+from lightning_gradguard.snapshots.snapshot import Snapshot, restore_optimizer_state
+from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole, write
 
 if TYPE_CHECKING:

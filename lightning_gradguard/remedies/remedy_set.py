@@ -39,13 +39,19 @@ class RemedySet:
 
     def _find(self) -> None:
         # Most remedies act once and need not be asked at every step.
-        self._lasting = self._with("before_update", "after_update")
+        self._last(self._with("before_update", "after_update"))
         self._preparing = self._with("before_forward")
         self._slowing = self._with("rate")
         self._measuring = self._with("finish")
         aid = {act: [r for r in self._kept.values() if act in acts(r)] for act in FIRST_AID}
         # Whether a device can give first aid by itself.
         self.first_aid_on_device = all(any(remedy.on_device for remedy in found) for found in aid.values())
+
+    def _last(self, remedies: list[Remedy]) -> None:
+        self._lasting = remedies
+        # None is asked in vain, at every step.
+        self._before = [r for r in remedies if overrides(r, Remedy, "before_update")]
+        self._after = [r for r in remedies if overrides(r, Remedy, "after_update")]
 
     def __iter__(self) -> Iterator[Remedy]:
         """Go through the remedies."""
@@ -61,7 +67,7 @@ class RemedySet:
         # New lists, since somebody may be going through the old ones.
         left = [r for r in self._lasting if r is not remedy]
         self._find()
-        self._lasting = left
+        self._last(left)
         with suppress(Exception):
             remedy.after_update()
 
@@ -109,7 +115,7 @@ class RemedySet:
         """Return the rate that the next update is made with, of what the schedule says."""
         for remedy in self._slowing:
             try:  # as in judge
-                scheduled = expected(remedy.rate(scheduled), (float, int))
+                scheduled = float(remedy.rate(scheduled))
             except Exception as error:
                 self._isolation.failed(remedy, "remedy", error)
         return scheduled
@@ -140,7 +146,7 @@ class RemedySet:
 
     def before_update(self, context: RemedyContext) -> None:
         """Let the lasting remedies change what they change for an update that is going to be made."""
-        for remedy in self._lasting:
+        for remedy in self._before:
             try:  # as in judge
                 remedy.before_update(context)
             except Exception as error:
@@ -149,12 +155,12 @@ class RemedySet:
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update."""
         failed: tuple[Remedy, Exception] | None = None
-        for remedy in list(self._lasting):
+        for remedy in self._after:
             try:
                 remedy.after_update()
             except Exception as error:
                 # The others must still undo what they changed; and who failed once is not asked again.
-                self._lasting.remove(remedy)
+                self._last([r for r in self._lasting if r is not remedy])
                 failed = failed or (remedy, error)
         # Not before: an interrupt comes when it likes, and who puts everything back after it must find the rest.
         self.touched = False

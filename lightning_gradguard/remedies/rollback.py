@@ -10,7 +10,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.store import restore
+from lightning_gradguard.snapshots.snapshot import restore
 
 
 class Rollback(Remedy):

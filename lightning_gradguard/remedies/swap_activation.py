@@ -11,7 +11,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.layers.names import clean, kind_of, layers, parameters_of
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.store import forget
+from lightning_gradguard.snapshots.snapshot import forget
 
 Choice = Literal["Softsign", "Tanh", "ReLU6", "SELU"]
 

@@ -1,5 +1,6 @@
 """Copies of a run's state to go back to: how they are kept, when they are taken."""
 
-from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore
+from lightning_gradguard.snapshots.snapshot import Snapshot, restore
+from lightning_gradguard.snapshots.store import SnapshotStore
 
 __all__ = ["Snapshot", "SnapshotStore", "restore"]

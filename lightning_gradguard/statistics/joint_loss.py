@@ -35,10 +35,8 @@ class JointLoss:
             step: Steps judged so far, the same on all processes.
             can_wait: Tells, alike on all processes, whether nothing calls for the loss as a second witness.
         """
-        if loss is None:
-            return (), None
-        value = float(loss.item() if isinstance(loss, Tensor) else loss)
-        if collectives.size == 1:
+        value = value_of(loss)
+        if collectives.size == 1 or value is None:
             return (), value
         self.own.append(value)
         if step % LOSS_EVERY and can_wait():
@@ -59,3 +57,8 @@ class JointLoss:
         if self.own:
             self.averaged += collectives.mean(self.own)
             self.own.clear()
+
+
+def value_of(loss: Tensor | float | None) -> float | None:
+    """Return a loss as a number on the host, waiting for the device where it is there."""
+    return None if loss is None else float(loss.item() if isinstance(loss, Tensor) else loss)

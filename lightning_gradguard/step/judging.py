@@ -15,7 +15,7 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
-from lightning_gradguard.step.passing import keep_state
+from lightning_gradguard.step.copying import copy
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
 from lightning_gradguard.treatment import LIFE, USED_UP
@@ -50,13 +50,13 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
 
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
     """Return the alarm of a step that a treatment under way has something to say of, or None."""
-    if (verdict := track.treatment.looked_at()) is not None:
-        return verdict
+    if track.treatment.looking is not None:
+        return track.treatment.looked_at()
     if (told := track.remedies.finish(run.collectives.mean if run.collectives.size > 1 else None)) is not None:
         # From here on this is the beginning that a lower rate goes back to.
-        keep_state(run, track, track.steps)
+        copy(run, track, track.steps)
         return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
-    return track.treatment.alarm(found, track.baseline.updates.ratio)
+    return None if track.treatment.trial is None else track.treatment.alarm(found, track.baseline.updates.ratio)
 
 
 def _see(

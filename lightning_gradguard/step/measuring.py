@@ -9,9 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradguard.attribution.optimizer_state import spoilt
+from lightning_gradguard.history.baseline import OVERRUN
+from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.statistics.measure import asks_for_update, measure, scale_of, with_update
 from lightning_gradguard.step.run import Run
 
@@ -40,9 +43,20 @@ def measured(
 
 def loss_of(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
     """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
-    earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: track.loss_can_wait(norm))
+    if run.collectives.size == 1:
+        return value_of(loss)
+    earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: _can_wait(track, norm))
     track.baseline.losses.recall(earlier)
     return now
+
+
+def _can_wait(track: OptimizerTrack, norm: float) -> bool:
+    """Return, alike on all processes, whether nothing calls for the loss of a step with this norm as a second witness."""
+    known = track.baseline
+    if track.incident is not None or known.count < RECENT or known.outsized(norm, track.rate()):
+        return False
+    # In a young run a limit is wide, and the loss is asked long before it.
+    return norm <= (track.limit() if known.count >= YOUNG else OVERRUN * known.norms.typical)
 
 
 def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics, scale: float) -> GradientStatistics:

@@ -10,8 +10,8 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.snapshots.when import attempt
 from lightning_gradguard.statistics.measure import FEW
+from lightning_gradguard.step.copying import copy, worth_copying
 from lightning_gradguard.step.recording import close
 from lightning_gradguard.step.run import Run
 
@@ -43,7 +43,7 @@ def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> No
     known, treatment, step = track.baseline, track.treatment, statistics.step
     ordinary = track.incident is not None and known.ordinary(statistics.norm, statistics.loss)
     rested = track.policy.rest(step, ordinary=ordinary, trial=treatment.trial is not None)
-    if treatment.keep_if_cured(step, known.count):
+    if treatment.trial is not None and treatment.keep_if_cured(step, known.count):
         rested = True
         track.policy.end_episode(step)
     if rested and track.incident is not None:
@@ -57,21 +57,11 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
     step = track.steps - 1
     if batch is not None and step < FEW:
         track.batches.remember(batch)
-    if not track.worth_keeping(step, statistics):
+    if not worth_copying(track, step, statistics):
         return
     if batch is not None:
         track.batches.remember(batch)
-    keep_state(run, track, step)
-
-
-def keep_state(run: Run, track: OptimizerTrack, step: int) -> None:
-    """Copy the state from before a step, as far as memory allows; every process does so at the same step."""
-    if told := track.plan_snapshots(run.collectives):
-        run.recorder.warn(told, told)
-    if track.snapshots.keep == 0:
-        return
-    if failure := attempt(track.snapshots, lambda: track.take_snapshot(step), run.collectives):
-        run.recorder.warn("snapshots", failure)
+    copy(run, track, step)
 
 
 def look_for_life(run: Run, track: OptimizerTrack) -> None:

@@ -11,7 +11,8 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.step.passing import hidden, keep_state, tell_of_poison
+from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
+from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
 from lightning_gradguard.step.run import Run
 
@@ -110,13 +111,13 @@ def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: b
     known = track.baseline
     if track.snapshots.empty and known.count == 0:
         # Whatever becomes of the very first steps, there must be something to go back to.
-        keep_state(run, track, track.steps - 1)
+        copy(run, track, track.steps - 1)
     track.treatment.prepare(
         called_for,
         finite=finite,
         unlearned=track.treatment.unlearned(known),
         snapshots=track.snapshots,
-        capture=track.capture,
+        capture=lambda: captured(track),
     )
 
 
@@ -128,7 +129,7 @@ def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: 
     if Act.REINITIALIZE in done and at_first:
         known.updates.forget_ratio()
     if Act.ROLLBACK in done:
-        track.go_back(look=context.decision is not None and context.decision.look)
+        expect_as_then(track, look=context.decision is not None and context.decision.look)
     if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
         known.norms.forget_prior()
     if Act.BACKOFF in done:
@@ -154,7 +155,7 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
         untreated = treatment.take_back(step, track.baseline.count, copied=copied)
         track.remedies.take_back()
         if untreated is not None:
-            track.restore(untreated)
+            put_back(track, untreated)
         context.running.accept()
     treatment.resign(resigned=decision.resign)
     if anew:

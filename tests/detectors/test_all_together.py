@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_gradguard.guard import default_detectors
+from lightning_gradguard.defaults import default_detectors
 from tests.builders import calm
 from tests.detectors.feeding import run
 

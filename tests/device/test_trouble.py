@@ -15,10 +15,10 @@ from torch import nn
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.attribution.optimizer_state import spoilt
 from lightning_gradguard.attribution.weights import examine
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.diagnostics.histograms import count
-from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.remedies import Augment, Reinitialize
-from lightning_gradguard.snapshots.store import forget, restore
+from lightning_gradguard.snapshots.snapshot import forget, restore
 from lightning_gradguard.statistics.norms import examine as examine_gradients
 from tests.device.simulated import DEVICE, Device, far, moved, near, simulated
 from tests.device.training import CALM, OPTIMIZERS, Loop, batches, network

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gradguard import SnapshotStore
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.detectors.bad_start import LARGEST
-from lightning_gradguard.guard import default_remedies
 from lightning_gradguard.records import Decision, Outcome, Suspect
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_gradguard import GradGuard
+from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.errors import GuardError
-from lightning_gradguard.guard import default_detectors, default_remedies
 from lightning_gradguard.records import Outcome, Verdict
 from lightning_gradguard.remedies import Remedy, RemedyContext
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, through_a_file, trainer

@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, SnapshotStore
+from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 from tests.builders import SAFELY, Net, frozen_copy, mlp, regression, trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_gradguard.attribution.cause import Cause
-from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.policy.act import ON_TRIAL
 from lightning_gradguard.policy.ladder import START, UNDER_WAY, treatments
 

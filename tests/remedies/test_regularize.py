@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
+from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.guard import default_detectors
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Regularize, Skip
 from tests.builders import context_for, mlp, regression, same, through_a_file

@@ -13,6 +13,7 @@ from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
 from lightning_gradguard.snapshots.store import PATIENT
+from lightning_gradguard.step.copying import worth_copying
 from tests.builders import calm, statistics, taught
 
 
@@ -30,7 +31,7 @@ CLIMBING = [2.0 + 0.02 * step for step in range(300)]
 
 
 def worth(found: Any, step: int, loss: float, norm: float = 1.0) -> bool:
-    return bool(found.worth_keeping(step, statistics(norm, step=step, loss=loss)))
+    return worth_copying(found, step, statistics(norm, step=step, loss=loss))
 
 
 def test_a_loss_that_climbs_where_updates_replace_weights_earns_no_snapshots() -> None:

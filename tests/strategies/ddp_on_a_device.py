@@ -43,7 +43,7 @@ def recorded(guard: GradGuard) -> dict[str, Any]:
 
     def judging(*args: Any, **kwargs: Any) -> Any:
         report = judge(*args, **kwargs)
-        found["left"] += any(track.gate.waiting for track in inner._tracks.values())
+        found["left"] += any(track.gate.waiting for track in inner._tracks)
         return report
 
     inner.share, inner.before_step = sharing, judging  # type: ignore[method-assign]

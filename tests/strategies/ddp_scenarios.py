@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import GradGuard, Policy
-from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
 from tests.builders import Net, frozen_copy, loader, mlp, regression, spoil, trainer

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_gradguard import GradGuard, Policy
-from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation
 from tests.builders import Net, loader, mlp, spoil, trainer

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_gradguard import GradGuard, Policy
-from lightning_gradguard.guard import default_remedies
+from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.history.sample import RECENT
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, Remedy, SwapActivation

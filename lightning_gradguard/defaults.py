@@ -1,0 +1,43 @@
+"""What looks out for trouble, and what may be done about it, unless told otherwise."""
+
+from __future__ import annotations
+
+from lightning_gradguard.detectors import (
+    BadStart,
+    Detector,
+    Drift,
+    LossSpike,
+    NonFinite,
+    OptimizerStateCorruption,
+    Overshoot,
+    Spike,
+    Vanishing,
+)
+from lightning_gradguard.remedies import (
+    Clip,
+    Initialize,
+    LearningRateBackoff,
+    Reinitialize,
+    Remedy,
+    Rollback,
+    Skip,
+)
+
+
+def default_detectors() -> list[Detector]:
+    """Return one detector for each form of trouble, in the order in which they are asked."""
+    return [
+        BadStart(),
+        OptimizerStateCorruption(),
+        NonFinite(),
+        Spike(),
+        Overshoot(),
+        LossSpike(),
+        Drift(),
+        Vanishing(),
+    ]
+
+
+def default_remedies() -> list[Remedy]:
+    """Return the remedies of the default ladder."""
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]

@@ -1,0 +1,38 @@
+"""What the stages of the guard hand to each other: small, frozen, typed records.
+
+Every record can be written to the journal as JSON with :func:`to_json`; none of them holds a tensor.
+"""
+
+from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, StepReport, TrialRecord
+from lightning_gradguard.records.measured import (
+    FloatArray,
+    Form,
+    GradientStatistics,
+    Suspect,
+    Verdict,
+    plain_statistics,
+    statistics_from,
+    verdict_from_json,
+)
+from lightning_gradguard.records.plain import incident_from_json, to_json
+from lightning_gradguard.records.window import Window
+
+__all__ = [
+    "Action",
+    "Decision",
+    "FloatArray",
+    "Form",
+    "GradientStatistics",
+    "Incident",
+    "Outcome",
+    "StepReport",
+    "Suspect",
+    "TrialRecord",
+    "Verdict",
+    "Window",
+    "incident_from_json",
+    "plain_statistics",
+    "statistics_from",
+    "to_json",
+    "verdict_from_json",
+]

@@ -1,0 +1,58 @@
+"""Copies of the state: which are made, and going back to them, in weights and in expectations."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.snapshots.snapshot import Snapshot, restore
+from lightning_gradguard.snapshots.when import attempt, worth_keeping
+from lightning_gradguard.step.run import Run
+
+
+def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatistics) -> bool:
+    """Return whether the state before ``step`` should be copied."""
+    trial = None if track.treatment.trial is None else len(track.treatment.trial.losses)
+    # The one question of nearly every step; the others can wait until the answer is yes.
+    if not track.snapshots.due(step, soon=trial is not None):
+        return False
+    if not any(remedy.uses_snapshots for remedy in track.remedies):
+        return False
+    return worth_keeping(
+        track.snapshots, step, statistics, track.baseline, incident=track.incident is not None, trial=trial
+    )
+
+
+def copy(run: Run, track: OptimizerTrack, step: int) -> None:
+    """Keep a copy of the state before ``step``, as far as memory allows; every process does so at the same step."""
+    state = track.parameters, track.trained.buffers(), track.optimizer
+    if told := track.snapshots.plan(*state, run.collectives):
+        run.recorder.warn(told, told)
+    if track.snapshots.keep == 0:
+        return
+    take = partial(track.snapshots.take, step, *state, track.memory())
+    if failure := attempt(track.snapshots, take, run.collectives):
+        run.recorder.warn("snapshots", failure)
+
+
+def captured(track: OptimizerTrack) -> Snapshot:
+    """Return a copy of the state of now."""
+    state = track.parameters, track.trained.buffers(), track.optimizer, track.memory()
+    return track.snapshots.capture(track.steps, *state)
+
+
+def put_back(track: OptimizerTrack, snapshot: Snapshot) -> None:
+    """Go back to a copy of the state, and in expectations as well."""
+    restore(snapshot, track.parameters, track.trained.buffers(), track.optimizer)
+    track.load_memory(snapshot.extra)
+
+
+def expect_as_then(track: OptimizerTrack, *, look: bool) -> None:
+    """Go back in expectations, once weights have gone back to the newest copy; ``look`` where layers are measured there."""
+    # What is known of updates and rates does not go back with the weights.
+    kept = track.baseline.outlasting()
+    if track.snapshots.latest is not None:
+        track.load_memory(track.snapshots.latest.extra)
+    track.baseline.outlast(kept)
+    track.treatment.go_back(look=look)

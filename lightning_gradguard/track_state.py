@@ -1,0 +1,72 @@
+"""What a checkpoint holds of one optimizer. Its keys are those of older versions, whatever the parts are called now."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lightning_gradguard.history.interval import ExponentialInterval
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy.act import Act
+from lightning_gradguard.records import incident_from_json, plain_statistics, statistics_from, to_json
+from lightning_gradguard.snapshots.store import SnapshotStore
+
+
+def state_of(track: OptimizerTrack) -> dict[str, Any]:
+    """Return everything learned, for a checkpoint."""
+    return {
+        "memory": track.memory(),
+        "remedies": track.remedies.state_dict(),
+        "policy": track.policy.state_dict(),
+        "untouched": track.untouched,
+        # A checkpoint holds one process's state, and its shards are of no use to the others.
+        "snapshots": track.snapshots.state_dict() if not track.sharded else SnapshotStore().state_dict(),
+        **track.treatment.state_dict(sharded=track.sharded),
+        "batches": track.batches.state_dict(),
+        "meter": track.accumulator.state_dict(),
+        "incident": to_json(
+            track.incident and dataclasses.replace(track.incident, trials=tuple(track.treatment.trials))
+        ),
+        "steps": track.steps,
+        "watchful": track.watchful,
+        "glances": [track.odd_loss_interval.last, track.odd_loss_interval.gap],
+        "audits": [track.audit_interval.last, track.audit_interval.gap],
+        "writes": -1 if track.watch.usual is None else track.watch.usual,
+        "check_up": track.check_up,
+        "last": plain_statistics(track.last),
+        "losses": list(track.joint_loss.own),
+        "shared": list(track.joint_loss.averaged),
+        "noticed": track.notices.state_dict(),
+    }
+
+
+def load_state(track: OptimizerTrack, state: dict[str, Any]) -> None:
+    """Take back what :func:`state_of` returned; remedies that are new since then start afresh."""
+    track.load_memory(state["memory"])
+    track.remedies.load_state_dict(state["remedies"])
+    track.policy.load_state_dict(state["policy"])
+    track.untouched = bool(state["untouched"])
+    track.snapshots.load_state_dict(state["snapshots"])
+    track.batches.load_state_dict(state["batches"])
+    track.accumulator.load_state_dict(state["meter"])
+    track.incident = incident_from_json(state["incident"]) if state["incident"] else None
+    track.treatment.load_state_dict(state, () if track.incident is None else track.incident.trials)
+    if (trial := track.treatment.trial) is not None:
+        trial.lowers_rate = Act.BACKOFF in track.remedies.done_by(trial.treatment)
+    track.incident = track.incident and dataclasses.replace(track.incident, trials=())
+    track.steps, track.watchful = int(state["steps"]), int(state["watchful"])
+    track.odd_loss_interval = ExponentialInterval(*map(int, state["glances"]))
+    track.audit_interval = ExponentialInterval(*map(int, state["audits"]))
+    track.watch.usual = None if state["writes"] < 0 else int(state["writes"])
+    track.check_up = bool(state["check_up"])
+    track.last = statistics_from(state["last"])
+    track.gate.drop()
+    track.joint_loss.own = [float(v) for v in state["losses"]]
+    track.joint_loss.averaged = [float(v) for v in state["shared"]]
+    track.notices.load_state_dict(state["noticed"])
+
+
+def go_on_from(track: OptimizerTrack, state: dict[str, Any]) -> None:
+    """Take back what :func:`state_of` returned, and change the module as the remedies had changed it."""
+    load_state(track, state)
+    track.remedies.resume(track.module)

@@ -1,0 +1,72 @@
+"""The optimizers of a run, in the order in which they were met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.track_state import go_on_from, state_of
+
+Make = Callable[[int, nn.Module, torch.optim.Optimizer], OptimizerTrack]
+
+
+class Tracks:
+    """Know the track of each optimizer, and keep what was learned of those that are not met yet.
+
+    Args:
+        make: Makes a track, given its index, the root module and the optimizer.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._met: dict[int, OptimizerTrack] = {}
+        self._waiting: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[OptimizerTrack]:
+        """Go through the tracks."""
+        return iter(self._met.values())
+
+    def __len__(self) -> int:
+        """Return how many optimizers have been met."""
+        return len(self._met)
+
+    def of(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack | None:
+        """Return the track of an optimizer, None of one that has not been met."""
+        return self._met.get(id(optimizer))
+
+    def meet(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[OptimizerTrack, Any]:
+        """Make the track of an optimizer; return it with what was learned of it before, None where that is nothing."""
+        track = self._make(len(self._met), module, optimizer)
+        self._met[id(optimizer)] = track
+        return track, self._waiting.pop(str(track.index), None)
+
+    def forget(self) -> None:
+        """Forget what was learned of optimizers that are not met yet."""
+        self._waiting = {}
+
+    def close(self) -> None:
+        """Put everything back, and take all hooks off."""
+        for track in self:
+            track.close()
+
+    def leave(self) -> None:
+        """Let go of the optimizers, and keep what was learned for the next time that they are met."""
+        try:
+            self._waiting = self.state_dict()
+        finally:
+            self._met.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned of each, by its index; of those that have not been met yet what was loaded for them."""
+        return {**self._waiting, **{str(track.index): state_of(track) for track in self}}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are met."""
+        self._waiting = dict(states)
+        for track in self:
+            if str(track.index) in self._waiting:
+                go_on_from(track, self._waiting.pop(str(track.index)))
