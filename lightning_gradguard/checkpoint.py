@@ -1,4 +1,4 @@
-"""Try a saved state on copies, so that one which does not fit is refused before anything is touched."""
+"""Try a saved state on copies: what does not fit is forgotten, or refused, before anything is touched."""
 
 from __future__ import annotations
 
@@ -20,24 +20,37 @@ from lightning_gradguard.records import Incident, incident_from_json
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
 
-VERSION = 2
-"""Of the state; that of version 1 is migrated, and another one is refused."""
+VERSION = 3
+"""Of the state. It moves with every change of the state's keys; what was saved under an earlier one is migrated step by step."""
 # What a fresh track cannot be the model for: parts that may have changed since, and what is empty at first.
 _OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
 
 
 def migrate(state: Any) -> Any:
-    """Return a state of version 1 as one of this version: its incidents are kept, and what its rules had learned is dropped."""
-    if not isinstance(state, dict) or state.get("version") != 1:
-        return state
+    """Return a state of an earlier version as one of this version; another state as it is."""
+    while isinstance(state, dict) and type(version := state.get("version")) is int and version in _MIGRATIONS:
+        state = _MIGRATIONS[version](state)
+    return state
+
+
+def _from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Keep the incidents, and drop what rules had learned that are gone."""
     warnings.warn(
         "GradGuard: the saved state is of an older version: its incidents are kept, and what is usual in this run is learned anew",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     incidents = state.get("incidents")
     kept = list(map(_migrated, incidents)) if isinstance(incidents, list) else incidents
-    return {**state, "version": VERSION, "lanes": {}, "incidents": kept, "armed": "", "awaiting": []}
+    return {**state, "version": 2, "lanes": {}, "incidents": kept, "armed": "", "awaiting": []}
+
+
+def _from_2(state: dict[str, Any]) -> dict[str, Any]:
+    """Change nothing but the number: what is new since then is completed, and what has another name is learned anew."""
+    return {**state, "version": 3}
+
+
+_MIGRATIONS = {1: _from_1, 2: _from_2}
 
 
 def _migrated(incident: Any) -> Any:
@@ -52,6 +65,110 @@ def _migrated(incident: Any) -> Any:
         return {**incident, "actions": actions, "closed": last if incident["closed"] is None else incident["closed"]}
     except (AttributeError, KeyError, TypeError):
         return incident  # What is wrong with it, the check will tell.
+
+
+def usable(
+    state: Any,
+    module: nn.Module | None,
+    *,
+    detectors: Sequence[Detector],
+    remedies: Sequence[Remedy],
+    policy: Policy,
+    snapshots: SnapshotStore,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what can be used of a state, completed by what is new since it was saved, and the names of what cannot.
+
+    Without what was learned of healthy steps all else of an optimizer is of no use: a run that is known to be old, and of which
+    nothing is known besides, would be taken for one that has learned nothing yet. An open incident is of one piece with the treatment
+    on trial.
+    """
+    parts: dict[str, Any] = {"detectors": detectors, "remedies": remedies, "policy": policy, "snapshots": snapshots}
+    found: dict[str, Any] = {"version": VERSION, "lanes": {}, "incidents": [], "armed": "", "awaiting": []}
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        return found, ["all of it"]
+
+    def fits(**more: Any) -> bool:
+        try:
+            rehearse({**found, **more}, module, isolate=False, **parts)
+        except GuardError:
+            return False
+        return True
+
+    forgotten: list[str] = []
+    for key in ("armed", "awaiting"):
+        if key in state and fits(**{key: state[key]}):
+            found[key] = state[key]
+    for number, incident in enumerate(_items(state.get("incidents"), forgotten, "incidents")):
+        if fits(incidents=[incident]):
+            found["incidents"].append(incident)
+        else:
+            forgotten.append(f"incidents[{number}]")
+    lanes = state.get("lanes")
+    if not isinstance(lanes, dict):
+        forgotten.append("lanes")
+        return found, forgotten
+    for index, saved in lanes.items():
+        fresh = _scratch(0, isolate=None, **parts).state_dict()
+        lane = _completed(fresh, saved)
+        known = set(fresh["memory"]["baseline"])
+        if fits(lanes={index: lane}) and set(lane["memory"]["baseline"]) <= known:
+            found["lanes"][index] = lane
+            continue
+        if not isinstance(lane, dict) or not fits(lanes={index: {**fresh, "memory": lane.get("memory")}}):
+            forgotten.append(f"all of optimizer {index}")
+            continue
+        if not set(lane["memory"]["baseline"]) <= known:
+            forgotten.append(f"all of optimizer {index}")
+            continue
+        kept = {**fresh, "memory": lane["memory"]}
+        for group in (_INCIDENT, *((key,) for key in fresh if key not in _INCIDENT)):
+            candidate = {**kept, **{key: lane[key] for key in group}}
+            if fits(lanes={index: candidate}):
+                kept = candidate
+            else:
+                forgotten += [f"{key} of optimizer {index}" for key in group]
+        found["lanes"][index] = kept
+    still = [lane["incident"] for lane in found["lanes"].values() if lane["incident"] is not None]
+    open_now = {(one["optimizer"], one["number"]) for one in still}
+    # Nobody is left to close the others.
+    found["incidents"] = [
+        one if (one["optimizer"], one["number"]) in open_now else _migrated(one) for one in found["incidents"]
+    ]
+    return found, forgotten
+
+
+_INCIDENT = ("incident", "trial", "treating", "trouble", "policy")
+
+
+def _items(value: Any, forgotten: list[str], where: str) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    forgotten.append(where)
+    return []
+
+
+def _completed(model: Any, saved: Any) -> Any:
+    """Return what was saved with the defaults of what is new, in snapshots too."""
+    if not isinstance(model, dict) or not isinstance(saved, dict):
+        return saved
+    whole = {key: _completed(value, saved[key]) if key in saved else value for key, value in model.items()}
+    whole = {**saved, **whole}
+    for room, key in (("snapshots", "kept"), ("treating", "untreated")):
+        if "memory" in model and isinstance(whole.get(room), dict) and isinstance(whole[room].get(key), list):
+            copies = [
+                {**one, "extra": _completed(model["memory"], one["extra"])}
+                if isinstance(one, dict) and isinstance(one.get("extra"), dict)
+                else one
+                for one in whole[room][key]
+            ]
+            whole[room] = {**whole[room], key: copies}
+    return whole
+
+
+def _scratch(index: int, *, isolate: Any, **parts: Any) -> OptimizerTrack:
+    """Return a track of nothing, to try a state on."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    return OptimizerTrack(index, nn.Module(), optimizer, isolate=isolate, **parts)
 
 
 def rehearse(
@@ -78,10 +195,8 @@ def rehearse(
         for number, incident in enumerate(state["incidents"]):
             _incident(incident, f"incidents[{number}]")
         for index, saved in state["lanes"].items():
-            track = OptimizerTrack(
+            track = _scratch(
                 int(index),
-                nn.Module(),
-                torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0),
                 detectors=detectors,
                 remedies=remedies,
                 policy=policy,

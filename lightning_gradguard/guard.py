@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.attribution.freshness import untouched
 from lightning_gradguard.attribution.probe import can_leave_graphs
 from lightning_gradguard.attribution.weights import outlandish
-from lightning_gradguard.checkpoint import VERSION, migrate, rehearse
+from lightning_gradguard.checkpoint import VERSION, migrate, rehearse, usable
 from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.detectors import (
     BadStart,
@@ -409,24 +410,38 @@ class Guard:
             **self._investigation.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
 
-        Of a state of version 1 only the incidents are taken, with a warning: the rules that its numbers were learned by are gone.
+        What an earlier version has saved is migrated, and what is new since then takes its default. What still does not fit is
+        forgotten with one warning that names it, and training goes on. Of a state of version 1 only the incidents are taken: the rules
+        that its numbers were learned by are gone.
+
+        Args:
+            state: What was saved.
+            strict: Whether to refuse a state of which anything does not fit.
 
         Raises:
-            GuardError: The state does not fit, or a part cannot load what it saved; nothing has been changed then.
+            GuardError: ``strict``, and the state does not fit, or a part cannot load what it saved; nothing has been changed then.
         """
         state = migrate(state)
-        rehearse(
-            state,
-            self._module,
-            detectors=self._detectors,
-            remedies=self._remedies,
-            policy=self._policy,
-            snapshots=self._snapshots,
-            isolate=self.on_error == "warn",
-        )
+        parts: dict[str, Any] = {"detectors": self._detectors, "remedies": self._remedies, "policy": self._policy}
+        parts["snapshots"] = self._snapshots
+        if strict:
+            rehearse(state, self._module, isolate=self.on_error == "warn", **parts)
+        else:
+            state, forgotten = usable(state, self._module, **parts)
+            if forgotten:
+                warnings.warn(
+                    "GradGuard: what does not fit of the saved state was forgotten, and is learned anew: "
+                    + ", ".join(forgotten),
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        # Weights that come with a state have been trained, whether or not it tells.
+        self.resumed = True
+        for track in self._tracks.values():
+            track.untouched = False
         self._recorder.incidents = [incident_from_json(i) for i in state["incidents"]]
         self._waiting = dict(state["lanes"])
         for track in self._tracks.values():

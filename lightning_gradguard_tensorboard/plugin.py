@@ -81,6 +81,8 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         self._provider = context.data_provider
         self._cache: OrderedDict[Key, tuple[Stamp, Any]] = OrderedDict()
         self._lock = threading.Lock()
+        # Held by who decodes, so that one large run keeps nobody from the others.
+        self._turns: dict[Key, threading.Lock] = {}
 
     def data_plugin_names(self) -> tuple[str, ...]:
         """Name whose summaries are read."""
@@ -215,7 +217,7 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         for at, tag, _ in self._list(request, run):
             if at == run and tag.kind == "incidents":
                 for datum in self._read(request, wire.INCIDENTS_PLUGIN, run, tag.name, 10**6):
-                    event = story.parse_event(datum.step, datum.wall_time, tag.optimizer, datum.numpy.item())
+                    event = story.parse_event(datum.step, datum.wall_time, tag.optimizer, datum.numpy)
                     events += [event] if event else []
         return sorted(events, key=lambda event: event.tick)
 
@@ -279,13 +281,13 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         parts = []
         for tag, mine in self._lists(request, run, optimizer).items():
             read = self._read(request, wire.LAYERS_PLUGIN, run, tag.name, most)
-            read = [one for one in read if one.numpy.shape == (2, len(mine))]
+            read = [one for one in read if one.numpy.shape == (2, len(mine)) and one.numpy.dtype.kind == "f"]
             parts.append(
                 (
                     np.array([one.step for one in read], np.int64),
                     np.array([one.wall_time for one in read], np.float64),
                     series.spread(
-                        np.array([one.numpy for one in read], np.float16).reshape(-1, 2, len(mine)), mine, names
+                        np.array([one.numpy for one in read], np.float16).reshape(len(read), 2, len(mine)), mine, names
                     ),
                 )
             )
@@ -301,15 +303,19 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         listed = self._tags(request, run, optimizer)
         stamp = tuple(sorted((tag.name, one.max_step, one.max_wall_time) for tag, one in listed.items()))
         key = (plugin_util.experiment_id(request.environ), run, optimizer, kind)
-        # One request decodes while the others of a page just opened wait for it, instead of all doing the same.
         with self._lock:
-            known = self._cache.get(key)
-            if known is None or known[0] != stamp:
-                known = self._cache[key] = stamp, decode()
-            self._cache.move_to_end(key)
-            while len(self._cache) > ENTRIES_CACHED:
-                self._cache.popitem(last=False)
-            return known[1]
+            turn = self._turns.setdefault(key, threading.Lock())
+        # One request decodes while the others of a page just opened wait for it, instead of all doing the same.
+        with turn:
+            with self._lock:
+                known = self._cache.get(key)
+            made = known[1] if known is not None and known[0] == stamp else decode()
+            with self._lock:
+                self._cache[key] = stamp, made
+                self._cache.move_to_end(key)
+                while len(self._cache) > ENTRIES_CACHED:
+                    self._cache.popitem(last=False)
+        return made
 
     def _lists(self, request: wrappers.Request, run: str, optimizer: int) -> dict[wire.Tag, tuple[str, ...]]:
         """Return the lists of layers that the run has had, one a tag."""

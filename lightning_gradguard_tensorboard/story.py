@@ -35,6 +35,10 @@ Level = Literal["good", "warning", "bad"]
 Words = list[dict[str, str]]
 """A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page parses no markup."""
 
+LONGEST = 2**20
+"""Bytes of an event; the guard's longest, of twenty actions with all their evidence, has some ten thousand."""
+DEEPEST = 40
+"""Levels of an event's JSON; the guard's have nine."""
 SETTLED = 500
 """Steps without trouble after which what is over is no cause for amber any more."""
 
@@ -49,13 +53,29 @@ class Event:
     payload: Mapping[str, Any]
 
 
-def parse_event(tick: int, wall_time: float, optimizer: int, text: bytes | str) -> Event | None:
-    """Read one event, or return None if it is not the JSON object it should be."""
+def parse_event(tick: int, wall_time: float, optimizer: int, tensor: Any) -> Event | None:
+    """Read one event from a tensor that holds one text, or return None if it is not what it should be, or cannot be told."""
     try:
-        payload = json.loads(text)
-    except (ValueError, TypeError):
+        text = tensor if isinstance(tensor, (bytes, str)) else tensor.item()
+        payload = json.loads(text, parse_int=_whole) if len(text) <= LONGEST else None
+        if not isinstance(payload, dict) or _deeper(payload, DEEPEST):
+            return None
+        event = Event(tick, wall_time, optimizer, payload)
+        # Whoever wrote it, what cannot be told must not take the others with it.
+        verdict(incidents([event], {}), None)
+        notices([event])
+    except Exception:
         return None
-    return Event(tick, wall_time, optimizer, payload) if isinstance(payload, dict) else None
+    return event
+
+
+def _whole(digits: str) -> float:
+    return int(digits) if len(digits) < 17 else float(digits)
+
+
+def _deeper(value: Any, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most == 0 or any(_deeper(one, most - 1) for one in inner)
 
 
 def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[str, Any]]:

@@ -52,6 +52,8 @@ COLUMNS = (
 )
 """What a window holds; raw linear units, may be inf or NaN. ``clipped``, ``skipped`` and ``overflows`` are counts since the run began."""
 
+FARTHEST = 2.0**53
+"""No step is as far as that: beyond, a double does not tell it from the next."""
 FIRST_COLUMNS = 9
 """Count of columns in the first version; later ones append."""
 
@@ -86,7 +88,9 @@ def parse_window(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | 
     >>> parse_window(np.arange(9.0)).tolist()[7:10]
     [7.0, 8.0, nan]
     """
-    if numbers.ndim != 1 or len(numbers) < FIRST_COLUMNS or not np.isfinite(numbers[:2]).all():
+    if numbers.dtype.kind not in "fiu" or numbers.ndim != 1 or len(numbers) < FIRST_COLUMNS:
+        return None
+    if not (np.abs(numbers[:2]) < FARTHEST).all():
         return None
     row = np.full(len(COLUMNS), np.nan)
     row[: len(numbers)] = numbers[: len(COLUMNS)]
@@ -98,5 +102,5 @@ def parse_layers(content: bytes) -> tuple[tuple[str, ...], int]:
     try:
         read = json.loads(content)
         return tuple(str(name) for name in read["layers"]), int(read["version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return (), 0

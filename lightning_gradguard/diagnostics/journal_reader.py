@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_gradguard.diagnostics.decode import Malformed, decode
 from lightning_gradguard.records import Incident, Window
 
 MAX_PROBLEMS = 100
+LONGEST = 2**24
+"""Bytes of a line; a window of a hundred thousand layers has two million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def read_runs(path: str | os.PathLike[str]) -> dict[str, JournalContents]:
 def _read(path: str | os.PathLike[str], *, split: bool) -> dict[str, JournalContents]:
     readers: dict[str, _Reader] = {}
     with open(path, "rb") as file:
-        parsed = [(number, _parsed(line)) for number, line in enumerate(file, start=1) if line.strip()]
+        parsed = [(number, _parsed(line)) for number, line in enumerate(_lines(file), start=1) if line.strip()]
     run = next((_run(entry) for _, entry in parsed if isinstance(entry, dict)), "") if split else ""
     for number, entry in parsed:
         if split and isinstance(entry, dict):
@@ -89,11 +93,21 @@ def _read(path: str | os.PathLike[str], *, split: bool) -> dict[str, JournalCont
 
 def _parsed(line: bytes) -> dict[str, Any] | str:
     """Return what a line holds, or why it cannot be read."""
+    if len(line) > LONGEST:
+        return f"is longer than {LONGEST:,} bytes"
     try:
         entry = json.loads(line.decode("utf-8"))
         return entry if isinstance(entry, dict) else f"should be an object, not {type(entry).__name__}"
     except (ValueError, RecursionError) as error:
         return _why(error) if line.endswith(b"\n") else "is cut off: the run was killed while writing it"
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, of one that has no end only so much that it is known to be none of ours."""
+    while line := file.readline(LONGEST + 1):
+        yield line
+        while len(line) > LONGEST and not line.endswith(b"\n"):
+            line = file.readline(LONGEST + 1)
 
 
 class _Reader:
@@ -135,15 +149,15 @@ class _Reader:
 
     def _window(self, entry: dict[str, Any]) -> Window:
         peaks = entry.get("layer_peaks")
+        counts = entry.get("layer_nonfinite")
         size = len(peaks) if isinstance(peaks, list) else 0
         optimizer = entry.get("optimizer")
         layers = self._layers.get((_run(entry), optimizer), ()) if isinstance(optimizer, int) else ()
-        window = decode(
-            Window, {**entry, "layers": list(layers), "layer_nonfinite": entry.get("layer_nonfinite") or [0] * size}
-        )
-        if not len(layers) == len(window.layer_peaks) == len(window.layer_nonfinite):
+        # Before anything is read, since there may be many such windows, and many names.
+        if size != len(layers) or (counts and (not isinstance(counts, list) or len(counts) != size)):
             raise Malformed(f"has {size} layers where {len(layers)} names are known")
-        return window
+        window = decode(Window, {**entry, "layers": [], "layer_nonfinite": counts or [0] * size})
+        return dataclasses.replace(window, layers=layers)
 
     def _complain(self, line: int, reason: str) -> None:
         self._result.unreadable += 1
