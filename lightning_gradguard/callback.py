@@ -189,6 +189,7 @@ class GradGuard(Callback):
                 size,
                 mean=lambda values: _mean(strategy, values),
                 gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
+                neighbours=trainer.num_devices,
             )
         )
         self._own_sinks += [sink for sink in self.guard.sinks if not any(sink is own for own in self._own_sinks)]

@@ -43,6 +43,7 @@ from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore
 from lightning_gradguard.snapshots.when import worth_keeping
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
+from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.statistics.update_ratio import build_up
 from lightning_gradguard.treatment import LIFE, Treatment
@@ -249,6 +250,10 @@ class OptimizerTrack:
         return worth_keeping(
             self.snapshots, step, statistics, self.baseline, incident=self.incident is not None, trial=trial
         )
+
+    def plan_snapshots(self, collectives: Collectives) -> str | None:
+        """Have less kept where the host has too little memory for it; return what to warn of."""
+        return self.snapshots.plan(self.parameters, self.trained.buffers(), self.optimizer, collectives)
 
     def take_snapshot(self, step: int) -> None:
         """Keep a copy of the state before ``step``."""

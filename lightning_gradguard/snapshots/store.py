@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_gradguard import checks
+from lightning_gradguard.snapshots.budget import Keeping, fitting, left, need
+from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.sharding import as_part, comparable
 
 PINNED = 2**30
@@ -97,11 +99,21 @@ class SnapshotStore:
         every: Steps between snapshots in a run that is under way.
         keep: Snapshots kept; each takes the memory of parameters, their buffers and optimizer state once. 0 switches
             them off.
+        max_bytes: Most bytes of host memory that the snapshots of one process may take; None for no bound but the share.
+        max_share: Share of the memory that the host has left before the first snapshot, which those of all its processes may take.
+            What does not fit is made smaller, with a warning: one snapshot, one without the optimizer's state, none.
     """
 
-    def __init__(self, *, every: int = 100, keep: int = 2) -> None:
+    def __init__(
+        self, *, every: int = 100, keep: int = 2, max_bytes: int | None = None, max_share: float = 0.25
+    ) -> None:
         self.every = checks.whole("every", every, least=1)
         self.keep = checks.whole("keep", keep)
+        self.max_bytes = None if max_bytes is None else checks.whole("max_bytes", max_bytes)
+        self.max_share = checks.number("max_share", max_share, above=0.0)
+        # How much of the state is kept, and the bytes of a snapshot that this was decided for.
+        self.keeping = Keeping.ALL
+        self._planned = 0
         self._kept: list[Snapshot] = []
         self._due = self._taken = 0
         # Steps of those that a checkpoint holds too.
@@ -146,6 +158,47 @@ class SnapshotStore:
         """Tell whether the next snapshot has been due for several intervals."""
         return step >= self._due + PATIENT * self.every
 
+    def plan(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        collectives: Collectives,
+    ) -> str | None:
+        """Hold what the next snapshot takes against what the host has left; keep less where it is too much, and return what to warn of.
+
+        Asked before each, and decided before the first, and anew where one takes more than was foreseen; all processes decide alike.
+        """
+        wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
+        if wanted.whole <= self._planned or self.keep == 0:
+            return None
+        self._planned = wanted.whole
+        mine, told = fitting(
+            wanted,
+            self.keep,
+            available=left(),
+            processes=collectives.neighbours,
+            max_bytes=self.max_bytes,
+            max_share=self.max_share,
+        )
+        level = mine
+        if collectives.size > 1:
+            # Of those that it does not fit alike, the one with the least room decides.
+            levels = [Keeping.ONE, Keeping.LEAN, Keeping.NOTHING]
+            short = collectives.mean([float(mine >= one) for one in levels])
+            level = max(
+                [one for one, share in zip(levels, short, strict=True) if not share <= 0.0], default=Keeping.ALL
+            )
+        if level <= self.keeping:
+            return None
+        self.keeping = level
+        if level is Keeping.NOTHING:
+            self.switch_off()
+        else:
+            self.keep = min(self.keep, 1)
+            del self._kept[: -self.keep]
+        return told if level is mine and told else f"another process has too little memory for snapshots: {level.told}"
+
     @torch.no_grad()
     def take(
         self,
@@ -175,13 +228,13 @@ class SnapshotStore:
         old = over or Snapshot(0, {}, {}, {})
         state: dict[str, dict[str, Any]] = {}
         for name, p in parameters.items():
-            if (held := optimizer.state.get(p)) is not None:
+            if (held := optimizer.state.get(p)) is not None and self.keeping is not Keeping.LEAN:
                 used = old.optimizer_state.get(name, {})
                 state[name] = {key: _host(value, used.get(key)) for key, value in held.items()}
         values = {name: _host(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: _host(b, old.buffers.get(name)) for name, b in buffers.items()}
-        held = [*parameters.values(), *buffers.values(), *(optimizer.state.get(p) for p in parameters.values())]
-        for device in {t.device for t in tree_leaves(held) if isinstance(t, Tensor) and t.is_cuda}:
+        read = [*parameters.values(), *buffers.values(), *(optimizer.state.get(p) for p in parameters.values())]
+        for device in {t.device for t in tree_leaves(read) if isinstance(t, Tensor) and t.is_cuda}:
             # One event a stream, behind all that it has been told: the next one stands for those before it too.
             stream = torch.cuda.current_stream(device)
             self._coming[device, stream.cuda_stream] = stream.record_event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE
@@ -59,9 +60,9 @@ def attempt(store: SnapshotStore, take: Callable[[], None], collectives: Collect
     try:
         take()
     except (MemoryError, RuntimeError) as error:
-        failure = str(error)
+        failure = f"no memory for a snapshot: {error}" if out_of_memory(error) else f"a snapshot failed: {error!r}"
     # Where one process has no snapshot to go back to, the others must not go back either.
     if not collectives.mean([float(failure is not None)]) > [0.0]:
         return None
     store.switch_off()
-    return f"no memory for a snapshot ({failure or 'on another process'}); rollback is switched off, training goes on"
+    return f"{failure or 'no snapshot on another process'}; rollback is switched off, training goes on"

@@ -15,6 +15,7 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.step.passing import keep_state
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
 from lightning_gradguard.treatment import LIFE, USED_UP
@@ -53,7 +54,7 @@ def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics)
         return verdict
     if (told := track.remedies.finish(run.collectives.mean if run.collectives.size > 1 else None)) is not None:
         # From here on this is the beginning that a lower rate goes back to.
-        track.take_snapshot(track.steps)
+        keep_state(run, track, track.steps)
         return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
     return track.treatment.alarm(found, track.baseline.updates.ratio)
 

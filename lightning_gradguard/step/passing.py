@@ -61,6 +61,15 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
         return
     if batch is not None:
         track.batches.remember(batch)
+    keep_state(run, track, step)
+
+
+def keep_state(run: Run, track: OptimizerTrack, step: int) -> None:
+    """Copy the state from before a step, as far as memory allows; every process does so at the same step."""
+    if told := track.plan_snapshots(run.collectives):
+        run.recorder.warn(told, told)
+    if track.snapshots.keep == 0:
+        return
     if failure := attempt(track.snapshots, lambda: track.take_snapshot(step), run.collectives):
         run.recorder.warn("snapshots", failure)
 

@@ -11,7 +11,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.step.passing import hidden, tell_of_poison
+from lightning_gradguard.step.passing import hidden, keep_state, tell_of_poison
 from lightning_gradguard.step.recording import close, record
 from lightning_gradguard.step.run import Run
 
@@ -32,7 +32,7 @@ def treat(
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
     if run.acts:
-        _prepare(track, called_for, finite=statistics.finite)
+        _prepare(run, track, called_for, finite=statistics.finite)
         outcomes = track.remedies.apply(decision.remedies, context)
         _learn_of_remedies(track, context, outcomes)
         _open_trial(track, decision, outcomes, statistics.step)
@@ -105,12 +105,12 @@ def _tell(
     context.limit, context.target = limit, track.target(limit)
 
 
-def _prepare(track: OptimizerTrack, called_for: Decision, *, finite: bool) -> None:
+def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: bool) -> None:
     """Copy what a treatment may have to be taken back to."""
     known = track.baseline
     if track.snapshots.empty and known.count == 0:
         # Whatever becomes of the very first steps, there must be something to go back to.
-        track.take_snapshot(track.steps - 1)
+        keep_state(run, track, track.steps - 1)
     track.treatment.prepare(
         called_for,
         finite=finite,
