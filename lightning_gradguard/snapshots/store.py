@@ -21,6 +21,8 @@ PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
 COUNTS = frozenset({"step", "mu_product"})
 """Entries of an optimizer's state that torch keeps on the host, unless it is fused or capturable."""
+UNFORESEEN = 2**16
+"""Bytes by which a snapshot may grow before it is held anew against what the host has left."""
 PATIENT = 3
 """Intervals after which a state is copied though the loss is worse than it was."""
 EARLY = 10
@@ -168,7 +170,8 @@ class SnapshotStore:
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
         if wanted.whole <= self._planned or self.keep == 0:
             return None
-        self._planned = wanted.whole
+        # With room for what could not be foreseen: counts of steps, and a buffer or two.
+        self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN
         mine, told = fitting(
             wanted,
             self.keep,
