@@ -5,7 +5,7 @@
 
 from lightning_gradguard.callback import GradGuard
 from lightning_gradguard.errors import GuardError, TrainingDiverged
-from lightning_gradguard.guard import Guard
+from lightning_gradguard.guard import Guard, default_detectors, default_remedies
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.report import show
@@ -21,6 +21,8 @@ __all__ = [
     "SnapshotStore",
     "StepReport",
     "TrainingDiverged",
+    "default_detectors",
+    "default_remedies",
     "show",
 ]
 __version__ = "0.1.0"

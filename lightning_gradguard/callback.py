@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradguard import twins
+from lightning_gradguard import checks, twins
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import Console, Journal, MetricsSink, Sink
+from lightning_gradguard.diagnostics import Console, Event, Journal, MetricsSink, Sink
 from lightning_gradguard.diagnostics.bar import BarWord
 from lightning_gradguard.diagnostics.journal import new_run
 from lightning_gradguard.guard import Guard
@@ -56,12 +56,15 @@ class GradGuard(Callback):
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
             gradients) a NaN reaches the weights, of which a warning tells.
+        exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
         progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
+        sinks: Where the record goes besides, on the first process; a sink that is added to ``guard.guard.sinks`` before ``fit`` stays too.
+        on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
@@ -83,9 +86,12 @@ class GradGuard(Callback):
         mode: Literal["guard", "watch"] = "guard",
         detectors: Sequence[Detector] | None = None,
         remedies: Sequence[Remedy] | None = None,
+        exclude: Sequence[str] = (),
         policy: Policy | None = None,
         snapshots: SnapshotStore | None = None,
         log_every: int = 50,
+        sinks: Sequence[Sink] = (),
+        on_incident: Callable[[Incident, Event], object] | None = None,
         journal: bool = True,
         progress_bar: bool = False,
         histograms: bool = False,
@@ -97,29 +103,38 @@ class GradGuard(Callback):
             mode=mode,
             detectors=detectors,
             remedies=remedies,
+            exclude=exclude,
+            sinks=sinks,
+            on_incident=on_incident,
             policy=policy,
             snapshots=snapshots,
             log_every=log_every,
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
-        self._journal = journal
+        self._journal = checks.flag("journal", journal)
         self._run = new_run()
         self._journal_path: Path | None = None
-        self._word = BarWord() if progress_bar else None
+        self._word = BarWord() if checks.flag("progress_bar", progress_bar) else None
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # One that the environment asked for gives way to one that the user has passed.
         self._standby = False
         # Made once, since Lightning asks for it at every hook. On standby there may be another guard in the same Trainer, which
         # refuses two of one key.
         self._keys = tuple(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True}))
-        self._histograms = histograms
+        self._histograms = checks.flag("histograms", histograms)
+        # The guard lets go of its sinks at the end of a run; these are there in the next one too.
+        self._own_sinks: list[Sink] = []
         self._loss: Tensor | None = None
         self._batch: Any = None
         self._batch_index: int | None = None
         self._clipping: tuple[LightningModule, Any] | None = None
         # Whether the module clips in a method of its own; asked once, since steps are many.
         self._clips_itself = False
+
+    def __repr__(self) -> str:
+        """Return what it looks for and what it may do, by name."""
+        return f"Grad{self.guard!r}"
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
@@ -177,7 +192,8 @@ class GradGuard(Callback):
                 neighbours=trainer.num_devices,
             )
         )
-        self.guard.sinks[:] = self._sinks(trainer)
+        self._own_sinks += [sink for sink in self.guard.sinks if not any(sink is own for own in self._own_sinks)]
+        self.guard.sinks[:] = self._sinks(trainer) + (self._own_sinks if trainer.is_global_zero else [])
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
         # WeightAveraging and StochasticWeightAveraging keep theirs to themselves.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,13 +52,58 @@ def instance(name: str, value: T, kind: type[Any]) -> T:
 
 
 def instances(name: str, values: Sequence[T], kind: type[Any]) -> list[T]:
-    """Return ``values`` as a list if each is a ``kind`` and no two share a name; raise ValueError otherwise."""
+    """Return ``values`` as a list if each is a ``kind`` with a name of its own; raise ValueError otherwise."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a list of instances of {kind.__name__}, got {values!r}")
     names: set[object] = set()
+    values = list(values)
     for value in values:
         if not isinstance(value, kind):
             raise ValueError(f"{name} must hold instances of {kind.__name__}, got {value!r}")
-        own = getattr(value, "name", None)
-        if own in names:
+        # Sinks have none.
+        own = getattr(value, "name", "") if hasattr(kind, "name") or "name" in kind.__annotations__ else None
+        if own == "" or not isinstance(own, str | None):
+            raise ValueError(
+                f"{name} must each have a name, a string, as a class attribute; {type(value).__name__} has {own!r}"
+            )
+        if own is not None and own in names:
             raise ValueError(f"{name} must not hold two of the same name, got {own!r} twice")
         names.add(own)
-    return list(values)
+    return values
+
+
+def flag(name: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False; raise ValueError otherwise."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def function(name: str, value: T) -> T:
+    """Return ``value`` if it can be called; raise ValueError otherwise."""
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {value!r}")
+    return value
+
+
+def matching(name: str, patterns: Collection[str], known: Collection[str]) -> set[str]:
+    """Return those of the ``known`` names that match a shell-style pattern; raise ValueError if one matches none."""
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise ValueError(f"{name} must be a list of patterns, got {patterns!r}")
+    found = set[str]()
+    for pattern in patterns:
+        matched = {one for one in known if isinstance(pattern, str) and fnmatchcase(one, pattern)}
+        if not matched:
+            raise ValueError(f"{name} must match some of {', '.join(known)}, got {pattern!r}")
+        found |= matched
+    return found
+
+
+def described(part: object) -> str:
+    """Return a part as it would be constructed, with those arguments that are not their defaults: ``Spike(factor=20.0)``."""
+    shown = []
+    for name, parameter in list(inspect.signature(type(part).__init__).parameters.items())[1:]:
+        value = getattr(part, name, parameter.default)
+        if value is not parameter.default and value != parameter.default:
+            shown.append(f"{name}={value!r}")
+    return f"{type(part).__name__}({', '.join(shown)})"

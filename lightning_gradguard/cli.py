@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_gradguard import __version__
 from lightning_gradguard.report import RunStory, find_journals, follow, read_stories, render_page, render_text
 
 PAGE_NAME = "gradguard-report.html"
@@ -80,6 +81,7 @@ def _complain(sentence: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lightning-gradguard", description="What GradGuard saw and did in a run.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser(
         "report", help="print the story of a run and write it as one HTML page", epilog=_EPILOG

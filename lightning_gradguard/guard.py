@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.freshness import untouched
+from lightning_gradguard.attribution.probe import can_leave_graphs
+from lightning_gradguard.attribution.weights import outlandish
 from lightning_gradguard.checkpoint import VERSION, migrate, rehearse, usable
 from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.detectors import (
@@ -30,8 +32,9 @@ from lightning_gradguard.detectors import (
     Spike,
     Vanishing,
 )
+from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
-from lightning_gradguard.diagnostics.sink import Sink
+from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
@@ -87,7 +90,9 @@ class Guard:
             non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
+        exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
         sinks: Where the record goes.
+        on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
@@ -119,7 +124,9 @@ class Guard:
         remedies: Sequence[Remedy] | None = None,
         policy: Policy | None = None,
         snapshots: SnapshotStore | None = None,
+        exclude: Sequence[str] = (),
         sinks: Sequence[Sink] = (),
+        on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -127,6 +134,9 @@ class Guard:
         self.mode = checks.choice("mode", mode, ("guard", "watch"))
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
+        sinks = checks.instances("sinks", sinks, Sink)
+        if on_incident is not None:
+            sinks.append(Listener(checks.function("on_incident", on_incident)))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._run = Run(mode, self._recorder)
         self._step = Step(self._run)
@@ -136,6 +146,9 @@ class Guard:
             "detectors", default_detectors() if detectors is None else detectors, Detector
         )
         self._remedies = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
+        gone = checks.matching("exclude", exclude, [d.name for d in self._detectors] + [r.name for r in self._remedies])
+        self._detectors = [detector for detector in self._detectors if detector.name not in gone]
+        self._remedies = [remedy for remedy in self._remedies if remedy.name not in gone]
         self._policy = checks.instance("policy", Policy() if policy is None else policy, Policy)
         self._snapshots = checks.instance(
             "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
@@ -148,6 +161,12 @@ class Guard:
         self.followers: tuple[nn.Module, ...] = ()
         if module is not None:
             self.bind(module)
+
+    def __repr__(self) -> str:
+        """Return what it looks for and what it may do, by name."""
+        parts = {"detectors": [d.name for d in self._detectors], "remedies": [r.name for r in self._remedies]}
+        shown = {"mode": self.mode, **parts, "policy": self._policy, "snapshots": self._snapshots}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def share(self, collectives: Collectives | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
@@ -227,7 +246,7 @@ class Guard:
             if str(index) in self._waiting:
                 track.load_state_dict(self._waiting.pop(str(index)))
                 track.remedies.resume(self.module)
-            elif track.untouched and not compiled(self.module):
+            elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 self._investigation.arm(track.index, self.module, backward=False)
         return track
@@ -287,6 +306,11 @@ class Guard:
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
                 report = self._step.take(track, loss, batch, batch_index, step, scaler)
+            if (bound := track.clipping_seen.add(report.statistics.norm)) is not None:
+                self._recorder.warn(
+                    f"clipped {track.index}",
+                    f"every gradient of the last steps has the norm {bound:g}: call before_step before clipping, or no explosion is seen",
+                )
             if report.stop:
                 self._exhausted(track, report)
             return report

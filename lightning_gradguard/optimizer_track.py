@@ -42,6 +42,7 @@ from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.snapshots.store import Snapshot, SnapshotStore, restore
 from lightning_gradguard.snapshots.when import worth_keeping
+from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.statistics.update_ratio import build_up
@@ -111,6 +112,7 @@ class OptimizerTrack:
         # Whether the layers are to be looked at in the next step that the host judges.
         self.check_up = False
         self.notices = Notices()
+        self.clipping_seen = ClippingSeen()
         # As of the last look at the optimizer's groups.
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"

@@ -255,7 +255,10 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
     rates = [str(one.get("detail")) for one in done if one.get("remedy") == "backoff"]
     if rates and rates[-1].startswith(_RATE) and not left(record):
-        yield "learning rate", tidy(clean(rates[-1].removeprefix(_RATE)))
+        yield (
+            "learning rate",
+            f"lowered to {tidy(clean(rates[-1].removeprefix(_RATE)))}; it climbs while the loss falls",
+        )
     if would := would_have(record):
         yield "only watched", would
     if stands == "anew":

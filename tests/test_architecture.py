@@ -119,7 +119,18 @@ def test_only_diagnostics_import_tensorboard() -> None:
 
 PUBLIC = {
     lightning_gradguard: {
-        *("GradGuard", "Guard", "GuardError", "Incident", "Policy", "SnapshotStore", "StepReport", "TrainingDiverged"),
+        *(
+            "GradGuard",
+            "Guard",
+            "GuardError",
+            "Incident",
+            "Policy",
+            "SnapshotStore",
+            "StepReport",
+            "TrainingDiverged",
+            "default_detectors",
+            "default_remedies",
+        ),
         "show",
     },
     detectors: {

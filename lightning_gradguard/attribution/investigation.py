@@ -36,6 +36,11 @@ class Investigation:
         """``"full"`` or ``"forward"`` while layers are measured or will be again, empty otherwise."""
         return self._probe.armed or self._rearm
 
+    @property
+    def outside(self) -> bool:
+        """Whether the last readings were made outside a compiled graph."""
+        return self._probe.outside
+
     def awaits(self, optimizer: int) -> bool:
         """Return whether the next step of an optimizer brings readings."""
         return optimizer in self._awaiting

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradguard.attribution.magnitude import rms, to_host
 from lightning_gradguard.errors import out_of_memory
-from lightning_gradguard.layers.names import Kind, clean, kind_of, layers
+from lightning_gradguard.layers.names import Kind, clean, compiled, kind_of, layers
 
 WILD = 10.0
 """RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
@@ -65,6 +65,11 @@ class LayerReading:
     difference: float | None = None
 
 
+def can_leave_graphs() -> bool:
+    """Return whether this torch can be asked to run compiled code in eager mode."""
+    return hasattr(torch.compiler, "set_stance")
+
+
 @dataclass(slots=True, eq=False)
 class _Call:
     """One forward call: 0-d tensors on the device until the step is over."""
@@ -85,7 +90,10 @@ class Probe:
 
     Tensor hooks are used, not full backward hooks: those wrap outputs in a view that an in-place ReLU may not change.
     The input is replaced by a view of itself, so that the gradient seen there came through this layer alone although other
-    branches read the same tensor. Neither changes a number. Modules inside a compiled graph give no readings.
+    branches read the same tensor. Neither changes a number.
+
+    Hooks never fire inside a compiled graph, so a module of which a part is compiled runs in eager mode while the probe is armed, where
+    torch (2.6 or later) can be asked for that. Rounding differs there, so a healthy run must be spared it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -105,6 +113,9 @@ class Probe:
         self._names: dict[nn.Module, tuple[str, Kind]] = {}
         self._made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         self._followed: dict[str, str] = {}
+        self._stance: Any = None
+        # Whether the readings were made outside a compiled graph.
+        self.outside = False
 
     @property
     def armed(self) -> str:
@@ -123,6 +134,9 @@ class Probe:
         self.disarm()
         self._backward = backward
         self._calls, self._followed = [], {}
+        self.outside = compiled(module) and can_leave_graphs()
+        if self.outside:
+            self._stance = torch.compiler.set_stance("force_eager")  # in effect from here on
         for name, layer in _targets(module):
             self._names[layer] = (name, kind_of(layer))
             self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -130,6 +144,9 @@ class Probe:
 
     def disarm(self) -> None:
         """Remove all hooks; the readings stay."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         for handle in self._handles:
             handle.remove()
         self._handles, self._open, self._names, self._made = [], {}, {}, {}

@@ -14,6 +14,7 @@ from lightning_gradguard.layers.names import Kind, clean, kind_of, layers, param
 from lightning_gradguard.snapshots.store import Snapshot
 from lightning_gradguard.statistics.sharding import comparable, gathered, sharded, whole
 
+_OUTLANDISH = 5.0
 LEAST = 8
 """Elements from which the displacement of a parameter means something."""
 
@@ -156,3 +157,10 @@ def travelled(module: nn.Module, layer: str, older: Snapshot, newer: Snapshot) -
 
 def _square(value: float) -> float:
     return value * value  # unlike value**2, overflows to inf instead of raising
+
+
+def outlandish(module: nn.Module) -> bool:
+    """Return whether a matrix or kernel is of a size that no initialisation gives it, which no forward pass need be measured to tell."""
+    return any(
+        t.kind in ("linear", "conv") and max(t.excess or 0.0, t.constant or 0.0) > _OUTLANDISH for t in examine(module)
+    )

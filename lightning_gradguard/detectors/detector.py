@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from lightning_gradguard import checks
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -21,6 +22,10 @@ class Detector(ABC):
 
     sees_nonfinite: ClassVar[bool] = False
     """Whether it raises an alarm at gradients that are not finite, which a device may then keep from the weights by itself."""
+
+    def __repr__(self) -> str:
+        """Return it as it would be constructed."""
+        return checks.described(self)
 
     @abstractmethod
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:

@@ -11,6 +11,11 @@ from lightning_gradguard.history.losses import BEFORE
 from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.records import GradientStatistics, Verdict
 
+FAR = 100.0
+"""Times the largest loss so far at which a young run's batch is looked at: its spread is not known yet."""
+FEW = 3
+"""Losses that must have been seen before."""
+
 
 class LossSpike(Detector):
     """Find a loss above those before by more than the larger of their level and six robust standard deviations.
@@ -27,7 +32,14 @@ class LossSpike(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Judge by the loss; silent where none is known."""
         loss = statistics.loss
-        if loss is None or baseline.count < 2 * RECENT:
+        if loss is None:
+            return None
+        if baseline.count < YOUNG:
+            largest = max(baseline.losses.latest(YOUNG), default=0.0)
+            if baseline.count >= FEW and loss > FAR * largest > 0.0:
+                reason = f"loss {loss:.3g}, far above the largest so far ({largest:.3g})"
+                return Verdict("sudden", self.name, loss, FAR * largest, reason, examine=True)
+        if baseline.count < 2 * RECENT:
             return None
         level, spread = baseline.losses.level(BEFORE, skip=RECENT)
         limit = level + max(abs(level), 6.0 * spread)

@@ -9,7 +9,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, YOUNG
-from lightning_gradguard.history.updates import LARGE
+from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 WIDEST = math.log(1000.0)
@@ -73,7 +73,9 @@ class Spike(Detector):
         limit = self.limit(baseline)
         if not statistics.finite:
             return None
-        if 0 < baseline.count < YOUNG and statistics.loss is not None and not baseline.overrun(statistics.loss):
+        replaces = (statistics.update_ratio or 0.0) > WHOLE
+        known = statistics.loss is not None and not replaces and not baseline.overrun(statistics.loss)
+        if 0 < baseline.count < YOUNG and known:
             # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too much.
             limit = max(limit, math.exp(WIDEST) * baseline.norms.typical)
         if statistics.norm <= limit:

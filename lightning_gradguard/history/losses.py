@@ -19,7 +19,7 @@ LOST = 0.5
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
 GROWN = 1.5
-"""Growth from one level of nine losses to the next, three times in a row, that no change of the data makes: that is a single leap."""
+"""Growth from one level of nine losses to the next, twice in a row, that no change of the data makes: that is a single leap."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
@@ -132,8 +132,8 @@ class LossHistory:
 
     @property
     def growing(self) -> bool:
-        """Whether the loss grows on and on: each of its last four levels is half as large again as the one before."""
-        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in (3, 2, 1, 0)]
+        """Whether the loss grows on and on: each of its last three levels is half as large again as the one before."""
+        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in (2, 1, 0)]
         newest = self._losses[-RECENT:]
         if len(newest) < RECENT or not min(newest[6:]) > max(newest[:3]):
             return False

@@ -108,6 +108,8 @@ def own_parameters(names: Iterable[str]) -> str:
 def compiled(module: nn.Module) -> bool:
     """Return whether a part of ``module`` is compiled: hooks that come and go would make it compile again."""
     return any(
-        getattr(m, "_compiled_call_impl", None) is not None or type(m).__name__ == "OptimizedModule"
+        getattr(m, "_compiled_call_impl", None) is not None
+        or getattr(m, "_compiler_ctx", None) is not None  # Lightning's way
+        or type(m).__name__ == "OptimizedModule"
         for m in module.modules()
     )

@@ -83,6 +83,10 @@ class Policy:
         self._held = self._nans = self._calm = 0
         self._open_episode()
 
+    def __repr__(self) -> str:
+        """Return it as it would be constructed."""
+        return checks.described(self)
+
     def _open_episode(self) -> None:
         # Alarms of the episode; alarms in a row; ordinary steps; calm steps in a row.
         self.strikes = self._row = self._ordinary = self._quiet = 0

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_gradguard import checks
 from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
@@ -77,6 +78,10 @@ class Remedy(ABC):
     deferrable: ClassVar[bool] = False
     """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are known one
     step later, so that nobody waits for the device. False costs one wait a step."""
+
+    def __repr__(self) -> str:
+        """Return it as it would be constructed."""
+        return checks.described(self)
 
     @property
     def on_device(self) -> bool:

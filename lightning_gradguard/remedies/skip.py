@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.statistics.measure import still_scaled
 
 
 class Skip(Remedy):
@@ -34,7 +35,7 @@ class Skip(Remedy):
 
     def apply(self, context: RemedyContext) -> Outcome:
         """Take the gradients away and put the running statistics back."""
-        if context.scaler is not None and getattr(context.optimizer, "_step_supports_amp_scaling", False):
+        if context.scaler is not None and still_scaled(context.optimizer, context.scaler):
             # A fused optimizer's gradients are unscaled inside its kernel; without this the scaler finds none
             # and raises "No inf checks were recorded", at a scale of 1 as at any other.
             context.scaler.unscale_(context.optimizer)

@@ -215,9 +215,10 @@ def _trials(records: Records, plot: _Plot) -> Iterable[str]:
             if math.isfinite(level):
                 yield _mark("path", "level", d=f"M{max(x, LEFT):.1f} {plot.y(level):.1f}h14", stroke_width="2")
         room = 6.0 * len(one["outcome"])
-        at = min(max((left + right - room) / 2, LEFT), LEFT + PLOT - room)
-        # Where spans are too narrow for their words, the first of them keeps its own.
-        if at >= free:
+        middle = min(max((left + right - room) / 2, LEFT), LEFT + PLOT - room)
+        # A word gives way to the one before it, as long as it still touches its span.
+        at = max(middle, free)
+        if at <= max(middle, right):
             free = at + room + 6
             yield _text(wording.clean(one["outcome"]), at, plot.top - 2, "tick")
     for record in records:

@@ -125,6 +125,10 @@ class SnapshotStore:
         # Set where the newest may still be on its way from the device.
         self._coming: dict[tuple[torch.device, int], torch.cuda.Event] = {}
 
+    def __repr__(self) -> str:
+        """Return it as it would be constructed."""
+        return checks.described(self)
+
     @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot, or None; waits for it to arrive."""

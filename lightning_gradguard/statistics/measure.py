@@ -21,8 +21,16 @@ FEW = 5
 
 def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
     """Return what the gradients at hand are still multiplied by: a fused optimizer unscales them inside its kernel."""
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return float(scaler.get_scale()) if fused and scaler is not None and scaler.is_enabled() else 1.0
+    return float(scaler.get_scale()) if still_scaled(optimizer, scaler) else 1.0
+
+
+def still_scaled(optimizer: torch.optim.Optimizer, scaler: Any) -> bool:
+    """Return whether a GradScaler has left the gradients of an optimizer scaled, since its kernel divides them itself."""
+    if scaler is None or not scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    # Some loops unscale them all the same, in order to clip.
+    stage = getattr(scaler, "_per_optimizer_states", {}).get(id(optimizer), {}).get("stage")
+    return getattr(stage, "name", "") != "UNSCALED"
 
 
 def measure(

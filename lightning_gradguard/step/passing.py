@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_gradguard.layers.names import compiled
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import GradientStatistics
@@ -77,7 +78,8 @@ def look_for_life(run: Run, track: OptimizerTrack) -> None:
     """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
     if track.treatment.resigned:
         track.treatment.resign(resigned=not track.baseline.losses.at_best)
-    if track.asks_for_life() and track.incident is None:
+    # A compiled one would run in eager mode meanwhile, which rounds otherwise.
+    if track.asks_for_life() and track.incident is None and not compiled(run.module):
         run.investigation.arm(track.index, run.module, backward=False)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from lightning_gradguard.layers.names import own_parameters
+from lightning_gradguard.layers.names import compiled, own_parameters
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import Action, GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step.run import Run
+
+OUTSIDE = "; its gains were measured in eager mode, outside the compiled graph"
 
 
 def note(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coefficient: float, *, alarm: bool) -> None:
@@ -48,9 +50,15 @@ def record(
     # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
     # had never seen it.
     again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
-    run.investigation.arm(track.index, run.module, backward=again and run.acts)
+    outside = run.investigation.outside
+    if again or not compiled(run.module):
+        run.investigation.arm(track.index, run.module, backward=again and run.acts)
     # The root module has no name.
     suspects = tuple(s if s.layer else dataclasses.replace(s, layer=own_parameters(track.parameters)) for s in suspects)
+    if outside:
+        suspects = tuple(
+            s if s.forward_gain is None else dataclasses.replace(s, reason=s.reason + OUTSIDE) for s in suspects
+        )
     if track.incident is None and track.accumulator.steps and track.last is not None:
         # The window under way ends here: what was healthy is not drawn in the colours of what comes now.
         log(run, track, track.last, 1.0)

@@ -38,7 +38,7 @@ export async function png(panel) {
   const { element, charts, heat } = panel;
   const box = element.getBoundingClientRect();
   const clone = element.cloneNode(true);
-  Object.assign(clone.style, { display: "block", width: `${box.width}px`, padding: "12px" });
+  Object.assign(clone.style, { display: "block", width: `${box.width + 24}px`, padding: "12px" });
   clone.querySelector(".charts").style.height = `${charts.clientHeight}px`;
   for (const shown of clone.querySelectorAll(".tooltip, .crosshair, .selection")) shown.remove();
   const image = document.createElement("img");

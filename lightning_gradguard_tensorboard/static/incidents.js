@@ -36,7 +36,7 @@ function details(incident, chosen) {
   const finding = ({ name, text }) => entry(name, text);
   const reason = incident.actions?.[0]?.decision?.reason;
   return [
-    evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured)), h("div", { class: "quiet" }, evidence.reason)),
+    evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))), h("div", { class: "quiet" }, evidence.reason)),
     blame.length > 0 && entry("Blamed", blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
     findings.filter(isCause).map(finding),
     trials.map((one) =>

@@ -68,8 +68,10 @@ function words(panel, trials) {
     const text = one.outcome ?? "on trial";
     const room = 6.2 * text.length;
     const [left, right] = edges(panel, one).map((x) => Math.min(Math.max(x, panel.gutter), panel.gutter + panel.plotWidth));
-    const at = Math.min(Math.max((left + right - room) / 2, panel.gutter), panel.gutter + panel.plotWidth - room);
-    if (at < free) return [];
+    const middle = Math.min(Math.max((left + right - room) / 2, panel.gutter), panel.gutter + panel.plotWidth - room);
+    // A word gives way to the one before it, as long as it still touches its span.
+    const at = Math.max(middle, free);
+    if (at > Math.max(middle, right)) return [];
     free = at + room + 8;
     return [s("text", { class: `trial-word ${KINDS[one.outcome] ?? "open"}`, x: at, y: TOP - 4 }, text)];
   });

@@ -15,6 +15,7 @@ import { drawVerdict } from "./verdict.js";
 const RIGHT = 14;
 const HEIGHTS = { norm: [150, 320], loss: [96, 220] };
 const SMALL = 32;
+const FOOTER = 36;
 
 export class Panel {
   /**
@@ -202,9 +203,12 @@ export class Panel {
     const rows = Math.max(this.heat.rows.length, 4) * MOST_ROW;
     const others = [...this.charts.children].filter((one) => ![this.norm, this.loss, this.heat.scroll].includes(one) && getComputedStyle(one).position !== "absolute");
     const taken = others.reduce((sum, one) => sum + one.getBoundingClientRect().height + (one.tagName === "HEADER" ? 12 : 0), 0);
-    const spare = getComputedStyle(this.heat.scroll).flexGrow === "0" ? 0 : this.charts.clientHeight - taken - rows;
+    // What the window has, and not what the charts have now: they would grow by what they were given.
+    const top = this.charts.getBoundingClientRect().top + document.body.scrollTop;
+    const room = document.documentElement.clientHeight - top - FOOTER;
+    const spare = getComputedStyle(this.heat.scroll).flexGrow === "0" ? 0 : room - taken - rows;
     const clamp = (value, [least, most]) => Math.round(Math.min(Math.max(value, least), most));
-    const short = this.charts.clientHeight < 620 && spare < 0;
+    const short = room < 620 && spare < HEIGHTS.norm[0] + (loss ? HEIGHTS.loss[0] : 0);
     const share = loss ? 0.6 : 1;
     this.heights = { norm: short ? 128 : clamp(spare * share, HEIGHTS.norm), loss: short ? 84 : clamp(spare * (1 - share), HEIGHTS.loss) };
   }

@@ -28,8 +28,16 @@ def test_a_loss_that_leaps_but_stays_below_the_untrained_one_only_asks_for_an_ex
         ([1.0] * 60 + [math.nan] + [1.0] * 39, [60]),
         ([1.0] * 60 + [1.9] * 40, []),  # within twice the level
         ([-5.0] * 60 + [0.5] + [-5.0] * 39, [60]),
-        ([1.0] * 20 + [1e6] + [1.0] * 79, []),  # too young to be surprised
+        ([1.0] * 20 + [50.0] + [1.0] * 79, []),  # too young to be surprised
     ],
 )
 def test_a_single_leap_is_judged_by_level_and_spread(losses: list[float], expected: list[int]) -> None:
     assert [step for step, _ in run(LossSpike(), calm(100), losses)] == expected
+
+
+@pytest.mark.parametrize(("leapt", "asked"), [(50.0, False), (1e5, True)])
+def test_a_young_runs_batch_is_looked_at_where_the_loss_is_a_hundred_times_the_largest(
+    leapt: float, asked: bool
+) -> None:
+    said = run(LossSpike(), [1.0] * 9, [9.0, 5.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, leapt])
+    assert [(step, v.form, v.examine) for step, v in said] == ([(8, "sudden", True)] if asked else [])

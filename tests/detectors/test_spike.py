@@ -66,3 +66,9 @@ def test_a_young_spike_after_small_updates_accuses_nobody_by_itself(ratio: float
     """Whose weights are what they were has met a hard batch, or was solved: only a batch or a layer found at fault is treated."""
     ((_, verdict),) = run(Spike(), [1e-7] * 5 + [1.0], [1e-12] * 5 + [1e-6], ratio=ratio)
     assert verdict.examine is asked
+
+
+@pytest.mark.parametrize(("ratio", "alarm"), [(0.5, False), (5.0, True)])
+def test_a_young_spike_that_would_replace_all_weights_is_one_at_once(ratio: float, alarm: bool) -> None:
+    baseline = taught([8.0] * 5, [9.0] * 5)
+    assert (Spike().judge(statistics(900.0, loss=6e5, update_ratio=ratio), baseline) is not None) is alarm
