@@ -37,9 +37,10 @@ WILD = 10.0
 
 @dataclass(slots=True)
 class _Scaled:
-    """What was done to one layer: its weight times ``scale``, its bias set to ``bias``; one number a unit."""
+    """What was done to one layer: its weight, as it was drawn, times ``scale``, its bias set to ``bias``; one number a unit."""
 
     layer: nn.Module
+    drawn: Tensor
     scale: Tensor
     bias: Tensor
 
@@ -215,6 +216,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
     bias = layer._parameters.get("bias")
     if bias is None:
         shift = torch.zeros_like(shift)
+    drawn = weight.clone()
     # Through .data: the graph of this very pass, whose step is held, must not find its weights changed.
     across = [1] * weight.dim()
     if isinstance(layer, _ConvTransposeNd):
@@ -224,7 +226,7 @@ def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] |
         weight.mul_(scale.view(across).to(weight.dtype))
     if bias is not None:
         bias.data.copy_(((bias.data.to(shift.dtype) + shift) * scale).to(bias.dtype))
-    kept = _Scaled(layer, scale, bias.data.clone() if bias is not None else shift)
+    kept = _Scaled(layer, drawn, scale, bias.data.clone() if bias is not None else shift)
     return kept, scale.view(shape), shift.view(shape)
 
 
@@ -245,11 +247,11 @@ def _agree(done: list[_Scaled], mean: Any) -> None:
         scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
         bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])
         weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
-        factor = scale / one.scale
-        if isinstance(one.layer, _ConvTransposeNd):
-            weight.mul_(factor[0].to(weight.dtype))
-        else:
-            weight.mul_(factor.view([-1] + [1] * (weight.dim() - 1)).to(weight.dtype))
+        across = [1] * weight.dim()
+        if not isinstance(one.layer, _ConvTransposeNd):
+            across[0] = -1
+        # From what was drawn: to divide by each process's own scale first would round differently on each.
+        weight.copy_(one.drawn * scale[: 1 if across[0] == 1 else None].view(across).to(weight.dtype))
         own = one.layer._parameters.get("bias")
         if own is not None:
             own.data.copy_(bias.to(own.dtype))

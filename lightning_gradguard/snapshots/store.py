@@ -14,6 +14,8 @@ from lightning_gradguard.snapshots.budget import Keeping, fitting, left, need
 from lightning_gradguard.snapshots.snapshot import PINNED, Snapshot, host_copy, plain
 from lightning_gradguard.statistics.collectives import Collectives
 
+UNFORESEEN = 2**16
+"""Bytes by which a snapshot may grow before it is held anew against what the host has left."""
 PATIENT = 3
 """Intervals after which a state is copied though the loss is worse than it was."""
 EARLY = 10
@@ -103,7 +105,8 @@ class SnapshotStore:
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
         if wanted.whole <= self._planned or self.keep == 0:
             return None
-        self._planned = wanted.whole
+        # With room for what could not be foreseen: counts of steps, and a buffer or two.
+        self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN
         mine, told = fitting(
             wanted,
             self.keep,
