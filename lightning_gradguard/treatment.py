@@ -140,6 +140,7 @@ class Treatment:
         fresh: bool,
         snapshots: SnapshotStore,
         vanishing: str | None = None,
+        displaced: bool = False,
     ) -> Decision:
         """Return what to do about an alarm, that of a treatment under way included.
 
@@ -153,6 +154,7 @@ class Treatment:
             fresh: Whether the run began with weights that nobody had trained.
             snapshots: The copies that there are, of which the newest is dropped where it was sick already.
             vanishing: Which number of the optimizer is 0 in the precision of its parameters; asked where weights are not finite.
+            displaced: Whether the weights have moved farther than their updates can have carried them.
         """
         if verdict.detector == USED_UP:
             if self.trial is not None and found.loss is not None:
@@ -160,7 +162,7 @@ class Treatment:
             skip = ("skip",) if Act.SKIP in can else ()
             return Decision(skip, "the batch was used to measure", self.trial.cause if self.trial else "")
         here = self.case(known, can, fresh=fresh, looked=self._looked)
-        here = here if vanishing is None else dataclasses.replace(here, vanishing=vanishing)
+        here = dataclasses.replace(here, vanishing=vanishing, displaced=displaced)
         if verdict.detector == "trial" and verdict.examine and self.trial is not None:
             self._end(found.step, "taken back", known.count)
             decision = policy.next_treatment(here, verdict.reason)
@@ -268,6 +270,10 @@ class Treatment:
     def go_back(self, *, look: bool) -> None:
         """Forget what was measured of weights that were gone back from; that of the first ones holds when layers are looked at there."""
         self.growth, self.dead = self.growth if look else None, False
+
+    def redraw(self) -> None:
+        """Forget how the signal grew in weights that are there no more."""
+        self.growth = None
 
     def close(self) -> None:
         """Forget the trouble of the incident that is closed."""

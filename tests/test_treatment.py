@@ -18,7 +18,7 @@ from lightning_gradguard import GradGuard, Guard
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.records import Incident, Verdict
 from lightning_gradguard.report import read_story, render_text
-from tests.builders import SAFELY, Net, frozen_copy, loader, same, through_a_file, trainer
+from tests.builders import SAFELY, Net, frozen_copy, loader, mlp, regression, same, through_a_file, trainer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -323,3 +323,29 @@ def test_nothing_is_left_on_the_module_of_a_run_that_ends_before_its_layers_are_
         loop.step(digits(1)[0])
     loop.guard.close()
     assert not any(layer._forward_hooks for layer in network.modules())
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_weights_that_somebody_has_multiplied_are_no_new_regime(norm: bool) -> None:
+    """All layers at once, so that none stands out: no update can have carried them so far."""
+    loop = Loop(mlp(norm=norm), partial(torch.optim.AdamW, lr=0.01), nn.functional.mse_loss)
+    loop.guard = Guard(loop.network)
+    batches = regression(160)
+    loop.run(batches[:100])
+    with torch.no_grad():
+        for p in loop.network.parameters():
+            p.mul_(100.0)
+    loop.run(batches[100:])
+    (incident,) = loop.guard.incidents
+    assert told(incident) == [("unknown", ("rollback",), "kept")] and incident.helped
+
+
+def test_a_layer_that_was_redrawn_at_the_start_is_judged_by_what_it_is_now() -> None:
+    """How the signal grew in the weights that were there before says nothing of it."""
+    network = classifier()
+    with torch.no_grad():
+        network[2].weight.fill_(30.0)  # type: ignore[operator, union-attr]
+    loop = Loop(network, partial(torch.optim.SGD, lr=0.05))
+    loop.run(digits(120))
+    (incident,) = loop.guard.incidents
+    assert told(incident) == [("layer", ("reinitialize",), "kept")] and incident.culprit == "2"

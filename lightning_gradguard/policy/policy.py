@@ -46,6 +46,7 @@ class Case:
         signal: What becomes of the signal at the first step, where that was measured.
         vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights are not finite.
         unlearned: Whether nothing has been learned since the first step at hand, fresh or not.
+        displaced: Whether the weights have moved farther than their updates can have carried them.
     """
 
     baseline: Baseline
@@ -56,6 +57,7 @@ class Case:
     signal: Signal | None = None
     vanishing: str | None = None
     unlearned: bool = False
+    displaced: bool = False
 
 
 class Policy:
@@ -211,7 +213,8 @@ class Policy:
             return Decision((hold,), "first aid", cause.value)
         if self._untested and statistics.finite:
             return self._accept_regime("weights that were good explode as well: the data or the loss have changed")
-        if statistics.finite and known.updates.ratio <= LARGE and known.count >= YOUNG and case.trial is None:
+        small = known.updates.ratio <= LARGE and known.count >= YOUNG and not case.displaced
+        if statistics.finite and small and case.trial is None:
             if self._row >= ANEW:
                 return self._accept_regime("what has come is no accident, and no update brought it")
             return Decision((hold,), "first aid: no update has brought this", cause.value)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
 from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
@@ -87,7 +89,18 @@ def _decide(
         fresh=track.fresh,
         snapshots=track.snapshots,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
+        displaced=statistics.finite and verdict.form == "sudden" and _displaced(track),
     )
+
+
+def _displaced(track: OptimizerTrack) -> bool:
+    """Return whether the weights have moved farther from the newest copy than updates of their size can have carried them."""
+    copied = track.snapshots.latest
+    # A single alarm is first aid's: only what goes on is worth the comparison.
+    if copied is None or track.sharded or track.policy.strikes == 0:
+        return False
+    updates = max(track.baseline.count - copied.updates, 1)
+    return moved(track.module, track.parameters, copied.parameters) > LARGE * updates
 
 
 def _tell(
@@ -132,6 +145,8 @@ def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: 
         expect_as_then(track, look=context.decision is not None and context.decision.look)
     if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
         known.norms.forget_prior()
+    if {Act.INITIALIZE, Act.REINITIALIZE} & done:
+        track.treatment.redraw()
     if Act.BACKOFF in done:
         known.updates.slow_down()
     if done - FIRST_AID:
