@@ -76,21 +76,29 @@ def usable(
     remedies: Sequence[Remedy],
     policy: Policy,
     snapshots: SnapshotStore,
+    isolate: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what can be used of a state, completed by what is new since it was saved, and the names of what cannot.
 
     Without what was learned of healthy steps all else of an optimizer is of no use: a run that is known to be old, and of which
     nothing is known besides, would be taken for one that has learned nothing yet. An open incident is of one piece with the treatment
     on trial.
+
+    Raises:
+        PartError: A detector or remedy cannot save or load a state, and is not to be left out for it (``isolate``).
     """
     parts: dict[str, Any] = {"detectors": detectors, "remedies": remedies, "policy": policy, "snapshots": snapshots}
     found: dict[str, Any] = {"version": VERSION, "lanes": {}, "incidents": [], "armed": "", "awaiting": []}
     if not isinstance(state, dict) or state.get("version") != VERSION:
         return found, ["all of it"]
 
+    fresh = state_of(_scratch(0, isolate=(lambda error: None) if isolate else None, **parts))
+    # A part that cannot load what it has just saved is at fault itself, and is not the state's business.
+    rehearse({**found, "lanes": {"0": fresh}}, None, isolate=isolate, **parts)
+
     def fits(**more: Any) -> bool:
         try:
-            rehearse({**found, **more}, module, isolate=False, **parts)
+            rehearse({**found, **more}, module, isolate=isolate, **parts)
         except GuardError:
             return False
         return True
@@ -109,7 +117,6 @@ def usable(
         forgotten.append("lanes")
         return found, forgotten
     for index, saved in lanes.items():
-        fresh = state_of(_scratch(0, isolate=None, **parts))
         lane = _completed(fresh, saved)
         known = set(fresh["memory"]["baseline"])
         if fits(lanes={index: lane}) and set(lane["memory"]["baseline"]) <= known:

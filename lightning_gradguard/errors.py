@@ -24,6 +24,10 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
+class PartError(GuardError):
+    """A detector or a remedy has raised; the message names it."""
+
+
 class named:
     """Turn whatever is raised inside a ``with`` block into a :class:`GuardError` that names ``what``.
 
@@ -47,7 +51,7 @@ class named:
         """Name the failing part."""
         if not isinstance(error, Exception):
             return False
-        told = error if isinstance(error, GuardError) else GuardError(f"{self._what} failed: {error!r}")
+        told = error if isinstance(error, GuardError) else PartError(f"{self._what} failed: {error!r}")
         if self._isolate is not None:
             self._isolate(told)
             return True

@@ -390,7 +390,7 @@ class Guard:
         if strict:
             rehearse(state, self._module, isolate=self.on_error == "warn", **parts)
         else:
-            state, forgotten = usable(state, self._module, **parts)
+            state, forgotten = usable(state, self._module, isolate=self.on_error == "warn", **parts)
             if forgotten:
                 warnings.warn(
                     "GradGuard: what does not fit of the saved state was forgotten, and is learned anew: "

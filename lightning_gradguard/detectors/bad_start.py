@@ -50,10 +50,13 @@ class BadStart(Detector):
                 reason = f"the signal grows {growth:.3g} x from input to output, in a network that is fresh"
                 return self._verdict(statistics, self.max_growth, reason, growth)
             return None
-        if baseline.count:
-            return self._look_back(statistics, baseline) if baseline.count == AFTER else None
+        if baseline.count == AFTER and (told := self._look_back(statistics, baseline)) is not None:
+            return told
+        if not math.isnan(baseline.norms.center):
+            return None
+        # Steps without any gradient are no history.
         if not statistics.finite:
-            if statistics.scaled:
+            if statistics.scaled or baseline.count:
                 return None
             return self._verdict(statistics, math.inf, "the very first gradients are not finite", statistics.norm)
         if statistics.norm > LARGEST:

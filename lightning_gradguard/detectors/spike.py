@@ -6,6 +6,7 @@ import math
 from typing import ClassVar
 
 from lightning_gradguard import checks
+from lightning_gradguard.detectors.bad_start import LARGEST
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, YOUNG
@@ -92,5 +93,6 @@ class Spike(Detector):
             # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at
             # fault.
             examine=baseline.count < RECENT
+            and statistics.norm <= LARGEST
             and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,
         )

@@ -107,6 +107,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
+def learned(guard: GradGuard) -> dict[str, object]:
+    """Return a guard's state without the name of its run, which each has for its own."""
+    return {key: value for key, value in guard.state_dict().items() if key != "run"}
+
+
 def watcher() -> GradGuard:
     """Return a guard that goes back soon, and writes often."""
     return GradGuard(detectors=[*default_detectors(), Lost()], snapshots=SnapshotStore(every=10), log_every=5)
@@ -145,7 +150,7 @@ def train(root: Path, marks: Any = None) -> None:
         logger=TensorBoardLogger(root, name="", version=""),
     )
     fit.fit(Sick(), Resumable(regression(EPOCH)), ckpt_path=newest(root), **SAFELY)
-    torch.save({"end": frozen_copy(fit), "guard": guard.state_dict(), "steps": fit.global_step}, root / "end.pt")
+    torch.save({"end": frozen_copy(fit), "guard": learned(guard), "steps": fit.global_step}, root / "end.pt")
 
 
 def interrupted(root: Path, marks: Any) -> None:

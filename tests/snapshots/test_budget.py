@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
-from lightning_gradguard.snapshots import budget, store
+from lightning_gradguard.snapshots import budget, snapshot, store
 from lightning_gradguard.snapshots.budget import Keeping, Need, fitting, left, need
 from lightning_gradguard.statistics.collectives import Collectives
 from tests.builders import mlp, regression
@@ -119,7 +119,7 @@ def test_without_its_state_a_snapshot_is_a_third() -> None:
     assert kept.plan(dict(network.named_parameters()), {}, optimizer, Collectives())
     kept.take(1, dict(network.named_parameters()), {}, optimizer)
     assert kept.latest is not None and kept.latest.optimizer_state == {}
-    store.restore(kept.latest, dict(network.named_parameters()), {}, optimizer)
+    snapshot.restore(kept.latest, dict(network.named_parameters()), {}, optimizer)
     assert not optimizer.state
 
 
