@@ -119,8 +119,10 @@ def test_dark(tab: Tab) -> None:
     frame = tab.open("?darkMode=true", run=FIRST)
     ground = frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
     assert ground == "rgb(29, 31, 35)"
-    dark = sum(count for (r, g, b), count in colours(frame).items() if max(r, g, b) < 70)
-    assert dark > 0.3 * sum(colours(frame).values()), "calm is dark"
+    found = colours(frame).items()
+    dark = sum(count for (r, g, b), count in found if max(r, g, b) < 70)
+    pale = sum(count for (r, g, b), count in found if min(r, g, b) > 200)
+    assert dark > 10 * pale, "calm is dark"
 
 
 @pytest.mark.parametrize(
