@@ -36,7 +36,7 @@ from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Roll
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.update_ratio import build_up
-from lightning_gradguard.step import Run, Step, StepReport, judging
+from lightning_gradguard.step import Run, Step, StepReport, judging, treating
 from lightning_gradguard.step.measuring import context_of
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
@@ -91,12 +91,13 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     traces: dict[int, list[Row]] = {}
     groups: dict[OptimizerTrack, Any] = {}
     now: Row = {}
-    step, judge, rate, suspects, agreed = (
+    step, judge, rate, suspects, agreed, far = (
         Step.go_on,
         OptimizerTrack.judge,
         OptimizerTrack.rate,
         judging.suspects,
         judging.agreed,
+        treating.moved_too_far,
     )
 
     def listen(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
@@ -113,6 +114,10 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
         return found[ask]
 
+    def note_move(track: OptimizerTrack) -> bool:
+        now["moved_too_far"] = found = far(track)
+        return found
+
     def note_signal(*args: Any) -> Signal:
         found = agreed(*args)
         now["signal"] = [found.source, found.growth, found.variation]
@@ -126,6 +131,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         if track.steps == 1:
             row |= {"untouched": track.untouched, "drawn": track.fresh}
         row["made"] = made if (made := now.get("made")) != s.rate else None
+        row["moved_too_far"] = now.get("moved_too_far")
         row["build_up"] = build_up(track.optimizer) if s.update_ratio is not None else None
         row["fresh"] = groups.setdefault(track, track.trained.groups) != track.trained.groups
         row["done"] = [[o.remedy, o.applied, o.coefficient] for o in report.outcomes]
@@ -142,6 +148,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
         patch.object(OptimizerTrack, "rate", note_rate),
         patch.object(judging, "suspects", ask_all),
         patch.object(judging, "agreed", note_signal),
+        patch.object(treating, "moved_too_far", note_move),
     ):
         run()
     return traces
@@ -245,6 +252,7 @@ class Replay:
         measured = (self,) if "signal" in row else ()
         with (
             patch.object(judging, "suspects", self._suspects),
+            patch.object(treating, "moved_too_far", lambda track: row.get("moved_too_far", False)),
             patch.object(self.run.investigation, "readings", lambda optimizer: measured),
             patch.object(judging, "signal", lambda readings: Signal(*row["signal"])),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import pickle
 from functools import partial
@@ -302,6 +303,7 @@ def test_no_file_is_left_beside_the_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "lightning_gradguard")
     for _ in range(2):
         trainer(tmp_path, callbacks=[GradGuard()]).fit(Net(mlp(), ADAM), loader(spoil(regression(30), 20)))
     assert [path.name for path in tmp_path.iterdir()] == ["gradguard_logs"]
@@ -314,6 +316,7 @@ def test_no_local_folder_is_made_of_a_remote_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "lightning_gradguard")
     url = "memory://runs"
     trainer(url, logger=CSVLogger(url), callbacks=[GradGuard()]).fit(Net(mlp(), ADAM), loader(regression(5)))
     assert list(tmp_path.iterdir()) == []

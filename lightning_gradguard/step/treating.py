@@ -89,18 +89,17 @@ def _decide(
         fresh=track.fresh,
         snapshots=track.snapshots,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
-        displaced=statistics.finite and verdict.form == "sudden" and _displaced(track),
+        displaced=statistics.finite and verdict.form == "sudden" and moved_too_far(track),
     )
 
 
-def _displaced(track: OptimizerTrack) -> bool:
+def moved_too_far(track: OptimizerTrack) -> bool:
     """Return whether the weights have moved farther from the newest copy than updates of their size can have carried them."""
     copied = track.snapshots.latest
     # A single alarm is first aid's: only what goes on is worth the comparison.
     if copied is None or track.sharded or track.policy.strikes == 0:
         return False
-    updates = max(track.baseline.count - copied.updates, 1)
-    return moved(track.module, track.parameters, copied.parameters) > LARGE * updates
+    return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)
 
 
 def _tell(
