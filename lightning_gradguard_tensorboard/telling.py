@@ -159,11 +159,11 @@ def state(record: Record) -> str:
     last = _decision(_actions(record)[-1]) if _actions(record) else {}
     if last.get("cause") == "new regime" and last.get("exhausted") is not True and not watched(record):
         return "anew"
+    trials = dicts(record.get("trials"))
     if not isinstance(record.get("helped"), bool):
-        return "calm"
+        return "kept" if any(trial.get("outcome") == "kept" for trial in trials) else "calm"
     if record["helped"] is False:
         return "failed"
-    trials = dicts(record.get("trials"))
     return "helped" if not trials or any(improved(trial, record) for trial in trials) else "kept"
 
 

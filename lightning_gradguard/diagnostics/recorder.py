@@ -13,7 +13,17 @@ from torch import Tensor
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.window import WindowAccumulator
-from lightning_gradguard.records import Action, Form, GradientStatistics, Incident, Suspect, TrialRecord, Verdict
+from lightning_gradguard.records import (
+    Action,
+    Form,
+    GradientStatistics,
+    Incident,
+    Suspect,
+    TrialRecord,
+    Verdict,
+    to_json,
+)
+from lightning_gradguard_tensorboard.telling import improved
 
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
@@ -106,9 +116,10 @@ class Recorder:
         return incident
 
     def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
-        """Close an incident: it helped if a treatment was kept, and did not if all were taken back."""
-        outcomes = {trial.outcome for trial in trials}
-        helped = True if "kept" in outcomes else False if outcomes == {"taken back"} else None
+        """Close an incident: a treatment that was kept has helped if the loss is the better for it; none did if all were taken back."""
+        outcomes, told = {trial.outcome for trial in trials}, to_json(incident)
+        better = any(improved(to_json(trial), told) for trial in trials)
+        helped = True if better else False if outcomes == {"taken back"} else None
         closed = dataclasses.replace(incident, closed=step, helped=helped, trials=tuple(trials))
         self.replace(closed)
         self.tell("incident", closed, "closed")

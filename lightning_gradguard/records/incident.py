@@ -123,8 +123,8 @@ class Incident:
         batch: Index of the batch that was being trained on, or None.
         alarms: Count of alarming steps, those not kept in ``actions`` included.
         closed: Step at which the incident ended, or None while it is open.
-        helped: True if a treatment was kept, since the losses were the better for it; False if none was, or the budget was spent; None
-            while open, and where first aid was all, of which nothing can be measured but that the run became calm.
+        helped: True if a treatment was kept and the loss was the better for it; False if none was kept, or the budget was spent; None while
+            open, where one stays of which that cannot be said, and where first aid was all, of which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
     """

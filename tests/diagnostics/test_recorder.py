@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_gradguard import Guard
-from lightning_gradguard.diagnostics import Sink
-from lightning_gradguard.records import Window
+from lightning_gradguard.diagnostics import Sink, wording
+from lightning_gradguard.diagnostics.recorder import Recorder
+from lightning_gradguard.records import Incident, TrialRecord, Window
 from tests.builders import mlp, regression
 
 
@@ -122,3 +123,25 @@ def test_a_run_that_is_ended_says_when_and_one_that_goes_on_does_not() -> None:
     guard = Guard(mlp(), on_exhausted="continue")
     spoilt(guard, Kept(), range(301, 500), steps=450)
     assert all(one.stopped is None for one in guard.incidents)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "after", "helped"),
+    [
+        ("kept", 0.5, True),
+        ("kept", 3.0, None),
+        ("kept", math.nan, None),
+        ("taken back", 0.5, False),
+        ("calm", 0.5, None),
+    ],
+)
+def test_an_incident_has_helped_only_if_the_loss_is_the_better_for_what_was_kept(
+    outcome: str, after: float, helped: bool | None
+) -> None:
+    recorder = Recorder([], 50)
+    recorder.incidents = [Incident(1, 0, 40, "divergence")]
+    trial = TrialRecord("learning rate", ("rollback", "backoff"), 40, 56, outcome, 0.5, 3.0, after)
+    recorder.close_incident(recorder.incidents[0], 56, [trial])
+    (closed,) = recorder.incidents
+    assert closed.helped is helped
+    assert (wording.state(closed) == "kept") is (outcome == "kept" and helped is None)
