@@ -22,7 +22,6 @@ from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
-from lightning_gradguard.report import show
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.norms import can_sum_over_shards
@@ -149,6 +148,8 @@ class GradGuard(Callback):
     def _repr_html_(self) -> str:
         """Return the run so far, as a notebook shows it: from its journal, or else what is known of its incidents."""
         if self._journal_path is not None and self._journal_path.is_file():
+            from lightning_gradguard.report import show  # only now, as training needs none
+
             return show(self._journal_path)._repr_html_()
         cards = "".join(incident._repr_html_() for incident in self.incidents)
         return cards or "<p>GradGuard: no incident so far.</p>"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -152,3 +154,11 @@ def test_public_classes_are_documented() -> None:
         for name in names:
             value = getattr(package, name)
             assert not inspect.isclass(value) or inspect.getdoc(value), name
+
+
+def test_importing_the_package_loads_nothing_that_only_a_report_needs() -> None:
+    told = (
+        "import sys, lightning_gradguard; print([m for m in sys.modules if m.startswith('lightning_gradguard.report')])"
+    )
+    run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert run.stdout.strip().splitlines()[-1] == "[]"
