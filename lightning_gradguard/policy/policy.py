@@ -169,7 +169,8 @@ class Policy:
             return Decision(("skip",), reason, Cause.LOSS.value)
         if verdict.form == "cold-start" and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
-            return Decision(("rollback",), reason, Cause.BATCH.value)
+            # What is on trial began after that batch, and goes on.
+            return Decision(("rollback",), reason, Cause.BATCH.value, again=case.trial is not None)
         if case.vanishing is not None and any(suspect.broken for suspect in blame):
             return self._treat(Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case)
         if cause is Cause.OPTIMIZER:
