@@ -134,6 +134,16 @@ class Policy:
         self._note(decision)
         return decision
 
+    def wait(
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], can: Collection[str]
+    ) -> Decision:
+        """Return first aid to an alarm while a treatment of another optimizer is on trial: one at a time."""
+        gentle = statistics.finite and verdict.form == "sudden" and verdict.excess < GENTLE
+        accused = any(suspect.layer == "batch" for suspect in blame)
+        cause = Cause.BATCH if accused else Cause.UNKNOWN
+        reason = "first aid, while a treatment of another optimizer is on trial"
+        return Decision(_available(("clip",) if gentle and not accused else ("skip",), can), reason, cause.value)
+
     def _count(
         self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], known: Baseline
     ) -> None:
