@@ -41,7 +41,7 @@ def train(rate: float, steps: int) -> tuple[Guard, list[tuple[StepReport, StepRe
 
 
 def test_the_other_optimizer_goes_back_with_the_one_in_trouble() -> None:
-    guard, reports, module = train(50.0, 60)
+    _, reports, module = train(50.0, 60)
     details = [o.detail for leader, _ in reports for o in leader.outcomes if o.back_to is not None]
     assert details, "the rate of the leader loses it"
     assert all("optimizer 1 to step" in detail for detail in details)
@@ -49,7 +49,7 @@ def test_the_other_optimizer_goes_back_with_the_one_in_trouble() -> None:
 
 
 def test_no_other_treatment_begins_while_one_is_on_trial() -> None:
-    guard, reports, _ = train(50.0, 60)
+    guard, _, _ = train(50.0, 60)
     spans = sorted((t.opened, t.closed) for incident in guard.incidents for t in incident.trials)
     assert spans
     assert all(closed <= opened for (_, closed), (opened, _) in zip(spans, spans[1:], strict=False))
