@@ -30,6 +30,10 @@ class Tracks:
         """Go through the tracks."""
         return iter(self._met.values())
 
+    def __contains__(self, track: object) -> bool:
+        """Return whether a track is one of them."""
+        return any(track is one for one in self)
+
     def __len__(self) -> int:
         """Return how many optimizers have been met."""
         return len(self._met)

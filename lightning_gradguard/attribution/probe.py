@@ -44,6 +44,7 @@ class LayerReading:
         followed_by: Name of the normalisation that takes its output, None if there is none.
         ceiling: Largest finite number of the output's dtype.
         variation: RMS of the output's deviation from its mean over the batch, over its RMS; None where there is no batch.
+        largest_in: The largest ``rms_in`` of its calls.
         difference: The same over the units (features or channels) of a layer of four or more; None for others.
     """
 
@@ -63,6 +64,7 @@ class LayerReading:
     ceiling: float
     variation: float | None = None
     difference: float | None = None
+    largest_in: float | None = None
 
 
 def can_leave_graphs() -> bool:
@@ -341,7 +343,7 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     """Return what became of the batch that the readings are of."""
     ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
     # An embedding takes no signal in, and should give one of the order of 1.
-    source = 1.0 if not readings or readings[0].rms_in is None else readings[0].rms_in
+    source = 1.0 if not readings or readings[0].largest_in is None else readings[0].largest_in
     largest = max(
         (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
     )
@@ -379,4 +381,5 @@ def _worst(calls: list[LayerReading]) -> LayerReading:
         # What differs in one of its calls is alive: in another all samples may have been alike.
         variation=max((r.variation for r in calls if r.variation is not None), default=None),
         difference=max((r.difference for r in calls if r.difference is not None), default=None),
+        largest_in=max((r.rms_in for r in calls if r.rms_in is not None), default=None),
     )

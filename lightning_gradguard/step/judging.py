@@ -9,6 +9,7 @@ from typing import Any
 from lightning_gradguard.attribution.investigation import Asked, agreed, suspects
 from lightning_gradguard.attribution.probe import LayerReading, Signal, signal
 from lightning_gradguard.detectors.overshoot import DEAD
+from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
@@ -32,7 +33,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
     readings = run.investigation.readings(track.index)
     if run.acts and (alarm := _under_treatment(run, track, context.statistics)) is not None:
         look = alarm.detector != USED_UP
-        track.treatment.see(_signal(run, readings) if readings and look else None)
+        track.treatment.see(_signal(run, track, readings) if readings and look else None)
         return alarm, _suspects(run, track, context.statistics, readings, batch) if look else ()
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
@@ -68,9 +69,9 @@ def _see(
 ) -> GradientStatistics:
     """Note what becomes of the signal in a run without trouble: how it grows at the first step, later whether it varies."""
     if track.steps == 0 and track.untouched:
-        track.treatment.start(_signal(run, readings).growth)
+        track.treatment.start(_signal(run, track, readings).growth)
         return statistics
-    if track.incident is not None or (varies := _signal(run, readings).variation) is None:
+    if track.incident is not None or (varies := _signal(run, track, readings).variation) is None:
         return statistics
     track.treatment.find(dead=varies < DEAD)
     if track.baseline.count >= 2 * LIFE:
@@ -78,7 +79,11 @@ def _see(
     return dataclasses.replace(statistics, variation=varies)
 
 
-def _signal(run: Run, readings: tuple[LayerReading, ...]) -> Signal:
+def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...]) -> Signal:
+    if len(run.tracks) > 1:
+        # What another optimizer's layers make of the signal is none of this one's doing.
+        own = {layer_of(name) for name in track.parameters}
+        readings = tuple(reading for reading in readings if reading.layer in own)
     return agreed(signal(readings), run.collectives)
 
 

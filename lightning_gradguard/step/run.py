@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Literal
 
 from torch import nn
@@ -33,7 +33,7 @@ class Run:
     module: nn.Module
 
     def __init__(
-        self, mode: Literal["guard", "watch"], recorder: Recorder, tracks: Iterable[OptimizerTrack] = ()
+        self, mode: Literal["guard", "watch"], recorder: Recorder, tracks: Collection[OptimizerTrack] = ()
     ) -> None:
         self.acts = mode == "guard"
         self.recorder, self.tracks = recorder, tracks

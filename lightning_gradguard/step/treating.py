@@ -42,7 +42,7 @@ def treat(
         _prepare(run, track, called_for, finite=statistics.finite)
         outcomes = go_back_too(run, track, track.remedies.apply(decision.remedies, context))
         _learn_of_remedies(track, context, outcomes)
-        if context.start and Act.REINITIALIZE in track.remedies.done_by([o.remedy for o in outcomes if o.applied]):
+        if track.baseline.count == 0 and Act.REINITIALIZE in track.remedies.done_by([o.remedy for o in outcomes if o.applied]):
             # From here on the repaired network is the beginning that a lower rate goes back to.
             copy(run, track, track.steps)
         _open_trial(track, decision, outcomes, statistics.step)
