@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.parts import Parts
 from lightning_gradguard.track_state import go_on_from, state_of
-
-Make = Callable[[int, nn.Module, torch.optim.Optimizer], OptimizerTrack]
 
 
 class Tracks:
     """Know the track of each optimizer, and keep what was learned of those that are not met yet.
 
     Args:
-        make: Makes a track, given its index, the root module and the optimizer.
+        parts: What each track has copies of.
     """
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._met: dict[int, OptimizerTrack] = {}
         self._waiting: dict[str, Any] = {}
 
@@ -40,7 +39,7 @@ class Tracks:
 
     def meet(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[OptimizerTrack, Any]:
         """Make the track of an optimizer; return it with what was learned of it before, None where that is nothing."""
-        track = self._make(len(self._met), module, optimizer)
+        track = OptimizerTrack(len(self._met), module, optimizer, self._parts)
         self._met[id(optimizer)] = track
         return track, self._waiting.pop(str(track.index), None)
 

@@ -55,4 +55,4 @@ def expect_as_then(track: OptimizerTrack, *, look: bool) -> None:
     if track.snapshots.latest is not None:
         track.load_memory(track.snapshots.latest.extra)
     track.baseline.outlast(kept)
-    track.treatment.go_back(look=look)
+    track.treatment.signal.go_back(look=look)

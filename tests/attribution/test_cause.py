@@ -7,7 +7,8 @@ import math
 import pytest
 
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
-from lightning_gradguard.attribution.probe import ALIKE, WILD, LayerReading, Signal, signal
+from lightning_gradguard.attribution.reading import LayerReading
+from lightning_gradguard.attribution.signal import ALIKE, WILD, Signal, signal
 from lightning_gradguard.records import Form, Suspect, Verdict
 
 BATCH = Suspect("batch", 1.0, "x")
