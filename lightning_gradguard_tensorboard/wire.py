@@ -10,6 +10,7 @@ kind       plugin name         tensor
 ========== =================== ================================================================================
 layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
 windows    gradguard_layers    double, (19,): :data:`COLUMNS`; older versions wrote the first nine or twelve
+weights    gradguard_layers    half, (2, layers): log2 of the weights' norm, log2 of an update's norm over it (-60 for zero)
 incidents  gradguard_incidents string: JSON of an event and its incident
 ========== =================== ================================================================================
 """
@@ -57,7 +58,7 @@ FARTHEST = 2.0**53
 FIRST_COLUMNS = 9
 """Count of columns in the first version; later ones append."""
 
-_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)(?:_(\d+))?$")
+_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|weights|incidents)(?:_(\d+))?$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Console(Sink):
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
         self._found: dict[int, set[tuple[str, str]]] = {}
+        self._open: dict[int, Incident] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would swallow the good news and keep the bad.
             logger.addHandler(logging.StreamHandler())
@@ -37,12 +38,13 @@ class Console(Sink):
     def incident(self, incident: Incident, event: Event) -> None:
         """Log one line about an incident."""
         if event == "closed":
-            self._told.pop(incident.number, None)
-            self._found.pop(incident.number, None)
+            for known in (self._told, self._found, self._open):
+                known.pop(incident.number, None)
             told = _told(wording.result(incident), wording.findings(incident))
             with _between_bars():
                 logger.warning("GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
             return
+        self._open[incident.number] = incident
         tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
         news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length(), tried)
         if event == "acted" and self._told.get(incident.number) == news:
@@ -60,6 +62,14 @@ class Console(Sink):
         new = [found for found in wording.findings(incident) if found not in known and found[0] != "cause"]
         known.update(new)
         return new
+
+    def close(self) -> None:
+        """Log of each incident that is open at the end of the run how it stands."""
+        for incident in self._open.values():
+            told = _told(wording.result(incident), wording.findings(incident))
+            with _between_bars():
+                logger.warning("GradGuard: incident %s at the end of the run: %s", f"{incident.number:,}", told)
+        self._open.clear()
 
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""

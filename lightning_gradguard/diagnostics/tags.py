@@ -29,6 +29,7 @@ BAND_LIMIT = "log10_limit"
 
 LAYERS = "layers"
 WINDOWS = "windows"
+WEIGHTS = "weights"
 HEATMAP = "heatmap"
 
 GROUP = "gradguard"

@@ -1,15 +1,18 @@
 // One run: what its drawings share, which is the stretch of steps, the axis, the cursor, and who draws when.
 
-import { fetchView } from "./api.js";
+import { fetchView, fetchWeights } from "./api.js";
 import { formatStep, h, put, s } from "./dom.js";
 import { Heat, MOST_ROW } from "./heat.js";
+import { tellValues } from "./labels.js";
+import { lossKeys, normKeys } from "./legend.js";
 import { drawLoss, hasLoss } from "./loss.js";
 import { drawMarks, drawRate, drawSteps } from "./marks.js";
-import { decades, diamond, drawNorm } from "./norm.js";
+import { decades, drawNorm } from "./norm.js";
 import { palette } from "./palette.js";
 import { followKey, followPointer } from "./pointer.js";
 import { showTip, tellLayer, tellSteps } from "./readout.js";
 import { blocksOf, sharedPrefix } from "./rows.js";
+import { STATISTICS, hasMiddle } from "./statistics.js";
 import { drawVerdict } from "./verdict.js";
 
 const RIGHT = 14;
@@ -25,7 +28,7 @@ export class Panel {
    * @param {object} say what the page does when the user acts here: {cursor, pin, zoom, choose, search, speak, others}
    */
   constructor(run, story, state, say) {
-    Object.assign(this, { run, story, state, say, view: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
+    Object.assign(this, { run, story, state, say, view: null, weights: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
     this.heat = new Heat(this);
     this.build();
     this.settle(story);
@@ -40,16 +43,17 @@ export class Panel {
     this.marks = s("svg", { class: "marks", role: "img", "aria-label": "Steps clipped or skipped, learning rate lowered, rollbacks" });
     this.rate = s("svg", { class: "rate", role: "img", "aria-label": "Learning rate, between what the run has learned with and what has lost it" });
     this.steps = s("svg", { class: "steps", "aria-hidden": "true" });
+    this.reset = h("button", { type: "button", class: "small", hidden: true, onclick: () => this.say.zoom(null, null) }, "Show all steps");
     this.normLegend = h("div", { class: "legend" });
     this.line = h("div", { class: "crosshair", hidden: true });
     this.pin = h("div", { class: "pin", hidden: true }, h("span", { class: "pin-label" }));
     this.band = h("div", { class: "selection", hidden: true });
     this.tip = h("div", { class: "tooltip", role: "tooltip", hidden: true });
-    this.lossHeader = h("header", {}, h("h2", {}, "Loss, with treatments on trial"), h("div", { class: "legend" }, LOSS_LEGEND(), h("span", { class: "trial-keys" })));
+    this.lossHeader = h("header", {}, h("h2", {}, "Loss, with treatments on trial"), h("div", { class: "legend" }, lossKeys(), h("span", { class: "trial-keys" })));
     this.charts = h(
       "div",
       { class: "charts" },
-      h("header", {}, h("h2", {}, "Global gradient norm"), this.normLegend),
+      h("header", {}, h("h2", {}, "Global gradient norm"), this.reset, this.normLegend),
       this.norm,
       this.lossHeader,
       this.loss,
@@ -105,6 +109,24 @@ export class Panel {
     return to > from ? [from, to] : all;
   }
 
+  /** Fetch the weights' statistics if they are to be shown, which few ask for. */
+  async weigh(wanted) {
+    const { extent } = this;
+    const [from, to] = this.range;
+    const missing = STATISTICS[this.state.stat].weights && extent.weighed;
+    return missing ? fetchWeights(wanted ?? { run: this.run, optimizer: extent.optimizer, from, to, columns: 800 }) : null;
+  }
+
+  /** Show another statistic. */
+  async changeStatistic() {
+    const ticket = this.ticket;
+    const weights = this.weights ?? (await this.weigh());
+    if (ticket !== this.ticket) return;
+    this.weights = weights;
+    this.heat.forget();
+    this.layout();
+  }
+
   /** Fetch what the state asks for, and draw it. An answer that a newer question has overtaken is dropped. */
   async load() {
     const [from, to] = this.range;
@@ -114,9 +136,9 @@ export class Panel {
     let sampled = false;
     // A large run is first shown from a sample, which may miss a spike, and a moment later in full.
     for (const quick of this.view ? [null] : [1, null]) {
-      const view = await fetchView({ ...wanted, quick });
+      const [view, weights] = await Promise.all([fetchView({ ...wanted, quick }), this.weigh(wanted)]);
       if (ticket !== this.ticket) return false;
-      this.view = view;
+      Object.assign(this, { view, weights });
       this.heat.forget();
       this.layout();
       this.element.dataset.loaded = `${Math.round(view.start)}-${Math.round(view.end)}`;
@@ -128,7 +150,7 @@ export class Panel {
   }
 
   get gutter() {
-    return this.element.clientWidth < 720 ? 128 : 176;
+    return this.element.clientWidth < 720 ? 150 : 176;
   }
 
   get plotWidth() {
@@ -179,7 +201,8 @@ export class Panel {
 
   layout() {
     if (!this.view || !this.charts.clientWidth) return;
-    this.colours = palette(this.state.colour, document.documentElement.dataset.theme, this.state.stat === "ratio");
+    this.colours = palette(this.state.colour, document.documentElement.dataset.theme, hasMiddle(this.state.stat));
+    this.reset.hidden = this.state.from === null;
     put(this.normLegend, normKeys(this));
     // What has a height of its own comes first: the rest of the room is shared.
     drawMarks(this);
@@ -271,12 +294,14 @@ export class Panel {
   drawCursor(place) {
     this.line.hidden = place === null || place < this.range[0] || place > this.range[1];
     if (!this.line.hidden) this.line.style.left = `${this.x(place)}px`;
+    if (this.view) tellValues(this.heat, place ?? this.state.step);
   }
 
   drawPin() {
     const place = this.state.step;
     const [from, to] = this.range;
     this.pin.hidden = place === null || place < from || place >= to;
+    tellValues(this.heat, this.pin.hidden ? null : place);
     if (this.pin.hidden) return;
     this.pin.style.left = `${this.x(place + 0.5)}px`;
     this.pin.firstChild.textContent = `step ${formatStep(this.step(place))}`;
@@ -287,29 +312,3 @@ export class Panel {
     this.heat.reveal(layer);
   }
 }
-
-const key = (mark, text) => h("span", { class: "key" }, mark, text);
-const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: name, d: diamond(0, 0) }));
-
-/** What the lines are, and those marks that there are. */
-function normKeys(panel) {
-  const { nonfinite, overflows, clipped, skipped, coefficient, lr_factor: factor } = panel.view.windows;
-  return [
-    key(h("i", { class: "swatch peak-key" }), "largest norm"),
-    key(h("i", { class: "swatch typical-key" }), "typical"),
-    key(h("i", { class: "swatch band-key" }), "healthy band"),
-    key(h("i", { class: "swatch limit-key" }), "limit"),
-    panel.shownIncidents().length > 0 && key(h("i", { class: "dot-key" }), "incident"),
-    nonfinite.some((count) => count > 0) && key(drawn("nonfinite"), "non-finite"),
-    overflows.some((count) => count > 0) && key(drawn("overflow"), "scaler overflow"),
-    (clipped.some((count) => count > 0) || coefficient.some((one) => one > 0 && one < 1)) && key(h("i", { class: "swatch clip-key" }), "clipped"),
-    (skipped.some((count) => count > 0) || coefficient.some((one) => one === 0)) && key(h("i", { class: "swatch held-key" }), "skipped"),
-    factor.some((one, c) => c > 0 && one < factor[c - 1]) && key(h("i", { class: "text-key" }, "▾"), "LR lowered"),
-    (panel.shownRollbacks().length > 0 || panel.extent.segments.length > 1) && key(h("i", { class: "text-key" }, "↶"), "rollback"),
-  ];
-}
-
-const LOSS_LEGEND = () => [
-  key(h("i", { class: "swatch loss-key" }), "mean"),
-  key(h("i", { class: "swatch loss-band-key" }), "lowest to highest of a window"),
-];

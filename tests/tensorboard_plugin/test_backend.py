@@ -271,7 +271,7 @@ def test_a_long_run_of_many_layers_opens_at_once(tmp_path: Path) -> None:
 
 def test_a_larger_run_shows_a_sample_first(monkeypatch: pytest.MonkeyPatch, logs: Path) -> None:
     for name in ("AT_ONCE_BYTES", "QUICK_BYTES"):
-        monkeypatch.setattr(f"lightning_gradguard_tensorboard.plugin.{name}", 4 * 74 * 120)
+        monkeypatch.setattr(f"lightning_gradguard_tensorboard.reading.{name}", 4 * 74 * 120)
     fresh = Local(logs)
     first = fresh.view(run="guarded", columns=400, quick=1)
     assert first["sampled"] is True and 100 <= first["codes"].shape[1] < 400

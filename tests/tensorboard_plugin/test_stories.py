@@ -116,6 +116,8 @@ def test_a_bad_batch(tab: Tab, take: Any) -> None:
     frame = tab.open(run="bad-batch")
     said = answers(frame)
     assert said["When"].startswith("step 500, sudden") and said["Done"].startswith("1 step skipped")
+    assert said["Where"] == "batch 500; no layer is blamed"
+    assert "could not be told" not in frame.locator("body").inner_text(), "nobody looked for its cause"
     assert "calm for" in said["Now"] and "first aid was all" in said["Did it help?"]
     take("story-bad-batch")
 
@@ -125,9 +127,8 @@ def test_a_rate_too_high_whose_first_treatment_was_taken_back(tab: Tab, take: An
     frame = tab.open(run="second-try")
     said = answers(frame)
     assert said["Did it help?"].startswith("yes: loss") and "taken back first: 2 treatments" in said["Did it help?"]
-    assert (
-        "restored the layer; rolled back to a good snapshot; rolled back to a good snapshot and lowered" in said["Done"]
-    )
+    told = "restored the layer (taken back); rolled back (taken back); rolled back and lowered the learning rate (kept)"
+    assert said["Done"].endswith(told)
     frame.locator(".incident").click()
     frame.locator(".panel[data-loaded]:not([data-loaded='0-900'])").first.wait_for()
     assert frame.locator("svg.loss .trial.back").count() == 2 and frame.locator("svg.loss .trial.kept").count() == 1
@@ -169,9 +170,10 @@ def test_a_stopped_run_says_so(tab: Tab, take: Any) -> None:
     tab.page.set_viewport_size({"width": 1000, "height": 860})
     frame = tab.open(run="stopped")
     sentence = frame.locator(".verdict.bad").inner_text()
-    assert "Stopped by GradGuard at step 401: 100 steps in a row were held; first batch at step 301." in sentence
+    assert "Stopped by GradGuard at step 401: 100 steps in a row were skipped; first batch at step 301." in sentence
     said = answers(frame)
     assert said["Now"].startswith("stopped at step 401") and said["Did it help?"] == "no: the run was stopped"
+    assert said["Where"] == "batch 301 and those after it"
     card = frame.locator(".incident").inner_text()
     assert "stopped the run" in card and "at step 401" in card and "Calm" not in card and "∞" not in card
     frame.locator(".incident").click()
