@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import checks
+from lightning_gradguard.attribution.batch import tensors_in
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
@@ -75,7 +75,7 @@ class Augment(Remedy):
         self.after_update()
         if self._left == 0:
             return False
-        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and _can_point_elsewhere(leaf)]
+        tensors = [tensor for tensor in tensors_in(batch) if _can_point_elsewhere(tensor)]
         self._draws += 1
         # By identity: a tensor that is in the batch twice has one memory of its own.
         for tensor in {id(tensor): tensor for tensor in tensors}.values():
@@ -109,7 +109,7 @@ class Augment(Remedy):
             for place in places:
                 with torch.cuda.device(place):
                     torch.cuda.manual_seed(self._seed_of_this_draw())
-            changed = [leaf for leaf in tree_leaves(self.transform(batch)) if isinstance(leaf, Tensor)]
+            changed = [tensor for tensor in tensors_in(self.transform(batch)) if _can_point_elsewhere(tensor)]
         forms = [[(t.shape, t.dtype) for t in leaves] for leaves in (tensors, changed)]
         if forms[0] != forms[1]:
             raise ValueError(f"transform must keep the batch's shapes and dtypes {forms[0]}, got {forms[1]}")
