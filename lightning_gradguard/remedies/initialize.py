@@ -94,7 +94,7 @@ class Initialize(Remedy):
                 changed.append(name)
                 for parameter in own.values():
                     forget(context.optimizer, parameter)
-            if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
+            if (type(layer) is nn.Linear or isinstance(layer, _ConvNd)) and "weight" in layer._parameters:
                 self._handles.append(layer.register_forward_hook(self._scaler(name)))
                 self._waiting.append(name)
         for layer in context.module.modules():
@@ -187,7 +187,10 @@ def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
 @torch.no_grad()
 def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] | None:
     """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
-    weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
+    held = layer._parameters.get("weight")
+    if held is None:
+        return None  # Pruned, or normalised in the old way: what multiplies is no parameter.
+    weight = held.data
     if not bool(weight.any()) or not bool(output.isfinite().all()):
         return None
     axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
