@@ -153,7 +153,7 @@ class Guard:
         return self._session.attach(optimizer, resumed=self.resumed, followers=self.followers)
 
     def augment(self, batch: Any) -> Any:
-        """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
+        """Augment the tensors of a batch, and return it, if an incident has lately made :class:`Augment` do so.
 
         Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
