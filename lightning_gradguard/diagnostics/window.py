@@ -95,7 +95,8 @@ class WindowAccumulator:
 
     def weigh(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Look at the weights before and after the update of a window's first step; to be called at each step, before :meth:`add`."""
-        self._weights.look(parameters, begin=self.steps == 0)
+        if self.steps == 0 or self._weights.awaits_update:
+            self._weights.look(parameters)
 
     def window(
         self,
