@@ -70,7 +70,7 @@ def suspects(
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     merged = _merged(mine.told(collectives))
     owners = _owners(module, parameters, broken=any(suspect.broken for suspect in merged))
-    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners)
+    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners or s.part != "layer")
 
 
 def _merged(told: Iterable[Iterable[Suspect]]) -> Collection[Suspect]:

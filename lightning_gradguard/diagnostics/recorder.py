@@ -183,7 +183,7 @@ class Recorder:
         lines = []
         for i in self.incidents:
             tried = f"tried {', '.join(i.remedies) or 'nothing'}"
-            culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
+            culprit = i.where()
             reason = wording.reason(i.actions[0]) if i.actions else ""
             line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
             lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]

@@ -15,6 +15,10 @@ _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 
+_NO_LAYER = ("batch", "loss function")
+"""Suspects that are no layer."""
+
+
 def suspect(record: Record) -> str:
     """Return ``first in conv4 (forward gain 57 x)``, or an empty string where nobody is blamed, or no single layer is at fault."""
     blame = dicts(record.get("blame"))
@@ -22,9 +26,9 @@ def suspect(record: Record) -> str:
         return ""
     layer = str(blame[0].get("layer", "?"))
     told = [decision_of(action).get("cause") for action in actions_of(record)]
-    if layer != "batch" and told and told[-1] in _NO_LAYERS:
+    if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
         return ""
-    name = "the batch" if layer == "batch" else f"first in {clean(layer) or 'the root module'}"
+    name = f"the {layer}" if layer in _NO_LAYER else f"first in {clean(layer) or 'the root module'}"
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
 
