@@ -22,6 +22,7 @@ from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.snapshots import Checkpoints, Saved
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.norms import can_sum_over_shards
@@ -42,6 +43,8 @@ REFUSED = {
 }
 
 CLIPPING = "configure_gradient_clipping"
+CHECKPOINTS = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
+"""Where checkpoint callbacks say what they have written."""
 
 
 class GradGuard(Callback):
@@ -191,6 +194,7 @@ class GradGuard(Callback):
                 mean=lambda values: _mean(strategy, values),
                 gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
                 neighbours=trainer.num_devices,
+                rank=trainer.global_rank,
             )
         )
         self._own_sinks += [sink for sink in self.guard.sinks if not any(sink is own for own in self._own_sinks)]
@@ -200,6 +204,7 @@ class GradGuard(Callback):
         # WeightAveraging and StochasticWeightAveraging keep theirs to themselves.
         averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self.guard.followers = tuple(average for average in averages if isinstance(average, nn.Module))
+        self.guard.checkpoints = Checkpoints(partial(_newest_checkpoint, trainer), partial(_opened, self.state_key))
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         self._warn_of_weights_only(trainer)
@@ -281,7 +286,7 @@ class GradGuard(Callback):
         finally:
             # The strategy's collectives end with the run, and cannot be pickled.
             self.guard.share()
-            self._batch = self._loss = None
+            self.guard.checkpoints = self._batch = self._loss = None
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -353,10 +358,11 @@ class GradGuard(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the losses of every process into the one state that is saved."""
+        self.guard.saved()
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
+            checkpoint["callbacks"][self.state_key] = {**self.guard.state_dict(together=True), "run": self._run}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""
@@ -429,6 +435,20 @@ def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
     # As ModelCheckpoint finds its directory: W&B's and MLflow's save_dir is that of all runs.
     version = first.version if isinstance(first.version, str) else f"version_{first.version}"
     return Path(path, str(first.name or ""), version)
+
+
+def _newest_checkpoint(trainer: Trainer) -> str:
+    """Return the path of the newest checkpoint that the Trainer's callbacks have written, or the one that it began with."""
+    written = {str(getattr(c, name, "")) for c in trainer.checkpoint_callbacks for name in CHECKPOINTS}
+    files = [Path(one) for one in written if one and Path(one).is_file()]
+    return str(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else str(trainer.ckpt_path or "")
+
+
+def _opened(state_key: str, path: str) -> Saved:
+    """Return what a checkpoint of this Trainer's holds, read from the disk only as it is used."""
+    # It is this very run's, which the Trainer itself would load in the same way.
+    found = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    return Saved(found["state_dict"], found["optimizer_states"], found["callbacks"][state_key])
 
 
 def _clip_nothing(*_: Any, **__: Any) -> None:

@@ -21,7 +21,7 @@ from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.track_state import load_state, state_of
 
-VERSION = 3
+VERSION = 4
 """Of the state. It moves with every change of the state's keys; what was saved under an earlier one is migrated step by step."""
 # What a fresh track cannot be the model for: parts that may have changed since, and what is empty at first.
 _OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
@@ -46,12 +46,12 @@ def _from_1(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "version": 2, "lanes": {}, "incidents": kept, "armed": "", "awaiting": []}
 
 
-def _from_2(state: dict[str, Any]) -> dict[str, Any]:
+def _next(state: dict[str, Any]) -> dict[str, Any]:
     """Change nothing but the number: what is new since then is completed, and what has another name is learned anew."""
-    return {**state, "version": 3}
+    return {**state, "version": state["version"] + 1}
 
 
-_MIGRATIONS = {1: _from_1, 2: _from_2}
+_MIGRATIONS = {1: _from_1, 2: _next, 3: _next}
 
 
 def _migrated(incident: Any) -> Any:

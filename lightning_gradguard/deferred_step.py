@@ -25,7 +25,7 @@ from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import overruns
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
-from lightning_gradguard.step.copying import worth_copying
+from lightning_gradguard.step.copying import stands_in, worth_copying
 from lightning_gradguard.step.judging import suspects_of
 from lightning_gradguard.step.measuring import context_of, loss_of
 from lightning_gradguard.step.passing import look_for_life
@@ -219,7 +219,7 @@ def ready(
     if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
         return None
     # No treatment is on trial where no incident is open.
-    if act and worth_copying(track, track.steps, last):
+    if act and (stands_in(track) or worth_copying(track, track.steps, last)):
         return None
     names, grads = track.trained.gradients()
     return (names, grads) if names == last.names and DeviceGate.fits(grads) else None

@@ -32,10 +32,12 @@ from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import GradientStatistics, Incident, incident_from_json, to_json
 from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, Step, StepReport
+from lightning_gradguard.step.copying import copy_ahead
 from lightning_gradguard.step.recording import log
 from lightning_gradguard.track_state import go_on_from
 from lightning_gradguard.tracks import Tracks
@@ -120,9 +122,10 @@ class Guard:
         )
         self._tracks = Tracks(self._new_track)
         self._module: nn.Module | None = None
-        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
+        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them; what a trainer saves.
         self.resumed = False
         self.followers: tuple[nn.Module, ...] = ()
+        self.checkpoints: Checkpoints | None = None
         if module is not None:
             self.bind(module)
 
@@ -203,7 +206,7 @@ class Guard:
         return track
 
     def _new_track(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
-        return OptimizerTrack(
+        track = OptimizerTrack(
             index,
             module,
             optimizer,
@@ -213,12 +216,16 @@ class Guard:
             snapshots=self._snapshots,
             isolate=self._isolate if self.on_error == "warn" else None,
         )
+        track.snapshots.checkpoints, track.snapshots.index = self.checkpoints, index
+        return track
 
     def augment(self, batch: Any) -> Any:
         """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
 
         Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
+        for track in self._tracks:
+            copy_ahead(self._run, track)
         # A second one, of another optimizer, would put back what the first has made.
         any(track.remedies.before_forward(batch) for track in self._tracks)
         return batch
@@ -281,6 +288,11 @@ class Guard:
         except Exception as error:
             self._never_worse(track, error)
         return StepReport(GradientStatistics(track.steps if step is None else step, (), np.zeros(0), math.nan))
+
+    def saved(self) -> None:
+        """Learn that a checkpoint is being written, which may be the one to go back to; every process must call it at the same point."""
+        for track in self._tracks:
+            track.snapshots.saved(track.steps)
 
     def settle(self) -> None:
         """Learn of the last step, and average the losses that are still each process's own: one process's state is that of all.
@@ -360,12 +372,17 @@ class Guard:
             self._run.running = None
             self._recorder.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything learned: tensors, numbers, strings, lists and dicts only."""
+    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
+        """Return everything learned: tensors, numbers, strings, lists and dicts only.
+
+        Args:
+            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they hold in shards is
+                gathered where it belongs in a checkpoint.
+        """
         self._catch_up()
         return {
             "version": VERSION,
-            "lanes": self._tracks.state_dict(),
+            "lanes": self._tracks.state_dict(self._run.collectives if together else None),
             "incidents": [to_json(i) for i in self._recorder.incidents],
             **self._investigation.state_dict(),
         }

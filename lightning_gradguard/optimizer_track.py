@@ -126,7 +126,7 @@ class OptimizerTrack:
         if known:
             self.baseline = Baseline()
             self.detectors.forget()
-            self.snapshots.hurry(self.steps)
+            self.snapshots.schedule.due = self.steps
         self.order.register(self.module)
         self.accumulator.order = self.order.layers
         self.parameters = self.trained.parameters
@@ -145,7 +145,7 @@ class OptimizerTrack:
         """Forget what was learned of another regime of data, loss or task; the next steps tell what is usual now."""
         self.baseline, self.batches = self.baseline.anew(), BatchWitness()
         self.detectors.forget()
-        self.snapshots.hurry(self.steps)
+        self.snapshots.schedule.due = self.steps
         self.untouched = False
 
     def follow(self, loss: Tensor) -> None:

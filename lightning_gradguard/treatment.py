@@ -51,6 +51,7 @@ class Treatment:
     def __init__(self) -> None:
         self.trial: Trial | None = None
         self.untreated: Snapshot | None = None
+        self._uncopied = False
         # Levels of the loss before the trouble and in it, and whether something had been learned.
         self._levels: tuple[list[float], list[float], bool] | None = None
         self.trials: list[TrialRecord] = []
@@ -196,15 +197,17 @@ class Treatment:
         finite: bool,
         unlearned: bool,
         snapshots: SnapshotStore,
-        capture: Callable[[], Snapshot],
+        capture: Callable[[], Snapshot | None],
     ) -> None:
-        """Make ready for a treatment, if one is about to be made: have the state from before it copied."""
+        """Make ready for a treatment, if one is about to be made: have the state from before it copied, where memory allows it."""
         if not ON_TRIAL & set(decision.remedies) or snapshots.keep == 0:
             return
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
             snapshots.only_first()
-        if self.untreated is None and finite:
+        # Where there was no memory for it, a later copy would be of what the treatment has made.
+        if self.untreated is None and finite and not self._uncopied:
             self.untreated = capture()
+            self._uncopied = self.untreated is None
 
     def open_trial(
         self, decision: Decision, done: Sequence[str], step: int, accepted: int, *, lowers_rate: bool
@@ -232,7 +235,7 @@ class Treatment:
         if self.trial is None or (outcome := self.trial.verdict()) not in ("kept", "calm"):
             return False
         self._end(step, outcome, accepted)
-        self.untreated, self._at_start = None, False
+        self.untreated, self._at_start, self._uncopied = None, False, False
         return True
 
     def _end(self, step: int, outcome: str, accepted: int) -> None:
@@ -259,7 +262,7 @@ class Treatment:
         trial, untreated = self.trial, self.untreated
         level = trial.level if trial is not None else self.trials[-1].after if self.trials else math.nan
         self._end(step, "taken back", accepted)
-        self.untreated = None
+        self.untreated, self._uncopied = None, False
         worse = bool(self._trouble) and not level_of(self._trouble) <= level
         return None if worse and copied else untreated
 
@@ -278,11 +281,13 @@ class Treatment:
     def close(self) -> None:
         """Forget the trouble of the incident that is closed."""
         self.trials, self._trouble, self._levels, self._at_start = [], [], None, False
+        self._uncopied = False
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
-        """Return what a treatment under way goes by, in the same form where there is none."""
+    def state_dict(self, *, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one) -> dict[str, Any]:
+        """Return what a treatment under way goes by, in the same form where there is none; ``whole`` as in the store of snapshots."""
+        untreated = None if self.untreated is None else whole(self.untreated)
         before, trouble, learned = self._levels or ([], [], False)
         signals = [] if self._signal is None else [self._signal]
         return {
@@ -290,8 +295,7 @@ class Treatment:
             "trouble": list(self._trouble),
             "next_look": self._next_look,
             "treating": {
-                # A checkpoint holds one process's state, and its shards are of no use to the others.
-                "untreated": [plain(self.untreated)] if self.untreated is not None and not sharded else [],
+                "untreated": [] if untreated is None else [plain(untreated)],
                 "measured": self._levels is not None,
                 "before": list(before),
                 "trouble": list(trouble),
