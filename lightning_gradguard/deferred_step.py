@@ -114,6 +114,7 @@ class DeferredStep:
             target=track.target(limit),
             gentle=GENTLE,
             act=act,
+            sharded=track.sharded,
             loss=loss if there else None,  # type: ignore[arg-type]
             peaks=largest(batch, device) if batch is not None else (),
             flight=Flight(step, names, None if there or loss is None else float(loss), track.rate(), batch_index),
@@ -213,7 +214,7 @@ def ready(
         or track.steps < track.watchful
     ):
         return None
-    if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
+    if (scaler is not None and scaler.is_enabled()) or not _parts_can_wait(track, act=act):
         return None
     rate, last = track.rate(), track.last
     if last is None or rate is None or track.baseline.updates.rate_leapt(rate):

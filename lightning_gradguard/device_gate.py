@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard.records import FloatArray
-from lightning_gradguard.statistics.norms import gradient_norms
+from lightning_gradguard.statistics.norms import gradient_norms, local
 
 WORDS = {2: torch.int16, 4: torch.int32}
 """Integers by their bytes."""
@@ -106,6 +106,7 @@ class DeviceGate:
         target: float,
         gentle: float,
         act: bool,
+        sharded: bool = False,
         loss: Tensor | None = None,
         peaks: Sequence[Tensor] = (),
         flight: Flight | None = None,
@@ -119,6 +120,7 @@ class DeviceGate:
             target: Norm to clip down to.
             gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
             act: False only measures.
+            sharded: Whether some gradients are DTensors, whose norms are summed over their mesh: by the devices, so nobody waits.
             loss: The step's loss, one element.
             peaks: Largest absolute elements of the batch's tensors, one element each.
             flight: What the host knows of the step, to be read together with what the device finds.
@@ -126,10 +128,11 @@ class DeviceGate:
         Returns:
             Whether the step's update is made, as a bool tensor of no dimension on the gradients' device.
         """
-        norms = gradient_norms(grads)
+        norms = gradient_norms(grads, sharded=sharded)
         total = torch.linalg.vector_norm(norms, dtype=torch.float64)
         limit = min(limit, sys.float_info.max)
-        fused = _fused(optimizer, len(grads))
+        # What a fused kernel is told would have to be a DTensor too.
+        fused = not sharded and _fused(optimizer, len(grads))
         # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where: that
         # would make a tensor of them on the host first, and wait for its way to the device.
         skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
@@ -250,6 +253,6 @@ def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
 def _multiply_bits(grads: list[Tensor], factor: Tensor) -> None:
     by_size: dict[int, list[Tensor]] = {}
     for grad in grads:
-        by_size.setdefault(grad.element_size(), []).append(grad.view(WORDS[grad.element_size()]))
+        by_size.setdefault(grad.element_size(), []).append(local(grad).view(WORDS[grad.element_size()]))
     for size, words in by_size.items():
         torch._foreach_mul_(words, factor.to(WORDS[size]))

@@ -122,5 +122,6 @@ def _snapshot(saved: Saved, index: int, order: Sequence[str], buffers: Sequence[
         {name: weights[name] for name in order},
         {name: weights[name] for name in buffers if name in weights},
         held,
-        lane["memory"],
+        # It was written after that step, not before it.
+        {**lane["memory"], "number": lane["memory"]["number"] + 1},
     )
