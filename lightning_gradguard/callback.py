@@ -322,7 +322,8 @@ class GradGuard(Callback):
         # With several optimizers nobody knows whose loss it is; a GAN's generator loss rises in health.
         if loss is None or len(trainer.optimizers) > 1:
             return None
-        return loss / scaler.get_scale() if scaler is not None and scaler.is_enabled() else loss
+        # As a tensor: get_scale() would wait for the device.
+        return loss / scaler._get_scale_async() if scaler is not None and scaler.is_enabled() else loss
 
     def _stop(self, trainer: Trainer, report: StepReport) -> None:
         trainer.should_stop = True
