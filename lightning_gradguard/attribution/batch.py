@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_gradguard.records import Suspect
+from lightning_gradguard.records import BATCH, Suspect
 
 LOUD = 10.0
 """A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
@@ -67,7 +67,7 @@ class BatchWitness:
         for tensor in tensors:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                return Suspect("batch", math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
+                return Suspect(BATCH, math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
         return self.accuse_peaks([float(peak) for peak in largest(batch)])
 
     def accuse_peaks(self, peaks: Sequence[float]) -> Suspect | None:
@@ -75,7 +75,7 @@ class BatchWitness:
         if self._gaps:
             return None
         if not all(map(math.isfinite, peaks)):
-            return Suspect("batch", math.inf, "the batch holds NaN or inf")
+            return Suspect(BATCH, math.inf, "the batch holds NaN or inf")
         if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
             return None
         for peak, *seen in zip(peaks, *self._peaks, strict=True):
@@ -87,7 +87,7 @@ class BatchWitness:
             if peak > beyond * largest_seen:
                 ratio = peak / largest_seen
                 reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"
-                return Suspect("batch", math.log(ratio), reason)
+                return Suspect(BATCH, math.log(ratio), reason)
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -194,10 +194,9 @@ class SnapshotStore:
             spare, self._spare = self._spare, None
             self._copier.begin(step, parameters, optimizer, lean=self.keeping is Keeping.LEAN, over=spare)
 
-    def saved(self, step: int) -> None:
-        """Look at the checkpoint that is being written at the next step, if snapshots are checkpoints."""
-        if self.keeping is Keeping.DISK:
-            self.schedule.due = step
+    def hurry(self, step: int) -> None:
+        """Let the next snapshot be due at ``step``."""
+        self.schedule.due = step
 
     def _make_room(self, step: int) -> None:
         """Drop what the next snapshot leaves no room for; its memory may be used again, unless it was lent to a checkpoint.

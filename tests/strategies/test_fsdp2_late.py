@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from tests.builders import same
 from tests.strategies.fsdp_on_a_device import AT, SCENARIOS
 from tests.strategies.launch import group
 from tests.strategies.test_ddp import actions
-from tests.strategies.test_fsdp2 import TWO
 
 pytestmark = pytest.mark.skipif(not can_sum_over_shards(), reason="DTensor became public with torch 2.5")
-cell = partial(pytest.mark.cell, "Strategies", TWO)
 Ranks = list[dict[str, Any]]
 
 
@@ -34,7 +31,6 @@ def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Adam", "fused"])
-@cell("healthy", note="judged on the device, one step late")
 def test_a_calm_run_is_left_to_the_device_and_is_bit_identical(ranks: Ranks, kind: str) -> None:
     plain, guarded = (ranks[0][f"{way} {kind}"] for way in ("plain", "guarded"))
     assert guarded["left"] >= 30 and guarded["incidents"] == []
@@ -48,7 +44,6 @@ def test_a_calm_step_costs_one_small_reduction(ranks: Ranks, kind: str) -> None:
         assert min(counted) == 1 and counted.count(1) >= 0.7 * len(counted)
 
 
-@cell("sick")
 def test_a_bad_batch_of_one_rank_is_held_by_the_devices_of_both(ranks: Ranks) -> None:
     for rank in ranks:
         assert actions(rank["NaN"]) == [(AT, "non-finite", ["skip"])]
@@ -58,7 +53,6 @@ def test_a_bad_batch_of_one_rank_is_held_by_the_devices_of_both(ranks: Ranks) ->
 
 
 @pytest.mark.parametrize("name", ["resumed", "resumed, exactly"])
-@cell("sick", note="a checkpoint that is written in an incident carries the last good snapshot, made whole")
 def test_a_checkpoint_in_an_incident_carries_the_last_good_snapshot_whole(ranks: Ranks, name: str) -> None:
     for rank in ranks:
         found = rank[name]
