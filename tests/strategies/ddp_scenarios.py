@@ -106,7 +106,7 @@ def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
 def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
     """Train on all processes; return how this one ended."""
     save, load = options.pop("save", None), options.pop("load", None)
-    more = {name: options.pop(name) for name in ("accumulate_grad_batches",) if name in options}
+    more = {name: options.pop(name) for name in ("accumulate_grad_batches", "enable_checkpointing") if name in options}
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
     callbacks: list[Callback] = [guard] if guard else []
     callbacks += [save] if save else []
