@@ -24,6 +24,7 @@ from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.statistics.loss_owners import LossOwners
 from lightning_gradguard.statistics.norms import can_sum_over_shards
 from lightning_gradguard.step import StepReport
 
@@ -124,7 +125,7 @@ class GradGuard(Callback):
         self._histograms = checks.flag("histograms", histograms)
         # The guard lets go of its sinks at the end of a run; these are there in the next one too.
         self._own_sinks: list[Sink] = []
-        self._loss: Tensor | None = None
+        self._losses = LossOwners()
         self._batch: Any = None
         self._batch_index: int | None = None
         self._clipping: tuple[LightningModule, Any] | None = None
@@ -281,7 +282,8 @@ class GradGuard(Callback):
         finally:
             # The strategy's collectives end with the run, and cannot be pickled.
             self.guard.share()
-            self._batch = self._loss = None
+            self._batch = None
+            self._losses.drop()
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -292,7 +294,10 @@ class GradGuard(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step; Lightning has divided it by their number."""
         self.guard.follow(loss)
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        self._losses.backward(loss, trainer.optimizers)
+        if self._losses.parted:
+            self.guard.forget_losses()
+            self._losses.parted = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand the gradients to the guard, inside ``optimizer.step``, right before clipping and update."""
@@ -300,7 +305,7 @@ class GradGuard(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         report = self.guard.before_step(
             optimizer,
-            loss=self._take_loss(pl_module, trainer, scaler),
+            loss=self._take_loss(optimizer, scaler),
             batch=self._batch,
             batch_index=self._batch_index,
             step=trainer.global_step,
@@ -312,12 +317,9 @@ class GradGuard(Callback):
         if report.stop and self.guard.on_exhausted == "stop":
             self._stop(trainer, report)
 
-    def _take_loss(self, pl_module: LightningModule, trainer: Trainer, scaler: Any) -> Tensor | None:
-        loss, self._loss = self._loss, None
-        # With several optimizers nobody knows whose loss it is; a GAN's generator loss rises in health.
-        if loss is None or len(trainer.optimizers) > 1:
-            return None
-        return loss / scaler.get_scale() if scaler is not None and scaler.is_enabled() else loss
+    def _take_loss(self, optimizer: Optimizer, scaler: Any) -> Tensor | None:
+        loss = self._losses.of(optimizer)
+        return loss / scaler.get_scale() if loss is not None and scaler is not None and scaler.is_enabled() else loss
 
     def _stop(self, trainer: Trainer, report: StepReport) -> None:
         trainer.should_stop = True

@@ -103,7 +103,8 @@ class Guard:
         if on_incident is not None:
             sinks.append(Listener(checks.function("on_incident", on_incident)))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
-        self._run = Run(mode, self._recorder)
+        self._tracks = Tracks(self._new_track)
+        self._run = Run(mode, self._recorder, self._tracks)
         self._step = Step(self._run)
         self._deferred = DeferredStep(self._run)
         self._investigation = self._run.investigation
@@ -118,7 +119,6 @@ class Guard:
         self._snapshots = checks.instance(
             "snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore
         )
-        self._tracks = Tracks(self._new_track)
         self._module: nn.Module | None = None
         # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
         self.resumed = False
@@ -230,6 +230,11 @@ class Guard:
         """
         for track in self._tracks:
             track.follow(loss)
+
+    def forget_losses(self) -> None:
+        """Forget all losses: they were not those of the optimizers that they were given for."""
+        for track in self._tracks:
+            track.baseline.forget_losses()
 
     def before_step(
         self,

@@ -46,6 +46,10 @@ class Baseline:
         if self.count == 2 * YOUNG and self.losses.learned:
             self.updates.forget_ratio()  # The run has learned with updates of that size.
 
+    def forget_losses(self) -> None:
+        """Forget the losses alone."""
+        self.losses = LossHistory(self.updates)
+
     def anew(self) -> Baseline:
         """Return what is known in another regime of data, loss or task: nothing but the rates."""
         found = Baseline()

@@ -134,6 +134,16 @@ class Policy:
         self._note(decision)
         return decision
 
+    def wait(
+        self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], can: Collection[str]
+    ) -> Decision:
+        """Return first aid to an alarm while a treatment of another optimizer is on trial: one at a time."""
+        gentle = statistics.finite and verdict.form == "sudden" and verdict.excess < GENTLE
+        accused = any(suspect.layer == "batch" for suspect in blame)
+        cause = Cause.BATCH if accused else Cause.UNKNOWN
+        reason = "first aid, while a treatment of another optimizer is on trial"
+        return Decision(_available(("clip",) if gentle and not accused else ("skip",), can), reason, cause.value)
+
     def _count(
         self, verdict: Verdict, statistics: GradientStatistics, blame: Sequence[Suspect], known: Baseline
     ) -> None:
@@ -169,7 +179,8 @@ class Policy:
             return Decision(("skip",), reason, Cause.LOSS.value)
         if verdict.form == "cold-start" and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
-            return Decision(("rollback",), reason, Cause.BATCH.value)
+            # What is on trial began after that batch, and goes on.
+            return Decision(("rollback",), reason, Cause.BATCH.value, again=case.trial is not None)
         if case.vanishing is not None and any(suspect.broken for suspect in blame):
             return self._treat(Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case)
         if cause is Cause.OPTIMIZER:

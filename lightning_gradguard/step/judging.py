@@ -15,6 +15,7 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.step.companions import another_on_trial
 from lightning_gradguard.step.copying import copy
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
@@ -36,8 +37,11 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
+    waits = another_on_trial(run, track)
     for verdict in track.judge(statistics):
-        if track.treatment.resigned and verdict.form == "divergence" and not verdict.examine:
+        if (track.treatment.resigned and verdict.form == "divergence" and not verdict.examine) or (
+            waits and (verdict.form == "divergence" or verdict.examine)
+        ):
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)

@@ -13,6 +13,7 @@ from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.update_ratio import moved
+from lightning_gradguard.step.companions import another_on_trial, go_back_too
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
 from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
@@ -29,15 +30,21 @@ def treat(
 ) -> StepReport:
     """Decide what to do about an alarm, do it, learn from what is let through, and record it."""
     statistics, limit = context.statistics, track.limit()
-    called_for = _decide(track, verdict, statistics, suspects)
+    if another_on_trial(run, track):
+        called_for = track.policy.wait(verdict, statistics, suspects, track.remedies.can)
+    else:
+        called_for = _decide(track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     _tell(track, context, verdict, decision, suspects, limit)
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
     if run.acts:
         _prepare(run, track, called_for, finite=statistics.finite)
-        outcomes = track.remedies.apply(decision.remedies, context)
+        outcomes = go_back_too(run, track, track.remedies.apply(decision.remedies, context))
         _learn_of_remedies(track, context, outcomes)
+        if context.start and Act.REINITIALIZE in track.remedies.done_by([o.remedy for o in outcomes if o.applied]):
+            # From here on the repaired network is the beginning that a lower rate goes back to.
+            copy(run, track, track.steps)
         _open_trial(track, decision, outcomes, statistics.step)
     if not _skips(outcomes) and statistics.finite and run.acts:
         hidden(run, track, context, None)
@@ -141,7 +148,7 @@ def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: 
     if Act.REINITIALIZE in done and at_first:
         known.updates.forget_ratio()
     if Act.ROLLBACK in done:
-        expect_as_then(track, look=context.decision is not None and context.decision.look)
+        expect_as_then(track, track.snapshots.latest, look=context.decision is not None and context.decision.look)
     if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
         known.norms.forget_prior()
     if {Act.INITIALIZE, Act.REINITIALIZE} & done:
