@@ -18,6 +18,10 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Console, Event, Journal, MetricsSink, Sink
 from lightning_gradguard.diagnostics.bar import BarWord
 from lightning_gradguard.diagnostics.journal import new_run
+from lightning_gradguard.evidence import Evidence
+from lightning_gradguard.evidence.collecting import Place
+from lightning_gradguard.evidence.keeper import DIRECTORY as EVIDENCE
+from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
@@ -52,7 +56,8 @@ class GradGuard(Callback):
     ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
-        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step: it is not applied, the evidence is written, and
+            TrainingDiverged is raised on all processes before the weights are touched; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
             gradients) a NaN reaches the weights, of which a warning tells.
@@ -66,6 +71,8 @@ class GradGuard(Callback):
         sinks: Where the record goes besides, on the first process; a sink that is added to ``guard.guard.sinks`` before ``fit`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
         histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
+        evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
+            ``mode="halt"`` only.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
@@ -83,7 +90,7 @@ class GradGuard(Callback):
     def __init__(
         self,
         *,
-        mode: Literal["guard", "watch"] = "guard",
+        mode: Literal["guard", "halt", "watch"] = "guard",
         detectors: Sequence[Detector] | None = None,
         remedies: Sequence[Remedy] | None = None,
         exclude: Sequence[str] = (),
@@ -95,6 +102,7 @@ class GradGuard(Callback):
         journal: bool = True,
         progress_bar: bool = False,
         histograms: bool = False,
+        evidence: Evidence | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -109,6 +117,7 @@ class GradGuard(Callback):
             policy=policy,
             snapshots=snapshots,
             log_every=log_every,
+            evidence=evidence,
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
@@ -204,6 +213,20 @@ class GradGuard(Callback):
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         self._warn_of_weights_only(trainer)
+        if self.guard.evidence is not None:
+            self._place_evidence(trainer, self.guard.evidence)
+
+    def _place_evidence(self, trainer: Trainer, keeper: Keeper) -> None:
+        """Tell who keeps the evidence where the run is."""
+        given = str(trainer.log_dir or trainer.default_root_dir)
+        keeper.directory = (_directory(trainer, given, self._run) or Path.cwd()) / EVIDENCE
+        keeper.place = lambda: Place(
+            rank=trainer.global_rank,
+            processes=trainer.world_size,
+            precision=str(trainer.precision),
+            epoch=trainer.current_epoch,
+            checkpoint=next((path for c in trainer.checkpoint_callbacks if (path := newest(c))), ""),
+        )
 
     def _warn_of_weights_only(self, trainer: Trainer) -> None:
         """Warn of checkpoints that do not tell which activations were swapped: loaded anew, they are another network."""
@@ -290,6 +313,8 @@ class GradGuard(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
         self._batch, self._batch_index = self.guard.augment(batch), batch_idx
+        # Last, right before the module draws random numbers.
+        self.guard.before_forward(self._batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step; Lightning has divided it by their number."""
@@ -431,6 +456,11 @@ def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
     # As ModelCheckpoint finds its directory: W&B's and MLflow's save_dir is that of all runs.
     version = first.version if isinstance(first.version, str) else f"version_{first.version}"
     return Path(path, str(first.name or ""), version)
+
+
+def newest(checkpoints: Any) -> str:
+    """Return the newest checkpoint that a ModelCheckpoint has written, or nothing."""
+    return str(getattr(checkpoints, "_last_checkpoint_saved", "") or getattr(checkpoints, "last_model_path", ""))
 
 
 def _clip_nothing(*_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-gradguard report RUN_DIR``, and ``follow RUN_DIR`` for a run that is under way."""
+"""The command line: ``lightning-gradguard report RUN_DIR``, ``follow RUN_DIR`` for a run that is under way, ``replay BUNDLE``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_gradguard import __version__
+from lightning_gradguard.replay import command as replaying
 from lightning_gradguard.report import RunStory, find_journals, follow, read_stories, render_page, render_text
 
 PAGE_NAME = "gradguard-report.html"
@@ -20,6 +21,8 @@ written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "replay":
+        return replaying.run(options)
     color = not options.no_color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if options.command == "follow":
         return watch(options.run_dir, every=options.every, color=color)
@@ -100,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     follower.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often to look (default: 2)"
     )
+    replaying.add_to(commands)
     for one in (command, follower):
         one.add_argument(
             "--no-color", action="store_true", help="plain text; NO_COLOR in the environment does the same"

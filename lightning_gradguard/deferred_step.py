@@ -27,6 +27,7 @@ from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
 from lightning_gradguard.step.copying import worth_copying
 from lightning_gradguard.step.judging import suspects_of
+from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.measuring import context_of, loss_of
 from lightning_gradguard.step.passing import look_for_life
 from lightning_gradguard.step.recording import note, notice
@@ -73,8 +74,8 @@ class DeferredStep:
         scaler: Any,
     ) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
-        if track.device not in DEVICES:
-            return None
+        if track.device not in DEVICES or self._run.halts:
+            return None  # A run that ends before its weights are touched waits for each answer.
         act = self._run.acts
         found = ready(track, act=act, scaler=scaler, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
@@ -185,7 +186,9 @@ class DeferredStep:
             outcomes = (_outcome(track, found),)
             decision = dataclasses.replace(decision, remedies=(outcomes[0].remedy,))
         action = Action(statistics.step, verdict, decision, outcomes)
-        conclude(self._run, track, statistics, action, named, found.batch_index, limit)
+        made = found.coefficient > 0.0
+        bundle, named = keep(self._run, track, statistics, verdict, named, late=True, made=made)
+        conclude(self._run, track, statistics, action, named, found.batch_index, limit, bundle=bundle)
 
 
 def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:

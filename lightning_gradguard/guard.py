@@ -26,6 +26,8 @@ from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.errors import GuardError, TrainingDiverged
+from lightning_gradguard.evidence import Evidence
+from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.layers.names import compiled, unwrapped
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.optimizer_wrappers import innermost
@@ -49,7 +51,8 @@ class Guard:
 
     Args:
         module: The module that is trained; it may be named later, with :meth:`bind`.
-        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step, with the evidence, by raising :class:`TrainingDiverged`
+            before the weights are touched; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without :class:`Skip` (or without a detector of
             non-finite gradients) a NaN reaches the weights, of which a warning tells.
@@ -59,6 +62,8 @@ class Guard:
         sinks: Where the record goes.
         on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
+        evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
+            ``mode="halt"`` only.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
         on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
@@ -84,7 +89,7 @@ class Guard:
         self,
         module: nn.Module | None = None,
         *,
-        mode: Literal["guard", "watch"] = "guard",
+        mode: Literal["guard", "halt", "watch"] = "guard",
         detectors: Sequence[Detector] | None = None,
         remedies: Sequence[Remedy] | None = None,
         policy: Policy | None = None,
@@ -93,10 +98,11 @@ class Guard:
         sinks: Sequence[Sink] = (),
         on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
+        evidence: Evidence | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
-        self.mode = checks.choice("mode", mode, ("guard", "watch"))
+        self.mode = checks.choice("mode", mode, ("guard", "halt", "watch"))
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         sinks = checks.instances("sinks", sinks, Sink)
@@ -105,6 +111,9 @@ class Guard:
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._tracks = Tracks(self._new_track)
         self._run = Run(mode, self._recorder, self._tracks)
+        if evidence is not None or mode == "halt":
+            kept = checks.instance("evidence", evidence or Evidence(), Evidence)
+            self._run.evidence = Keeper(kept, batch=mode == "halt", warn=self._lost)
         self._step = Step(self._run)
         self._deferred = DeferredStep(self._run)
         self._investigation = self._run.investigation
@@ -223,6 +232,22 @@ class Guard:
         any(track.remedies.before_forward(batch) for track in self._tracks)
         return batch
 
+    def before_forward(self, batch: Any, batch_index: int | None = None) -> None:
+        """Note a batch that is about to be computed, and the random states, for a bundle of evidence; nothing where none is kept.
+
+        Call it right before the forward pass of a loop of your own, of each micro-batch; the callback does.
+        """
+        if self._run.evidence is not None:
+            self._run.evidence.before_forward(self.module, batch, batch_index)
+
+    @property
+    def evidence(self) -> Keeper | None:
+        """What keeps the evidence, or None."""
+        return self._run.evidence
+
+    def _lost(self, sentence: str) -> None:
+        self._recorder.warn("evidence", sentence)
+
     def follow(self, loss: Tensor) -> None:
         """Learn the order in which the heatmap lists layers from the graph of a loss: once, as it is being computed.
 
@@ -260,7 +285,7 @@ class Guard:
 
         Raises:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
-            TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
+            TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
         track.begin()
@@ -268,6 +293,8 @@ class Guard:
         try:
             if track.gate.waiting:
                 self._deferred.before(track)
+            if self._run.evidence is not None:
+                self._run.evidence.hand.step(loss)
             track.refresh()
             track.look_at_state(alone=self.processes == 1)
             if isinstance(loss, Tensor) and loss.grad_fn is not None:
@@ -305,7 +332,8 @@ class Guard:
     # -- when all else fails -------------------------------------------------------------------------------------------
 
     def _exhausted(self, track: OptimizerTrack, report: StepReport) -> None:
-        if self.on_exhausted == "continue":
+        ends = "raise" if self.mode == "halt" else self.on_exhausted
+        if ends == "continue":
             return
         if track.incident is not None and track.incident.helped is None:
             # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
@@ -313,8 +341,17 @@ class Guard:
             track.incident = dataclasses.replace(track.incident, closed=step, helped=False, stopped=step)
             self._recorder.replace(track.incident)
             self._recorder.tell("incident", track.incident, "closed")
-        if self.on_exhausted == "raise":
-            raise TrainingDiverged(self.report())
+        if ends == "raise":
+            raise TrainingDiverged("\n".join([self.report(), *self._kept(track)]))
+
+    def _kept(self, track: OptimizerTrack) -> list[str]:
+        """Return, once they are written, where the bundles are, and how to replay them."""
+        mine = "" if track.incident is None else track.incident.bundle
+        if self._run.evidence is not None:
+            self._run.evidence.wait()
+        # All processes wait for those that write: the first to raise ends the others.
+        paths = [path for path in self._run.collectives.gather(mine) if path] if self._run.evidence is not None else []
+        return [f"lightning-gradguard replay {path} --module <package.Module>" for path in paths]
 
     def report(self) -> str:
         """Return what happened and what was tried, one line an incident."""
@@ -362,6 +399,8 @@ class Guard:
         try:
             self._tracks.leave()
         finally:
+            if self._run.evidence is not None:
+                self._run.evidence.close()
             self._run.running = None
             self._recorder.close()
 

@@ -55,6 +55,7 @@ _CAUSES = {
 }
 _FIRST_AID = frozenset({"skip", "clip"})
 _RATE = "learning rate "
+_FEW_SAMPLES = 8
 _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
@@ -182,6 +183,12 @@ def watched(record: Record) -> bool:
     return any(_remedies(action) for action in actions) and not any(dicts(a.get("outcomes")) for a in actions)
 
 
+def halted(record: Record) -> bool:
+    """Tell whether the run was ended at its first bad step, as in ``mode="halt"``."""
+    last = _decision(_actions(record)[-1]) if _actions(record) else {}
+    return state(record) == "stopped" and last.get("exhausted") is True and not _remedies(_actions(record)[-1])
+
+
 def remedies(record: Record) -> list[str]:
     """Return the names of the remedies that were applied, in order of first use."""
     return list(dict.fromkeys(str(o.get("remedy")) for action in _actions(record) for o in _applied(action)))
@@ -194,6 +201,8 @@ def result(record: Record) -> str:
     after = count(max(_integer(record.get("closed")) - _integer(record.get("step")), 0), "step")
     first_aid = not dicts(record.get("trials")) and remedies(record) and _FIRST_AID.issuperset(remedies(record))
     calm = "only watched" if watched(record) else "first aid only" if first_aid else ""
+    if halted(record):
+        return "the run was halted before this step was made"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
@@ -219,9 +228,17 @@ def suspect(record: Record) -> str:
     told = [_decision(action).get("cause") for action in _actions(record)]
     if layer != "batch" and told and told[-1] in _NO_LAYERS:
         return ""
-    name = "the batch" if layer == "batch" else f"first in {clean(layer) or 'the root module'}"
+    name = _the_batch(blame[0]) if layer == "batch" else f"first in {clean(layer) or 'the root module'}"
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
+
+
+def _the_batch(blame: Record) -> str:
+    """Return ``the batch of rank 1, sample 5``."""
+    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
+    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
+    return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
 
 
 def opening(record: Record) -> str:
@@ -265,6 +282,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "new regime", "what is healthy is learned anew from here on"
     if remains := left(record):
         yield "left", remains
+    if isinstance(kept := record.get("bundle"), str) and kept:
+        yield "evidence", clean(kept)
 
 
 def cause(record: Record) -> str:
@@ -386,6 +405,8 @@ def would_have(record: Record) -> str:
 def left(record: Record) -> str:
     """Return what is left when no treatment is, or the budget is spent; else nothing."""
     actions, stands = _actions(record), state(record)
+    if halted(record):
+        return ""
     if stands in ("failed", "stopped") and actions and _decision(actions[-1]).get("exhausted") is True:
         return "nothing: the budget is spent"
     gone = _resigned(record) and stands in ("open", "failed", "calm")

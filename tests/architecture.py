@@ -15,8 +15,8 @@ PACKAGE = "lightning_gradguard"
 RIVER = (
     ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
     ("statistics",),
-    ("detectors", "snapshots", "diagnostics", "device_gate", "evidence"),
-    ("attribution",),
+    ("detectors", "snapshots", "diagnostics", "device_gate"),
+    ("attribution", "evidence"),
     ("policy",),
     ("remedies",),
     ("treatment",),

@@ -124,6 +124,7 @@ PUBLIC = {
     replay: {"Answer", "ReplayError", "replay"},
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {
+        *("AlertSink", "Webhook"),
         *("Console", "Event", "Journal", "JournalContents", "MetricsSink", "Notice", "Problem", "Sink"),
         *("TensorBoardSink", "pinned_link", "read_journal", "read_runs", "scalars"),
     },

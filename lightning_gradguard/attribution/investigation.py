@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Collection
@@ -165,8 +166,8 @@ def suspects(
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     # What one process sees (its batch, its gains) all must know, in the same order.
     merged: dict[str, Suspect] = {}
-    for other in mine.told(collectives):
-        for suspect in other:
+    for rank, other in enumerate(mine.told(collectives)):
+        for suspect in (_seen_on(rank, s) for s in other) if collectives.size > 1 else other:
             known = merged.get(suspect.layer)
             if known is None or suspect.score > known.score:
                 merged[suspect.layer] = suspect
@@ -177,6 +178,11 @@ def suspects(
             name for name, layer in all_layers(module).items() if not any(p.requires_grad for p in layer.parameters())
         }
     return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
+
+
+def _seen_on(rank: int, suspect: Suspect) -> Suspect:
+    """Return a suspect with the process that saw it, if it is a batch: layers are the same on all."""
+    return dataclasses.replace(suspect, rank=rank) if suspect.layer == "batch" else suspect
 
 
 def _rank(suspect: Suspect) -> tuple[float, str]:

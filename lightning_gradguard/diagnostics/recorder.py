@@ -81,6 +81,7 @@ class Recorder:
         form: Form,
         batch_index: int | None,
         trials: Sequence[TrialRecord] = (),
+        bundle: str = "",
     ) -> Incident:
         """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
 
@@ -92,12 +93,13 @@ class Recorder:
             form: The form of trouble, for an incident that opens.
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
+            bundle: The file with the evidence, for an incident that opens.
         """
         event: Event = "acted"
         if incident is None:
             event = "opened"
             number = self.incidents[-1].number + 1 if self.incidents else 1
-            incident = Incident(number, optimizer, action.step, form, batch=batch_index)
+            incident = Incident(number, optimizer, action.step, form, batch=batch_index, bundle=bundle)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         alarms = incident.alarms + 1

@@ -39,12 +39,14 @@ class Hand:
     Attributes:
         now: The forward passes of the step under way, oldest first.
         before: Those of the step before it.
+        loss: The loss of the step that was noted last.
     """
 
     def __init__(self) -> None:
         self.now: deque[Moment] = deque(maxlen=MOST)
         self.before: deque[Moment] = deque(maxlen=MOST)
         self._over = False
+        self.loss: Any = None
 
     def take(self, batch: Any, batch_index: int | None, devices: Iterable[torch.device] = ()) -> None:
         """Note a batch that is about to be computed; the first one after a step begins the next step."""
@@ -54,12 +56,21 @@ class Hand:
             self._over = False
         self.now.append(Moment(batch, batch_index, read(devices)))
 
-    def step(self) -> None:
-        """Note that a step is about to be made of what is at hand."""
-        self._over = True
+    def step(self, loss: Any = None) -> None:
+        """Note that a step is about to be made of what is at hand, and its loss, which is not waited for."""
+        self._over, self.loss = True, loss
+
+    def passes(self, *, late: bool) -> tuple[list[Moment], Moment | None]:
+        """Return the forward passes of the step that was noted last, and one of another step.
+
+        Args:
+            late: Whether that of the next step may have begun since.
+        """
+        bad, fine = (self.before, self.now) if late and not self._over else (self.now, self.before)
+        return list(bad), fine[-1] if fine else None
 
     def drop(self) -> None:
         """Let go of all of it."""
         self.now.clear()
         self.before.clear()
-        self._over = False
+        self._over, self.loss = False, None

@@ -64,7 +64,7 @@ class Keeper:
         self._writer.tell()
         if self._written >= self._evidence.bundles:
             return None
-        moments, others = (self.hand.before, self.hand.now) if late else (self.hand.now, self.hand.before)
+        moments, other = self.hand.passes(late=late)
         settings, place = self._evidence, self.place()
         path = (settings.directory or self.directory) / bundle_name(facts.step, place.rank, facts.optimizer)
         try:
@@ -73,8 +73,8 @@ class Keeper:
                 place,
                 module,
                 optimizer,
-                moments=tuple(moments),
-                other=others[-1] if others else None,
+                moments=moments,
+                other=other,
                 batch=self._batch,
                 weights=settings.weights,
                 optimizer_state=settings.optimizer_state,

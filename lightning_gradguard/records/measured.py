@@ -114,6 +114,8 @@ class Suspect:
         weight_ratio: RMS of the weights over what its history, or its fan, calls for; None where unknown.
         reason: One sentence for a person.
         broken: True if its parameters are NaN or inf, which no batch can be blamed for.
+        rank: The process that saw it, where it is a batch and several processes train together.
+        samples: Positions in the batch of the samples that are beyond what is healthy.
     """
 
     layer: str
@@ -123,6 +125,8 @@ class Suspect:
     backward_gain: float | None = None
     weight_ratio: float | None = None
     broken: bool = False
+    rank: int | None = None
+    samples: tuple[int, ...] = ()
 
 
 def verdict_from_json(data: dict[str, Any]) -> Verdict:

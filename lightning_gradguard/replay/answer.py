@@ -13,7 +13,7 @@ from lightning_gradguard.replay.weights import Stray
 Kind = Literal["data", "weights", "does not reproduce"]
 _MEANS = {
     "data": "this batch fails, and another passes with the same weights",
-    "weights": "every batch fails with these weights",
+    "weights": "it is these weights that fail, and no batch",
     "does not reproduce": "computed again it is fine: a fault of the machine, a race, or something outside the step",
 }
 

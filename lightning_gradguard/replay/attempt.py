@@ -79,7 +79,7 @@ class Stage:
         """Compute forward and backward pass once, and return what came of it."""
         with self.prepared(states):
             try:
-                loss = self.forward(batch, index)
+                loss = self.forward(self.placed(batch), index)
                 torch.autograd.backward(loss)
             except (ReplayError, KeyboardInterrupt):
                 raise
@@ -104,9 +104,12 @@ class Stage:
             finally:
                 torch.set_default_dtype(before)
 
+    def placed(self, batch: Any) -> Any:
+        """Return a copy of a batch where it is computed: some modules write to theirs."""
+        return tree_map_only(Tensor, lambda t: t.to(self._device, copy=True), batch)
+
     def forward(self, batch: Any, index: int | None) -> Tensor:
-        """Return the loss of a batch."""
-        batch = tree_map_only(Tensor, lambda t: t.to(self._device, copy=True), batch)
+        """Return the loss of a batch that is in its place."""
         with _precision(self._bundle.precision, self._device):
             found = self._loss(self.module, batch) if self._loss is not None else self._own_step(batch, index)
         loss = found.get("loss") if isinstance(found, dict) else found

@@ -17,7 +17,7 @@ from lightning_gradguard.replay.operation import Operation
 from lightning_gradguard.replay.origin import origin
 from lightning_gradguard.replay.rebuild import ReplayError, Source, build
 from lightning_gradguard.replay.walk import Walk
-from lightning_gradguard.replay.weights import stray
+from lightning_gradguard.replay.weights import stray, without
 
 AROUND = 3
 """Operations that are shown before the one at which a step goes wrong."""
@@ -67,6 +67,7 @@ class _Replay:
             )
         self._other = other if other is not None else bundle.other.loaded if bundle.other is not None else None
         self._notes: list[str] = []
+        self._stray = stray(stage.module)
 
     def answer(self) -> Answer:
         """Return what is at fault."""
@@ -83,14 +84,26 @@ class _Replay:
         found = self._samples(batch, failing, mix=passes)
         if other is None and not found:
             self._notes.append("there was no other batch to compare with")
-        data = passes or (other is None and bool(found))
-        fine = self._walked(self._other, failing) if passes else []
+        data = (passes or (other is None and bool(found))) and not self._one_weight_is_it(index)
+        fine = self._walked(self._other, failing) if passes and data else []
         walked = self._walked(batch, failing)
         where = origin(walked, fine)
         self._of_input(walked)
         at = walked.index(where) if where is not None else 0
         more = {"operation": where, "before": tuple(walked[max(at - AROUND, 0) : at]), "other": other}
         return self._told("data" if data else "weights", again, failing, samples=found if data else (), **more)
+
+    def _one_weight_is_it(self, index: int) -> bool:
+        """Return whether the batch passes once the weight that stands out is set to 0: others may not have made use of it."""
+        if self._stray is None:
+            return False
+        with without(self._stage.module, self._stray):
+            passes = not self._stage.bad(self._attempt(index))
+        if passes:
+            self._notes.append(
+                "with that weight set to 0 this batch passes; a batch that makes no use of it passes too"
+            )
+        return passes
 
     def _worst(self) -> tuple[int, Attempt]:
         """Return the micro-batch that fails, or else the first, and what came of it."""
@@ -103,7 +116,7 @@ class _Replay:
 
     def _walked(self, batch: Any, at: Pass) -> list[Operation]:
         """Return the operations of a step, as far as it comes."""
-        walk = Walk(self._stage.module)
+        walk, batch = Walk(self._stage.module), self._stage.placed(batch)
         with self._stage.prepared(at.states):
             try:
                 with walk:
@@ -166,7 +179,7 @@ class _Replay:
             again,
             batch_index=failing.batch_index,
             names=tuple(called[i] for i in found if i < len(called)),
-            stray=stray(self._stage.module),
+            stray=self._stray,
             notes=tuple(dict.fromkeys(self._notes)),
             **more,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +35,18 @@ class Stray:
         """Return it in a line."""
         place = ", ".join(map(str, self.index))
         return f"{self.name}[{place}] = {self.value:.4g}, {self.times:.3g} x the median of its parameter"
+
+
+@contextmanager
+def without(module: nn.Module, one: Stray) -> Iterator[None]:
+    """Compute as if a weight were 0."""
+    live = {clean(name): parameter for name, parameter in module.named_parameters()}[one.name].data
+    before = live[one.index].clone()
+    live[one.index] = 0.0
+    try:
+        yield
+    finally:
+        live[one.index] = before
 
 
 @torch.no_grad()

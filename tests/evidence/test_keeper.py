@@ -74,9 +74,16 @@ def test_a_bundle_holds_the_step_and_another(tmp_path: Path) -> None:
 def test_the_step_before_is_at_hand_where_its_trouble_is_learned_of_late(tmp_path: Path) -> None:
     module, made = mlp(), keeper(tmp_path)
     two_steps(made, module)
+    made.before_forward(module, regression(3)[2], 2)
     bundle = read_bundle(kept(made, module, late=True))
-    assert bundle.passes[0].batch_index == 0
-    assert bundle.other is not None and bundle.other.batch_index == 1
+    assert bundle.passes[0].batch_index == 1
+    assert bundle.other is not None and bundle.other.batch_index == 2
+
+
+def test_at_the_end_of_a_run_no_other_step_has_begun(tmp_path: Path) -> None:
+    module, made = mlp(), keeper(tmp_path)
+    two_steps(made, module)
+    assert read_bundle(kept(made, module, late=True)).passes[0].batch_index == 1
 
 
 def test_micro_batches_of_one_step_are_kept_together(tmp_path: Path) -> None:
