@@ -93,13 +93,13 @@ class Recorder:
             form: The form of trouble, for an incident that opens.
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
-            bundle: The file with the evidence, for an incident that opens.
+            bundle: The file with the evidence of this step, or empty.
         """
         event: Event = "acted"
         if incident is None:
             event = "opened"
             number = self.incidents[-1].number + 1 if self.incidents else 1
-            incident = Incident(number, optimizer, action.step, form, batch=batch_index, bundle=bundle)
+            incident = Incident(number, optimizer, action.step, form, batch=batch_index)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         alarms = incident.alarms + 1
@@ -111,7 +111,14 @@ class Recorder:
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        incident = dataclasses.replace(
+            incident,
+            actions=actions,
+            alarms=alarms,
+            blame=named,
+            trials=tuple(trials),
+            bundle=bundle or incident.bundle,
+        )
         self.replace(incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", incident, event)

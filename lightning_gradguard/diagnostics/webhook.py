@@ -95,11 +95,8 @@ class Webhook(Sink):
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Take a message on its way."""
-        if event == "acted":
-            return
-        if not os.environ.get(self.variable):
-            raise RuntimeError(f"the environment variable {self.variable} holds no address")
-        self._delivery.put(message(incident, event))
+        if event != "acted":
+            self._delivery.put(message(incident, event))
 
     def close(self) -> None:
         """Wait for what is on its way, as long as one try may take."""
@@ -109,7 +106,7 @@ class Webhook(Sink):
         url = os.environ.get(self.variable, "")
         body = json.dumps(payload(messages, self.kind or kind_of(url)), allow_nan=False).encode()
         if urlsplit(url).scheme not in ("http", "https"):
-            raise Refused(f"the address in {self.variable} begins with neither http nor https")
+            raise Refused("it holds none" if not url else "it begins with neither http nor https")
         asked = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
         try:
             with urllib.request.urlopen(asked, timeout=self.timeout):

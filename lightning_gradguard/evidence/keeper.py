@@ -52,7 +52,9 @@ class Keeper:
             self._devices = module, tuple({p.device for p in module.parameters() if p.device.type == "cuda"})
         self.hand.take(batch if self._batch else None, batch_index, self._devices[1])
 
-    def keep(self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, late: bool) -> Path | None:
+    def keep(
+        self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, late: bool, last: bool = False
+    ) -> Path | None:
         """Begin to write the bundle of a bad step; return where it will be, or None where none is written.
 
         Args:
@@ -60,9 +62,11 @@ class Keeper:
             module: The root module.
             optimizer: The optimizer.
             late: Whether it is the step before the one under way.
+            last: Whether the run ends with it, so that it is written even if there are as many as are allowed.
         """
         self._writer.tell()
-        if self._written >= self._evidence.bundles:
+        most = self._evidence.bundles
+        if self._written >= most + (last and most > 0):
             return None
         moments, other = self.hand.passes(late=late)
         settings, place = self._evidence, self.place()

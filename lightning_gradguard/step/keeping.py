@@ -27,8 +27,9 @@ def keep(
     *,
     late: bool = False,
     made: bool = False,
+    ends: bool = False,
 ) -> Kept:
-    """Begin to write the bundle of an alarm that opens an incident; return its file, and the suspects with the process that saw it.
+    """Begin to write the bundle of an alarm that opens an incident or ends the run; return its file, and the suspects with their rank.
 
     Args:
         run: The run.
@@ -38,9 +39,10 @@ def keep(
         suspects: Whom the evidence speaks against.
         late: Whether it is the step before the one under way.
         made: Whether its update has been made all the same.
+        ends: Whether the run ends here, which is worth a bundle whatever came before.
     """
     keeper = run.evidence
-    if keeper is None or track.incident is not None:
+    if keeper is None or (track.incident is not None and not ends):
         return "", suspects
     loss = value_of(keeper.hand.loss)
     ranks = {s.rank for s in suspects if s.rank is not None}
@@ -64,7 +66,7 @@ def keep(
         suspects=[to_json(suspect) for suspect in suspects],
         weights_step=statistics.step + 1 if made else None,
     )
-    path = keeper.keep(facts, run.module, track.optimizer, late=late)
+    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends)
     return "" if path is None else str(path), suspects
 
 

@@ -37,8 +37,8 @@ def treat(
     else:
         called_for = _decide(track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
-    bundle, suspects = keep(run, track, statistics, verdict, suspects)
     ends = halts(run, called_for)
+    bundle, suspects = keep(run, track, statistics, verdict, suspects, ends=ends)
     if ends:
         decision = halted(context, decision)
     _tell(track, context, verdict, decision, suspects, limit)
