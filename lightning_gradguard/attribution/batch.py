@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_gradguard.records import Suspect
+from lightning_gradguard.records import BATCH, Suspect
 
 LOUD = 10.0
 """A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
@@ -78,7 +78,7 @@ class BatchWitness:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
                 reason = f"{bad} of {tensor.numel()} elements of the batch are NaN or inf"
-                return Suspect("batch", math.inf, reason, samples=_samples(tensor, sys.float_info.max))
+                return Suspect(BATCH, math.inf, reason, samples=_samples(tensor, sys.float_info.max))
         peaks = [float(peak) for peak in largest(batch)]
         found, beyond = self.accuse_peaks(peaks), self._beyond(peaks)
         if found is None or beyond is None:
@@ -90,16 +90,16 @@ class BatchWitness:
         if self._gaps:
             return None
         if not all(map(math.isfinite, peaks)):
-            return Suspect("batch", math.inf, "the batch holds NaN or inf")
+            return Suspect(BATCH, math.inf, "the batch holds NaN or inf")
         if (found := self._beyond(peaks)) is None:
             return None
         which, _, largest_seen = found
         ratio = peaks[which] / largest_seen
         reason = f"the batch's largest element is {peaks[which]:.3g}, {ratio:.3g} x the largest of healthy batches"
-        return Suspect("batch", math.log(ratio), reason)
+        return Suspect(BATCH, math.log(ratio), reason)
 
     def _beyond(self, peaks: Sequence[float]) -> tuple[int, float, float] | None:
-        """Return which tensor is far larger than in healthy batches, what it should not exceed, and the largest seen; None for none."""
+        """Return which tensor is far larger than in healthy batches, its limit, and the largest seen; None for none."""
         if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
             return None
         for which, (peak, *seen) in enumerate(zip(peaks, *self._peaks, strict=True)):

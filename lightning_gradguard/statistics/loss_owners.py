@@ -16,9 +16,6 @@ class LossOwners:
     Several optimizers share a loss where its graph reaches parameters of each and all of them step by it before the next
     backward pass, as Muon does with the AdamW beside it. Losses that are stepped by one after the other may be one another's
     adversaries: a GAN's generator loss rises in health, so nothing must be judged by it.
-
-    Attributes:
-        parted: Whether a loss that was handed out has turned out not to be shared.
     """
 
     def __init__(self) -> None:
@@ -26,22 +23,26 @@ class LossOwners:
         self._stepped = set[int]()
         # Whether several optimizers share their loss; None before it was asked.
         self._shared: bool | None = None
-        self.parted = False
 
-    def backward(self, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def backward(self, loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
         """Take in the loss of a backward pass that is about to be made.
 
         Args:
             loss: The loss, with its graph.
             optimizers: All optimizers of the run.
+
+        Returns:
+            Whether a loss that was handed out has turned out not to be shared.
         """
+        parted = bool(self._shared) and 0 < len(self._stepped) < len(optimizers)
         if len(optimizers) > 1 and self._shared is None:
             self._shared = reaches_all(loss, optimizers)
-        elif self._shared and 0 < len(self._stepped) < len(optimizers):
-            self._shared, self.parted = False, True
+        elif parted:
+            self._shared = False
         begins = bool(self._stepped) or self._loss is None
         self._loss = loss.detach() if begins or self._loss is None else self._loss + loss.detach()
         self._stepped.clear()
+        return parted
 
     def of(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Return the loss that an optimizer is about to step by, a 0-d tensor on its device; None where that is not known."""

@@ -35,7 +35,8 @@ def _with_others(run: Run, track: OptimizerTrack, outcome: Outcome) -> Outcome:
         if other is track or (snapshot := _of_then(other, outcome.back_to or 0)) is None:
             continue
         put_back(other, snapshot)
-        expect_as_then(other, snapshot, look=False)
+        # What was measured of its first step holds there.
+        expect_as_then(other, snapshot, look=snapshot.updates == 0)
         gone.append(f"optimizer {other.index} to step {snapshot.number}")
     return dataclasses.replace(outcome, detail="; ".join([outcome.detail, *gone]))
 

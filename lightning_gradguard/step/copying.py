@@ -55,4 +55,4 @@ def expect_as_then(track: OptimizerTrack, snapshot: Snapshot | None, *, look: bo
     if snapshot is not None:
         track.load_memory(snapshot.extra)
     track.baseline.outlast(kept)
-    track.treatment.go_back(look=look)
+    track.treatment.signal.go_back(look=look)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_gradguard.evidence.collecting import Facts
 from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.records import GradientStatistics, Suspect, Verdict, to_json
+from lightning_gradguard.records import BATCH, GradientStatistics, Suspect, Verdict, to_json
 from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.step.run import Run
 
@@ -77,7 +77,7 @@ def _odd(losses: list[Any], statistics: GradientStatistics) -> set[int]:
 
 
 def _on(suspect: Suspect, ranks: set[int]) -> Suspect:
-    batch = suspect.layer == "batch" and len(ranks) == 1
+    batch = suspect.is_batch and len(ranks) == 1
     return dataclasses.replace(suspect, rank=min(ranks)) if batch else suspect
 
 
@@ -86,6 +86,16 @@ def _accused(ranks: set[int]) -> tuple[Suspect, ...]:
     if len(ranks) != 1:
         return ()
     [rank] = ranks
-    return (
-        Suspect("batch", math.inf, f"the loss of rank {rank} is not finite, and those of the others are", rank=rank),
-    )
+    return (Suspect(BATCH, math.inf, f"the loss of rank {rank} is not finite, and those of the others are", rank=rank),)
+
+
+def written(run: Run, track: OptimizerTrack) -> list[str]:
+    """Return how to replay the bundles of the incident that ends the run, once they are written.
+
+    All processes wait for those that write, since the first to raise ends the others.
+    """
+    if run.evidence is None:
+        return []
+    run.evidence.wait()
+    paths = run.collectives.gather("" if track.incident is None else track.incident.bundle)
+    return [f"lightning-gradguard replay {path} --module <package.Module>" for path in paths if path]

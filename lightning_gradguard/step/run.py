@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Literal
 
 from torch import nn
@@ -36,7 +36,7 @@ class Run:
     module: nn.Module
 
     def __init__(
-        self, mode: Literal["guard", "halt", "watch"], recorder: Recorder, tracks: Iterable[OptimizerTrack] = ()
+        self, mode: Literal["guard", "halt", "watch"], recorder: Recorder, tracks: Collection[OptimizerTrack] = ()
     ) -> None:
         self.acts, self.halts = mode == "guard", mode == "halt"
         self.evidence: Keeper | None = None

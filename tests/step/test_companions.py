@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ def test_no_other_treatment_begins_while_one_is_on_trial() -> None:
     guard, _, _ = train(50.0, 60)
     spans = sorted((t.opened, t.closed) for incident in guard.incidents for t in incident.trials)
     assert spans
-    assert all(closed <= opened for (_, closed), (opened, _) in zip(spans, spans[1:], strict=False))
+    assert all(closed <= opened for (_, closed), (opened, _) in itertools.pairwise(spans))
 
 
 def test_two_that_are_well_are_left_alone() -> None:
