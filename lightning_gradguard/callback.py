@@ -22,6 +22,7 @@ from lightning_gradguard.trainer.averages import averages_of
 from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
 from lightning_gradguard.trainer.evidence_place import place_evidence
+from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.processes import collectives_of
 from lightning_gradguard.trainer.record import RunRecord
 from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
@@ -112,6 +113,7 @@ class GradGuard(Callback):
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
         self._inputs = StepInputs()
         self._clipping = SuspendedClipping()
+        self._marks = CheckpointMarks()
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""
@@ -145,7 +147,8 @@ class GradGuard(Callback):
         self.guard.bind(pl_module)
         self._clipping.look(trainer, pl_module)
         self.guard.share(collectives_of(trainer))
-        self._record.open(trainer, self.guard.sinks)
+        self._record.open(trainer, self.guard.sinks, self._marks)
+        self._marks.tell = self.guard.tell_of_checkpoint
         place_evidence(trainer, self.guard.evidence, self._record.run)
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
@@ -172,6 +175,7 @@ class GradGuard(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
         if stage == "fit":
+            self._marks.look(trainer)
             self._put_back()
 
     def _put_back(self) -> None:
@@ -186,6 +190,8 @@ class GradGuard(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
+        if self._marks.busy:
+            self._marks.look(trainer)
         self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
         # Last, right before the module draws random numbers.
         self.guard.before_forward(batch, batch_idx)
@@ -209,6 +215,8 @@ class GradGuard(Callback):
             scaler=scaler,
             clips_follow=self._clipping.follows(trainer),
         )
+        if self._marks.busy and report.verdict is None:
+            self._marks.fine(report.statistics.step)
         if report.skipped:
             self._clipping.suspend(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
@@ -222,7 +230,8 @@ class GradGuard(Callback):
         self._clipping.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the losses of every process into the one state that is saved."""
+        """Mark the checkpoint, and let the losses of every process into the one state that is saved."""
+        self._marks.mark(checkpoint, trainer.global_step, self.incidents)
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()

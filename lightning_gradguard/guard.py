@@ -24,7 +24,7 @@ from lightning_gradguard.guarded_step import GuardedStep
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.parts import chosen
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import Incident
+from lightning_gradguard.records import CheckpointRecord, Incident
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.session import Session
 from lightning_gradguard.snapshots.store import SnapshotStore
@@ -146,6 +146,10 @@ class Guard:
     def sinks(self) -> list[Sink]:
         """Where the record goes; a sink may be added at any time."""
         return self._recorder.sinks
+
+    def tell_of_checkpoint(self, record: CheckpointRecord) -> None:
+        """Send a verdict on a checkpoint to the sinks."""
+        self._recorder.tell("checkpoint", record)
 
     @property
     def incidents(self) -> tuple[Incident, ...]:

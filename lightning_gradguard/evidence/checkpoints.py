@@ -1,9 +1,7 @@
-"""Checkpoints and their verdicts: the mark inside, and a ``last-healthy.ckpt`` that rotation leaves alone."""
+"""Checkpoints and their verdicts: the mark inside, and what is known of those below a directory."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,86 +9,16 @@ from typing import Any
 
 import torch
 
+from lightning_gradguard.records import CheckpointRecord
+
 KEY = "gradguard"
 """Key of the mark in a checkpoint."""
-HEALTHY_NAME = "last-healthy.ckpt"
-_CANDIDATE = ".last-healthy.candidate"
+UNMARKED = "it carries no mark: it was saved without GradGuard, or cannot be read safely"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What is known of a checkpoint when it is saved.
-
-    Args:
-        healthy: Whether nothing speaks against its weights.
-        step: The step.
-        reason: One sentence; empty where it is healthy.
-        incident: Number of the incident, or None.
-    """
-
-    healthy: bool
-    step: int
-    reason: str = ""
-    incident: int | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as a checkpoint holds it."""
-        return {"healthy": self.healthy, "step": self.step, "reason": self.reason, "incident": self.incident}
-
-
-class HealthyCopy:
-    """Let the last healthy checkpoint of a directory stand beside the others, as a second name of the same file.
-
-    A checkpoint is healthy once the step that was computed from its weights has raised no alarm: weights are often poisoned before it
-    shows. Until then it waits under a hidden name, in case it is rotated away.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[Path] = []
-
-    def saved(self, path: Path) -> None:
-        """Note a checkpoint that was saved while all was well."""
-        candidate = path.parent / _CANDIDATE
-        _remove(candidate)
-        if _second_name(path, candidate) and candidate not in self._waiting:
-            self._waiting.append(candidate)
-
-    def judged(self, *, healthy: bool) -> None:
-        """Take in whether the step after it was fine."""
-        for candidate in self._waiting:
-            if healthy and candidate.exists():
-                target = candidate.with_name(HEALTHY_NAME)
-                if target.is_dir():
-                    _remove(target)
-                candidate.replace(target)
-            else:
-                _remove(candidate)
-        self._waiting.clear()
-
-
-def _second_name(path: Path, other: Path) -> bool:
-    """Give a checkpoint a second name, which costs no memory; copy it where the file system knows none."""
-    real = path.resolve()
-    if real.is_dir():
-        # The parts of a sharded last.ckpt are written anew in place.
-        if path.name.startswith("last"):
-            return False
-        shutil.copytree(real, other, copy_function=os.link)
-        return True
-    if not real.is_file():
-        return False
-    try:
-        os.link(real, other)
-    except OSError:
-        shutil.copyfile(real, other)
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def mark(record: CheckpointRecord) -> dict[str, Any]:
+    """Return what a checkpoint holds of its own verdict."""
+    return {"healthy": record.healthy, "step": record.step, "reason": record.reason, "incident": record.incident}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,34 +39,41 @@ class Listed:
     reason: str
     later: bool = False
 
+    def __str__(self) -> str:
+        """Return it in a line."""
+        word = {True: "healthy", False: "SUSPECT", None: "unknown"}[self.healthy]
+        step = "" if self.step is None else f"step {self.step:,}"
+        why = f"  {self.reason}" if self.reason else ""
+        return f"{word:8} {step:14} {self.path}{why}{' (said later)' if self.later else ''}"
 
-def list_checkpoints(directory: Path, told: Iterable[dict[str, Any]] = ()) -> list[Listed]:
-    """Return the checkpoints below a directory, oldest first; the newest verdict of the journal's counts before the mark inside.
+
+def list_checkpoints(directory: Path, told: Iterable[CheckpointRecord] = ()) -> list[Listed]:
+    """Return the checkpoints below a directory, oldest first; the newest verdict of a journal counts before the mark inside.
 
     Args:
         directory: Where to look.
-        told: The ``checkpoint`` lines of journals, oldest first.
+        told: The verdicts of journals, oldest first.
     """
-    known = {Path(str(line.get("path", ""))).name: line for line in told}
-    paths = [
-        p for p in directory.rglob("*.ckpt") if p.is_file() or (p / ".metadata").exists() or (p / "meta.pt").exists()
-    ]
-    found = [_listed(path, known.get(path.name)) for path in paths]
+    known = {(Path(one.path).name, one.step): one for one in told}
+    paths = (
+        p for p in directory.rglob("*.ckpt") if p.is_file() or any((p / n).exists() for n in (".metadata", "meta.pt"))
+    )
+    found = [_listed(path, known) for path in paths]
     return sorted(found, key=lambda one: (one.step is None, one.step or 0, str(one.path)))
 
 
-def _listed(path: Path, line: dict[str, Any] | None) -> Listed:
-    mark = read_mark(path)
-    if line is not None and isinstance(line.get("healthy"), bool) and line.get("step") == (mark or line).get("step"):
-        later = mark is not None and mark.get("healthy") != line["healthy"]
-        return Listed(path, line["healthy"], _whole(line.get("step")), str(line.get("reason", "")), later)
-    if mark is None or not isinstance(mark.get("healthy"), bool):
-        return Listed(path, None, None, "it carries no mark: it was saved without GradGuard, or cannot be read safely")
-    return Listed(path, mark["healthy"], _whole(mark.get("step")), str(mark.get("reason", "")))
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _listed(path: Path, known: dict[tuple[str, int], CheckpointRecord]) -> Listed:
+    inside = read_mark(path)
+    healthy, step = (None, None) if inside is None else (inside.get("healthy"), inside.get("step"))
+    # One that was saved without a mark (weights only) is known by its name.
+    said = [one for (name, at), one in known.items() if name == path.name and step in (None, at)]
+    if said:
+        newest = said[-1]
+        later = isinstance(healthy, bool) and healthy != newest.healthy
+        return Listed(path, newest.healthy, newest.step, newest.reason, later)
+    if inside is None or not isinstance(healthy, bool):
+        return Listed(path, None, None, UNMARKED)
+    return Listed(path, healthy, step if isinstance(step, int) else None, str(inside.get("reason", "")))
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:
@@ -148,5 +83,5 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # Whatever is in it, a listing goes on.
         return None
-    mark = found.get(KEY) if isinstance(found, dict) else None
-    return mark if isinstance(mark, dict) else None
+    inside = found.get(KEY) if isinstance(found, dict) else None
+    return inside if isinstance(inside, dict) else None
