@@ -81,6 +81,7 @@ class Recorder:
         form: Form,
         batch_index: int | None,
         trials: Sequence[TrialRecord] = (),
+        bundle: str = "",
     ) -> Incident:
         """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
 
@@ -92,6 +93,7 @@ class Recorder:
             form: The form of trouble, for an incident that opens.
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
+            bundle: The file with the evidence of this step, or empty.
         """
         event: Event = "acted"
         if incident is None:
@@ -109,7 +111,14 @@ class Recorder:
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        incident = dataclasses.replace(
+            incident,
+            actions=actions,
+            alarms=alarms,
+            blame=named,
+            trials=tuple(trials),
+            bundle=bundle or incident.bundle,
+        )
         self.replace(incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", incident, event)

@@ -134,6 +134,7 @@ class Incident:
             open, where one stays of which that cannot be said, and where first aid was all, of which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
+        bundle: File with the evidence of its first alarm, as one process has written it, or empty.
     """
 
     number: int
@@ -148,6 +149,7 @@ class Incident:
     helped: bool | None = None
     trials: tuple[TrialRecord, ...] = ()
     stopped: int | None = None
+    bundle: str = ""
 
     def _repr_html_(self) -> str:
         from lightning_gradguard.records.plain import to_json

@@ -115,6 +115,8 @@ class Suspect:
         reason: One sentence for a person.
         broken: True if its parameters are NaN or inf, which no batch can be blamed for.
         part: What of a training program it is.
+        rank: The process that saw it, where it is a batch and several processes train together.
+        samples: Positions in the batch of the samples that are beyond what is healthy.
     """
 
     layer: str
@@ -125,6 +127,8 @@ class Suspect:
     weight_ratio: float | None = None
     broken: bool = False
     part: Part = "layer"
+    rank: int | None = None
+    samples: tuple[int, ...] = ()
 
     @property
     def is_layer(self) -> bool:

@@ -15,6 +15,7 @@ _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 
+_FEW_SAMPLES = 8
 _NO_LAYER = ("batch", "loss function")
 """Suspects that are no layer."""
 
@@ -28,9 +29,17 @@ def suspect(record: Record) -> str:
     told = [decision_of(action).get("cause") for action in actions_of(record)]
     if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
         return ""
-    name = f"the {layer}" if layer in _NO_LAYER else f"first in {clean(layer) or 'the root module'}"
+    name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}" if layer in _NO_LAYER else f"first in {clean(layer) or 'the root module'}"
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
+
+
+def _the_batch(blame: Record) -> str:
+    """Return ``the batch of rank 1, sample 5``."""
+    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
+    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
+    return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
 
 
 def opening(record: Record) -> str:
@@ -71,6 +80,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "new regime", "what is healthy is learned anew from here on"
     if remains := left(record):
         yield "left to try", remains
+    if isinstance(kept := record.get("bundle"), str) and kept:
+        yield "evidence", clean(kept)
 
 
 def cause(record: Record) -> str:
