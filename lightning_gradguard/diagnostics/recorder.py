@@ -105,7 +105,8 @@ class Recorder:
         if len(actions) > KEPT_ACTIONS:
             half = KEPT_ACTIONS // 2
             actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order to measure.
+        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in
+        # order to measure.
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
@@ -116,7 +117,10 @@ class Recorder:
         return incident
 
     def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
-        """Close an incident: a treatment that was kept has helped if the loss is the better for it; none did if all were taken back."""
+        """Close an incident.
+
+        A treatment that was kept has helped if the loss is the better for it; none did if all were taken back.
+        """
         outcomes, told = {trial.outcome for trial in trials}, to_json(incident)
         better = any(improved(to_json(trial), told) for trial in trials)
         helped = True if better else False if outcomes == {"taken back"} else None

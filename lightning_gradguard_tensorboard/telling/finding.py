@@ -16,7 +16,7 @@ _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 
 
 def suspect(record: Record) -> str:
-    """Return ``first in conv4 (forward gain 57 x)``, or an empty string where nobody is blamed, or no single layer is at fault."""
+    """Return ``first in conv4 (forward gain 57 x)``; nothing where nobody is blamed, or no single layer is at fault."""
     blame = dicts(record.get("blame"))
     if not blame:
         return ""
@@ -37,7 +37,7 @@ def opening(record: Record) -> str:
 
 
 def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]]:
-    """Yield what is known of cause and treatment, in the order in which it is told: ``("cause", "the learning rate")``, ...
+    """Yield what is known of cause and treatment, as it is told: ``("cause", "the learning rate")``, and so on.
 
     Args:
         record: The incident.
