@@ -70,9 +70,10 @@ const say = {
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
     Object.assign(state, { incident: { panel, number: incident.number, optimizer: incident.optimizer }, layer: blamed ?? null, step: incident.place });
     const { start, end, windows } = panel.extent;
-    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole.
+    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole, and how a run ended.
     const reach = Math.max((end - start) / 40, Math.min((30 * (end - start)) / Math.max(windows, 1), (end - start) / 6));
-    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), incident.place);
+    const stopped = incident.told.state === "stopped" ? incident.ended : incident.place;
+    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), stopped);
     drawSide();
     await say.zoom(Math.max(start, incident.place - reach), Math.min(end, Math.max(incident.place + reach, over + reach / 4)));
     if (state.layer) panel.heat.reveal(state.layer);

@@ -176,11 +176,12 @@ def test_a_stopped_run_says_so(tab: Tab, take: Any) -> None:
     assert said["Where"] == "batch 301 and those after it"
     card = frame.locator(".incident").inner_text()
     assert "stopped the run" in card and "at step 401" in card and "Calm" not in card and "∞" not in card
+    take("story-stopped")
     frame.locator(".incident .headline").click()
     frame.locator(".incident[aria-pressed=true]").wait_for()
     card = frame.locator(".incident").inner_text()
     assert "Calm" not in card and card.count("stopped the run") == 1
-    take("story-stopped")
+    frame.locator("svg.steps .tick").get_by_text("400", exact=True).wait_for()  # zoomed, its end is in sight
 
 
 def test_trouble_is_drawn_from_the_step_at_which_it_began(tab: Tab) -> None:
