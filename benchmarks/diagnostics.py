@@ -119,8 +119,8 @@ def weighing(layers: int = 200, width: int = 256, rounds: int = 40) -> tuple[flo
     names = [str(i) for i in range(layers)]
     for _ in range(rounds):
         begin = time.perf_counter()
-        scale.look(parameters, begin=True)
-        scale.look(parameters, begin=False)
+        scale.look(parameters)
+        scale.look(parameters)
         scale.take(names)
         taken.append(time.perf_counter() - begin)
         begin = time.perf_counter()

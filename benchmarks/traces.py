@@ -26,10 +26,11 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_gradguard import GradGuard
-from lightning_gradguard.attribution.probe import Signal
+from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.parts import Parts
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Rollback
@@ -42,6 +43,8 @@ from lightning_gradguard.step.measuring import context_of
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
 LONGEST, HEALTHY = 600, 10
 """Steps of the longest runs that are recorded, and number of healthy runs of the field trial among them."""
+
+HEARD = judging.heard
 
 Row = dict[str, Any]
 """One step. Into the decision go the fields of the statistics, ``nonfinite`` as a count, and
@@ -93,7 +96,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     now: Row = {}
     step, judge, rate, suspects, agreed, far = (
         Step.go_on,
-        OptimizerTrack.judge,
+        judging.heard,
         OptimizerTrack.rate,
         judging.suspects,
         judging.agreed,
@@ -144,7 +147,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
 
     with (
         patch.object(Step, "go_on", note_step),
-        patch.object(OptimizerTrack, "judge", listen),
+        patch.object(judging, "heard", listen),
         patch.object(OptimizerTrack, "rate", note_rate),
         patch.object(judging, "suspects", ask_all),
         patch.object(judging, "agreed", note_signal),
@@ -208,26 +211,13 @@ class Replay:
         self.run = Run("guard", Recorder((), 10**9))
         self.run.module, self.run.running = module, RunningStatistics(module)
         self.host = Step(self.run)
-        self.track = track = OptimizerTrack(
-            0,
-            module,
-            torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
-            detectors=default_detectors(),
-            remedies=(),
-            policy=Policy(),
-            snapshots=SnapshotStore(),
-        )
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        parts = Parts(default_detectors(), (), Policy(), SnapshotStore())
+        self.track = track = OptimizerTrack(0, module, optimizer, parts)
         # A rollback touches only the snapshots, which hold what was known then.
         own = {"rollback": Rollback(), "initialize": Draws(self)}
         track.remedies.adopt([own.get(r.name) or Echo(r.name, self) for r in default_remedies()])
         track.rate = lambda: self.row.get("made", self.row.get("rate"))  # type: ignore[method-assign]
-        judge = track.judge
-
-        def listen(statistics: GradientStatistics) -> list[Verdict]:
-            self.heard = judge(statistics)
-            return self.heard
-
-        track.judge = listen  # type: ignore[method-assign]
         track.refresh()
 
     def step(self, row: Row) -> Row:
@@ -251,6 +241,7 @@ class Replay:
         )
         measured = (self,) if "signal" in row else ()
         with (
+            patch.object(judging, "heard", self._heard),
             patch.object(judging, "suspects", self._suspects),
             patch.object(treating, "moved_too_far", lambda track: row.get("moved_too_far", False)),
             patch.object(self.run.investigation, "readings", lambda optimizer: measured),
@@ -258,6 +249,10 @@ class Replay:
         ):
             report = self.host.go_on(track, context_of(self.run, track, statistics), None, None)
         return outputs(self.heard, report.verdict, report.decision)
+
+    def _heard(self, track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
+        self.heard = HEARD(track, statistics)
+        return self.heard
 
     def _suspects(self, *args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # Where nothing was asked when the trace was recorded, nobody is suspected.

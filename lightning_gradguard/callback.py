@@ -1,47 +1,35 @@
-"""GradGuard, the Lightning callback. It translates hooks and decides nothing."""
+"""GradGuard, the Lightning callback. One idea: it translates hooks, each in a few lines, and decides nothing."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradguard import checks, twins
+from lightning_gradguard import twins
 from lightning_gradguard.detectors import Detector
-from lightning_gradguard.diagnostics import Console, Event, Journal, MetricsSink, Sink
-from lightning_gradguard.diagnostics.bar import BarWord
-from lightning_gradguard.diagnostics.journal import new_run
+from lightning_gradguard.diagnostics import Event, Sink
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.statistics.norms import can_sum_over_shards
-from lightning_gradguard.step import StepReport
+from lightning_gradguard.trainer.averages import averages_of
+from lightning_gradguard.trainer.clipping import SuspendedClipping
+from lightning_gradguard.trainer.ending import put_back_after, stop
+from lightning_gradguard.trainer.processes import collectives_of
+from lightning_gradguard.trainer.record import RunRecord
+from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
+from lightning_gradguard.trainer.standby import Standby
+from lightning_gradguard.trainer.step_inputs import StepInputs
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.strategies import Strategy
 else:
-    # Of whichever twin is there; the other one's is added when a guard is made.
-    Callback, *_ = twins.callbacks()
-
-log = logging.getLogger("lightning_gradguard")
-
-REFUSED = {
-    "DeepSpeedStrategy": "DeepSpeed's engine owns clipping and the update, and hands out gradients per micro-batch",
-    "FSDPStrategy": "FSDP1 flattens parameters into shards, which hides the layers; use ModelParallelStrategy (FSDP2)",
-}
-
-CLIPPING = "configure_gradient_clipping"
+    Callback, *_ = twins.callbacks()  # of whichever twin is there; the other's is added when a guard is made
 
 
 class GradGuard(Callback):
@@ -61,10 +49,10 @@ class GradGuard(Callback):
         log_every: Optimizer steps between two points on TensorBoard.
         journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
             the file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
-        progress_bar: Whether the progress bar says how it goes, in a word beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
-        sinks: Where the record goes besides, on the first process; a sink that is added to ``guard.guard.sinks`` before ``fit`` stays too.
+        progress_bar: Whether the progress bar says how it goes, beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
+        sinks: Where the record goes besides, on the first process; one that is added to ``guard.guard.sinks`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
-        histograms: Whether TensorBoard also gets a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
+        histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
@@ -111,25 +99,12 @@ class GradGuard(Callback):
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
-        self._journal = checks.flag("journal", journal)
-        self._run = new_run()
-        self._journal_path: Path | None = None
-        self._word = BarWord() if checks.flag("progress_bar", progress_bar) else None
+        self._record = RunRecord(journal=journal, progress_bar=progress_bar, histograms=histograms)
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
-        # One that the environment asked for gives way to one that the user has passed.
-        self._standby = False
-        # Made once, since Lightning asks for it at every hook. On standby there may be another guard in the same Trainer, which
-        # refuses two of one key.
-        self._keys = tuple(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True}))
-        self._histograms = checks.flag("histograms", histograms)
-        # The guard lets go of its sinks at the end of a run; these are there in the next one too.
-        self._own_sinks: list[Sink] = []
-        self._loss: Tensor | None = None
-        self._batch: Any = None
-        self._batch_index: int | None = None
-        self._clipping: tuple[LightningModule, Any] | None = None
-        # Whether the module clips in a method of its own; asked once, since steps are many.
-        self._clips_itself = False
+        # Made once, since Lightning asks for it at every hook.
+        self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
+        self._inputs = StepInputs()
+        self._clipping = SuspendedClipping()
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""
@@ -143,111 +118,34 @@ class GradGuard(Callback):
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
-        return self._keys[self._standby]
+        return self.standby.key
 
     def _repr_html_(self) -> str:
-        """Return the run so far, as a notebook shows it: from its journal, or else what is known of its incidents."""
-        if self._journal_path is not None and self._journal_path.is_file():
-            from lightning_gradguard.report import show  # only now, as training needs none
-
-            return show(self._journal_path)._repr_html_()
-        cards = "".join(incident._repr_html_() for incident in self.incidents)
-        return cards or "<p>GradGuard: no incident so far.</p>"
-
-    # -- life cycle ----------------------------------------------------------------------------------------------------
+        """Return the run so far, as a notebook shows it."""
+        return self._record.html(self.incidents)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be guarded, before training starts."""
-        if self._gives_way(trainer):
+        if self.standby.gives_way(trainer, self, GradGuard) or stage != "fit":
             return
-        _refuse(trainer, stage)
-        if stage != "fit":
-            return
+        refuse(trainer)
         if not twins.part(trainer, "utilities.model_helpers.is_overridden")("configure_model", pl_module):
             self.guard.bind(pl_module)
-
-    def _gives_way(self, trainer: Trainer) -> bool:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [c for c in callbacks if isinstance(c, GradGuard) and c is not self]
-        if self._standby and others:
-            # A new list: Lightning is going through the old one.
-            trainer.callbacks = [c for c in callbacks if c is not self]  # type: ignore[attr-defined]
-            return True
-        self._standby = False
-        if any(not c._standby for c in others):
-            raise _misconfigured(trainer, "Two GradGuard callbacks in one Trainer would remedy each other's work.")
-        return False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the sinks and meet the optimizers, before the first batch."""
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
-        self._clips_itself = twins.part(trainer, "utilities.model_helpers.is_overridden")(CLIPPING, pl_module)
-        strategy = trainer.strategy
-        size = trainer.world_size
-        self.guard.share(
-            Collectives(
-                size,
-                mean=lambda values: _mean(strategy, values),
-                gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
-                neighbours=trainer.num_devices,
-            )
-        )
-        self._own_sinks += [sink for sink in self.guard.sinks if not any(sink is own for own in self._own_sinks)]
-        self.guard.sinks[:] = self._sinks(trainer) + (self._own_sinks if trainer.is_global_zero else [])
+        self._clipping.look(trainer, pl_module)
+        self.guard.share(collectives_of(trainer))
+        self._record.open(trainer, self.guard.sinks)
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
-        # WeightAveraging and StochasticWeightAveraging keep theirs to themselves.
-        averages = (getattr(callback, "_average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self.guard.followers = tuple(average for average in averages if isinstance(average, nn.Module))
+        self.guard.followers = averages_of(trainer)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
-        self._warn_of_weights_only(trainer)
-
-    def _warn_of_weights_only(self, trainer: Trainer) -> None:
-        """Warn of checkpoints that do not tell which activations were swapped: loaded anew, they are another network."""
-        if self._swaps and any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
-            twins.part(trainer, "utilities.rank_zero_warn")(
-                "GradGuard: a checkpoint with save_weights_only=True does not hold which activations SwapActivation has "
-                "swapped; swap them by hand before its weights are used, or save whole checkpoints.",
-                category=RuntimeWarning,
-            )
-
-    def _sinks(self, trainer: Trainer) -> list[Sink]:
-        # Every process must ask for the directory: Lightning broadcasts it.
-        given = str(trainer.log_dir or trainer.default_root_dir)
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return []
-        directory = _directory(trainer, given, self._run)
-        sinks: list[Sink] = [Console()]
-        if self._word is not None and trainer.progress_bar_callback is not None:
-            sinks.append(self._word.beside(trainer.progress_bar_callback))
-        board = twins.part(trainer, "loggers.TensorBoardLogger")
-        boards = [logger for logger in trainer.loggers if isinstance(logger, board)]
-        if boards:
-            log.info("GradGuard: tensorboard --logdir %s shows this run in its GradGuard tab", boards[0].log_dir)
-        if self._journal and directory is None:
-            log.warning("GradGuard: no journal is written: %s is on no disk of this machine", given)
-        elif self._journal and directory is not None:
-            # Without a logger the run has no directory of its own, and a healthy one leaves nothing behind.
-            lazy = not trainer.loggers
-            told = partial(
-                log.log, logging.WARNING if lazy else logging.INFO, "GradGuard: the journal of this run is %s"
-            )
-            known = directory == Path(given.removeprefix("file://"))
-            journal = Journal(directory, lazy=lazy, run=self._run, on_open=None if known else told)
-            sinks.append(journal)
-            self._journal_path = journal.path
-        for logger in trainer.loggers:
-            if isinstance(logger, board):
-                from lightning_gradguard.diagnostics import TensorBoardSink  # only now, since its import takes long
-
-                sinks.append(
-                    TensorBoardSink(logger.experiment, optimizers=len(trainer.optimizers), histograms=self._histograms)
-                )
-            else:
-                sinks.append(MetricsSink(logger.log_metrics, optimizers=len(trainer.optimizers)))
-        return sinks
+        if self._swaps:
+            warn_of_weights_only(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the heatmap of the epoch."""
@@ -260,96 +158,58 @@ class GradGuard(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back: the exception may come from inside the update, and Lightning skips :meth:`teardown`."""
-        self._resume_clipping()
-        for put_back in (self.guard.after_step, self.guard.flush, lambda: self._put_back(trainer)):
-            try:
-                put_back()
-            except (
-                Exception
-            ) as error:  # A device that is gone answers nothing more, and it is the first error that tells why.
-                log.warning("GradGuard: after %r this failed too: %r", exception, error)
+        self._clipping.resume()
+        put_back_after(exception, (self.guard.after_step, self.guard.flush, self._put_back))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
         if stage == "fit":
-            self._put_back(trainer)
+            self._put_back()
 
-    def _put_back(self, trainer: Trainer) -> None:
-        self._after_update()
+    def _put_back(self) -> None:
+        self.guard.after_step()
+        self._clipping.resume()
         try:
             self.guard.close()
         finally:
             # The strategy's collectives end with the run, and cannot be pickled.
             self.guard.share()
-            self._batch = self._loss = None
-
-    # -- one step ------------------------------------------------------------------------------------------------------
+            self._inputs.forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
-        self._batch, self._batch_index = self.guard.augment(batch), batch_idx
+        self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Sum the loss over the micro-batches of a step; Lightning has divided it by their number."""
+        """Sum the loss over the micro-batches of a step."""
         self.guard.follow(loss)
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        if self._inputs.add_loss(loss, trainer.optimizers):
+            self.guard.forget_losses()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Hand the gradients to the guard, inside ``optimizer.step``, right before clipping and update."""
-        self._resume_clipping()
+        self._clipping.resume()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         report = self.guard.before_step(
             optimizer,
-            loss=self._take_loss(pl_module, trainer, scaler),
-            batch=self._batch,
-            batch_index=self._batch_index,
+            loss=self._inputs.take_loss(optimizer, scaler),
+            batch=self._inputs.batch,
+            batch_index=self._inputs.batch_index,
             step=trainer.global_step,
             scaler=scaler,
-            clips_follow=bool(trainer.gradient_clip_val) or self._clips_itself,
+            clips_follow=self._clipping.follows(trainer),
         )
         if report.skipped:
-            self._suspend_clipping(pl_module)
+            self._clipping.suspend(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
-            self._stop(trainer, report)
-
-    def _take_loss(self, pl_module: LightningModule, trainer: Trainer, scaler: Any) -> Tensor | None:
-        loss, self._loss = self._loss, None
-        # With several optimizers nobody knows whose loss it is; a GAN's generator loss rises in health.
-        if loss is None or len(trainer.optimizers) > 1:
-            return None
-        return loss / scaler.get_scale() if scaler is not None and scaler.is_enabled() else loss
-
-    def _stop(self, trainer: Trainer, report: StepReport) -> None:
-        trainer.should_stop = True
-        reason = report.decision.reason if report.decision is not None else "the budget is spent"
-        if trainer.is_global_zero:
-            log.error("GradGuard stops the run at step %d: %s.\n%s", trainer.global_step, reason, self.guard.report())
+            stop(trainer, report, self.guard.report())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Put back what was changed for the update."""
-        self._after_update()
-
-    def _after_update(self) -> None:
         self.guard.after_step()
-        self._resume_clipping()
-
-    def _suspend_clipping(self, pl_module: LightningModule) -> None:
-        # The hook comes next, and may be the module's own: by value, torch raises where there is no gradient to clip.
-        own = vars(pl_module)
-        self._clipping = pl_module, own.get(CLIPPING)
-        own[CLIPPING] = _clip_nothing
-
-    def _resume_clipping(self) -> None:
-        if self._clipping is None:
-            return
-        (pl_module, before), self._clipping = self._clipping, None
-        del vars(pl_module)[CLIPPING]
-        if before is not None:
-            vars(pl_module)[CLIPPING] = before
-
-    # -- checkpoint ----------------------------------------------------------------------------------------------------
+        self._clipping.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the losses of every process into the one state that is saved."""
@@ -360,7 +220,7 @@ class GradGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""
-        return {**self.guard.state_dict(), "run": self._run}
+        return {**self.guard.state_dict(), "run": self._record.run}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take back a pickled state, in a process where the other twin may be loaded."""
@@ -373,70 +233,18 @@ class GradGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        state, run = state_dict, self._run
+        state, run = state_dict, self._record.run
         if isinstance(state_dict, dict):
             state = dict(state_dict)
             run = str(state.pop("run", run))  # Older versions wrote none.
         self.guard.load_state_dict(state)
-        self._run = run
+        self._record.run = run
 
 
 def from_environment() -> list[Callback]:
-    """Return a guard for a Trainer whose callbacks do not name one, if the variable ``LIGHTNING_GRADGUARD`` asks for it.
-
-    Lightning calls this for every Trainer, through the entry point ``lightning.pytorch.callbacks_factory``; its twin through
-    ``pytorch_lightning.callbacks_factory``.
-    """
+    """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; Lightning calls it for every Trainer."""
     if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
         return []
     guard = GradGuard()
-    guard._standby = True
+    guard.standby.on = True
     return [guard]
-
-
-def _refuse(trainer: Trainer, stage: str) -> None:
-    """Raise MisconfigurationException for what cannot be guarded."""
-    kind = type(trainer.strategy)
-    names = [base.__name__ for base in kind.__mro__]
-    for name in names if stage == "fit" else ():
-        if name in REFUSED:
-            raise _misconfigured(trainer, f"GradGuard cannot guard a run under {kind.__name__}: {REFUSED[name]}.")
-    if stage == "fit" and "ModelParallelStrategy" in names and not can_sum_over_shards():
-        raise _misconfigured(
-            trainer,
-            f"GradGuard cannot guard a run under {kind.__name__} with torch {torch.__version__}: DTensor, over whose "
-            "shards norms are summed, became public with torch 2.5.",
-        )
-
-
-def _misconfigured(trainer: Trainer, message: str) -> Exception:
-    """Return the MisconfigurationException of the Trainer's own package."""
-    error: Exception = twins.part(trainer, "utilities.exceptions.MisconfigurationException")(message)
-    return error
-
-
-def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
-    """Return the directory of this very run, which ``trainer.log_dir`` is with Lightning's own file loggers only; None for a remote one."""
-    path = given.removeprefix("file://")
-    if "://" in path:
-        return None
-    if not trainer.loggers:
-        # Who gave no directory gets no file beside the scripts.
-        return Path(path, "gradguard_logs", run) if Path(path).resolve() == Path.cwd() else Path(path)
-    first = trainer.loggers[0]
-    if isinstance(first, tuple(twins.part(trainer, f"loggers.{name}") for name in ("TensorBoardLogger", "CSVLogger"))):
-        return Path(path)
-    # As ModelCheckpoint finds its directory: W&B's and MLflow's save_dir is that of all runs.
-    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
-    return Path(path, str(first.name or ""), version)
-
-
-def _clip_nothing(*_: Any, **__: Any) -> None:
-    """Stand in for the clipping hook on a held step, whose gradients have been taken away."""
-
-
-def _mean(strategy: Strategy, values: list[float]) -> list[float]:
-    reduced = strategy.reduce(torch.tensor(values, dtype=torch.float32, device=strategy.root_device))
-    assert isinstance(reduced, Tensor)
-    means: list[float] = reduced.tolist()
-    return means

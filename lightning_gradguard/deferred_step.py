@@ -22,12 +22,12 @@ from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.statistics.collectives import Own
-from lightning_gradguard.statistics.measure import overruns
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
 from lightning_gradguard.step.copying import worth_copying
-from lightning_gradguard.step.judging import suspects_of
-from lightning_gradguard.step.measuring import context_of, loss_of
+from lightning_gradguard.step.judging import heard, suspects_of
+from lightning_gradguard.step.learning import accept
+from lightning_gradguard.step.measuring import context_of, joint_loss
 from lightning_gradguard.step.passing import look_for_life
 from lightning_gradguard.step.recording import note, notice
 from lightning_gradguard.step.treating import conclude
@@ -125,7 +125,9 @@ class DeferredStep:
         if reading is None or reading.flight is None:
             return None
         flight, norm = reading.flight, global_norm(reading.norms)
-        loss = loss_of(self._run, track, flight.loss if reading.loss is None else reading.loss, norm)
+        loss = flight.loss if reading.loss is None else reading.loss
+        if self._run.collectives.size > 1:
+            loss = joint_loss(self._run, track, loss, norm)
         # Elements can no longer be counted: the gradients are gone.
         bad = (
             ()
@@ -152,12 +154,12 @@ class DeferredStep:
             return
         statistics, alarm = found.statistics, None
         track.steps += 1
-        for verdict in track.judge(statistics):
+        for verdict in heard(track, statistics):
             if not verdict.alarm:
                 notice(self._run, track, statistics.step, verdict)
-            elif verdict.form in ("sudden", "non-finite") and not verdict.examine:
+            elif verdict.of_one_step and not verdict.examine:
                 alarm = verdict
-            elif verdict.form != "sudden" or found.accused.known(self._run.collectives) is not None:
+            elif not verdict.stands_out or found.accused.known(self._run.collectives) is not None:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 track.watch_closely()
             else:
@@ -165,10 +167,10 @@ class DeferredStep:
         if alarm is not None:
             self._first_aid(track, found, alarm)
         elif statistics.finite:
-            if overruns(track.baseline, statistics):
+            if track.baseline.may_overrun(statistics.norm, statistics.loss, statistics.rate):
                 track.watch_closely()  # The host measures the next one before it is made.
             track.policy.rest(statistics.step)
-            track.accept(statistics, math.inf)
+            accept(track, statistics, math.inf)
             look_for_life(self._run, track)
         note(self._run, track, statistics, found.coefficient, alarm=alarm is not None)
 
@@ -177,7 +179,7 @@ class DeferredStep:
         statistics, limit = found.statistics, track.limit()
         named = suspects_of(self._run, track, statistics, (), found.accused)
         # A damaged layer is repaired by the host, at the step that it has in hand.
-        batch = [s for s in named if s.layer == "batch"]
+        batch = [s for s in named if s.is_batch]
         decision = track.policy.decide(verdict, statistics, batch, Case(track.baseline, track.remedies.can))
         decision = dataclasses.replace(decision, remedies=track.remedies.chosen(decision.remedies))
         outcomes: tuple[Outcome, ...] = ()
@@ -207,7 +209,7 @@ def ready(
         track.device not in DEVICES
         or track.incident is not None
         or track.check_up
-        or track.tampered
+        or track.watch.tampered
         or awaited
         or track.baseline.count < YOUNG
         or track.steps < track.watchful

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,27 +15,22 @@ from torch import Tensor, nn
 from lightning_gradguard.attribution.batch import BatchWitness
 from lightning_gradguard.attribution.freshness import drawn, untouched
 from lightning_gradguard.attribution.optimizer_state import StateWatch
-from lightning_gradguard.detectors import Detector
 from lightning_gradguard.detectors.detector_set import DetectorSet
 from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.recorder import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
-from lightning_gradguard.errors import GuardError
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.layers.forward_order import ForwardOrder
 from lightning_gradguard.layers.trained import Trained
+from lightning_gradguard.learning_rate import LargestRate, largest_rate
 from lightning_gradguard.optimizer_wrappers import StepHook
-from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import GradientStatistics, Incident, Verdict
-from lightning_gradguard.remedies import Remedy
-from lightning_gradguard.remedies.backoff import LargestRate, largest_rate
+from lightning_gradguard.parts import Parts
+from lightning_gradguard.records import GradientStatistics, Incident
 from lightning_gradguard.remedies.remedy_set import RemedySet
-from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
-from lightning_gradguard.statistics.update_ratio import build_up
-from lightning_gradguard.treatment import LIFE, Treatment
+from lightning_gradguard.treatment import Treatment
 
 CLOSE = 20
 """Steps that the host judges at once after an alarm that calls for more than the device can do."""
@@ -49,36 +43,21 @@ class OptimizerTrack:
         index: Position of the optimizer.
         module: The root module.
         optimizer: The optimizer.
-        detectors: Prototypes; the track works on copies.
-        remedies: Prototypes; the track works on copies.
-        policy: Prototype; the track works on a copy.
-        snapshots: Prototype; the track works on a copy.
-        isolate: Told of a detector or remedy that failed and is left out from then on; None lets the error pass.
+        parts: Prototypes; the track works on copies.
     """
 
-    def __init__(
-        self,
-        index: int,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        detectors: Sequence[Detector],
-        remedies: Sequence[Remedy],
-        policy: Policy,
-        snapshots: SnapshotStore,
-        isolate: Callable[[GuardError], None] | None = None,
-    ) -> None:
+    def __init__(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer, parts: Parts) -> None:
         self.index, self.module, self.optimizer = index, module, optimizer
-        self.detectors = DetectorSet(detectors, isolate)
-        self.remedies = RemedySet(remedies, isolate)
-        self.policy = copy.deepcopy(policy)
+        self.detectors = DetectorSet(parts.detectors, parts.isolate)
+        self.remedies = RemedySet(parts.remedies, parts.isolate)
+        self.policy = copy.deepcopy(parts.policy)
         self.treatment = Treatment()
         # Whether nobody had trained the module when it was met; whether its first weights are draws, once that was asked.
         self.untouched = False
         self._drawn: bool | None = None
         self.trained = Trained(index, module, optimizer)
         self.order = ForwardOrder()
-        self.snapshots = copy.deepcopy(snapshots)
+        self.snapshots = copy.deepcopy(parts.snapshots)
         self.baseline = Baseline()
         self.batches = BatchWitness()
         self.accumulator = WindowAccumulator()
@@ -92,9 +71,6 @@ class OptimizerTrack:
         self.odd_loss_interval = ExponentialInterval()
         self._rate = LargestRate(optimizer)
         self.watch = StateWatch(optimizer)
-        # When the optimizer's state is looked at because it was written to; whether it is before the step at hand.
-        self.audit_interval = ExponentialInterval()
-        self.tampered = False
         self.check_up = False  # whether layers are to be looked at in the next step that the host judges
         self.notices = Notices()
         self.parameters: dict[str, nn.Parameter] = {}  # as of the last look at the optimizer's groups
@@ -115,15 +91,17 @@ class OptimizerTrack:
         self.untouched, self.snapshots.pinned = not resumed and untouched(self.module, self.optimizer), True
 
     def refresh(self) -> None:
-        """Look up the optimizer's parameters again if its groups have changed.
+        """Look up the optimizer's parameters again if its groups have changed."""
+        if self.trained.changed():
+            self.take_over()
+
+    def take_over(self) -> None:
+        """Take over the parameters that :attr:`trained` has looked up.
 
         Parameter groups may be added in mid-run (gradual unfreezing). The global norm is then that of another set of
         parameters, so what was learned of it is forgotten.
         """
-        known = self.trained.groups
-        if not self.trained.changed():
-            return
-        if known:
+        if self.trained.regrouped:
             self.baseline = Baseline()
             self.detectors.forget()
             self.snapshots.hurry(self.steps)
@@ -131,22 +109,6 @@ class OptimizerTrack:
         self.accumulator.order = self.order.layers
         self.parameters = self.trained.parameters
         self.sharded, self.device = self.trained.sharded, self.trained.device
-
-    def asks_for_life(self) -> bool:
-        """Return whether the layers are to be measured in the next batch, since the loss stands still; asked after each accepted step."""
-        known = self.baseline
-        if not self.treatment.time_to_look(known.count):
-            return False
-        still = known.losses.flat
-        self.snapshots.pinned = self.snapshots.pinned and (still or known.count < 2 * LIFE)
-        return still
-
-    def learn_anew(self) -> None:
-        """Forget what was learned of another regime of data, loss or task; the next steps tell what is usual now."""
-        self.baseline, self.batches = self.baseline.anew(), BatchWitness()
-        self.detectors.forget()
-        self.snapshots.hurry(self.steps)
-        self.untouched = False
 
     def follow(self, loss: Tensor) -> None:
         """Learn the forward order of the layers from the graph of a loss, once in a session."""
@@ -163,31 +125,6 @@ class OptimizerTrack:
         if self.baseline.count == 0:
             return limit
         return min(limit, self.baseline.norms.typical * math.exp(max(2.0 * self.baseline.norms.spread, math.log(2.0))))
-
-    def judge(self, statistics: GradientStatistics) -> list[Verdict]:
-        """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
-        if statistics.finite and isinstance(self.optimizer, torch.optim.LBFGS):
-            return []  # It tries points along a line before it takes one, and what it finds there is its own business.
-        return self.detectors.judge(statistics, self.baseline)
-
-    def accept(self, statistics: GradientStatistics, limit: float) -> None:
-        """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
-        self.baseline.accept(min(statistics.norm, limit), statistics.loss)
-        updates = self.baseline.updates
-        if statistics.update_ratio is not None and statistics.norm <= limit:
-            updates.accept(statistics.update_ratio * build_up(self.optimizer))
-        if statistics.rate is not None:
-            updates.accept_rate(statistics.rate)
-            if statistics.rate > updates.rate:
-                # Asked again, since a remedy may have lowered it for this very update.
-                updates.allow(self.rate() or 0.0)
-        self.detectors.accept(statistics, self.baseline)
-
-    def reject(self, statistics: GradientStatistics) -> None:
-        """Tell all who learn that a step was skipped; its loss must not count in the mean over processes."""
-        self.joint_loss.drop()
-        self.watch.skip()
-        self.detectors.reject(statistics)
 
     def begin(self) -> None:
         """Begin a step: from here on anything may be changed for its update, until :meth:`after_update` undoes it."""
@@ -222,13 +159,6 @@ class OptimizerTrack:
         if self._drawn is None:
             self._drawn = drawn(first.parameters.values())
         return self._drawn
-
-    def look_at_state(self, *, alone: bool) -> None:
-        """Find out whether the optimizer's state was written to, and is to be examined before this step.
-
-        Several processes need not agree on it, and must not part ways: it is asked only where this one is ``alone``.
-        """
-        self.tampered = alone and self.watch.written() and self.audit_interval.due(self.steps)
 
     def watch_closely(self) -> None:
         """Have the host judge each of the next few steps by itself."""

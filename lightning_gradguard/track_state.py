@@ -30,7 +30,7 @@ def state_of(track: OptimizerTrack) -> dict[str, Any]:
         "steps": track.steps,
         "watchful": track.watchful,
         "glances": [track.odd_loss_interval.last, track.odd_loss_interval.gap],
-        "audits": [track.audit_interval.last, track.audit_interval.gap],
+        "audits": [track.watch.interval.last, track.watch.interval.gap],
         "writes": -1 if track.watch.usual is None else track.watch.usual,
         "check_up": track.check_up,
         "last": plain_statistics(track.last),
@@ -56,7 +56,7 @@ def load_state(track: OptimizerTrack, state: dict[str, Any]) -> None:
     track.incident = track.incident and dataclasses.replace(track.incident, trials=())
     track.steps, track.watchful = int(state["steps"]), int(state["watchful"])
     track.odd_loss_interval = ExponentialInterval(*map(int, state["glances"]))
-    track.audit_interval = ExponentialInterval(*map(int, state["audits"]))
+    track.watch.interval = ExponentialInterval(*map(int, state["audits"]))
     track.watch.usual = None if state["writes"] < 0 else int(state["writes"])
     track.check_up = bool(state["check_up"])
     track.last = statistics_from(state["last"])

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.parts import Parts
 from lightning_gradguard.track_state import go_on_from, state_of
-
-Make = Callable[[int, nn.Module, torch.optim.Optimizer], OptimizerTrack]
 
 
 class Tracks:
     """Know the track of each optimizer, and keep what was learned of those that are not met yet.
 
     Args:
-        make: Makes a track, given its index, the root module and the optimizer.
+        parts: What each track has copies of.
     """
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._met: dict[int, OptimizerTrack] = {}
         self._waiting: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[OptimizerTrack]:
         """Go through the tracks."""
         return iter(self._met.values())
+
+    def __contains__(self, track: object) -> bool:
+        """Return whether a track is one of them."""
+        return any(track is one for one in self)
 
     def __len__(self) -> int:
         """Return how many optimizers have been met."""
@@ -40,9 +43,29 @@ class Tracks:
 
     def meet(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[OptimizerTrack, Any]:
         """Make the track of an optimizer; return it with what was learned of it before, None where that is nothing."""
-        track = self._make(len(self._met), module, optimizer)
+        track = OptimizerTrack(len(self._met), module, optimizer, self._parts)
         self._met[id(optimizer)] = track
         return track, self._waiting.pop(str(track.index), None)
+
+    def augment(self, batch: Any) -> None:
+        """Augment a batch if a remedy does so now; a second one, of another optimizer, would put back what the first has made."""
+        any(track.remedies.before_forward(batch) for track in self)
+
+    def follow(self, loss: Tensor) -> None:
+        """Learn the forward order of the layers from the graph of a loss."""
+        for track in self:
+            track.follow(loss)
+
+    def forget_losses(self) -> None:
+        """Forget all losses."""
+        for track in self:
+            track.baseline.forget_losses()
+
+    def after_step(self) -> None:
+        """Undo what was changed for an update that was not reached; else it was done when the update was made."""
+        for track in self:
+            if track.remedies.touched:
+                track.after_update()
 
     def forget(self) -> None:
         """Forget what was learned of optimizers that are not met yet."""

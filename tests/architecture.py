@@ -13,20 +13,23 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "learning_rate"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution",),
     ("policy",),
     ("remedies",),
-    ("treatment",),
+    ("treatment", "defaults"),
+    ("parts",),
     ("optimizer_track",),
     ("track_state",),
-    ("checkpoint", "tracks", "defaults"),
+    ("checkpoint", "tracks"),
     ("step",),
     ("deferred_step",),
+    ("guarded_step", "session"),
     ("guard",),
     ("report",),
+    ("trainer",),
     ("callback",),
 )
 RANKS = {room: rank for rank, rooms in enumerate(RIVER) for room in rooms}

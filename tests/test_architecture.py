@@ -58,11 +58,11 @@ def test_nobody_below_the_step_receives_the_track() -> None:
 
 def test_only_the_callback_and_its_twins_import_lightning() -> None:
     users = {
-        file.relative_to(ROOT).as_posix()
+        file.relative_to(ROOT).parts[0]
         for file in ROOT.rglob("*.py")
         if any(m.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_fabric") for m in imports(file))
     }
-    assert users == {"callback.py"}, "for type checkers"
+    assert users == {"callback.py", "trainer"}, "for type checkers"
     both = {file.name for file in ROOT.rglob("*.py") if '"pytorch_lightning"' in file.read_text()}
     assert both == {"twins.py"}
 

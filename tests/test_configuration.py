@@ -89,10 +89,10 @@ def test_parts_show_themselves_as_they_are_constructed() -> None:
 
 def test_leaving_one_out_is_a_line() -> None:
     guard = Guard(exclude=["drift", "*spike", "re*"])
-    assert [d.name for d in guard._detectors] == [
+    assert [d.name for d in guard._parts.detectors] == [
         d.name for d in default_detectors() if d.name not in ("drift", "spike", "loss-spike")
     ]
-    assert {r.name for r in default_remedies()} - {r.name for r in guard._remedies} == {"reinitialize"}
+    assert {r.name for r in default_remedies()} - {r.name for r in guard._parts.remedies} == {"reinitialize"}
 
 
 def test_sinks_and_a_function_of_ones_own_are_told_besides_in_every_run(tmp_path: Path) -> None:

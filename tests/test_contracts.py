@@ -65,8 +65,8 @@ def build(kind: Any, root: Path | None = None) -> Any:
 
 def test_the_walk_finds_what_the_guard_uses() -> None:
     guard = Guard()
-    assert {type(d) for d in guard._detectors} <= set(DETECTORS)
-    assert {type(r) for r in guard._remedies} <= set(REMEDIES)
+    assert {type(d) for d in guard._parts.detectors} <= set(DETECTORS)
+    assert {type(r) for r in guard._parts.remedies} <= set(REMEDIES)
     assert len(SINKS) >= 4
 
 

@@ -494,7 +494,7 @@ class Stumbles(Remedy):
 
 @pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
 def test_whichever_method_of_a_detector_fails_it_is_named(where: str) -> None:
-    loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], log_every=1)
+    loop = Loop(detectors=[Fails(where=where), *Guard()._parts.detectors], log_every=1)
     with pytest.raises(GuardError, match=r"detector 'users-own' failed.*a mistake"):
         loop.run(spoil(regression(30), 20))
 
@@ -579,7 +579,7 @@ def test_an_isolated_error_lets_the_step_pass_as_if_there_were_no_guard() -> Non
 
 @pytest.mark.parametrize("where", ["judge", "accept", "reject", "limit"])
 def test_an_isolated_error_leaves_the_other_detectors_at_work(where: str) -> None:
-    loop = Loop(detectors=[Fails(where=where), *Guard()._detectors], on_error="warn")
+    loop = Loop(detectors=[Fails(where=where), *Guard()._parts.detectors], on_error="warn")
     with pytest.warns(RuntimeWarning) as caught:
         reports = loop.run(spoil(regression(30), 20, 21))
     assert [i for i, r in enumerate(reports) if r.skipped] == [20, 21]
@@ -589,7 +589,7 @@ def test_an_isolated_error_leaves_the_other_detectors_at_work(where: str) -> Non
 
 @pytest.mark.parametrize("where", ["apply", "before_update"])
 def test_an_isolated_remedy_leaves_the_others_at_work(where: str) -> None:
-    detectors = [Alarm(at=[40, 45], form="sudden"), *Guard()._detectors]
+    detectors = [Alarm(at=[40, 45], form="sudden"), *Guard()._parts.detectors]
     loop = Loop(detectors=detectors, remedies=[Stumbles(where=where), Skip()], on_error="warn")
     with pytest.warns(RuntimeWarning, match="clip") as caught:
         reports = loop.run(spoil(regression(60), 50))
@@ -689,4 +689,4 @@ def test_a_validation_between_two_steps_is_not_measured() -> None:
     with torch.no_grad():
         for x, _ in regression(20):
             loop.network(x * 1e6)
-    assert loop.guard._investigation._probe.readings() == ()
+    assert loop.guard._run.investigation._probe.readings() == ()

@@ -284,7 +284,7 @@ def test_a_run_that_is_cut_in_mid_trial_goes_on_as_if_it_had_not_been(after: int
         cut += 1
     whole.run(batches[cut : cut + after])
     cut += after
-    assert whole.guard.incidents[-1].closed is None and (after or whole.track.treatment.looking is not None)
+    assert whole.guard.incidents[-1].closed is None and (after or whole.track.treatment.signal.looking is not None)
     saved = through_a_file(whole.state())
     whole.run(batches[cut:])
     resumed.load(saved)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradguard.attribution.probe import LayerReading, Probe
+from lightning_gradguard.attribution.probe import Probe
+from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.layers.fan import expected_rms
 from lightning_gradguard.layers.names import layer_of
 

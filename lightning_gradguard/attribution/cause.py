@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-from lightning_gradguard.attribution.probe import Signal
+from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.records import Suspect, Verdict
 
 FEW_LAYERS = 2
@@ -45,10 +45,10 @@ def cause_of(
         large: Whether updates have replaced weights.
         signal: What becomes of the signal in a fresh network, where it was measured.
     """
-    layers = [suspect for suspect in blame if suspect.layer != "batch"]
+    layers = [suspect for suspect in blame if not suspect.is_batch]
     if len(layers) < len(blame):
         return Cause.BATCH
-    if verdict.form == "state":
+    if verdict.of_optimizer:
         return Cause.OPTIMIZER
     if layers and large and not start and not any(suspect.broken for suspect in layers):
         return Cause.RATE  # Updates of that size move layers about.
@@ -61,8 +61,8 @@ def cause_of(
         return Cause.LAYER
     if start and signal is not None and not signal.sound:
         return Cause.START
-    if verdict.form == "divergence" or (large and verdict.form in ("sudden", "non-finite")):
+    if verdict.diverges or (large and verdict.of_one_step):
         return Cause.RATE
-    if verdict.form == "cold-start":
+    if verdict.of_a_start:
         return Cause.START
     return Cause.UNKNOWN

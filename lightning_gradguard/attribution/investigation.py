@@ -1,23 +1,13 @@
-"""Suspicion and its answer: arm the probe for the next batch, then name the suspects of all processes."""
+"""Suspicion: which layers are measured in the next batch, and for whom."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from lightning_gradguard.attribution.probe import LayerReading, Probe, Signal
-from lightning_gradguard.errors import out_of_memory
-from lightning_gradguard.layers.names import layer_of
-from lightning_gradguard.layers.names import layers as all_layers
-from lightning_gradguard.records import GradientStatistics, Suspect
-from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.statistics.collectives import Collectives, Own
-
-Asked = Literal["batch", "changes", "all"]
+from lightning_gradguard.attribution.probe import Probe
+from lightning_gradguard.attribution.reading import LayerReading
 
 
 class Investigation:
@@ -95,89 +85,3 @@ class Investigation:
         self._rearm = str(state["armed"])
         self._awaiting = {int(index) for index in state["awaiting"]}
         self._probe.disarm()
-
-
-def agreed(mine: Signal, collectives: Collectives) -> Signal:
-    """Return what became of the signal in the mean over the processes, which must come to the same verdict."""
-    if collectives.size == 1:
-        return mine
-    unknown = math.nan if mine.variation is None else mine.variation
-    source, growth, variation = collectives.mean([mine.source, mine.growth, unknown])
-    return Signal(source, growth, None if math.isnan(variation) else variation)
-
-
-def suspects(
-    module: nn.Module,
-    collectives: Collectives,
-    statistics: GradientStatistics,
-    readings: tuple[LayerReading, ...],
-    accused: Own[Suspect | None],
-    *,
-    snapshots: SnapshotStore,
-    parameters: Collection[str],
-    accepted: int = 0,
-    fresh: bool = False,
-    sharded: bool = False,
-    ask: Asked = "all",
-) -> tuple[Suspect, ...]:
-    """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
-
-    Where there may be nothing wrong at all, only ``"changes"`` since the snapshot count, or only the ``"batch"``, which costs next to
-    nothing.
-
-    Args:
-        module: The root module.
-        collectives: The processes that must come to the same verdict.
-        statistics: The gradients of the step.
-        readings: What the probe has measured in this batch.
-        accused: The evidence that this process has against its batch, or None.
-        snapshots: States known to be good.
-        parameters: Names of the optimizer's parameters.
-        accepted: Steps that were accepted so far.
-        fresh: Whether the run is fresh from its initialisation and has learned nothing.
-        sharded: Whether parameters are sharded over the processes.
-        ask: What may be at fault.
-    """
-    from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
-
-    # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
-    snapshot = snapshots.latest if ask != "batch" else None
-    layers: tuple[Suspect, ...] = ()
-    try:
-        if ask != "batch" and (readings or snapshot is not None):
-            updates = 0 if snapshot is None else max(accepted - snapshot.updates, 0)
-            older = snapshots.older
-            layers = blame(
-                module,
-                readings=readings,
-                snapshot=snapshot,
-                statistics=statistics,
-                older=older,
-                updates=updates,
-                changes_only=ask == "changes",
-                fresh=fresh,
-            )
-    except Exception as error:
-        # Where shards are gathered for it, the other processes would wait for this one.
-        if sharded or not out_of_memory(error):
-            raise
-        warnings.warn(f"GradGuard: no memory to examine the layers, so none is blamed: {error}", RuntimeWarning, 2)
-    mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
-    # What one process sees (its batch, its gains) all must know, in the same order.
-    merged: dict[str, Suspect] = {}
-    for other in mine.told(collectives):
-        for suspect in other:
-            known = merged.get(suspect.layer)
-            if known is None or suspect.score > known.score:
-                merged[suspect.layer] = suspect
-    owners = {layer_of(name) for name in parameters} | {"batch"}
-    if any(suspect.broken for suspect in merged.values()):
-        # A layer that nobody trains (a frozen teacher) can be broken too, and is everybody's.
-        owners |= {
-            name for name, layer in all_layers(module).items() if not any(p.requires_grad for p in layer.parameters())
-        }
-    return tuple(s for s in sorted(merged.values(), key=_rank) if s.layer in owners)
-
-
-def _rank(suspect: Suspect) -> tuple[float, str]:
-    return -suspect.score, suspect.layer

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.errors import out_of_memory
+from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.norms import exact_norm, local
 
@@ -40,18 +41,31 @@ class StateWatch:
 
     Args:
         optimizer: The optimizer.
+
+    Attributes:
+        interval: When the state is examined because it was written to.
+        tampered: Whether it is to be examined before the step at hand.
+        usual: Writes of a step that is made; None until one has been seen.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
+        self.interval = ExponentialInterval()
+        self.tampered = False
         self._state: Mapping[Tensor, Any] | None = None
         self._entries = 0
         self._tensors: list[Tensor] = []
         self._writes = 0
-        # Writes of a step that is made; None until one has been seen.
         self.usual: int | None = None
         # Whether the last step was skipped.
         self._skipped = False
+
+    def look(self, step: int, *, alone: bool) -> None:
+        """Find out whether the state was written to, and is to be examined before this step.
+
+        Several processes need not agree on it, and must not part ways: it is asked only where this one is ``alone``.
+        """
+        self.tampered = alone and self.written() and self.interval.due(step)
 
     def written(self) -> bool:
         """Tell so, once before each step."""

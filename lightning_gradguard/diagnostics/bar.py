@@ -39,7 +39,7 @@ class BarWord(Sink):
     def incident(self, incident: Incident, event: Event) -> None:
         """Tell of trouble as long as it lasts."""
         (self._open.discard if incident.closed is not None else self._open.add)(incident.number)
-        skipped = sum(any(o.remedy == "skip" and o.applied for o in action.outcomes) for action in incident.actions)
+        skipped = sum(any(o.skips for o in action.outcomes) for action in incident.actions)
         before = self._done.get(incident.optimizer, (0, 0))
         # The window under way has not been told of yet.
         self._done[incident.optimizer] = max(before[0], skipped), before[1]

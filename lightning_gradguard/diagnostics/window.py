@@ -99,7 +99,8 @@ class WindowAccumulator:
 
         To be called at each step, before :meth:`add`.
         """
-        self._weights.look(parameters, begin=self.steps == 0)
+        if self.steps == 0 or self._weights.awaits_update:
+            self._weights.look(parameters)
 
     def window(
         self,

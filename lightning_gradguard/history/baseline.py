@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gradguard.history.losses import LossHistory
 from lightning_gradguard.history.norms import NormHistory
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import FEW, RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE, UpdateHistory
 
 OVERRUN = 3.0
@@ -37,14 +37,31 @@ class Baseline:
         self.updates = UpdateHistory()
         self.losses = LossHistory(self.updates)
 
-    def accept(self, norm: float, loss: float | None) -> None:
-        """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing."""
+    def accept(
+        self, norm: float, loss: float | None, *, update_ratio: float | None = None, rate: float | None = None
+    ) -> None:
+        """Learn one accepted step; a zero or non-finite norm and a non-finite loss teach nothing.
+
+        Args:
+            norm: Its gradient norm.
+            loss: Its loss, where that is known.
+            update_ratio: The size of its update against the weights, momentum filled, where that was measured.
+            rate: Its learning rate, where that is known.
+        """
         self.count += 1
         self.norms.accept(norm, self.count)
         if loss is not None:
             self.losses.accept(loss)
         if self.count == 2 * YOUNG and self.losses.learned:
             self.updates.forget_ratio()  # The run has learned with updates of that size.
+        if update_ratio is not None:
+            self.updates.accept(update_ratio)
+        if rate is not None:
+            self.updates.accept_rate(rate)
+
+    def forget_losses(self) -> None:
+        """Forget the losses alone."""
+        self.losses = LossHistory(self.updates)
 
     def anew(self) -> Baseline:
         """Return what is known in another regime of data, loss or task: nothing but the rates."""
@@ -78,6 +95,16 @@ class Baseline:
     def outsized(self, norm: float, rate: float | None) -> bool:
         """Return whether an update would be so much larger than usual that it should be looked at."""
         return rate is not None and norm > self.usual_norm(rate, OUTSIZED)
+
+    def may_overrun(self, norm: float, loss: float | None, rate: float | None) -> bool:
+        """Return whether an update may be one that overruns the weights, so that it is worth measuring."""
+        # The loss first: it says no in nearly every step.
+        return self.losses.worse_than_untrained(loss) and self.outsized(norm, rate)
+
+    def asks_for_update(self, norm: float, loss: float | None, rate: float | None) -> bool:
+        """Return whether the update should be measured against the weights: at first, and where it may be too large."""
+        young = self.count < FEW or (self.count < YOUNG and norm > OUTSIZED * self.norms.typical)
+        return young or self.updates.rate_leapt(rate) or self.may_overrun(norm, loss, rate)
 
     def ordinary(self, norm: float, loss: float | None) -> bool:
         """Return whether a step is like any other: its norm close to the typical one, its loss where it has been."""

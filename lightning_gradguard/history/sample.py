@@ -11,6 +11,8 @@ NORM_WINDOW = 128
 """Accepted steps remembered: long enough for a quantile, short enough to follow a decaying norm."""
 RECENT = 9
 """Accepted steps that make up *now*; a median of nine shrugs off four outliers."""
+FEW = 5
+"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 YOUNG = 32
 """Accepted steps below which the history of norms and losses is thin."""
 ENOUGH = 16

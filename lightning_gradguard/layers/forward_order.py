@@ -39,6 +39,11 @@ class ForwardOrder:
         """Take the order of registration where there is none yet."""
         self.layers = self.layers or registered(module)
 
+    @property
+    def to_follow(self) -> bool:
+        """Whether the order is still to be learned."""
+        return self._to_follow > 0
+
     def follow(self, loss: Tensor, module: nn.Module, parameters: Iterable[nn.Parameter]) -> bool:
         """Take the order from the graph of a loss, if these parameters are in it; return whether that was done now."""
         if not self._to_follow:

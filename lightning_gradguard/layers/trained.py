@@ -18,6 +18,7 @@ class Trained:
 
     Attributes:
         groups: The parameter groups that were looked up.
+        regrouped: Whether they were others before.
         parameters: Parameters by name.
         sharded: Whether some are DTensors.
         device: Kind of the device that they are on.
@@ -27,6 +28,7 @@ class Trained:
     def __init__(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._index, self._module, self._optimizer = index, module, optimizer
         self.groups: list[tuple[int, int]] = []
+        self.regrouped = False
         self._names: tuple[str, ...] = ()
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
@@ -37,7 +39,7 @@ class Trained:
         groups = [(id(g["params"]), len(g["params"])) for g in self._optimizer.param_groups]
         if groups == self.groups:
             return False
-        self.groups = groups
+        self.regrouped, self.groups = bool(self.groups), groups
         names = {id(p): clean(name) for name, p in self._module.named_parameters()}
         found = [p for group in self._optimizer.param_groups for p in group["params"]]
         self.parameters = {names.get(id(p), f"parameter_{i}"): p for i, p in enumerate(found)}

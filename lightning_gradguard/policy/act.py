@@ -6,7 +6,9 @@ from enum import Enum
 
 
 class Act(str, Enum):
-    """One thing that may be done about an explosion."""
+    """One thing that may be done about an explosion. Its value is what records call the remedy that does it by default."""
+
+    __str__ = str.__str__
 
     CLIP = "clip"
     """Scale the gradients of this step down."""

@@ -48,6 +48,19 @@ class RateBracket:
         """Return what a rate of the schedule is multiplied by, at most 1."""
         return min(1.0, self.in_use / rate) if rate > 0.0 else 1.0
 
+    def next_share(self, scheduled: float, *, best: bool, learned: bool) -> float:
+        """Return what a rate of the schedule is multiplied by for the next update, and note that this is made.
+
+        Args:
+            scheduled: The rate of the schedule.
+            best: Whether the loss is at the best level that was reached.
+            learned: Whether that is below what it was before training, beyond chance.
+        """
+        self.follow(scheduled)
+        share = self.share(scheduled)
+        self.made(scheduled * share, best=best, learned=learned)
+        return share
+
     def convict(self, rate: float, ratio: float = 0.0) -> float:
         """Note that a rate lost the run; return the rate to try next: one that the run has learned with, or else far below.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from enum import Enum
+from typing import Any
 
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.policy.act import Act
@@ -30,7 +31,20 @@ FIRST = 9
 LEARNED = 0.7
 """Share of the untrained loss at which nobody need ask for ranks whether something was learned."""
 
-Verdict = Literal["", "kept", "taken back", "calm", "too fast"]
+
+class Ending(str, Enum):
+    """How a trial ends; records hold the values."""
+
+    NOT_YET = ""
+    """It goes on."""
+    KEPT = "kept"
+    """The losses are the better for the treatment."""
+    TAKEN_BACK = "taken back"
+    """They are not."""
+    CALM = "calm"
+    """No loss is known, and no alarm came."""
+    TOO_FAST = "too fast"
+    """It goes on, at a rate that should be lowered once more."""
 
 
 class Trial:
@@ -112,27 +126,27 @@ class Trial:
         """Median of :attr:`window`; NaN of nothing."""
         return statistics.median(self.window) if self.losses else math.nan
 
-    def verdict(self, *, large: bool = False) -> Verdict:
-        """Return how the trial ends, ``"too fast"`` where its rate should be lowered once more, or an empty string while it goes on.
+    def verdict(self, *, large: bool = False) -> Ending:
+        """Return how the trial ends, if it does.
 
         Args:
             large: Whether updates still replace weights.
         """
         if self.unmeasured >= WINDOW and not self.losses:
-            return "calm"  # There is nothing to measure by but that no alarm came.
+            return Ending.CALM  # There is nothing to measure by but that no alarm came.
         if not self.losses or len(self.losses) % WINDOW:
-            return ""
+            return Ending.NOT_YET
         if self._cured():
-            return "kept"
+            return Ending.KEPT
         if large and self.lowers_rate and len(self.losses) >= PATIENT * WINDOW and self.descents < MOST_DESCENTS:
-            return "too fast"
+            return Ending.TOO_FAST
         # A fresh network begins anew, and above what the old one had come to.
         worse = self.learned and chance_of_lower(self.trouble, self.window) < CHANCE
         done = len(self.losses) >= WINDOW * WINDOWS
         if not worse and not done:
-            return ""
+            return Ending.NOT_YET
         better = chance_of_lower(self.window, self.trouble) < CHANCE
-        return "kept" if better and (self.learned or self.last) else "taken back"
+        return Ending.KEPT if better and (self.learned or self.last) else Ending.TAKEN_BACK
 
     def _cured(self) -> bool:
         """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
@@ -145,10 +159,10 @@ class Trial:
         # Who learns fast has learned within the first few losses, so the very first one counts.
         return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
 
-    def record(self, step: int, outcome: str) -> TrialRecord:
+    def record(self, step: int, ending: Ending) -> TrialRecord:
         """Return what is told of the trial, which ends at a step."""
         levels = level_of(self.before), level_of(self.trouble), self.level
-        return TrialRecord(self.cause, self.treatment, self.step, step, outcome, *levels)
+        return TrialRecord(self.cause, self.treatment, self.step, step, ending.value, *levels)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything; :meth:`from_state` makes a trial of it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_gradguard.records.measured import Form, GradientStatistics, Suspect, Verdict
+from lightning_gradguard.records.measured import GradientStatistics
+from lightning_gradguard.records.verdict import Form, Suspect, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Outcome:
     layers: tuple[str, ...] = ()
     coefficient: float = 1.0
     back_to: int | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether it keeps the step from being made, whatever the remedy is called."""
+        return self.applied and self.coefficient == 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,13 @@
-"""What is measured of a step, and what is made of it: statistics, verdict, suspects."""
+"""What is measured of a step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-Form = Literal[
-    "sudden",
-    "drift",
-    "recurrent",
-    "non-finite",
-    "overflow",
-    "cold-start",
-    "divergence",
-    "rate",
-    "state",
-    "vanishing",
-]
-"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``state`` in the
-optimizer's own. ``rate``, a rate that had leapt, is found in journals of older versions only."""
-
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -68,69 +52,6 @@ class GradientStatistics:
     def finite(self) -> bool:
         """Whether the global norm is a finite number."""
         return math.isfinite(self.norm)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a detector says of one step, with its evidence.
-
-    Args:
-        form: The form of trouble.
-        detector: Name of the detector that speaks.
-        value: What was measured (for most detectors the global gradient norm).
-        limit: What it was compared with.
-        reason: One sentence for a person.
-        layers: Layers the evidence points at, worst first; may be empty.
-        alarm: True asks for a remedy; False only reports.
-        examine: True if a remedy is asked for only where a layer is found damaged: what was seen has innocent causes.
-    """
-
-    form: Form
-    detector: str
-    value: float
-    limit: float
-    reason: str
-    layers: tuple[str, ...] = ()
-    alarm: bool = True
-    examine: bool = False
-
-    @property
-    def excess(self) -> float:
-        """``value / limit``; infinite where either is not finite, so that a NaN counts as the worst."""
-        if math.isfinite(self.value) and math.isfinite(self.limit) and self.limit > 0:
-            return self.value / self.limit
-        return math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """One suspect: a layer (or the batch) with the evidence against it.
-
-    Args:
-        layer: Qualified module name; ``"batch"`` accuses the data.
-        score: Natural logarithm of how far the strongest evidence lies above what is healthy; higher is worse.
-        forward_gain: RMS(out) / RMS(in), or None where it was not measured.
-        backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
-        weight_ratio: RMS of the weights over what its history, or its fan, calls for; None where unknown.
-        reason: One sentence for a person.
-        broken: True if its parameters are NaN or inf, which no batch can be blamed for.
-    """
-
-    layer: str
-    score: float
-    reason: str
-    forward_gain: float | None = None
-    backward_gain: float | None = None
-    weight_ratio: float | None = None
-    broken: bool = False
-
-
-def verdict_from_json(data: dict[str, Any]) -> Verdict:
-    """Rebuild a verdict from what :func:`to_json` made of it."""
-    numbers = {key: float(data[key]) for key in ("value", "limit")}
-    # Older versions wrote whether it was grave.
-    known = {key: value for key, value in data.items() if key != "grave"}
-    return Verdict(**{**known, **numbers, "layers": tuple(data["layers"])})
 
 
 def plain_statistics(statistics: GradientStatistics | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, TrialRecord
-from lightning_gradguard.records.measured import Suspect, verdict_from_json
+from lightning_gradguard.records.verdict import Suspect, verdict_from_json
 
 
 def to_json(value: Any) -> Any:

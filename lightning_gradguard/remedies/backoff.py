@@ -7,41 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_gradguard.learning_rate import largest_rate
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.rate_bracket import RateBracket
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-
-
-def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing.
-
-    Without a group, or where an optimizer finds its rates by itself, it is 0.
-    """
-    return max((float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None), default=0.0)
-
-
-class LargestRate:
-    """Read that rate before each step, from a device only where it was written to since it was read there.
-
-    Args:
-        optimizer: The optimizer.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._far: list[tuple[int, int]] = []
-        self._known = 0.0
-
-    def read(self) -> float:
-        """Return the largest learning rate of the optimizer's groups."""
-        rates = [group.get("lr") for group in self._optimizer.param_groups]
-        far = [(id(rate), rate._version) for rate in rates if isinstance(rate, Tensor) and not rate.is_cpu]
-        if far and far == self._far:
-            return self._known
-        # From a device one wait a group, once for each time that a scheduler writes.
-        self._far, self._known = far, largest_rate(self._optimizer)
-        return self._known
 
 
 class LearningRateBackoff(Remedy):
@@ -110,10 +80,8 @@ class LearningRateBackoff(Remedy):
             if rate is None or not rate > bracket.good:
                 return  # As in nearly every step.
         scheduled = largest_rate(context.optimizer)
-        bracket.follow(scheduled)
-        share = self._factor = bracket.share(scheduled)
         best, learned = context.progress()
-        bracket.made(scheduled * share, best=best, learned=learned)
+        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned)
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:

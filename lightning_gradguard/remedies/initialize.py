@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import zlib
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradguard.layers.fan import gates_of
@@ -18,31 +16,14 @@ from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
+from lightning_gradguard.remedies.layer_scale import Scaled, agree, scale_layer, wide
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import forget
-from lightning_gradguard.statistics.norms import NARROW
 from lightning_gradguard.statistics.sharding import sharded
 
-ENOUGH = 16
-"""Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
-ALIKE = 0.5
-"""Share of a layer's RMS in its units' deviations over the batch from which the layer is scaled as a whole, as in LSUV; below, samples are
-becoming alike, and each unit is centred and scaled by itself. Centring everywhere makes gradients grow by a fifth a layer."""
-ALIVE = 1e-3
-"""Share of the layer's RMS that a unit's deviation must have to be scaled by itself."""
 WILD = 10.0
 """RMS of a first layer's input, up or down, that is named as the cause: standardised inputs have 1."""
-
-
-@dataclass(slots=True)
-class _Scaled:
-    """What was done to one layer: its weight, as it was drawn, times ``scale``, its bias set to ``bias``; one number a unit."""
-
-    layer: nn.Module
-    drawn: Tensor
-    scale: Tensor
-    bias: Tensor
 
 
 class Initialize(Remedy):
@@ -63,7 +44,7 @@ class Initialize(Remedy):
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
-        self._scaled: dict[str, _Scaled] = {}
+        self._scaled: dict[str, Scaled] = {}
         self._inputs: list[float] = []
         self._ones: dict[str, Tensor] = {}
         # Layers that the next batch is to scale.
@@ -94,7 +75,7 @@ class Initialize(Remedy):
                 changed.append(name)
                 for parameter in own.values():
                     forget(context.optimizer, parameter)
-            if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
+            if (type(layer) is nn.Linear or isinstance(layer, _ConvNd)) and "weight" in layer._parameters:
                 self._handles.append(layer.register_forward_hook(self._scaler(name)))
                 self._waiting.append(name)
         for layer in context.module.modules():
@@ -115,8 +96,8 @@ class Initialize(Remedy):
                 # Computed again for the backward pass (activation checkpointing), which must find as many tensors as there were.
                 return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
-                self._inputs = [float(_wide(inputs[0].detach()).square().mean().sqrt())]
-            done = _scale(layer, output.detach())
+                self._inputs = [float(wide(inputs[0].detach()).square().mean().sqrt())]
+            done = scale_layer(layer, output.detach())
             if done is None:
                 return None
             self._scaled[name], scale, shift = done
@@ -134,7 +115,7 @@ class Initialize(Remedy):
         """
         done, inputs = list(self._scaled.values()), self._inputs
         if mean is not None and done:
-            _agree(done, mean)
+            agree(done, mean)
         self._rest()
         if not done:
             return "no forward pass could be measured (a compiled graph?), so that only the rate is searched"
@@ -182,76 +163,3 @@ def _redraw(context: RemedyContext, name: str, layer: nn.Module) -> bool:
         parameter.data.copy_(values)
         done = True
     return done
-
-
-@torch.no_grad()
-def _scale(layer: nn.Module, output: Tensor) -> tuple[_Scaled, Tensor, Tensor] | None:
-    """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
-    weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
-    if not bool(weight.any()) or not bool(output.isfinite().all()):
-        return None
-    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
-    rest = [d for d in range(output.dim()) if d != axis]
-    units = output.shape[axis]
-    samples = output.shape[0] if axis else 1
-    whole = float(_wide(output).std(correction=0))
-    by_unit = samples >= ENOUGH and not isinstance(layer, _ConvTransposeNd)
-    if by_unit:
-        deviation = output.std(rest, correction=0)
-        rms = float(_wide(output).square().mean().sqrt())
-        alive = deviation > ALIVE * rms
-        if not bool(alive.any()):
-            return None
-        by_unit = float(_wide(deviation).square().mean().sqrt()) < ALIKE * rms
-    if by_unit:
-        scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
-        shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
-    else:
-        if not torch.finfo(output.dtype).tiny < whole < math.inf:
-            return None
-        scale = output.new_full((units,), 1.0 / whole)
-        shift = output.new_zeros(units)
-    shape = [1] * output.dim()
-    shape[axis] = units
-    bias = layer._parameters.get("bias")
-    if bias is None:
-        shift = torch.zeros_like(shift)
-    drawn = weight.clone()
-    # Through .data: the graph of this very pass, whose step is held, must not find its weights changed.
-    across = [1] * weight.dim()
-    if isinstance(layer, _ConvTransposeNd):
-        weight.mul_(scale[0].to(weight.dtype))
-    else:
-        across[0] = units
-        weight.mul_(scale.view(across).to(weight.dtype))
-    if bias is not None:
-        bias.data.copy_(((bias.data.to(shift.dtype) + shift) * scale).to(bias.dtype))
-    kept = _Scaled(layer, drawn, scale, bias.data.clone() if bias is not None else shift)
-    return kept, scale.view(shape), shift.view(shape)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, on the host where the device has none."""
-    return (tensor.cpu() if tensor.device.type in NARROW else tensor).double()
-
-
-def _like(tensor: Tensor, values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).to(tensor)
-
-
-def _agree(done: list[_Scaled], mean: Any) -> None:
-    """Average scales (by their logarithms) and biases over the processes."""
-    numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
-    means = iter(mean(numbers))
-    for one in done:
-        scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
-        bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])
-        weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
-        across = [1] * weight.dim()
-        if not isinstance(one.layer, _ConvTransposeNd):
-            across[0] = -1
-        # From what was drawn: to divide by each process's own scale first would round differently on each.
-        weight.copy_(one.drawn * scale[: 1 if across[0] == 1 else None].view(across).to(weight.dtype))
-        own = one.layer._parameters.get("bias")
-        if own is not None:
-            own.data.copy_(bias.to(own.dtype))

@@ -127,6 +127,11 @@ class RemedySet:
                 return remedy.known_rates()
         return math.nan, math.nan
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a remedy uses the batch at hand up, so that :meth:`finish` is to be called."""
+        return any(remedy.at_work for remedy in self._measuring)
+
     def finish(self, mean: Callable[[list[float]], list[float]] | None) -> str | None:
         """Return what a remedy has done with the batch at hand, which it has used up, in words; None where there is no such remedy."""
         for remedy in self._measuring:

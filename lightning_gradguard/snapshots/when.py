@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import FEW, RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.statistics.measure import FEW
 
 LOUD = 3.0
 """Times the typical norm from which a step's state is not copied."""

@@ -9,14 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.history.baseline import OUTSIZED, Baseline
-from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.records import GradientStatistics
+from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
 from lightning_gradguard.statistics.update_ratio import BOUNDED, moved, update_ratio
-
-FEW = 5
-"""Accepted steps in which updates are measured against weights: the first ones tell whether the rate is sane."""
 
 
 def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
@@ -38,7 +34,7 @@ def measure(
     grads: list[Tensor],
     *,
     step: int,
-    loss: Callable[[float], float | None],
+    loss: Tensor | float | Callable[[float], float | None] | None,
     rate: float | None,
     scale: float = 1.0,
     sharded: bool = False,
@@ -50,7 +46,7 @@ def measure(
         names: Names of the parameters that have a gradient.
         grads: Their gradients.
         step: Number of the step.
-        loss: Returns the loss of the step, given the global norm.
+        loss: The loss of the step, or what returns it, given the global norm.
         rate: Its learning rate.
         scale: What the gradients are still multiplied by.
         sharded: True if some gradients are DTensors.
@@ -60,7 +56,8 @@ def measure(
     if scale != 1.0:
         norms = norms / scale
     norm = global_norm(norms)
-    statistics = GradientStatistics(step, names, norms, norm, loss(norm), rate=rate, scaled=scaled)
+    known = loss(norm) if callable(loss) else value_of(loss)
+    statistics = GradientStatistics(step, names, norms, norm, known, rate=rate, scaled=scaled)
     return statistics if statistics.finite else _exactly(statistics, grads, scale, sharded=sharded)
 
 
@@ -69,18 +66,6 @@ def _exactly(statistics: GradientStatistics, grads: list[Tensor], scale: float, 
     norms = norms / scale
     bad = tuple((name, count) for name, count in zip(statistics.names, counts, strict=True) if count)
     return dataclasses.replace(statistics, norms=norms, norm=global_norm(norms), nonfinite=bad)
-
-
-def asks_for_update(known: Baseline, statistics: GradientStatistics) -> bool:
-    """Return whether the update should be measured against the weights: in the first steps, and where it may be too large."""
-    young = known.count < FEW or (known.count < YOUNG and statistics.norm > OUTSIZED * known.norms.typical)
-    return young or known.updates.rate_leapt(statistics.rate) or overruns(known, statistics)
-
-
-def overruns(known: Baseline, statistics: GradientStatistics) -> bool:
-    """Return whether an update may be one that overruns the weights, so that it is worth measuring."""
-    # The loss first: it says no in nearly every step.
-    return known.losses.worse_than_untrained(statistics.loss) and known.outsized(statistics.norm, statistics.rate)
 
 
 def with_update(

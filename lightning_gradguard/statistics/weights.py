@@ -44,10 +44,15 @@ class WeightScale:
         self._after: _Arriving | None = None
         self._off = False
 
+    @property
+    def awaits_update(self) -> bool:
+        """Whether the weights have been looked at before an update, and not yet after it."""
+        return self._before is not None and self._after is None
+
     @torch.no_grad()
-    def look(self, parameters: Mapping[str, nn.Parameter], *, begin: bool) -> None:
-        """Look at the weights before an update, if one is to ``begin`` with; at the next call, after it."""
-        if self._off or self._after is not None or (self._before is None and not begin):
+    def look(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Look at the weights before an update; at the next call, after it."""
+        if self._off or self._after is not None:
             return
         try:
             if self._before is None:

@@ -48,11 +48,11 @@ def put_back(track: OptimizerTrack, snapshot: Snapshot) -> None:
     track.load_memory(snapshot.extra)
 
 
-def expect_as_then(track: OptimizerTrack, *, look: bool) -> None:
-    """Go back in expectations, once weights have gone back to the newest copy; ``look`` where layers are measured there."""
+def expect_as_then(track: OptimizerTrack, snapshot: Snapshot | None, *, look: bool) -> None:
+    """Go back in expectations, once weights have gone back to a copy; ``look`` where layers are measured there."""
     # What is known of updates and rates does not go back with the weights.
     kept = track.baseline.outlasting()
-    if track.snapshots.latest is not None:
-        track.load_memory(track.snapshots.latest.extra)
+    if snapshot is not None:
+        track.load_memory(snapshot.extra)
     track.baseline.outlast(kept)
-    track.treatment.go_back(look=look)
+    track.treatment.signal.go_back(look=look)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-from lightning_gradguard.attribution.investigation import Asked, agreed, suspects
-from lightning_gradguard.attribution.probe import LayerReading, Signal, signal
+import torch
+
+from lightning_gradguard.attribution.agreement import Asked, agreed, suspects
+from lightning_gradguard.attribution.reading import LayerReading
+from lightning_gradguard.attribution.signal import Signal, signal
 from lightning_gradguard.detectors.overshoot import DEAD
+from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import LOUD
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.step.companions import another_on_trial
 from lightning_gradguard.step.copying import copy
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
-from lightning_gradguard.treatment import LIFE, USED_UP
+from lightning_gradguard.treatment import LIFE, own_verdicts
 
 EXAMINE_EVERY = 10
 """Steps between two examinations of the layers while trouble that has innocent causes goes on."""
@@ -30,14 +34,17 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
     """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
     readings = run.investigation.readings(track.index)
     if run.acts and (alarm := _under_treatment(run, track, context.statistics)) is not None:
-        look = alarm.detector != USED_UP
-        track.treatment.see(_signal(run, readings) if readings and look else None)
+        look = not own_verdicts.is_used_up(alarm)
+        track.treatment.signal.seen = _signal(run, track, readings) if readings and look else None
         return alarm, _suspects(run, track, context.statistics, readings, batch) if look else ()
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
-    for verdict in track.judge(statistics):
-        if track.treatment.resigned and verdict.form == "divergence" and not verdict.examine:
+    waits = another_on_trial(run, track)
+    for verdict in heard(track, statistics):
+        if waits and (verdict.diverges or verdict.examine):
+            continue
+        if track.treatment.resigned and verdict.diverges and not verdict.examine:
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)
@@ -48,14 +55,22 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
     return _check_up(run, track, statistics) if track.check_up else (None, ())
 
 
+def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
+    """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
+    if statistics.finite and isinstance(track.optimizer, torch.optim.LBFGS):
+        return []  # It tries points along a line before it takes one, and what it finds there is its own business.
+    return track.detectors.judge(statistics, track.baseline)
+
+
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
     """Return the alarm of a step that a treatment under way has something to say of, or None."""
-    if track.treatment.looking is not None:
-        return track.treatment.looked_at()
-    if (told := track.remedies.finish(run.collectives.mean if run.collectives.size > 1 else None)) is not None:
+    if track.treatment.signal.looking is not None:
+        return track.treatment.signal.alarm()
+    mean = run.collectives.mean if run.collectives.size > 1 else None
+    if track.remedies.at_work and (told := track.remedies.finish(mean)) is not None:
         # From here on this is the beginning that a lower rate goes back to.
         copy(run, track, track.steps)
-        return Verdict("cold-start", USED_UP, found.norm, math.inf, told)
+        return own_verdicts.used_up(found, told)
     return None if track.treatment.trial is None else track.treatment.alarm(found, track.baseline.updates.ratio)
 
 
@@ -64,17 +79,21 @@ def _see(
 ) -> GradientStatistics:
     """Note what becomes of the signal in a run without trouble: how it grows at the first step, later whether it varies."""
     if track.steps == 0 and track.untouched:
-        track.treatment.start(_signal(run, readings).growth)
+        track.treatment.signal.growth = _signal(run, track, readings).growth
         return statistics
-    if track.incident is not None or (varies := _signal(run, readings).variation) is None:
+    if track.incident is not None or (varies := _signal(run, track, readings).variation) is None:
         return statistics
-    track.treatment.find(dead=varies < DEAD)
+    track.treatment.signal.dead = varies < DEAD
     if track.baseline.count >= 2 * LIFE:
-        track.snapshots.pinned = track.snapshots.pinned and track.treatment.dead
+        track.snapshots.pinned = track.snapshots.pinned and track.treatment.signal.dead
     return dataclasses.replace(statistics, variation=varies)
 
 
-def _signal(run: Run, readings: tuple[LayerReading, ...]) -> Signal:
+def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...]) -> Signal:
+    if len(run.tracks) > 1:
+        # What another optimizer's layers make of the signal is none of this one's doing.
+        own = {layer_of(name) for name in track.parameters}
+        readings = tuple(reading for reading in readings if reading.layer in own)
     return agreed(signal(readings), run.collectives)
 
 
@@ -97,13 +116,13 @@ def _look(
     verdict: Verdict,
 ) -> tuple[Suspect, ...]:
     """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
-    single = verdict.form == "sudden"
+    single = verdict.stands_out
     weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
     if not single and not weigh:
         return ()
-    ask: Asked = "batch" if not weigh else "all" if verdict.form == "drift" else "changes"
+    ask: Asked = "batch" if not weigh else "all" if verdict.drifts else "changes"
     found = _suspects(run, track, statistics, readings, batch, ask)
-    if any(s.layer != "batch" for s in found):
+    if any(not s.is_batch for s in found):
         return found
     if found and single:
         if statistics.norm <= LOUD * track.baseline.norms.typical:

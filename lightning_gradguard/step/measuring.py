@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +15,7 @@ from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.statistics.joint_loss import value_of
-from lightning_gradguard.statistics.measure import asks_for_update, measure, scale_of, with_update
+from lightning_gradguard.statistics.measure import measure, scale_of, with_update
 from lightning_gradguard.step.run import Run
 
 
@@ -32,7 +32,7 @@ def measured(
         names,
         grads,
         step=number,
-        loss=lambda norm: loss_of(run, track, loss, norm),
+        loss=loss if run.collectives.size == 1 else partial(joint_loss, run, track, loss),
         rate=track.rate(),
         scale=scale,
         sharded=track.sharded,
@@ -41,10 +41,8 @@ def measured(
     return context_of(run, track, _look_closer(run, track, statistics, scale), scaler if scaled else None, scale)
 
 
-def loss_of(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
+def joint_loss(run: Run, track: OptimizerTrack, loss: Tensor | float | None, norm: float) -> float | None:
     """Return the loss of a step as all processes see it, None while it can wait; learn those that have waited."""
-    if run.collectives.size == 1:
-        return value_of(loss)
     earlier, now = track.joint_loss.of(loss, run.collectives, track.steps, lambda: _can_wait(track, norm))
     track.baseline.losses.recall(earlier)
     return now
@@ -61,8 +59,8 @@ def _can_wait(track: OptimizerTrack, norm: float) -> bool:
 
 def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics, scale: float) -> GradientStatistics:
     """Measure also what is worth its cost in few steps only."""
-    known, growth = track.baseline, track.treatment.growth
-    if asks_for_update(known, statistics):
+    known, growth = track.baseline, track.treatment.signal.growth
+    if known.asks_for_update(statistics.norm, statistics.loss, statistics.rate):
         first = track.snapshots.first if known.count == 1 and not track.sharded else None
         statistics = with_update(
             statistics,
@@ -76,7 +74,7 @@ def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics
         known.updates.look(statistics.rate)
     if growth is not None and track.fresh:
         statistics = dataclasses.replace(statistics, growth=growth)
-    if track.tampered:
+    if track.watch.tampered:
         largest = math.exp(known.norms.high_water)
         found = spoilt(track.optimizer, track.parameters, track.snapshots.latest, largest)
         statistics = dataclasses.replace(statistics, spoilt=found)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_gradguard.history.sample import FEW
 from lightning_gradguard.layers.names import compiled
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.statistics.measure import FEW
 from lightning_gradguard.step.copying import copy, worth_copying
+from lightning_gradguard.step.learning import accept, reject
 from lightning_gradguard.step.recording import close
 from lightning_gradguard.step.run import Run
+from lightning_gradguard.treatment import LIFE
 
 
 def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> None:
@@ -21,7 +23,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
     statistics = context.statistics
     if not statistics.finite:
         # The overflow that a GradScaler expects: it skips the step and lowers its scale by itself.
-        track.reject(statistics)
+        reject(track, statistics)
         if run.acts:
             context.running.repair()
         tell_of_poison(run, context)
@@ -34,7 +36,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
         if not track.check_up:
             _keep(run, track, statistics, batch)
         track.remedies.before_update(context)
-    track.accept(statistics, math.inf)
+    accept(track, statistics, math.inf)
     look_for_life(run, track)
 
 
@@ -66,10 +68,15 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
 
 def look_for_life(run: Run, track: OptimizerTrack) -> None:
     """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
+    known = track.baseline
     if track.treatment.resigned:
-        track.treatment.resign(resigned=not track.baseline.losses.at_best)
+        track.treatment.resigned = not known.losses.at_best
+    if not track.treatment.signal.time_to_look(known.count):
+        return
+    flat = known.losses.flat
+    track.snapshots.pinned = track.snapshots.pinned and (flat or known.count < 2 * LIFE)
     # A compiled one would run in eager mode meanwhile, which rounds otherwise.
-    if track.asks_for_life() and track.incident is None and not compiled(run.module):
+    if flat and track.incident is None and not compiled(run.module):
         run.investigation.arm(track.index, run.module, backward=False)
 
 

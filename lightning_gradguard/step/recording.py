@@ -55,7 +55,7 @@ def record(
     """Record an alarm, and measure the next batch layer by layer."""
     # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
     # had never seen it.
-    again = track.policy.strikes > 1 or action.verdict.form == "cold-start" or action.decision.look
+    again = track.policy.strikes > 1 or action.verdict.of_a_start or action.decision.look
     outside = run.investigation.outside
     if again or not compiled(run.module):
         run.investigation.arm(track.index, run.module, backward=again and run.acts)
@@ -85,3 +85,13 @@ def close(run: Run, track: OptimizerTrack, step: int) -> None:
     run.recorder.close_incident(track.incident, step, track.treatment.trials)
     track.incident = None
     track.treatment.close()
+
+
+def stop(run: Run, track: OptimizerTrack, step: int) -> None:
+    """Record that the run ends here because of the open incident, if there is one."""
+    if track.incident is None or track.incident.helped is not None:
+        return
+    # It stays the open one: a loop that goes on regardless must not open a new incident at each step.
+    track.incident = dataclasses.replace(track.incident, closed=step, helped=False, stopped=step)
+    run.recorder.replace(track.incident)
+    run.recorder.tell("incident", track.incident, "closed")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from torch import nn
 
 from lightning_gradguard.attribution.investigation import Investigation
 from lightning_gradguard.diagnostics.recorder import Recorder
+from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
 
@@ -22,6 +24,7 @@ class Run:
     Attributes:
         acts: Whether anything may be changed.
         module: The root module.
+        tracks: The optimizers that have been met.
         running: Running statistics of its normalisations.
         collectives: The processes that train together.
         investigation: Measures layers on suspicion.
@@ -29,9 +32,11 @@ class Run:
 
     module: nn.Module
 
-    def __init__(self, mode: Literal["guard", "watch"], recorder: Recorder) -> None:
+    def __init__(
+        self, mode: Literal["guard", "watch"], recorder: Recorder, tracks: Collection[OptimizerTrack] = ()
+    ) -> None:
         self.acts = mode == "guard"
-        self.recorder = recorder
+        self.recorder, self.tracks = recorder, tracks
         self.collectives = Collectives()
         self.investigation = Investigation()
         self.running: RunningStatistics | None = None

@@ -9,14 +9,18 @@ from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.update_ratio import moved
+from lightning_gradguard.step.companions import another_on_trial, go_back_too
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
+from lightning_gradguard.step.learning import accept, learn_anew, reject
 from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
 from lightning_gradguard.step.run import Run
+from lightning_gradguard.treatment import own_verdicts
 
 
 def treat(
@@ -29,21 +33,30 @@ def treat(
 ) -> StepReport:
     """Decide what to do about an alarm, do it, learn from what is let through, and record it."""
     statistics, limit = context.statistics, track.limit()
-    called_for = _decide(track, verdict, statistics, suspects)
+    if another_on_trial(run, track):
+        called_for = track.policy.wait(verdict, statistics, suspects, track.remedies.can)
+    else:
+        called_for = _decide(track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     _tell(track, context, verdict, decision, suspects, limit)
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
     if run.acts:
         _prepare(run, track, called_for, finite=statistics.finite)
-        outcomes = track.remedies.apply(decision.remedies, context)
+        outcomes = go_back_too(run, track, track.remedies.apply(decision.remedies, context))
         _learn_of_remedies(track, context, outcomes)
+        if track.baseline.count == 0 and Act.REINITIALIZE in track.remedies.done_by(
+            [o.remedy for o in outcomes if o.applied]
+        ):
+            # From here on the repaired network is the beginning that a lower rate goes back to.
+            copy(run, track, track.steps)
         _open_trial(track, decision, outcomes, statistics.step)
-    if not _skips(outcomes) and statistics.finite and run.acts:
-        hidden(run, track, context, None)
-        track.remedies.before_update(context)
-    elif not _skips(outcomes) and not statistics.finite:
-        tell_of_poison(run, context)
+    if not any(outcome.skips for outcome in outcomes):
+        if not statistics.finite:
+            tell_of_poison(run, context)
+        elif run.acts:
+            hidden(run, track, context, None)
+            track.remedies.before_update(context)
     action = Action(statistics.step, verdict, decision, outcomes)
     skipped = conclude(run, track, statistics, action, suspects, batch_index, limit)
     if run.acts and (decision.resign or decision.cause == Cause.REGIME.value):
@@ -62,35 +75,35 @@ def conclude(
     limit: float,
 ) -> bool:
     """Learn from an alarming step what may be learned, and record it; return whether it was skipped."""
-    skipped = _skips(action.outcomes)
+    skipped = any(outcome.skips for outcome in action.outcomes)
     if skipped:
-        track.reject(statistics)
+        reject(track, statistics)
     elif statistics.finite:
-        track.accept(statistics, limit)
+        accept(track, statistics, limit)
     record(run, track, action, suspects, batch_index)
     return skipped
-
-
-def _skips(outcomes: Sequence[Outcome]) -> bool:
-    return any(outcome.applied and outcome.coefficient == 0.0 for outcome in outcomes)
 
 
 def _decide(
     track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
 ) -> Decision:
     """Return what to do about an alarm, in the ladder's words."""
-    return track.treatment.decide(
-        verdict,
-        statistics,
-        suspects,
-        policy=track.policy,
-        known=track.baseline,
-        can=track.remedies.can,
-        fresh=track.fresh,
-        snapshots=track.snapshots,
+    treatment, can, fresh = track.treatment, track.remedies.can, track.fresh
+    if own_verdicts.is_used_up(verdict):
+        return treatment.skip_used_up(statistics, can_skip=Act.SKIP in can)
+    unlearned = treatment.unlearned(track.baseline)
+    case = Case(
+        track.baseline,
+        can,
+        start=unlearned and fresh,
+        looked=treatment.signal.looked,
+        trial=treatment.trial,
+        signal=treatment.signal.seen,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
-        displaced=statistics.finite and verdict.form == "sudden" and moved_too_far(track),
+        unlearned=unlearned,
+        displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
     )
+    return treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
 
 
 def moved_too_far(track: OptimizerTrack) -> bool:
@@ -141,11 +154,11 @@ def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: 
     if Act.REINITIALIZE in done and at_first:
         known.updates.forget_ratio()
     if Act.ROLLBACK in done:
-        expect_as_then(track, look=context.decision is not None and context.decision.look)
+        expect_as_then(track, track.snapshots.latest, look=context.decision is not None and context.decision.look)
     if Act.INITIALIZE in done or (Act.REINITIALIZE in done and known.count == 0):
         known.norms.forget_prior()
     if {Act.INITIALIZE, Act.REINITIALIZE} & done:
-        track.treatment.redraw()
+        track.treatment.signal.redraw()
     if Act.BACKOFF in done:
         known.updates.slow_down()
     if done - FIRST_AID:
@@ -171,9 +184,9 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
         if untreated is not None:
             put_back(track, untreated)
         context.running.accept()
-    treatment.resign(resigned=decision.resign)
+    treatment.resigned = decision.resign
     if anew:
-        track.learn_anew()
+        learn_anew(track)
     if track.incident is not None and (treatment.trials or anew):
         track.policy.end_episode(step)
         close(run, track, step)

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
-from lightning_gradguard.attribution.probe import ALIKE, WILD, LayerReading, Signal, signal
+from lightning_gradguard.attribution.reading import LayerReading, worst
+from lightning_gradguard.attribution.signal import ALIKE, WILD, Signal, signal
 from lightning_gradguard.records import Form, Suspect, Verdict
 
 BATCH = Suspect("batch", 1.0, "x")
@@ -100,13 +101,35 @@ def test_a_sound_signal_is_of_the_order_of_one_and_differs_from_sample_to_sample
 def reading(order: int, into: float | None, out: float | None, *, norm: str | None = None) -> LayerReading:
     gain = None if into is None or out is None else out / into
     return LayerReading(
-        f"net.{order}", "linear", order, into, out, gain, None, None, True, True, None, None, norm, 3e38, 0.1 * order
+        *(
+            f"net.{order}",
+            "linear",
+            order,
+            into,
+            out,
+            gain,
+            None,
+            None,
+            True,
+            True,
+            None,
+            None,
+            norm,
+            3e38,
+            0.1 * order,
+        ),
+        largest_in=into,
     )
 
 
 def test_a_signal_is_measured_from_the_first_input_to_the_largest_output() -> None:
     seen = signal((reading(1, 2.0, 6.0), reading(2, 6.0, 4.0)))
     assert (seen.source, seen.growth, seen.variation) == (2.0, 3.0, pytest.approx(0.2))
+
+
+def test_of_several_calls_the_largest_input_is_the_source() -> None:
+    seen = signal((worst([reading(1, 1.0, 9.0), reading(1, 100.0, 300.0)]), reading(2, 9.0, 300.0)))
+    assert (seen.source, seen.growth) == (100.0, 3.0)
 
 
 def test_what_a_normalisation_takes_in_may_be_of_any_size() -> None:

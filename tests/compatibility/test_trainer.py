@@ -433,8 +433,8 @@ def test_the_command_line_builds_nested_detectors_and_remedies(tmp_path: Path) -
     file.write_text(YAML.format(root=tmp_path))
     cli = LightningCLI(Configured, args=["fit", "--config", str(file)], save_config_callback=None)
     guard = next(c for c in cli.trainer.callbacks if isinstance(c, GradGuard))
-    assert [type(d).__name__ for d in guard.guard._detectors] == ["NonFinite", "Spike"]
-    assert guard.guard._detectors[1].factor == 20.0
-    assert guard.guard._remedies[1].clip_factor == 0.02
-    assert guard.guard._policy.patience == 7 and guard.guard._snapshots.every == 30
+    assert [type(d).__name__ for d in guard.guard._parts.detectors] == ["NonFinite", "Spike"]
+    assert guard.guard._parts.detectors[1].factor == 20.0
+    assert guard.guard._parts.remedies[1].clip_factor == 0.02
+    assert guard.guard._parts.policy.patience == 7 and guard.guard._parts.snapshots.every == 30
     assert [i.step for i in guard.incidents] == [20]

@@ -78,6 +78,6 @@ def test_the_user_s_own_error_is_the_one_that_is_raised(tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match="the user's own error"):
         fit(tmp_path, module, guard)
     monkeypatch.setattr(DeviceGate, "collect", collect)
-    assert guard._batch is None
+    assert guard._inputs.batch is None
     assert guard.guard.processes == 1
     assert not any("forward" in key and value for key, value in vars(module.net[0]).items() if "hooks" in key)

@@ -177,7 +177,7 @@ def interrupted(root: Path, marks: Any) -> None:
         # The signal may come within the scheduler's own step, which counts first and sets the rate then.
         "schedule": [0.01 * 0.8 ** (epoch // 15) for epoch in (schedule.last_epoch, schedule.last_epoch - 1)],
         "hooks": sum(hooks_of(m) for m in module.modules()) + len(optimizer._optimizer_step_post_hooks),
-        "armed": guard.guard._investigation._probe.armed,
+        "armed": guard.guard._run.investigation._probe.armed,
         "open": [str(f) for f in open_files() if f.name == "gradguard.jsonl"],
     }
     torch.save(left, root / "interrupted.pt")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_gradguard import Policy
 from lightning_gradguard.attribution.cause import Cause
-from lightning_gradguard.attribution.probe import Signal
+from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Trial

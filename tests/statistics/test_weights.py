@@ -38,10 +38,10 @@ def test_norms_and_ratios_are_right() -> None:
     net, scale = network(), WeightScale()
     parameters = dict(net.named_parameters())
     for share in (1e-2, 1e-5):
-        scale.look(parameters, begin=True)
+        scale.look(parameters)
         norms = {n.rpartition(".")[0]: float(p.detach().norm()) for n, p in parameters.items() if n.endswith("weight")}
         move(net, share)
-        scale.look(parameters, begin=False)
+        scale.look(parameters)
         measured, ratios = scale.take([*norms, "nobody"])
         assert measured[:-1] == pytest.approx(list(norms.values()), rel=2e-3)
         # The norm layer has five elements, of which a draw says little.
@@ -51,31 +51,31 @@ def test_norms_and_ratios_are_right() -> None:
 
 def test_an_update_that_was_held_moves_nothing() -> None:
     scale, parameters = WeightScale(), dict(network().named_parameters())
-    scale.look(parameters, begin=True)
-    scale.look(parameters, begin=True)
+    scale.look(parameters)
+    scale.look(parameters)
     assert scale.take(["1"])[1].tolist() == [0.0]
 
 
 def test_nothing_is_known_before_both_looks() -> None:
     scale, parameters = WeightScale(), dict(network().named_parameters())
     assert np.isnan(scale.take(["1"])).all()
-    scale.look(parameters, begin=False)
+    scale.look(parameters)
+    assert scale.awaits_update
     assert np.isnan(scale.take(["1"])).all()
-    scale.look(parameters, begin=True)
-    assert np.isnan(scale.take(["1"])).all()
-    scale.look(parameters, begin=False)
+    scale.look(parameters)
+    assert not scale.awaits_update
     assert np.isfinite(scale.take(["1"])).all()
 
 
 def test_weights_that_have_moved_to_other_memory_are_asked_anew() -> None:
     net, scale = network(), WeightScale()
     parameters = dict(net.named_parameters())
-    scale.look(parameters, begin=True)
+    scale.look(parameters)
     parameters["1.weight"].data = parameters["1.weight"].data.clone() * 2.0
-    scale.look(parameters, begin=False)
+    scale.look(parameters)
     assert np.isnan(scale.take(["1"])).all(), "no change of the weights, but of where they are"
-    scale.look(parameters, begin=True)
-    scale.look(parameters, begin=False)
+    scale.look(parameters)
+    scale.look(parameters)
     assert scale.take(["1"])[0] == pytest.approx(float(net[1].weight.detach().norm()), rel=1e-3)
 
 
@@ -83,10 +83,10 @@ def test_weights_that_have_moved_to_other_memory_are_asked_anew() -> None:
 def test_dtypes(dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.ones(30, 20, dtype=dtype))
     scale = WeightScale()
-    scale.look({"layer.weight": weight}, begin=True)
+    scale.look({"layer.weight": weight})
     with torch.no_grad():
         weight.mul_(1.5)
-    scale.look({"layer.weight": weight}, begin=False)
+    scale.look({"layer.weight": weight})
     norms, ratios = scale.take(["layer"])
     assert norms == pytest.approx(600**0.5, rel=1e-2) and ratios == pytest.approx(0.5, rel=1e-2)
 
@@ -94,12 +94,10 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_what_cannot_be_measured_is_left_out() -> None:
     lazy, bits = nn.LazyLinear(3), nn.Parameter(torch.ones(4, dtype=torch.int8), requires_grad=False)
     scale = WeightScale()
-    scale.look(
-        {"lazy.weight": lazy.weight, "quantised.weight": bits, "empty.weight": nn.Parameter(torch.zeros(0))}, begin=True
-    )
-    scale.look({}, begin=False)
+    scale.look({"lazy.weight": lazy.weight, "quantised.weight": bits, "empty.weight": nn.Parameter(torch.zeros(0))})
+    scale.look({})
     assert np.isnan(scale.take(["lazy", "quantised", "empty"])).all()
     lazy(torch.ones(2, 5))
     for _ in range(2):
-        scale.look(dict(lazy=lazy.weight), begin=True)
+        scale.look(dict(lazy=lazy.weight))
     assert np.isfinite(scale.take(["lazy"])).all()

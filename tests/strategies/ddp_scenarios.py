@@ -197,7 +197,7 @@ def no_memory(rank: int, root: Path) -> dict[str, Any]:
     """One rank has no memory for a snapshot; then neither may go back to one."""
     guard = GradGuard(policy=Policy(patience=2))
     if rank == 1:
-        guard.guard._snapshots.take = _fails  # type: ignore[method-assign]
+        guard.guard._parts.snapshots.take = _fails  # type: ignore[method-assign]
     module = Louder(mlp(), ADAM, rank=1, since=45, by=1e4, until=49)
     return run(module, data(rank, 60), root, guard)
 

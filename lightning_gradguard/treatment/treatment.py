@@ -1,54 +1,40 @@
 """A treatment from its decision to its end: on trial, kept, or taken back.
 
-What is decided is done elsewhere; here stands what is known of the trouble, and of what was tried against it.
+One idea: what is decided is done elsewhere; here stands what is known of the trouble, and of what was tried against it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_gradguard.attribution.probe import Signal
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
-from lightning_gradguard.policy.trial import WINDOW, WINDOWS, level_of
-from lightning_gradguard.records import (
-    Decision,
-    GradientStatistics,
-    Suspect,
-    TrialRecord,
-    Verdict,
-    to_json,
-    verdict_from_json,
-)
+from lightning_gradguard.policy.trial import WINDOW, WINDOWS, Ending, level_of
+from lightning_gradguard.records import Decision, GradientStatistics, Suspect, TrialRecord, Verdict
 from lightning_gradguard.snapshots.snapshot import Snapshot, plain
 from lightning_gradguard.snapshots.store import SnapshotStore
-
-USED_UP = "initialize"
-"""Detector of a batch that was used to measure the signal."""
-LIFE = 40
-"""Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input; then after
-twice as many each time."""
+from lightning_gradguard.treatment import own_verdicts
+from lightning_gradguard.treatment.signal_watch import SignalWatch
 
 
 class Treatment:
     """Know what is being tried against the trouble of one optimizer, and how what was tried has ended.
 
     Attributes:
+        signal: What was seen of the signal.
         trial: The treatment on trial, or None.
         untreated: The state from before it.
         trials: How the trials of the open incident have ended.
-        growth: Growth of the signal at the first step, where its layers were measured.
-        dead: Whether the output was found not to depend on the input.
         resigned: Whether all treatments have failed, so that only first aid is left.
     """
 
     def __init__(self) -> None:
+        self.signal = SignalWatch()
         self.trial: Trial | None = None
         self.untreated: Snapshot | None = None
         # Levels of the loss before the trouble and in it, and whether something had been learned.
@@ -56,46 +42,9 @@ class Treatment:
         self.trials: list[TrialRecord] = []
         # Losses of alarming steps since the last incident was closed.
         self._trouble: list[float] = []
-        self.growth: float | None = None
-        # Accepted steps after which to look whether the output still depends on the input.
-        self._next_look = LIFE
-        self.dead = False
-        # Whether the layers are measured in the batch at hand, before anything is treated; whether they were in the last one.
-        self.looking: Verdict | None = None
-        self._looked = False
-        # What becomes of the signal in a fresh network, where it was measured in this batch.
-        self._signal: Signal | None = None
         self.resigned = False
         # Whether the trouble at hand is that of a start.
         self._at_start = False
-
-    # -- what is seen of the signal ------------------------------------------------------------------------------------
-
-    def start(self, growth: float) -> None:
-        """Note how the signal grows from input to output at the first step."""
-        self.growth = growth
-
-    def see(self, signal: Signal | None) -> None:
-        """Note what became of the signal in this batch, if it was measured."""
-        self._signal = signal
-
-    def find(self, *, dead: bool) -> None:
-        """Note whether the output depends on the input."""
-        self.dead = dead
-
-    def time_to_look(self, accepted: int) -> bool:
-        """Return whether to look, after so many accepted steps, if the output still depends on the input; then after twice as many."""
-        if accepted < self._next_look:
-            return False
-        self._next_look *= 2
-        return True
-
-    # -- a step under treatment ----------------------------------------------------------------------------------------
-
-    def looked_at(self) -> Verdict | None:
-        """Return the alarm that had the layers measured in this batch, once."""
-        verdict, self.looking = self.looking, None
-        return verdict
 
     def alarm(self, found: GradientStatistics, update_ratio: float) -> Verdict | None:
         """Return the alarm that the trial under way raises at a step, or None."""
@@ -103,16 +52,11 @@ class Treatment:
         if trial is None or not found.finite:
             return None
         if trial.lowers_rate and trial.lost(found.loss):
-            told = f"loss {found.loss:.3g}, the third in a row far above those before: lost again"
-            return Verdict("divergence", "trial", found.loss or 0.0, trial.level, told)
+            return own_verdicts.lost_again(trial, found.loss or 0.0)
         trial.observe(found.loss)
-        if trial.verdict(large=update_ratio > LARGE) == "too fast":
-            told = f"loss {trial.level:.3g} is no better, and updates are {update_ratio:.2g} x the weights"
-            return Verdict("divergence", "trial", trial.level, level_of(trial.before), told)
-        if trial.verdict() == "taken back":
-            reason = f"{' and '.join(trial.treatment)} made nothing better: loss {trial.level:.3g}"
-            return Verdict("divergence", "trial", trial.level, level_of(trial.trouble), reason, examine=True)
-        return None
+        if trial.verdict(large=update_ratio > LARGE) is Ending.TOO_FAST:
+            return own_verdicts.too_fast(trial, update_ratio)
+        return own_verdicts.no_better(trial) if trial.verdict() is Ending.TAKEN_BACK else None
 
     # -- decision ------------------------------------------------------------------------------------------------------
 
@@ -121,26 +65,24 @@ class Treatment:
         # Who had learned something before the trouble is at no start, wherever it has gone back to.
         had_learned = self._levels is not None and self._levels[2]
         nothing = not known.losses.learned and not had_learned and (bool(known.losses.first) or known.count < 2 * YOUNG)
-        return nothing or self.dead or self._at_start
+        return nothing or self.signal.dead or self._at_start
 
-    def case(self, known: Baseline, can: Collection[str], *, fresh: bool, looked: bool) -> Case:
-        """Return what the policy has to know of a run besides the alarm."""
-        unlearned = self.unlearned(known)
-        return Case(known, can, unlearned and fresh, looked, self.trial, self._signal, unlearned=unlearned)
+    def skip_used_up(self, found: GradientStatistics, *, can_skip: bool) -> Decision:
+        """Return what to do about a step whose batch was used to measure by."""
+        if self.trial is not None and found.loss is not None:
+            self.trial.before = [found.loss]  # The network of that batch was a new one.
+        cause = self.trial.cause if self.trial else ""
+        return Decision((Act.SKIP,) if can_skip else (), "the batch was used to measure", cause)
 
     def decide(
         self,
         verdict: Verdict,
         found: GradientStatistics,
         suspects: Sequence[Suspect],
+        case: Case,
         *,
         policy: Policy,
-        known: Baseline,
-        can: Collection[str],
-        fresh: bool,
         snapshots: SnapshotStore,
-        vanishing: str | None = None,
-        displaced: bool = False,
     ) -> Decision:
         """Return what to do about an alarm, that of a treatment under way included.
 
@@ -148,41 +90,29 @@ class Treatment:
             verdict: The alarm.
             found: The gradients of the step.
             suspects: Whom the evidence speaks against.
+            case: What is known of the run besides.
             policy: Decides.
-            known: What a healthy step looks like.
-            can: What can be done.
-            fresh: Whether the run began with weights that nobody had trained.
             snapshots: The copies that there are, of which the newest is dropped where it was sick already.
-            vanishing: Which number of the optimizer is 0 in the precision of its parameters; asked where weights are not finite.
-            displaced: Whether the weights have moved farther than their updates can have carried them.
         """
-        if verdict.detector == USED_UP:
-            if self.trial is not None and found.loss is not None:
-                self.trial.before = [found.loss]  # The network of that batch was a new one.
-            skip = ("skip",) if Act.SKIP in can else ()
-            return Decision(skip, "the batch was used to measure", self.trial.cause if self.trial else "")
-        here = self.case(known, can, fresh=fresh, looked=self._looked)
-        here = dataclasses.replace(here, vanishing=vanishing, displaced=displaced)
-        if verdict.detector == "trial" and verdict.examine and self.trial is not None:
-            self._end(found.step, "taken back", known.count)
-            decision = policy.next_treatment(here, verdict.reason)
+        known = case.baseline
+        if own_verdicts.is_no_better(verdict) and self.trial is not None:
+            self._end(found.step, Ending.TAKEN_BACK, known.count)
+            decision = policy.next_treatment(case, verdict.reason)
         else:
             if self.trial is not None and self.trial.sick_from_its_beginning():
                 snapshots.discard_latest()
             if found.loss is not None:
                 self._trouble = [*self._trouble, found.loss][-WINDOW:]
-            if self._levels is None or (self.trial is None and not self._looked):
-                self._levels = self._measured(known, lost=verdict.form == "divergence")
-            decision = policy.decide(verdict, found, suspects, here)
-        self._looked = False
-        self._at_start = here.start
-        if decision.look:
-            self.looking, self._looked = verdict, True
+            if self._levels is None or (self.trial is None and not self.signal.looked):
+                self._levels = self._measured(known, lost=verdict.diverges)
+            decision = policy.decide(verdict, found, suspects, case)
+        self._at_start = case.start
+        self.signal.look_for(verdict if decision.look else None)
         return decision
 
     def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
         """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
-        if known.losses.learned and not self.dead:
+        if known.losses.learned and not self.signal.dead:
             before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
             return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True
         return known.losses.of_untrained, known.losses.latest(WINDOW)[1:] + self._trouble, False
@@ -221,7 +151,7 @@ class Treatment:
         if not done or decision.look or decision.again:
             return
         before, trouble, learned = self._levels or ([], [], False)
-        self._end(step, "taken back", accepted)
+        self._end(step, Ending.TAKEN_BACK, accepted)
         self.trial = Trial(
             decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=decision.last
         )
@@ -229,19 +159,19 @@ class Treatment:
 
     def keep_if_cured(self, step: int, accepted: int) -> bool:
         """Keep the treatment on trial if its losses say so; return whether they do."""
-        if self.trial is None or (outcome := self.trial.verdict()) not in ("kept", "calm"):
+        if self.trial is None or (ending := self.trial.verdict()) not in (Ending.KEPT, Ending.CALM):
             return False
-        self._end(step, outcome, accepted)
+        self._end(step, ending, accepted)
         self.untreated, self._at_start = None, False
         return True
 
-    def _end(self, step: int, outcome: str, accepted: int) -> None:
+    def _end(self, step: int, ending: Ending, accepted: int) -> None:
         """End the trial, if there is one, and note how."""
         trial, self.trial = self.trial, None
         if trial is None:
             return
-        self._next_look = accepted + LIFE
-        self.trials = [*self.trials, trial.record(step, outcome)]
+        self.signal.look_soon(accepted)
+        self.trials = [*self.trials, trial.record(step, ending)]
 
     @property
     def under_way(self) -> bool:
@@ -258,22 +188,10 @@ class Treatment:
         """
         trial, untreated = self.trial, self.untreated
         level = trial.level if trial is not None else self.trials[-1].after if self.trials else math.nan
-        self._end(step, "taken back", accepted)
+        self._end(step, Ending.TAKEN_BACK, accepted)
         self.untreated = None
         worse = bool(self._trouble) and not level_of(self._trouble) <= level
         return None if worse and copied else untreated
-
-    def resign(self, *, resigned: bool) -> None:
-        """Note whether all treatments have failed."""
-        self.resigned = resigned
-
-    def go_back(self, *, look: bool) -> None:
-        """Forget what was measured of weights that were gone back from; that of the first ones holds when layers are looked at there."""
-        self.growth, self.dead = self.growth if look else None, False
-
-    def redraw(self) -> None:
-        """Forget how the signal grew in weights that are there no more."""
-        self.growth = None
 
     def close(self) -> None:
         """Forget the trouble of the incident that is closed."""
@@ -284,11 +202,10 @@ class Treatment:
     def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
         """Return what a treatment under way goes by, in the same form where there is none."""
         before, trouble, learned = self._levels or ([], [], False)
-        signals = [] if self._signal is None else [self._signal]
         return {
             "trial": [self.trial.state_dict()] if self.trial is not None else [],
             "trouble": list(self._trouble),
-            "next_look": self._next_look,
+            "next_look": self.signal.next_look,
             "treating": {
                 # A checkpoint holds one process's state, and its shards are of no use to the others.
                 "untreated": [plain(self.untreated)] if self.untreated is not None and not sharded else [],
@@ -296,28 +213,19 @@ class Treatment:
                 "before": list(before),
                 "trouble": list(trouble),
                 "learned": learned,
-                "growth": [self.growth] if self.growth is not None else [],
-                "signal": [v for s in signals for v in (s.source, s.growth, s.variation) if v is not None],
-                "looking": [dataclasses.asdict(self.looking)] if self.looking is not None else [],
-                "looked": self._looked,
-                "dead": self.dead,
                 "resigned": self.resigned,
                 "at_start": self._at_start,
+                **self.signal.state_dict(),
             },
         }
 
     def load_state_dict(self, state: dict[str, Any], trials: Sequence[TrialRecord]) -> None:
         """Take back what :meth:`state_dict` returned, and the trials of the open incident."""
         self.trial = next(map(Trial.from_state, state["trial"]), None)
-        self._trouble, self._next_look = [float(v) for v in state["trouble"]], int(state["next_look"])
-        self.trials = list(trials)
+        self._trouble, self.trials = [float(v) for v in state["trouble"]], list(trials)
         found = state["treating"]
         self.untreated = next((Snapshot(**kept) for kept in found["untreated"]), None)
         levels = [float(v) for v in found["before"]], [float(v) for v in found["trouble"]], bool(found["learned"])
         self._levels = levels if found["measured"] else None
-        self.growth = next(map(float, found["growth"]), None)
-        source, growth, variation, *_ = [*map(float, found["signal"]), None, None, None]
-        self._signal = Signal(source, growth, variation) if source is not None and growth is not None else None
-        self.looking = next((verdict_from_json(to_json(verdict)) for verdict in found["looking"]), None)
-        self._looked, self.dead = bool(found["looked"]), bool(found["dead"])
         self.resigned, self._at_start = bool(found["resigned"]), bool(found["at_start"])
+        self.signal.load_state_dict(found, state["next_look"])

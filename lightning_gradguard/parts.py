@@ -1,0 +1,85 @@
+"""What a guard is made of: the detectors that it asks, the remedies that may act, the policy, and the copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_gradguard import checks
+from lightning_gradguard.defaults import default_detectors, default_remedies
+from lightning_gradguard.detectors import Detector
+from lightning_gradguard.errors import GuardError
+from lightning_gradguard.policy import Policy
+from lightning_gradguard.remedies import Remedy
+from lightning_gradguard.snapshots.store import SnapshotStore
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Prototypes of the parts: each optimizer has copies of them.
+
+    Args:
+        detectors: What looks out for trouble.
+        remedies: What may be done about it.
+        policy: Decides.
+        snapshots: Keeps copies of the state.
+        isolate: Told of a detector or remedy that failed and is left out from then on; None lets the error pass.
+    """
+
+    detectors: Sequence[Detector]
+    remedies: Sequence[Remedy]
+    policy: Policy
+    snapshots: SnapshotStore
+    isolate: Callable[[GuardError], None] | None = None
+
+    def named(self) -> dict[str, Any]:
+        """Return the parts as they are shown: detectors and remedies by name."""
+        names = {"detectors": [d.name for d in self.detectors], "remedies": [r.name for r in self.remedies]}
+        return {**names, "policy": self.policy, "snapshots": self.snapshots}
+
+    def check(self, module: nn.Module) -> None:
+        """Raise ValueError if a remedy does not fit a module, and GuardError if it fails to tell."""
+        for remedy in self.remedies:
+            try:
+                remedy.check(module)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
+
+
+def chosen(
+    detectors: Sequence[Detector] | None,
+    remedies: Sequence[Remedy] | None,
+    policy: Policy | None,
+    snapshots: SnapshotStore | None,
+    *,
+    exclude: Sequence[str],
+    isolate: Callable[[GuardError], None] | None,
+) -> Parts:
+    """Return the parts that a user has asked for, and the default ones in place of None.
+
+    Args:
+        detectors: What looks out for trouble.
+        remedies: What may be done about it.
+        policy: Decides.
+        snapshots: Keeps copies of the state.
+        exclude: Shell-style patterns of detectors and remedies, by name, that are left out.
+        isolate: See :class:`Parts`.
+
+    Raises:
+        ValueError: One is of no use; the message names the argument.
+    """
+    asked = checks.instances("detectors", default_detectors() if detectors is None else detectors, Detector)
+    able = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
+    gone = checks.matching("exclude", exclude, [d.name for d in asked] + [r.name for r in able])
+    return Parts(
+        [detector for detector in asked if detector.name not in gone],
+        [remedy for remedy in able if remedy.name not in gone],
+        checks.instance("policy", Policy() if policy is None else policy, Policy),
+        checks.instance("snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore),
+        isolate,
+    )

@@ -1,0 +1,70 @@
+"""The treatments that were tried, for the cause at hand and in the whole run, and the one that comes next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.policy.act import Act
+from lightning_gradguard.policy.case import Case
+from lightning_gradguard.policy.ladder import Treatment, possible, strangers
+from lightning_gradguard.records import Decision
+
+
+class Attempts:
+    """Take the treatments of a cause in their order, while the budget lasts.
+
+    Args:
+        most: Treatments that may be tried in the whole run.
+
+    Attributes:
+        trials: Treatments tried in the whole run.
+        cause: The cause at hand; empty where nothing was treated in this episode.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.trials = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the cause at hand, and what was tried for it."""
+        self.cause, self._tried = "", 0
+
+    def treat(self, cause: Cause, reason: str, case: Case, first_aid: Act | None = Act.SKIP) -> Decision:
+        """Return the next treatment of a cause; during the trial of a rate a lower rate; first aid where none is left."""
+        trial = case.trial
+        if trial is not None and trial.descents and trial.sick_from_its_beginning():
+            return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
+        if trial is not None and trial.lowers_rate and trial.descend():
+            slower = (Act.SKIP, Act.ROLLBACK, Act.BACKOFF)
+            return Decision(slower, "lost again: a lower rate", trial.cause, again=True)
+        if trial is not None:
+            cause = Cause(trial.cause)
+        if self.cause != cause.value and not (self._tried and case.start):
+            self.cause, self._tried = cause.value, 0
+        while (found := self._next(case)) is not None:
+            self._tried += 1
+            if set(found) & set(case.can) or strangers(case.can):
+                self.trials += 1
+                return Decision((Act.SKIP, *found), reason, self.cause, last=self._next(case) is None)
+        alive = "first aid is all that is left" if self._tried else "nothing that is switched on can treat this"
+        return Decision(() if first_aid is None else (first_aid,), alive, cause.value, resign=True)
+
+    def _next(self, case: Case) -> Treatment | None:
+        if self.trials >= self._most:
+            return None
+        return next(iter(possible(Cause(self.cause), case.can, start=case.start)[self._tried :]), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was tried, by the keys that checkpoints have for it."""
+        return {"trials": self.trials, "_cause": self.cause, "_attempts": self._tried}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.trials, self.cause, self._tried = state["trials"], state["_cause"], state["_attempts"]
+
+
+def accept_regime(reason: str) -> Decision:
+    """Return what is done where data, loss or task have changed for good: one more step is skipped, and all is learned anew."""
+    return Decision((Act.SKIP,), reason, Cause.REGIME.value)

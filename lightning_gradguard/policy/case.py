@@ -1,0 +1,38 @@
+"""What the policy has to know of a run besides the alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lightning_gradguard.attribution.signal import Signal
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.policy.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of a run besides the alarm.
+
+    Args:
+        baseline: What is known of healthy steps.
+        can: What can be done: acts, and the names of remedies that do none of them.
+        start: Whether the run is fresh from its initialisation, has learned nothing, and can go back to its first step.
+        looked: Whether the layers were measured in this very batch.
+        trial: The trial under way, if any.
+        signal: What becomes of the signal at the first step, where that was measured.
+        vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights are
+            not finite.
+        unlearned: Whether nothing has been learned since the first step at hand, fresh or not.
+        displaced: Whether the weights have moved farther than their updates can have carried them.
+    """
+
+    baseline: Baseline
+    can: Collection[str]
+    start: bool = False
+    looked: bool = True
+    trial: Trial | None = None
+    signal: Signal | None = None
+    vanishing: str | None = None
+    unlearned: bool = False
+    displaced: bool = False

@@ -1,0 +1,107 @@
+"""Scale one layer by the signal that goes through it, so that its output has a deviation of 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from lightning_gradguard.statistics.norms import NARROW
+
+ENOUGH = 16
+"""Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
+ALIKE = 0.5
+"""Share of a layer's RMS in its units' deviations over the batch from which the layer is scaled as a whole, as in LSUV; below, samples are
+becoming alike, and each unit is centred and scaled by itself. Centring everywhere makes gradients grow by a fifth a layer."""
+ALIVE = 1e-3
+"""Share of the layer's RMS that a unit's deviation must have to be scaled by itself."""
+
+
+@dataclass(slots=True)
+class Scaled:
+    """What was done to one layer: its weight, as it was drawn, times ``scale``, its bias set to ``bias``; one number a unit."""
+
+    layer: nn.Module
+    drawn: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+@torch.no_grad()
+def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tensor] | None:
+    """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
+    held = layer._parameters.get("weight")
+    if held is None:
+        return None  # Pruned, or normalised in the old way: what multiplies is no parameter.
+    weight = held.data
+    if not bool(weight.any()) or not bool(output.isfinite().all()):
+        return None
+    axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
+    rest = [d for d in range(output.dim()) if d != axis]
+    units = output.shape[axis]
+    samples = output.shape[0] if axis else 1
+    whole = float(wide(output).std(correction=0))
+    by_unit = samples >= ENOUGH and not isinstance(layer, _ConvTransposeNd)
+    if by_unit:
+        deviation = output.std(rest, correction=0)
+        rms = float(wide(output).square().mean().sqrt())
+        alive = deviation > ALIVE * rms
+        if not bool(alive.any()):
+            return None
+        by_unit = float(wide(deviation).square().mean().sqrt()) < ALIKE * rms
+    if by_unit:
+        scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
+        shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
+    else:
+        if not torch.finfo(output.dtype).tiny < whole < math.inf:
+            return None
+        scale = output.new_full((units,), 1.0 / whole)
+        shift = output.new_zeros(units)
+    shape = [1] * output.dim()
+    shape[axis] = units
+    bias = layer._parameters.get("bias")
+    if bias is None:
+        shift = torch.zeros_like(shift)
+    drawn = weight.clone()
+    # Through .data: the graph of this very pass, whose step is held, must not find its weights changed.
+    across = [1] * weight.dim()
+    if isinstance(layer, _ConvTransposeNd):
+        weight.mul_(scale[0].to(weight.dtype))
+    else:
+        across[0] = units
+        weight.mul_(scale.view(across).to(weight.dtype))
+    if bias is not None:
+        bias.data.copy_(((bias.data.to(shift.dtype) + shift) * scale).to(bias.dtype))
+    kept = Scaled(layer, drawn, scale, bias.data.clone() if bias is not None else shift)
+    return kept, scale.view(shape), shift.view(shape)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the host where the device has none."""
+    return (tensor.cpu() if tensor.device.type in NARROW else tensor).double()
+
+
+def _like(tensor: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(tensor)
+
+
+def agree(done: list[Scaled], mean: Callable[[list[float]], list[float]]) -> None:
+    """Average scales (by their logarithms) and biases over the processes."""
+    numbers = [v for one in done for v in (*one.scale.log().tolist(), *one.bias.tolist())]
+    means = iter(mean(numbers))
+    for one in done:
+        scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
+        bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])
+        weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
+        across = [1] * weight.dim()
+        if not isinstance(one.layer, _ConvTransposeNd):
+            across[0] = -1
+        # From what was drawn: to divide by each process's own scale first would round differently on each.
+        weight.copy_(one.drawn * scale[: 1 if across[0] == 1 else None].view(across).to(weight.dtype))
+        own = one.layer._parameters.get("bias")
+        if own is not None:
+            own.data.copy_(bias.to(own.dtype))

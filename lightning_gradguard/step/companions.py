@@ -1,0 +1,47 @@
+"""The other optimizers of a run, which go back together with the one in trouble.
+
+They are trained on one another: an actor that has followed a wild critic for a few steps has moments full of it, and
+weights of two times do not fit together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import Outcome
+from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.step.copying import expect_as_then, put_back
+from lightning_gradguard.step.run import Run
+
+
+def go_back_too(run: Run, track: OptimizerTrack, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Take the other optimizers back to where ``track`` went back to, if it did, and return the outcomes as they are told then."""
+    return tuple(
+        outcome if outcome.back_to is None or not outcome.applied else _with_others(run, track, outcome)
+        for outcome in outcomes
+    )
+
+
+def another_on_trial(run: Run, track: OptimizerTrack) -> bool:
+    """Return whether a treatment of another optimizer is on trial: what two of them bring about at a time tells of neither."""
+    return any(other.treatment.trial is not None for other in run.tracks if other is not track)
+
+
+def _with_others(run: Run, track: OptimizerTrack, outcome: Outcome) -> Outcome:
+    gone = []
+    for other in run.tracks:
+        if other is track or (snapshot := _of_then(other, outcome.back_to or 0)) is None:
+            continue
+        put_back(other, snapshot)
+        # What was measured of its first step holds there.
+        expect_as_then(other, snapshot, look=snapshot.updates == 0)
+        gone.append(f"optimizer {other.index} to step {snapshot.number}")
+    return dataclasses.replace(outcome, detail="; ".join([outcome.detail, *gone]))
+
+
+def _of_then(track: OptimizerTrack, number: int) -> Snapshot | None:
+    """Return the newest copy from no later than a step of the record, else the oldest; None where there is none."""
+    kept = [s for s in (track.snapshots.latest, track.snapshots.older, track.snapshots.first) if s is not None]
+    return next((s for s in kept if s.number <= number), kept[-1] if kept else None)

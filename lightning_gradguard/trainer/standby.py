@@ -1,0 +1,48 @@
+"""A guard that the environment asked for stands by: it gives way to one that the user has passed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradguard.trainer.refusal import misconfigured
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+class Standby:
+    """Know whether a guard stands by.
+
+    Args:
+        key: The guard's key in a checkpoint.
+        key_on_standby: Another one, since a Trainer refuses two callbacks of one key.
+
+    Attributes:
+        on: Whether it does.
+    """
+
+    def __init__(self, key: str, key_on_standby: str) -> None:
+        self.on = False
+        self._keys = key, key_on_standby
+
+    @property
+    def key(self) -> str:
+        """The guard's key in a checkpoint."""
+        return self._keys[self.on]
+
+    def gives_way(self, trainer: Trainer, guard: Any, kind: type) -> bool:
+        """Leave the Trainer where there are other guards of this kind; where there are none, stand by no more.
+
+        Raises:
+            MisconfigurationException: There is another guard that does not stand by either.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        others: list[Any] = [callback for callback in callbacks if isinstance(callback, kind) and callback is not guard]
+        if self.on and others:
+            # A new list: Lightning is going through the old one.
+            trainer.callbacks = [callback for callback in callbacks if callback is not guard]  # type: ignore[attr-defined]
+            return True
+        self.on = False
+        if any(not other.standby.on for other in others):
+            raise misconfigured(trainer, "Two GradGuard callbacks in one Trainer would remedy each other's work.")
+        return False

@@ -1,0 +1,46 @@
+"""The verdicts that a treatment itself comes to: a batch was used up by it, or the losses of its trial speak against it."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_gradguard.policy import Trial
+from lightning_gradguard.policy.act import Act
+from lightning_gradguard.policy.trial import level_of
+from lightning_gradguard.records import GradientStatistics, Verdict
+
+_MEASURED, _ON_TRIAL = Act.INITIALIZE.value, "trial"
+"""What records call the detector of these."""
+
+
+def used_up(found: GradientStatistics, told: str) -> Verdict:
+    """Return the verdict on a step whose batch a remedy has used to measure by; ``told`` is what it has done."""
+    return Verdict("cold-start", _MEASURED, found.norm, math.inf, told)
+
+
+def is_used_up(verdict: Verdict) -> bool:
+    """Return whether it is :func:`used_up`."""
+    return verdict.detector == _MEASURED
+
+
+def lost_again(trial: Trial, loss: float) -> Verdict:
+    """Return the verdict on a lower rate at which the run is being lost again."""
+    told = f"loss {loss:.3g}, the third in a row far above those before: lost again"
+    return Verdict("divergence", _ON_TRIAL, loss, trial.level, told)
+
+
+def too_fast(trial: Trial, update_ratio: float) -> Verdict:
+    """Return the verdict on a rate whose updates still replace weights."""
+    told = f"loss {trial.level:.3g} is no better, and updates are {update_ratio:.2g} x the weights"
+    return Verdict("divergence", _ON_TRIAL, trial.level, level_of(trial.before), told)
+
+
+def no_better(trial: Trial) -> Verdict:
+    """Return the verdict on a treatment that has made nothing better."""
+    told = f"{' and '.join(trial.treatment)} made nothing better: loss {trial.level:.3g}"
+    return Verdict("divergence", _ON_TRIAL, trial.level, level_of(trial.trouble), told, examine=True)
+
+
+def is_no_better(verdict: Verdict) -> bool:
+    """Return whether it is :func:`no_better`."""
+    return verdict.detector == _ON_TRIAL and verdict.examine
