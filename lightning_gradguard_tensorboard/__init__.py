@@ -8,7 +8,8 @@ imported; a test keeps it so.
 
 - ``wire``: names and layout of what the guard writes, as read from an event file
 - ``reading``: what TensorBoard has read of a run, decoded once
-- ``series``, ``weights``: one run's windows and layers on an axis that never goes back (``axis``, ``codes``, ``median``, ``outliers``)
+- ``series``, ``weights``: one run's windows and layers on an axis that never goes back (``axis``,
+  ``codes``, ``median``, ``outliers``)
 - ``thinning``, ``packing``: a stretch of it, thinned to the width of a screen and packed for the page
 - ``events``, ``story``, ``telling``: incidents, the verdict sentence, and the words that everybody else says too
 - ``plugin``: the routes, and the loader named by the entry point

@@ -1,4 +1,7 @@
-"""The axis of steps, which never goes back although the steps may, and its ticks; the page's ``scale.js`` says the same of ticks."""
+"""The axis of steps, which never goes back although the steps may, and its ticks.
+
+The page's ``scale.js`` says the same of ticks.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ def unroll(ticks: Integers, table: Floats, wall_times: Floats) -> Axis:
 
 
 def step_ticks(segments: Sequence[dict[str, float]], start: float, end: float, width: float) -> list[tuple[float, int]]:
-    """Return places and steps at round steps; between rollbacks each stretch counts anew, so that a label is a step as the user knows it.
+    """Return places and steps at round steps.
+
+    Between rollbacks each stretch counts anew, so that a label is a step as the user knows it.
 
     >>> step_ticks([], 0.0, 1000.0, 440.0)
     [(0.0, 0), (500.0, 500)]

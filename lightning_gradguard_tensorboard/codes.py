@@ -1,7 +1,7 @@
 """Statistics of layers as 16-bit *codes*, :data:`CODES` to a doubling.
 
-That is the resolution of the half floats they arrive in; a maximum over them is a vector instruction, over half floats it is not; and the
-page draws them as they are.
+That is the resolution of the half floats they arrive in; a maximum over them is a vector instruction, over half floats
+it is not; and the page draws them as they are.
 """
 
 from __future__ import annotations
@@ -44,14 +44,20 @@ COUNT_OF = np.clip(np.nan_to_num(HALVES, nan=1.0, posinf=255.0), 0, 255).astype(
 
 
 def halves(peaks: Floats, nonfinite: Floats) -> Halves:
-    """Return what the guard writes of one window's layers, shape ``(2, layers)``: log2 of the peaks, counts of non-finite steps."""
+    """Return what the guard writes of one window's layers, shape ``(2, layers)``.
+
+    These are log2 of the peaks and counts of non-finite steps.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         log2 = np.nan_to_num(np.log2(peaks), nan=ZERO, posinf=1024.0, neginf=ZERO).clip(min=ZERO)
         return np.stack([log2, np.minimum(np.nan_to_num(nonfinite), 65504.0)]).astype(np.float16)
 
 
 def spread(halves: Halves, mine: Sequence[str], names: Sequence[str], *, absent: float = 0.0) -> Halves:
-    """Put payloads of one list of layers, shape ``(m, 2, len(mine))``, in the places of another; NaN and ``absent`` where it has none."""
+    """Put payloads of one list of layers, shape ``(m, 2, len(mine))``, in the places of another.
+
+    NaN and ``absent`` where it has none.
+    """
     if tuple(mine) == tuple(names):
         return halves
     place = {name: i for i, name in enumerate(names)}

@@ -51,8 +51,8 @@ def _deeper(value: Any, most: int) -> bool:
 def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[str, Any]]:
     """Merge events to one record per incident, newest first.
 
-    The last event of an incident holds all that is known of it; each place on the axis is that of the event in which its step was first
-    heard of, before a rollback could have moved the run.
+    The last event of an incident holds all that is known of it; each place on the axis is that of the event in which
+    its step was first heard of, before a rollback could have moved the run.
 
     Args:
         events: In the order of their ticks.
@@ -117,7 +117,10 @@ def _rollback(step: int, back: Any, place: float) -> dict[str, Any]:
 
 
 def notices(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Return what was said outside any incident, newest first; what differs only in its numbers is said once, with how often."""
+    """Return what was said outside any incident, newest first.
+
+    What differs only in its numbers is said once, with how often.
+    """
     folded: dict[str, dict[str, Any]] = {}
     for event in events:
         if isinstance(event.payload.get("incident"), dict) or not event.payload.get("message"):

@@ -38,10 +38,12 @@ def running_median(codes: Codes, calm: npt.NDArray[np.bool_]) -> tuple[Integers,
     reach = min(max(blocks // 12, 9), blocks)
     head = min(reach // 2 + 1, blocks)
     baseline = np.empty((blocks, layers), np.int16)
-    # Block i is judged by the `reach` blocks before it; the first ones by each other.
+    # Block i is judged by the `reach` blocks before it; the first ones by each other. In a long run some neighbours
+    # share a median.
+    now, every = median(per_block[None, :head])[0], max(1, reach // 8)
     for block in range(blocks):
-        past = slice(0, head) if block < head else slice(max(0, block - reach), block)
-        now = median(per_block[None, past])[0] if block == 0 or block >= head else baseline[0]
+        if block >= head and (block - head) % every == 0:
+            now = median(per_block[None, max(0, block - reach) : block])[0]
         baseline[block] = np.where((now == MISSING) & (block > 0), baseline[block - 1], now)
     unknown = baseline == MISSING
     first_known = np.take_along_axis(baseline, np.argmin(unknown, axis=0)[None], axis=0)

@@ -38,9 +38,9 @@ class Outlier:
 def outliers(codes: Codes, axis: Axis) -> tuple[Outlier, ...]:
     """Return the layers whose norm leapt at some step and has stayed there, the largest leap first.
 
-    The running median takes a lasting leap for the layer's new usual, so that the heatmap cools down although nothing has healed. Here each
-    layer is measured by the median of all at the time, and by its own level before. What leaps together is no outlier: nobody is told of
-    more than a quarter of the layers.
+    The running median takes a lasting leap for the layer's new usual, so that the heatmap cools down although nothing
+    has healed. Here each layer is measured by the median of all at the time, and by its own level before. What leaps
+    together is no outlier: nobody is told of more than a quarter of the layers.
 
     Args:
         codes: log2 of the norms, shape ``(n, layers)``.
@@ -80,7 +80,10 @@ def outliers(codes: Codes, axis: Axis) -> tuple[Outlier, ...]:
 
 
 def _beside_the_others(log2: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Return each layer's log2 norm less the median of all; what was not measured, or was zero, takes the layer's own middle."""
+    """Return each layer's log2 norm less the median of all.
+
+    What was not measured, or was zero, takes the layer's own middle.
+    """
     silent = log2 <= ZERO
     held = np.where(silent, np.nan, log2)
     with warnings.catch_warnings():

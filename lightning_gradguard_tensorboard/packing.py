@@ -1,4 +1,7 @@
-"""What the page is sent of a stretch of a run, in binary: JSON would be three times the size for a thousand layers, and has no inf."""
+"""What the page is sent of a stretch of a run, in binary.
+
+JSON would be three times the size for a thousand layers, and has no inf.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ Longer than 200 lines, since it is one chain: tags, events, windows, layers, wei
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +16,7 @@ from tensorboard import errors, plugin_util
 from tensorboard.data import provider
 
 from . import series, story, weights, wire
+from .cache import Cache, Key
 from .codes import Floats, Halves, Integers, spread
 from .events import Event, layers_told_of
 
@@ -25,55 +24,27 @@ WINDOWS_KEPT = 20_000
 """Windows kept of each tag: a million steps at 50 a window. Beyond that a loader keeps a random sample."""
 BYTES_READ = 128 * 2**20
 """The most that is read of one tag: the fast loader refuses answers of 256 MiB and more."""
-ENTRIES_CACHED = 16
 AT_ONCE_BYTES = 32 * 2**20
 """A run of no more than this is shown at once: a first picture of it would cost about as much as all of it."""
 QUICK_BYTES = 4 * 2**20
 """What is read of a larger one for a first picture, shown while the rest is read."""
 
-Key = tuple[str, str, int, str]
-Stamp = tuple[tuple[str, int, float], ...]
 Listed = tuple[str, wire.Tag, Any]
 
 
 class Reader:
-    """Remember what was decoded, until something more is written.
+    """Give each request its view of the data.
 
     Args:
         data: TensorBoard's data provider.
     """
 
     def __init__(self, data: Any) -> None:
-        self.data = data
-        self._cache: OrderedDict[Key, tuple[Stamp, Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        # Held by who decodes, so that one large run keeps nobody from the others.
-        self._turns: dict[Key, threading.Lock] = {}
+        self.data, self.cache = data, Cache()
 
     def log(self, environ: Any, run: str | None = None) -> Log:
         """Return what one request sees of one run, or of all."""
         return Log(self, plugin_util.context(environ), plugin_util.experiment_id(environ), run)
-
-    def knows(self, key: Key) -> bool:
-        """Tell whether something was decoded, at whatever time."""
-        with self._lock:
-            return key in self._cache
-
-    def cached(self, key: Key, stamp: Stamp, decode: Callable[[], Any]) -> Any:
-        """Return what ``decode`` made, unless something was written since it last did."""
-        with self._lock:
-            turn = self._turns.setdefault(key, threading.Lock())
-        # One request decodes while the others of a page just opened wait for it, instead of all doing the same.
-        with turn:
-            with self._lock:
-                known = self._cache.get(key)
-            made = known[1] if known is not None and known[0] == stamp else decode()
-            with self._lock:
-                self._cache[key] = stamp, made
-                self._cache.move_to_end(key)
-                while len(self._cache) > ENTRIES_CACHED:
-                    self._cache.popitem(last=False)
-        return made
 
 
 class Log:
@@ -193,8 +164,6 @@ class Log:
             "segments": axis.segments,
         }
 
-    # -- from TensorBoard --------------------------------------------------------------------------------------------------
-
     def _tags(self, optimizer: int) -> dict[wire.Tag, Any]:
         mine = sorted(((tag, one) for _, tag, one in self.tags), key=lambda pair: pair[0].part)
         listed = {tag: one for tag, one in mine if tag.optimizer == optimizer}
@@ -213,11 +182,11 @@ class Log:
     def _cached(self, optimizer: int, kind: str, decode: Callable[[], Any]) -> Any:
         listed = self._tags(optimizer)
         stamp = tuple(sorted((tag.name, one.max_step, one.max_wall_time) for tag, one in listed.items()))
-        return self._reader.cached(self._key(optimizer, kind), stamp, decode)
+        return self._reader.cache.cached(self._key(optimizer, kind), stamp, decode)
 
     def _large(self, optimizer: int) -> bool:
         """Tell whether a run takes long to read and has not been read yet."""
-        if self._reader.knows(self._key(optimizer, "layers")):
+        if self._reader.cache.knows(self._key(optimizer, "layers")):
             return False
         return len(self.windows(optimizer).table) > _affordable(self.names(optimizer), AT_ONCE_BYTES)
 

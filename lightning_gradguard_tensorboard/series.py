@@ -66,7 +66,8 @@ class Series:
         codes: log2 of the peak norms, shape ``(m, layers)``.
         nonfinite: Count of non-finite steps, at most 255, shape ``(m, layers)``.
         block_ends: Index after the last window of each block of the baseline, shape ``(b,)``.
-        baseline: Running median of each layer, shape ``(b, layers)``; of a layer that has left its level for good, the level it has left.
+        baseline: Running median of each layer, shape ``(b, layers)``; of a layer that has left its level for good, the
+            level it has left.
         outliers: Those layers, the largest leap first.
     """
 

@@ -52,7 +52,8 @@ def verdict(
         counts: Steps ``clipped``, ``skipped`` and left to a GradScaler (``overflows``), as the windows count them.
 
     Returns:
-        ``level`` (green, amber or red), ``headline`` (one or two words), ``words``, and ``answers`` to the five questions.
+        ``level`` (green, amber or red), ``headline`` (one or two words), ``words``, and ``answers`` to the five
+        questions.
 
     >>> verdict([], (12400.0, 12399))["words"]
     [{'text': 'No incident in 12,400 steps.'}]
@@ -128,7 +129,9 @@ def sentence(said: Mapping[str, Any]) -> str:
 
 
 def amend(said: dict[str, Any], unusual: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a verdict that also tells of layers that have left their level for good: a run is not called healthy over them.
+    """Return a verdict that also tells of layers that have left their level for good.
+
+    A run is not called healthy over them.
 
     Args:
         said: The verdict.

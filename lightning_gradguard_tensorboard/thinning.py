@@ -150,7 +150,10 @@ def _thin_layers(
 
 
 def weights(weighed: Weights, start: float, end: float, columns: int) -> tuple[dict[str, Floats], Codes, Codes]:
-    """Thin the weights' statistics: where each column lies, the largest norms and the largest updates, shape ``(layers, columns)``."""
+    """Thin the weights' statistics.
+
+    Where each column lies, the largest norms and the largest updates, shape ``(layers, columns)``.
+    """
     axis = weighed.axis
     part, starts = _groups(axis, start, end, columns)
     ends = _ends(starts, part.stop - part.start)

@@ -19,11 +19,11 @@ logger = logging.getLogger("lightning_gradguard")
 class Console(Sink):
     """Log incidents to the logger ``lightning_gradguard``, as warnings: who sees one open sees how it ends.
 
-    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon as that is known.
-    A progress bar of tqdm's makes room for the line.
+    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon
+    as that is known. A progress bar of tqdm's makes room for the line.
 
-    An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of alarms
-    has doubled, so that a thousand bad steps are ten lines.
+    An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of
+    alarms has doubled, so that a thousand bad steps are ten lines.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,10 @@ class Console(Sink):
 
 
 def _between_bars() -> AbstractContextManager[Any]:
-    """Return a block in which tqdm's progress bars are out of the way, where there are any: a line would land at the end of one."""
+    """Return a block in which tqdm's progress bars are out of the way, where there are any.
+
+    A line would land at the end of one.
+    """
     make_room = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "external_write_mode", nullcontext)
     found: AbstractContextManager[Any] = make_room()
     return found

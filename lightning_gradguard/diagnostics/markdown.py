@@ -1,4 +1,6 @@
-"""An incident as Markdown, for TensorBoard's text dashboard: when, which form, which layer, what was tried, kept and taken back.
+"""An incident as Markdown, for TensorBoard's text dashboard.
+
+When, which form, which layer, what was tried, kept and taken back.
 
 Names come from the user's model: everything that is not ours goes through :func:`~.wording.markdown`.
 """

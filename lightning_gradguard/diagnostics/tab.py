@@ -1,4 +1,7 @@
-"""What the GradGuard tab of TensorBoard reads of windows and incidents, in the wire format; of a long run, several windows as one."""
+"""What the GradGuard tab of TensorBoard reads of windows and incidents, in the wire format.
+
+Of a long run, several windows as one.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,10 @@ class TabEvents:
             self._add([self._of_layers(tags.WEIGHTS, window, wire.encode_weights(window))], window.tick)
 
     def _of_layers(self, name: str, window: Window, tensor: Any) -> Any:
-        """Return a value of the tag for this list of layers: metadata is written once a tag, so a new list needs a new tag."""
+        """Return a value of the tag for this list of layers.
+
+        Metadata is written once a tag, so a new list needs a new tag.
+        """
         layers, tag = self._layer_tags.get((name, window.optimizer), (None, ""))
         if layers != window.layers:
             base = tags.tag(name, self._index(window.optimizer))

@@ -1,4 +1,8 @@
-"""Everything GradGuard shows in TensorBoard: scalars, a margin chart, incidents as text, a heatmap, and events for its tab."""
+"""Everything GradGuard shows in TensorBoard.
+
+Scalars, a margin chart, incidents as text, a heatmap, and events for its tab. Longer than 200 lines: one writer, whose
+errors and whose end concern all of them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,10 @@ from lightning_gradguard.records import Incident, Window
 HISTORY = 20
 COLUMNS = 240
 POINTS = 150
-"""A point covers at most this part of the run so far: 900 for a million steps, since TensorBoard shows 1,000 drawn at random."""
+"""A point covers at most this part of the run so far.
+
+900 for a million steps, since TensorBoard shows 1,000 drawn at random.
+"""
 
 _laid_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -43,7 +50,8 @@ class TensorBoardSink(Sink):
         optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
         layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
         heatmap: Whether to draw the heatmap when an incident closes and at the end.
-        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
+        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every``
+            steps.
 
     Raises:
         RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
@@ -72,7 +80,10 @@ class TensorBoardSink(Sink):
         self._rest_until = 0.0
 
     def window(self, window: Window) -> None:
-        """Write the scalars at the window's step and the layers' statistics at its tick; of a long run, several as one."""
+        """Write the scalars at the window's step and the layers' statistics at its tick.
+
+        Of a long run, several as one.
+        """
         self._lay_out()
         self._write_points(self._points.setdefault(window.optimizer, Widening(POINTS)).add(window))
         self._tab.window(window)

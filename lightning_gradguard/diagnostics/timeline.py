@@ -17,7 +17,10 @@ def worst(first: float, second: float) -> float:
 
 
 def merge(earlier: Window, later: Window) -> Window:
-    """Return one window that covers both: peaks and updates are maxima, counts of non-finite steps add up, the rest is the later's."""
+    """Return one window that covers both.
+
+    Peaks and updates are maxima, counts of non-finite steps add up, the rest is the later's.
+    """
     layers = later.layers
     if earlier.layers != layers:
         layers = tuple(dict.fromkeys(earlier.layers + later.layers))
@@ -56,7 +59,10 @@ def _mean(earlier: Window, later: Window) -> float:
 
 
 def _spread(values: FloatArray, names: tuple[str, ...], layers: tuple[str, ...]) -> FloatArray:
-    """Return ``values`` in the order of ``layers``, NaN where a layer was not seen; older versions know no weights at all."""
+    """Return ``values`` in the order of ``layers``, NaN where a layer was not seen.
+
+    Older versions know no weights at all.
+    """
     if len(values) != len(names):
         return np.full(len(layers), math.nan)
     if names == layers:
@@ -69,7 +75,8 @@ class Timeline:
     """Keep at most ``limit`` columns, each covering as many windows as the others (the last may be incomplete).
 
     Args:
-        limit: Largest count of columns, at least 2; when it is passed, pairs are merged and every column covers twice as much.
+        limit: Largest count of columns, at least 2; when it is passed, pairs are merged and every column covers twice
+            as much.
 
     >>> timeline = Timeline(limit=2)
     >>> len(timeline.columns)
@@ -103,7 +110,7 @@ class Timeline:
         return tuple(dict.fromkeys(name for names in dict.fromkeys(c.layers for c in self.columns) for name in names))
 
     def grid(self) -> tuple[FloatArray, FloatArray]:
-        """Return the layers' peaks and non-finite counts, each of shape ``(len(layers), len(columns))``, NaN where unseen."""
+        """Return the layers' peaks and non-finite counts, shape ``(len(layers), len(columns))``, NaN where unseen."""
         layers = self.layers
         shape = (len(self.columns), len(layers))
         peaks = np.array([_spread(c.layer_peaks, c.layers, layers) for c in self.columns]).reshape(shape)

@@ -1,4 +1,7 @@
-"""Norm, loss and layers of a run on one axis of steps, as inline SVG without any script; axis, columns and colours are the tab's own."""
+"""Norm, loss and layers of a run on one axis of steps, as inline SVG without any script.
+
+Axis, columns and colours are the tab's own.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,8 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
         bottom += map_height(len(run.names))
     parts += [_dot(record, view, norm) for record in records]
     return (
-        f'<svg viewBox="0 0 {WIDTH} {bottom + 8:.0f}" role="img" aria-label="Gradient norm, loss and layers over the steps" '
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 8:.0f}" role="img" '
+        'aria-label="Gradient norm, loss and layers over the steps" '
         f'font-family="system-ui, sans-serif" font-size="11">{"".join(parts)}</svg>'
     )
 
@@ -123,7 +127,10 @@ def _trials(records: Records, plot: Plot) -> Iterable[str]:
 
 
 def _levels(numbers: Sequence[float], left: float, right: float, plot: Plot) -> Iterable[str]:
-    """Yield what was compared: a dashed line at the level before the trouble, a ring at that in it, a disc at that of the end."""
+    """Yield what was compared.
+
+    A dashed line at the level before the trouble, a ring at that in it, a disc at that of the end.
+    """
     before, trouble, after = numbers
     if math.isfinite(before):
         yield mark(
@@ -138,7 +145,7 @@ def _levels(numbers: Sequence[float], left: float, right: float, plot: Plot) -> 
 
 
 def _marks(view: View, records: Records, plot: Plot, top: float) -> Iterable[str]:
-    """Yield what was done: a tall bar for a skipped step, a short one for a clipped one, an arrow back for a rollback."""
+    """Yield what was done: a tall bar for a skipped step, a short one for a clipped one, an arrow for a rollback."""
     w = view.windows
     yield text("actions", LEFT - 8, top + 14, anchor="end")
     for c in range(len(w["first"])):
@@ -171,10 +178,12 @@ def _dot(record: dict[str, Any], view: View, plot: Plot) -> str:
     sheet, level = colours.sheet("light"), record["told"]["level"]
     title = f"incident {record['number']:,} at step {record['step']:,}: {record.get('form')}"
     return (
-        f'<a href="#{anchor(record)}"><g class="dot {level}" stroke="{sheet[level]}" stroke-width="2" fill="{sheet["ground"]}">'
+        f'<a href="#{anchor(record)}">'
+        f'<g class="dot {level}" stroke="{sheet[level]}" stroke-width="2" fill="{sheet["ground"]}">'
         f"<title>{html.escape(wording.clean(title))}</title>"
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8.5"/>'
-        f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle" stroke="none" fill="{sheet["ink"]}">{record["number"]}</text></g></a>'
+        f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle" stroke="none" fill="{sheet["ink"]}">'
+        f"{record['number']}</text></g></a>"
     )
 
 

@@ -52,4 +52,5 @@ def heatmap(run: series.Series, view: View, plot: Plot, top: float) -> Iterable[
         if index % every == 0:
             yield text(shorten(layer, 26), LEFT - 8, y + min(row, 12) / 2 + 4, "layer", "end")
         title = f"<title>{html.escape(wording.clean(layer))}</title>"
-        yield f'<rect class="row" x="{LEFT}" y="{y:.1f}" width="{PLOT}" height="{row:.1f}" fill="transparent">{title}</rect>'
+        place = f'x="{LEFT}" y="{y:.1f}" width="{PLOT}" height="{row:.1f}"'
+        yield f'<rect class="row" {place} fill="transparent">{title}</rect>'

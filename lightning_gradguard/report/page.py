@@ -153,6 +153,7 @@ def _legend() -> str:
     swatches = [(text, colours.ratios(np.array(ratio / np.log10(2.0))).tolist()) for text, ratio in entries]
     swatches += [("NaN or inf", list(colours.special("nonfinite"))), ("no gradient", list(colours.special("silent")))]
     return "".join(
-        f'<span><svg viewBox="0 0 12 12"><rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
+        '<span><svg viewBox="0 0 12 12">'
+        f'<rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
         for text, (r, g, b) in swatches
     )

@@ -1,4 +1,6 @@
-"""What a journal tells, in the order in which a person asks: is it healthy, when did it break, which layer, what was done.
+"""What a journal tells, in the order in which a person asks.
+
+Is it healthy, when did it break, which layer, what was done.
 
 Verdict, axis and words are the tab's own (:mod:`lightning_gradguard_tensorboard`), so that both say the same of a run.
 """
@@ -107,7 +109,10 @@ def tell_story(name: str, contents: JournalContents) -> RunStory:
 
 
 def lay_out(windows: Sequence[Window]) -> series.Series:
-    """Put the windows of one optimizer on an axis, in the order in which they were written: a resumed run may go back."""
+    """Put the windows of one optimizer on an axis, in the order in which they were written.
+
+    A resumed run may go back.
+    """
     ticks = np.arange(len(windows))
     names = tuple(dict.fromkeys(name for window in windows for name in window.layers))
     numbers = [[_float(getattr(window, column)) for column in COLUMNS] for window in windows]

@@ -1,6 +1,7 @@
 """The pieces of a static chart: where things are, marks with their colours, text, scales, lines and areas.
 
-Each mark has a class, for a page with a style sheet, and the light theme's colours as attributes, for a notebook that strips style sheets.
+Each mark has a class, for a page with a style sheet, and the light theme's colours as attributes, for a notebook that
+strips style sheets.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def text(words: str, x: float, y: float, kind: str = "tick", anchor: str = "star
     """Return words at a place."""
     told = "".join(f' {name}="{value}"' for name, value in attributes.items())
     colour = colours.sheet("light")["ink" if kind == "title" else "quiet"]
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}"{told}>{html.escape(words)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}"'
+    return f'<text class="{kind}" {place}{told}>{html.escape(words)}</text>'
 
 
 def title(words: str, top: float) -> str:

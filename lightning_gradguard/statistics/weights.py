@@ -1,4 +1,7 @@
-"""How large weights are, and how far one update moves them: asked once in many steps, so that its cost does not show."""
+"""How large weights are, and how far one update moves them.
+
+Asked once in many steps, so that its cost does not show.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from lightning_gradguard.records import FloatArray
 from lightning_gradguard.statistics.norms import gradient_norms, host_norms
 
 SAMPLE = 256
-"""Elements of each layer whose change is looked at: enough for the size of an update to some percent, and no copy of the weights."""
+"""Elements of each layer whose change is looked at.
+
+Enough for the size of an update to some percent, and no copy of the weights.
+"""
 
 
 class WeightScale:

@@ -1,4 +1,5 @@
 // The heatmap: a row a layer, a column a window, on a canvas that draws only what is in sight.
+// Longer than 200 lines: rows, columns and colours of one canvas need each other.
 
 import { MISSING, ZERO } from "./api.js";
 import { formatNumber, h, put } from "./dom.js";

@@ -1,13 +1,16 @@
 // The page: which runs, which stretch, which incident, and what happens when the user acts.
+// Longer than 200 lines: all that may happen on the page is in one place.
 
 import { fetchRuns, fetchStory, fetchView } from "./api.js";
 import { h } from "./dom.js";
 import { csv, fileName, markdown, png, save } from "./export.js";
 import { address, followTheme, onLink, onReload } from "./host.js";
 import { drawIncidents } from "./incidents.js";
+import { decades } from "./norm.js";
 import { copy, drawEmpty, drawFrame } from "./page.js";
 import { Panel } from "./panel.js";
 import { saveLink, state, takeLink } from "./state.js";
+import { choices } from "./statistics.js";
 import { drawTools } from "./tools.js";
 
 const LIVE = 5000;
@@ -25,7 +28,7 @@ const say = {
   bounds: () => [Math.min(...extents().map((one) => one.start)), Math.max(...extents().map((one) => one.end))],
   decades: () => {
     const views = [...panels, ...others].filter((one) => one.view);
-    const found = views.map((one) => Panel.decadesOf(one.view)).filter((one) => one !== null);
+    const found = views.map((one) => decades(one.view)).filter((one) => one !== null);
     return found.length ? [Math.min(...found.map((one) => one[0])), Math.max(...found.map((one) => one[1]))] : [-1, 1];
   },
   /** Runs that are drawn over a panel's own. */
@@ -67,12 +70,13 @@ const say = {
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
     Object.assign(state, { incident: { panel, number: incident.number, optimizer: incident.optimizer }, layer: blamed ?? null, step: incident.place });
     const { start, end, windows } = panel.extent;
-    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole.
+    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole, and how a run ended.
     const reach = Math.max((end - start) / 40, Math.min((30 * (end - start)) / Math.max(windows, 1), (end - start) / 6));
-    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), incident.place);
+    const stopped = incident.told.state === "stopped" ? incident.ended : incident.place;
+    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), stopped);
     drawSide();
     await say.zoom(Math.max(start, incident.place - reach), Math.min(end, Math.max(incident.place + reach, over + reach / 4)));
-    if (state.layer) panel.reveal(state.layer);
+    if (state.layer) panel.heat.reveal(state.layer);
   },
   optimizer: (index) => {
     Object.assign(state, { optimizer: index, incident: null, layer: null, step: null });
@@ -143,6 +147,7 @@ async function openRuns(incident = null) {
     // Of two openings that overlap, the one asked for last wins.
     if (ticket !== opening) return;
     panels = names.map((name, index) => new Panel(name, stories[index], state, say));
+    if (!choices(panels.some((panel) => panel.extent.weighed)).some(([stat]) => stat === state.stat)) state.stat = "ratio";
     others = state.over.map((run, index) => other(run, index, stories[names.length + index]));
     page.main.replaceChildren(...panels.map((panel) => panel.element));
     page.main.parentElement.classList.toggle("two", panels.length > 1);
@@ -154,7 +159,7 @@ async function openRuns(incident = null) {
     drawSide();
     saveLink();
     await load();
-    if (state.layer) panels[0].reveal(state.layer);
+    if (state.layer) panels[0].heat.reveal(state.layer);
   });
 }
 

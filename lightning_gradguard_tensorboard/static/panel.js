@@ -1,24 +1,24 @@
 // One run: what its drawings share, which is the stretch of steps, the axis, the cursor, and who draws when.
+// Longer than 200 lines: who draws when is one story.
 
 import { fetchView, fetchWeights } from "./api.js";
-import { formatStep, h, put, s } from "./dom.js";
-import { Heat, MOST_ROW } from "./heat.js";
+import { formatStep, put, s } from "./dom.js";
+import { HEIGHTS, fit } from "./fit.js";
+import { Heat } from "./heat.js";
 import { tellValues } from "./labels.js";
-import { lossKeys, normKeys } from "./legend.js";
-import { drawLoss, hasLoss } from "./loss.js";
+import { normKeys } from "./legend.js";
+import { drawLoss } from "./loss.js";
 import { drawMarks, drawRate, drawSteps } from "./marks.js";
-import { decades, drawNorm } from "./norm.js";
+import { drawNorm } from "./norm.js";
 import { palette } from "./palette.js";
-import { followKey, followPointer } from "./pointer.js";
+import { build } from "./parts.js";
 import { showTip, tellLayer, tellSteps } from "./readout.js";
 import { blocksOf, sharedPrefix } from "./rows.js";
 import { STATISTICS, hasMiddle } from "./statistics.js";
 import { drawVerdict } from "./verdict.js";
 
 const RIGHT = 14;
-const HEIGHTS = { norm: [150, 320], loss: [96, 220] };
 const SMALL = 32;
-const FOOTER = 36;
 
 export class Panel {
   /**
@@ -30,48 +30,9 @@ export class Panel {
   constructor(run, story, state, say) {
     Object.assign(this, { run, story, state, say, view: null, weights: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
     this.heat = new Heat(this);
-    this.build();
+    build(this);
     this.settle(story);
     new ResizeObserver(() => this.resized()).observe(this.charts);
-  }
-
-  build() {
-    this.verdict = h("div", { class: "verdict", role: "status" });
-    this.answers = h("dl", { class: "answers", hidden: true });
-    this.norm = s("svg", { class: "norm", role: "group", "aria-label": "Global gradient norm" });
-    this.loss = s("svg", { class: "loss", role: "img", "aria-label": "Loss, with treatments on trial" });
-    this.marks = s("svg", { class: "marks", role: "img", "aria-label": "Steps clipped or skipped, learning rate lowered, rollbacks" });
-    this.rate = s("svg", { class: "rate", role: "img", "aria-label": "Learning rate, between what the run has learned with and what has lost it" });
-    this.steps = s("svg", { class: "steps", "aria-hidden": "true" });
-    this.reset = h("button", { type: "button", class: "small", hidden: true, onclick: () => this.say.zoom(null, null) }, "Show all steps");
-    this.normLegend = h("div", { class: "legend" });
-    this.line = h("div", { class: "crosshair", hidden: true });
-    this.pin = h("div", { class: "pin", hidden: true }, h("span", { class: "pin-label" }));
-    this.band = h("div", { class: "selection", hidden: true });
-    this.tip = h("div", { class: "tooltip", role: "tooltip", hidden: true });
-    this.lossHeader = h("header", {}, h("h2", {}, "Loss, with treatments on trial"), h("div", { class: "legend" }, lossKeys(), h("span", { class: "trial-keys" })));
-    this.charts = h(
-      "div",
-      { class: "charts" },
-      h("header", {}, h("h2", {}, "Global gradient norm"), this.reset, this.normLegend),
-      this.norm,
-      this.lossHeader,
-      this.loss,
-      this.marks,
-      this.rate,
-      this.steps,
-      this.heat.header,
-      this.heat.scroll,
-      this.line,
-      this.pin,
-      this.band,
-      this.tip,
-    );
-    this.element = h("article", { class: "panel", "data-run": this.run }, h("div", { class: "summary" }, this.verdict, this.answers), this.charts);
-    const { canvas } = this.heat;
-    canvas.addEventListener("keydown", (event) => this.view && followKey(this, event));
-    canvas.addEventListener("focus", () => this.cursor ?? this.moveTo(this.state.step ?? (this.range[0] + this.range[1]) / 2, 0, true));
-    for (const target of [this.norm, this.loss, this.marks, this.rate, canvas]) followPointer(this, target);
   }
 
   /** Take in a story, the first or a newer one. */
@@ -208,37 +169,13 @@ export class Panel {
     drawMarks(this);
     drawRate(this);
     drawSteps(this);
-    this.fit();
+    fit(this);
     drawNorm(this);
     drawLoss(this);
     this.heat.draw();
     this.drawPin();
     const bottom = this.charts.clientHeight - this.heat.scroll.offsetTop - Math.min(this.heat.scroll.clientHeight, this.heat.rows.length * this.heat.rowHeight);
     for (const one of [this.line, this.pin, this.band]) one.style.bottom = `${Math.max(0, bottom)}px`;
-  }
-
-  /** Give the room that a few layers leave to the charts above them. */
-  fit() {
-    const loss = hasLoss(this.view) || this.say.others(this).some(({ view }) => hasLoss(view));
-    this.lossHeader.hidden = !loss;
-    this.loss.style.display = loss ? "" : "none";
-    this.heat.arrange();
-    const rows = Math.max(this.heat.rows.length, 4) * MOST_ROW;
-    const others = [...this.charts.children].filter((one) => ![this.norm, this.loss, this.heat.scroll].includes(one) && getComputedStyle(one).position !== "absolute");
-    const taken = others.reduce((sum, one) => sum + one.getBoundingClientRect().height + (one.tagName === "HEADER" ? 12 : 0), 0);
-    // What the window has, and not what the charts have now: they would grow by what they were given.
-    const top = this.charts.getBoundingClientRect().top + document.body.scrollTop;
-    const room = document.documentElement.clientHeight - top - FOOTER;
-    const spare = getComputedStyle(this.heat.scroll).flexGrow === "0" ? 0 : room - taken - rows;
-    const clamp = (value, [least, most]) => Math.round(Math.min(Math.max(value, least), most));
-    const short = room < 620 && spare < HEIGHTS.norm[0] + (loss ? HEIGHTS.loss[0] : 0);
-    const share = loss ? 0.6 : 1;
-    this.heights = { norm: short ? 128 : clamp(spare * share, HEIGHTS.norm), loss: short ? 84 : clamp(spare * (1 - share), HEIGHTS.loss) };
-  }
-
-  /** log10 of the smallest and the largest norm of a view, for a scale that several runs share. */
-  static decadesOf(view) {
-    return decades(view);
   }
 
   shownIncidents() {
@@ -306,9 +243,5 @@ export class Panel {
     this.pin.style.left = `${this.x(place + 0.5)}px`;
     this.pin.firstChild.textContent = `step ${formatStep(this.step(place))}`;
     this.pin.classList.toggle("left", this.x(place) > this.gutter + this.plotWidth - 90);
-  }
-
-  reveal(layer) {
-    this.heat.reveal(layer);
   }
 }

@@ -1,7 +1,7 @@
 """How an incident stands, and what was found, tried, kept and taken back, in words for a person.
 
-These are the only words there are: console, text, report, notebook and tab all say them. They are told from an incident's JSON, so that an
-incident of any version can be told, and by this package, since it runs without the guard.
+These are the only words there are: console, text, report, notebook and tab all say them. They are told from an
+incident's JSON, so that an incident of any version can be told, and by this package, since it runs without the guard.
 """
 
 from __future__ import annotations

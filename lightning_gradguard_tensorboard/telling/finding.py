@@ -21,7 +21,7 @@ _NO_LAYER = ("batch", "loss function")
 
 
 def suspect(record: Record) -> str:
-    """Return ``first in conv4 (forward gain 57 x)``, or an empty string where nobody is blamed, or no single layer is at fault."""
+    """Return ``first in conv4 (forward gain 57 x)``; nothing where nobody is blamed, or no single layer is at fault."""
     blame = dicts(record.get("blame"))
     if not blame:
         return ""
@@ -29,7 +29,10 @@ def suspect(record: Record) -> str:
     told = [decision_of(action).get("cause") for action in actions_of(record)]
     if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
         return ""
-    name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}" if layer in _NO_LAYER else f"first in {clean(layer) or 'the root module'}"
+    if layer in _NO_LAYER:
+        name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}"
+    else:
+        name = f"first in {clean(layer) or 'the root module'}"
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
 
@@ -50,7 +53,7 @@ def opening(record: Record) -> str:
 
 
 def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]]:
-    """Yield what is known of cause and treatment, in the order in which it is told: ``("cause", "the learning rate")``, ...
+    """Yield what is known of cause and treatment, as it is told: ``("cause", "the learning rate")``, and so on.
 
     Args:
         record: The incident.

@@ -13,7 +13,10 @@ from .words import cause_named, gains, tidy
 
 
 def tell(record: Record) -> dict[str, Any]:
-    """Return what the page shows: ``state``, its ``level``, ``glyph`` and ``word``, ``evidence``, ``findings`` and ``trials``, ``done``."""
+    """Return what the page shows.
+
+    ``state``, its ``level``, ``glyph`` and ``word``, ``evidence``, ``findings`` and ``trials``, ``done``.
+    """
     stands, actions = state(record), actions_of(record)
     colour, glyph, word = STATES[stands]
     return {

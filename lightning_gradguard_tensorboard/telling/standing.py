@@ -16,13 +16,19 @@ STATES = {
     "anew": ("warning", "↻", "learned anew"),
     "failed": ("bad", "✕", "did not help"),
 }
-"""For each state the colour, a glyph, and a word or two. ``kept``: a treatment stays, but no loss shows that it made anything better;
-``calm``: no treatment was measured; ``anew``: data, loss or task have changed for good, and what is healthy is learned anew."""
+"""For each state the colour, a glyph, and a word or two.
+
+``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
+``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
+"""
 FIRST_AID = frozenset({"skip", "clip"})
 
 
 def state(record: Record) -> str:
-    """Return a key of :data:`STATES`; ``helped`` only if a loss was the better for a treatment, or an older version says so."""
+    """Return a key of :data:`STATES`.
+
+    ``helped`` only if a loss was the better for a treatment, or an older version says so.
+    """
     if record.get("closed") is None:
         return "open"
     if isinstance(record.get("stopped"), int):
@@ -39,7 +45,10 @@ def state(record: Record) -> str:
 
 
 def improved(trial: Record, record: Record) -> bool:
-    """Tell whether a treatment was kept and the loss was lower at its end, or, after gradients that were not finite, is known again."""
+    """Tell whether a treatment was kept and the loss was lower at its end.
+
+    After gradients that were not finite it is enough that the loss is known again.
+    """
     trouble, after = number(trial.get("trouble")), number(trial.get("after"))
     if trial.get("outcome") != "kept" or not math.isfinite(after):
         return False

@@ -22,7 +22,7 @@ _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 
 
 def trial(one: Record, record: Record) -> str:
-    """Return what was tried, what became of it and why: ``restored the layer at step 40: taken back at step 104, ...``."""
+    """Return what was tried, what became of it and why, as ``restored the layer at step 40: taken back ...``."""
     return f"{tried(one, record)} at step {whole(one.get('opened'))}: {became(one, record)} ({levels(one)})"
 
 
@@ -60,7 +60,7 @@ def summary(record: Record) -> list[str]:
 
 
 def became(one: Record, record: Record) -> str:
-    """Return what became of a treatment, and why: ``taken back at step 104, the loss was no better than in the trouble``."""
+    """Return what became of a treatment, and why: ``taken back at step 104, there was trouble again (drift)``."""
     outcome, step = str(one.get("outcome") or "?"), whole(one.get("closed"))
     if outcome == "calm":
         return f"left as it is at step {step}, no loss was known to measure it by"
@@ -95,7 +95,7 @@ def levels(one: Record) -> str:
 
 
 def on_trial(record: Record) -> str:
-    """Return the treatment that is still on trial in an open incident, such as ``rolled back ... at step 40``; else nothing."""
+    """Return the treatment that is still on trial in an open incident, as ``rolled back at step 40``, or nothing."""
     last = pending(record)
     return "" if last is None else f"{_on_trial(record)} at step {whole(last.get('step'))}"
 

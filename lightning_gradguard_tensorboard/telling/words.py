@@ -102,7 +102,9 @@ def gains(blame: Record) -> str:
 
 
 def optimizer_names(layers: Sequence[Sequence[str]]) -> list[str]:
-    """Name each optimizer by the module that all its layers have in common, or else by what they are in; by number where that says nothing.
+    """Name each optimizer by the module that all its layers have in common, or else by what they are in.
+
+    By number where that says nothing.
 
     >>> optimizer_names([["generator.0", "generator.2"], ["critic.0"]])
     ['generator', 'critic']
