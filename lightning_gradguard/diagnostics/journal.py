@@ -1,9 +1,10 @@
 """The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
 
-Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session begins),
-``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``, ``closed``,
-``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed run loses at most the end of its last line; what
-reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
+Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session
+begins), ``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``,
+``closed``, ``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed
+run loses at most the end of its last line; what reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`)
+copes with that.
 """
 
 from __future__ import annotations
