@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,8 +14,7 @@ MOST = 16
 """Micro-batches of one step that are kept at hand; of a longer accumulation the last ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """One forward pass as it was about to begin.
 
     Args:
@@ -58,7 +56,8 @@ class Hand:
 
     def step(self, loss: Any = None) -> None:
         """Note that a step is about to be made of what is at hand, and its loss, which is not waited for."""
-        self._over, self.loss = True, loss
+        # Without its graph, which would outlive the step.
+        self._over, self.loss = True, loss.detach() if isinstance(loss, torch.Tensor) else loss
 
     def passes(self, *, late: bool) -> tuple[list[Moment], Moment | None]:
         """Return the forward passes of the step that was noted last, and one of another step.

@@ -1,17 +1,18 @@
 """The random states of torch, numpy and Python, read without advancing any of them, and put back.
 
-They are read before every forward pass, so by the cheapest way that each library offers: numpy's own getter takes seventy microseconds,
-its state's memory less than one.
+They are read before every forward pass, and the getters of numpy and Python take seventy and twenty microseconds. Both keep a Mersenne
+Twister, whose memory is read in less than one; that it lies where it is known to lie is checked once, and else the getters are used.
 """
 
 from __future__ import annotations
 
+import _random
 import ctypes
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +22,16 @@ WORDS = 624
 """Words of a Mersenne Twister; numpy keeps them in one piece, and a count of those that are used up behind."""
 _TWISTER = np.random.MT19937
 _RAW = 4 * WORDS + 4
+_PYTHON: Any = random.random.__self__  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True, slots=True)
-class RandomStates:
+class RandomStates(NamedTuple):
     """The random states at one moment.
 
     Args:
         torch: That of torch on the host.
         numpy: That of ``numpy.random``: its memory, or what ``get_state`` says of a generator of another kind.
-        python: That of ``random``.
+        python: That of ``random``: its memory and what else it keeps, or what ``getstate`` says.
         devices: Those of accelerators, by device name.
     """
 
@@ -47,14 +48,14 @@ def read(devices: Iterable[torch.device] = ()) -> RandomStates:
         devices: Accelerators whose states are read too; a CUDA device's lies on the host, so nothing is waited for.
     """
     there = tuple((str(device), _generator(device).get_state()) for device in devices if device.type == "cuda")
-    return RandomStates(torch.default_generator.get_state(), _numpy(), random.getstate(), there)
+    return RandomStates(torch.default_generator.get_state(), _numpy(), _python(), there)
 
 
 def put_back(states: RandomStates) -> None:
     """Set all random states to what they were; that of an accelerator which this machine lacks is left out."""
     torch.default_generator.set_state(states.torch)
     np.random.set_state(_numpy_state(states.numpy))
-    random.setstate(states.python)
+    random.setstate(_python_state(states.python))
     for name, state in states.devices:
         device = torch.device(name)
         if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
@@ -75,7 +76,7 @@ def as_they_were(states: RandomStates) -> Iterator[None]:
 
 def plain(states: RandomStates) -> dict[str, Any]:
     """Return the states as tensors, numbers and strings only."""
-    version, words, gauss = states.python
+    version, words, gauss = _python_state(states.python)
     numpy = _numpy_state(states.numpy)
     if numpy["bit_generator"] != "MT19937":
         raise TypeError(f"numpy.random draws from a {numpy['bit_generator']}, whose state is not known here")
@@ -114,25 +115,54 @@ def _bit_generator() -> Any:
     return np.random.get_bit_generator()  # type: ignore[attr-defined]
 
 
+def _python() -> tuple[Any, ...]:
+    if not _layout_known("python", _python_as_known):
+        return random.getstate()
+    return ctypes.string_at(id(_PYTHON) + object.__basicsize__, _RAW), _PYTHON.gauss_next
+
+
+def _python_as_known() -> bool:
+    """Return whether Python's state follows the head of its object: a count of the words that are used up, and the words."""
+    fits = sys.implementation.name == "cpython" and _random.Random.__basicsize__ >= object.__basicsize__ + _RAW
+    if not fits:
+        return False
+    raw = ctypes.string_at(id(_PYTHON) + object.__basicsize__, _RAW)
+    return _python_state((raw, _PYTHON.gauss_next)) == random.getstate()
+
+
+def _python_state(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(found[0], bytes):
+        return found
+    index, *words = np.frombuffer(found[0], dtype=np.uint32).tolist()
+    return random.Random.VERSION, (*words, index), found[1]
+
+
 def _numpy() -> bytes | dict[str, Any]:
     generator = _bit_generator()
-    if type(generator) is not _TWISTER or not _readable():
+    if type(generator) is not _TWISTER or not _layout_known("numpy", _numpy_as_known):
         found: dict[str, Any] = np.random.get_state(legacy=False)
         return found
-    return ctypes.string_at(generator.ctypes.state_address, _RAW)
+    if _ADDRESS.get(0) is not generator:
+        _ADDRESS[0], _ADDRESS[1] = generator, generator.ctypes.state_address
+    return ctypes.string_at(_ADDRESS[1], _RAW)
 
 
-_KNOWN: list[bool] = []
+_ADDRESS: dict[int, Any] = {}
+"""The generator that was read last, and where its state lies: asking it anew costs more than reading."""
+_KNOWN: dict[str, bool] = {}
 
 
-def _readable() -> bool:
-    """Return whether the state's memory is laid out as it is known to be; asked once."""
-    if not _KNOWN:
-        generator, told = _bit_generator(), np.random.get_state(legacy=False)
-        raw = ctypes.string_at(generator.ctypes.state_address, _RAW)
-        state = told["state"]
-        _KNOWN.append(_words(raw) == (state["key"].tolist(), state["pos"]))
-    return _KNOWN[0]
+def _layout_known(of: str, look: Callable[[], bool]) -> bool:
+    """Return whether a state's memory is laid out as it is known to be; asked once."""
+    if of not in _KNOWN:
+        _KNOWN[of] = look()
+    return _KNOWN[of]
+
+
+def _numpy_as_known() -> bool:
+    generator, told = _bit_generator(), np.random.get_state(legacy=False)
+    state = told["state"]
+    return _words(ctypes.string_at(generator.ctypes.state_address, _RAW)) == (state["key"].tolist(), state["pos"])
 
 
 def _words(raw: bytes) -> tuple[list[int], int]:

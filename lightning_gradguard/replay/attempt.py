@@ -89,7 +89,7 @@ class Stage:
         norms = [
             torch.linalg.vector_norm(g.coalesce().values() if g.is_sparse else g, dtype=torch.float64) for g in grads
         ]
-        return Attempt(float(loss), float(torch.stack(norms).norm()) if norms else 0.0)
+        return Attempt(float(loss.detach()), float(torch.stack(norms).norm()) if norms else 0.0)
 
     @contextlib.contextmanager
     def prepared(self, states: RandomStates | None) -> Iterator[None]:

@@ -50,9 +50,7 @@ def keep(
         # Every process comes here at the same step, since all have judged alike.
         ranks = _odd(run.collectives.gather(math.nan if loss is None else loss), statistics)
         suspects = tuple(_on(suspect, ranks) for suspect in suspects) or _accused(ranks)
-    rank = keeper.place().rank
-    if run.collectives.size > 1 and rank not in (ranks or range(FEW_RANKS)):
-        return "", suspects
+    writes = run.collectives.size == 1 or keeper.place().rank in (ranks or range(FEW_RANKS))
     facts = Facts(
         step=statistics.step,
         form=verdict.form,
@@ -66,8 +64,10 @@ def keep(
         suspects=[to_json(suspect) for suspect in suspects],
         weights_step=statistics.step + 1 if made else None,
     )
-    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends)
-    return "" if path is None else str(path), suspects
+    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends) if writes else None
+    # The journal is the first process's, and the bundle may be another's.
+    paths = run.collectives.gather("" if path is None else str(path))
+    return next((one for one in paths if one), ""), suspects
 
 
 def _odd(losses: list[Any], statistics: GradientStatistics) -> set[int]:
@@ -97,5 +97,6 @@ def written(run: Run, track: OptimizerTrack) -> list[str]:
     if run.evidence is None:
         return []
     run.evidence.wait()
-    paths = run.collectives.gather("" if track.incident is None else track.incident.bundle)
-    return [f"lightning-gradguard replay {path} --module <package.Module>" for path in paths if path]
+    run.collectives.gather("")
+    path = "" if track.incident is None else track.incident.bundle
+    return [f"lightning-gradguard replay {path} --module <package.Module>"] if path else []
