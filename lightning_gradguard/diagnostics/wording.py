@@ -88,6 +88,11 @@ def tried(record: TrialRecord, incident: Incident) -> str:
     return telling.tried(to_json(record), to_json(incident))
 
 
+def deeds(incident: Incident) -> str:
+    """Return all that was done, treatments with what became of them."""
+    return telling.deeds(to_json(incident))
+
+
 def became(record: TrialRecord, incident: Incident) -> str:
     """Return what became of a treatment, and why."""
     return telling.became(to_json(record), to_json(incident))

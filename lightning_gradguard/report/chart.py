@@ -44,11 +44,13 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
     losses = np.concatenate([view.windows["loss_low"], view.windows["loss_high"]])
     if np.isfinite(losses).any():
         loss = _loss_plot(losses, start, end, top + HEAD - GAP + 8)
+        band, mean = _loss(view, loss)
         parts += [
             title("loss, with treatments on trial", loss.top - 6),
             *scale(loss),
+            band,
             *_trials(records, loss),
-            *_loss(view, loss),
+            mean,
         ]
         top = loss.top + LOSS + GAP
     parts += _marks(view, records, norm, top)
@@ -94,11 +96,13 @@ def _loss_plot(losses: Floats, start: float, end: float, top: float) -> Plot:
     return Plot(start, end, float(known.min()) - room, float(known.max()) + room, top, LOSS, log=False)
 
 
-def _loss(view: View, plot: Plot) -> Iterable[str]:
+def _loss(view: View, plot: Plot) -> tuple[str, str]:
+    """Return the band from the lowest to the highest of each window, and the line of the means."""
     w = view.windows
     middle = (w["first"] + w["last"]) / 2
-    yield mark("path", "loss-band", d=area(middle, w["loss_low"], w["loss_high"], plot))
-    yield mark("path", "loss", d=line(middle, w["loss_mean"], plot), stroke_width="1.5", stroke_linejoin="round")
+    band = mark("path", "loss-band", d=area(middle, w["loss_low"], w["loss_high"], plot))
+    way = line(middle, w["loss_mean"], plot)
+    return band, mark("path", "loss", d=way, stroke_width="1.5", stroke_linejoin="round")
 
 
 def _trials(records: Records, plot: Plot) -> Iterable[str]:

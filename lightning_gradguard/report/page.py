@@ -77,7 +77,7 @@ def _incident(incident: Incident) -> str:
     return (
         f'<article class="{level}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
         f"<h4><span>{incident.number}</span> {text(incident.form)} at step {incident.step:,}{batch}{culprit}</h4>"
-        f"<p>{text(_sentence(wording.done(incident.remedies)))} {text(_sentence(result))}</p>"
+        f"<p>{text(_sentence(wording.deeds(incident)))} {text(_sentence(result))}</p>"
         f"{_findings(incident)}{_trials(incident)}{_suspects(incident)}{_actions(incident)}</article>"
     )
 

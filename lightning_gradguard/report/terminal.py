@@ -51,9 +51,8 @@ def _head(story: RunStory, color: bool) -> Iterator[str]:
         label = wording.clean(f" ({story.names[optimizer]})") if len(story.optimizers) > 1 else ""
         yield f"  log10 gradient norm{label}  {_sparkline(run.windows.table[:, _PEAK].tolist())}"
         losses = run.windows.table[:, _LOSS].tolist()
-        # A loss that was not finite is no gap here: the norm tells of it.
-        if known := [loss for loss in losses if loss > 0]:
-            yield f"  log10 loss{label}           {_sparkline(known)}"
+        if any(loss > 0 for loss in losses):
+            yield f"  log10 loss{label}           {_sparkline(losses, unknown=' ')}"
 
 
 def _lines(story: RunStory, color: bool) -> Iterator[str]:
@@ -78,7 +77,7 @@ def _lines(story: RunStory, color: bool) -> Iterator[str]:
 def _incident(incident: Incident, color: bool) -> Iterator[str]:
     opening = wording.opening(incident)
     yield _paint(opening[0].upper() + opening[1:], "1", color)
-    yield f"  {wording.done(incident.remedies)}; {wording.result(incident)}"
+    yield f"  {wording.deeds(incident)}; {wording.result(incident)}"
     yield from (f"  {name}: {text}" for name, text in wording.findings(incident))
     for action in incident.actions[:ACTIONS]:
         yield f"  step {action.step:,}: {wording.evidence(action)}; {wording.reason(action)}"
@@ -86,8 +85,8 @@ def _incident(incident: Incident, color: bool) -> Iterator[str]:
         yield f"  … {wording.count(incident.alarms, 'alarming step')} in all"
 
 
-def _sparkline(peaks: list[float], width: int = 60) -> str:
-    """Return the peaks on a log scale, ``!`` where the norm was not finite; a cell shows the largest it covers."""
+def _sparkline(peaks: list[float], width: int = 60, unknown: str = "!") -> str:
+    """Return numbers on a log scale, ``unknown`` where one was not finite; a cell shows the largest it covers."""
     size = -(-len(peaks) // width) or 1
     cells = [peaks[i : i + size] for i in range(0, len(peaks), size)]
     levels = [
@@ -95,10 +94,10 @@ def _sparkline(peaks: list[float], width: int = 60) -> str:
     ]
     known = [level for level in levels if level is not None]
     if not known:
-        return "!" * len(cells)
+        return unknown * len(cells)
     low, span = min(known), max(max(known) - min(known), 1.0)
-    bars = [_BARS[int((level - low) / span * 7.999)] if level is not None else "!" for level in levels]
-    bars = ["!" if any(not math.isfinite(p) for p in cell) else bar for bar, cell in zip(bars, cells, strict=True)]
+    bars = [_BARS[int((level - low) / span * 7.999)] if level is not None else unknown for level in levels]
+    bars = [unknown if any(not math.isfinite(p) for p in cell) else bar for bar, cell in zip(bars, cells, strict=True)]
     return f"{''.join(bars)}  {low:.1f} to {max(known):.1f}"
 
 

@@ -10,7 +10,7 @@ from .finding import cause, evidence, findings, opening, reason, suspect
 from .page import tell
 from .record import Record, dicts, number, outcomes
 from .standing import STATES, improved, remedies, result, state, watched, why_stopped
-from .trials import became, left, levels, on_trial, pending, summary, treatment, trial, tried, undone, would_have
+from .trials import became, deeds, left, levels, on_trial, pending, summary, treatment, trial, tried, undone, would_have
 from .words import cause_named, clean, count, done, gains, level, optimizer_names, short, tidy
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "cause_named",
     "clean",
     "count",
+    "deeds",
     "dicts",
     "done",
     "evidence",

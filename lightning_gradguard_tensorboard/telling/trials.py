@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
-from .standing import FIRST_AID, halted, state, watched
+from .standing import FIRST_AID, halted, remedies, state, watched
 from .words import DONE, clean, done, level, tidy
 
 _REPAIRS = {
@@ -57,6 +57,13 @@ def summary(record: Record) -> list[str]:
     if pending(record) is not None:
         made.append(f"{_on_trial(record)} (on trial)".replace(" to a good snapshot", ""))
     return [f"{told}, {made.count(told)} times" if made.count(told) > 1 else told for told in dict.fromkeys(made)]
+
+
+def deeds(record: Record) -> str:
+    """Return all that was done, treatments with what became of them: ``skipped the step; restored the layer (kept)``."""
+    tried = summary(record)
+    names = [name for name in remedies(record) if name not in _ON_TRIAL or not tried]
+    return "; ".join([done(names)] * bool(names or not tried) + tried)
 
 
 def became(one: Record, record: Record) -> str:
