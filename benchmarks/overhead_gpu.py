@@ -1,6 +1,7 @@
-"""Measure on a GPU what the guard adds to a real training step, beside ``clip_grad_norm_``; called by ``benchmarks.overhead``.
+"""Measure on a GPU what the guard adds to a real training step, beside ``clip_grad_norm_``.
 
-One model is trained; blocks of plain, clipped and guarded steps take turns, so that what the machine does meets all of them alike.
+One model is trained; blocks of plain, clipped and guarded steps take turns, so that what the machine does meets all of
+them alike.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def measure(
     steps: int = STEPS,
     told: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Return milliseconds of a training step of each kind, their ratio to an unguarded one (medians over rounds), and waits of calm steps.
+    """Return milliseconds of a step of each kind, their ratio to an unguarded one (medians), and waits of calm steps.
 
     Args:
         build: Makes the model and one batch on the device.
@@ -122,7 +123,8 @@ def measure(
         told()
     waits: list[str] = []
     for number in range(2 * WATCHED):
-        # At a snapshot the host waits, which is no wait of a calm step; the first steps look at what the other kinds have done.
+        # At a snapshot the host waits, which is no wait of a calm step; the first steps look at what the other kinds
+        # have done.
         strict = number >= WATCHED and not track.snapshots.due(track.steps + track.gate.waiting)
         try:
             step(GUARDED, "error" if strict else "default")

@@ -1,6 +1,7 @@
-"""One step as its device judges it, without waiting, and what the host learns of it when the next one is about to be made.
+"""One step as its device judges it, without waiting, and what the host learns of it before the next one.
 
-Only where nothing is amiss: young runs, incidents, snapshots and everything unusual are judged by the host, which waits for them.
+Only where nothing is amiss: young runs, incidents, snapshots and everything unusual are judged by the host, which waits
+for them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
-from lightning_gradguard.device_gate import DeviceGate, Flight
-from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.device_gate import Flight
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
@@ -25,7 +24,7 @@ from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import still_scaled
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
-from lightning_gradguard.step.copying import stands_in, worth_copying
+from lightning_gradguard.step.deferrable import deferrable
 from lightning_gradguard.step.judging import heard, suspects_of
 from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.learning import accept, reject
@@ -78,7 +77,7 @@ class DeferredStep:
         if track.device not in DEVICES or self._run.halts:
             return None  # A run that ends before its weights are touched waits for each answer.
         act = self._run.acts
-        found = ready(track, act=act, awaited=self._run.investigation.awaits(track.index))
+        found = deferrable(track, act=act, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
             return None
         scaled = scaler is not None and scaler.is_enabled()
@@ -170,7 +169,7 @@ class DeferredStep:
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
 
     def before(self, track: OptimizerTrack) -> None:
-        """Catch up before a step whose forward pass is over, so that layers that are to be measured now are measured in the next."""
+        """Catch up before a step whose forward pass is over: layers that are to be measured are so in the next."""
         awaited = self._run.investigation.awaits(track.index)
         self.catch_up(track)
         if self._run.investigation.awaits(track.index) and not awaited:
@@ -232,36 +231,3 @@ def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:
     else:
         detail = "held the step on the device: its gradients did not count"
     return Outcome(by, True, detail, (), coefficient)
-
-
-def ready(track: OptimizerTrack, *, act: bool, awaited: bool) -> tuple[tuple[str, ...], list[Tensor]] | None:
-    """Return names and gradients of a step that may be left to one of :data:`DEVICES`; None where the host must judge it."""
-    if (
-        track.device not in DEVICES
-        or track.incident is not None
-        or track.check_up
-        or track.watch.tampered
-        or awaited
-        or track.baseline.count < YOUNG
-        or track.steps < track.watchful
-    ):
-        return None
-    if not _parts_can_wait(track, act=act):
-        return None
-    rate, last = track.rate(), track.last
-    if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
-        return None
-    # No treatment is on trial where no incident is open.
-    if act and (stands_in(track) or worth_copying(track, track.steps, last)):
-        return None
-    names, grads = track.trained.gradients()
-    return (names, grads) if names == last.names and DeviceGate.fits(grads) else None
-
-
-def _parts_can_wait(track: OptimizerTrack, *, act: bool) -> bool:
-    # LBFGS makes many updates in one step, with the gradients between them out of sight.
-    if isinstance(track.optimizer, torch.optim.LBFGS) or not all(d.deferrable for d in track.detectors):
-        return False
-    # With no patience the first alarm asks for a slow remedy, which would find the weights of a step later.
-    aid = track.remedies.first_aid_on_device and track.policy.patience > 1 and track.remedies.deferrable
-    return not act or (aid and any(detector.sees_nonfinite for detector in track.detectors))

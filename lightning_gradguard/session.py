@@ -86,7 +86,7 @@ class Session:
         if track is None:
             track, learned = self.tracks.meet(self.module, optimizer)
             track.begin_run(resumed=resumed, followers=followers)
-            track.snapshots.checkpoints, track.snapshots.index = checkpoints, track.index
+            track.snapshots.disk.checkpoints, track.snapshots.disk.index = checkpoints, track.index
             if learned is not None:
                 go_on_from(track, learned)
             elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):

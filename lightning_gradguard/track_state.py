@@ -17,8 +17,8 @@ from lightning_gradguard.statistics.collectives import Collectives
 def state_of(track: OptimizerTrack, together: Collectives | None = None) -> dict[str, Any]:
     """Return everything learned, for a checkpoint.
 
-    It holds one process's state, whose shards are of no use to the others. ``together``, where all processes call this at the same
-    point, lets them be made whole.
+    It holds one process's state, whose shards are of no use to the others. ``together``, where all processes call this
+    at the same point, lets them be made whole.
     """
 
     def readable(snapshot: Snapshot) -> Snapshot | None:

@@ -19,16 +19,16 @@ from tests.builders import mlp, regression, same, spoil
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
 TREES = {4: "bd8b0084a899206b"}
-"""Hash of the keys of a state of this version. Where this fails, add a version and its migration to ``checkpoint.py``, a line
-here, and a golden state with ``python -m tests.fixtures.golden``."""
+"""Hash of the keys of a state of this version. Where this fails, add a version and its migration to
+``checkpoint/migration.py``, change this line, and write a golden state with ``python -m tests.fixtures.golden``."""
 OLD = {
     "version_1": "4f694df",
     "version_2_first": "053c1cb",
     "version_2_last": "d87dd49",
     "version_3": "f999297",
 }
-"""Commits that the golden states of earlier versions were written by: the last one before the package's rooms were built, and the last
-one before states had defaults, among them."""
+"""Commits that the golden states of earlier versions were written by, or that write such: the last ones before the
+package had rooms, before it had a simulated device, and before states had defaults, among them."""
 
 
 def keys(value: Any, path: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """The first half hour on a GPU: from what tells most to what tells least, in under nine minutes on one H100.
 
-``python -m benchmarks.first_gpu --out first_gpu.json`` prints a table as it goes, and writes what it has after each part, so that
-nothing is lost if the machine goes back early. Without a GPU, or with ``--short``, the same parts run in short form on a device that
-is simulated (``tests/device``): their times then mean nothing, but all else does.
+``python -m benchmarks.first_gpu --out first_gpu.json`` prints a table as it goes, and writes what it has after each
+part, so that nothing is lost if the machine goes back early. Without a GPU, or with ``--short``, the same parts run in
+short form on a device that is simulated (``tests/device``): their times then mean nothing, but all else does.
 """
 
 from __future__ import annotations

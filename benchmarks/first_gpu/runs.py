@@ -34,7 +34,7 @@ def tests(place: Place) -> dict[str, Any]:
 
 
 def example(place: Place) -> dict[str, Any]:
-    """Tell, by precision of Lightning's, what became of the three runs of the example; in short form of the first steps of one."""
+    """Tell, by precision, what became of the three runs of the example; in short form, of the first steps of one."""
     from examples import inception_explosion as inception
 
     found: dict[str, Any] = {}

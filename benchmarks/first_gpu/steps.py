@@ -73,7 +73,7 @@ def back(place: Place) -> dict[str, Any]:
 
 
 def snapshot(place: Place) -> dict[str, Any]:
-    """Return how long a snapshot takes to be begun, to have arrived, and what it adds to a step that it is copied beside."""
+    """Return how long a snapshot takes to be begun and to have arrived, by itself and beside other work."""
     module = overhead_gpu.Language() if place.real else network()
     loop = place.loop(partial(torch.optim.AdamW, lr=1e-6, fused=True), module, guarded=False)
     for p in loop.module.parameters():

@@ -1,7 +1,7 @@
 """What snapshots may take of the host's memory, and what is kept where they take more.
 
-Linux grants memory that it does not have, and kills the process when it is used: what a snapshot needs is known before it is made, so
-it is held against what is left.
+Linux grants memory that it does not have, and kills the process when it is used: what a snapshot needs is known before
+it is made, so it is held against what is left.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def taken(tensor: Tensor, pinned: int) -> int:
 
 
 def left(root: Path = Path("/")) -> float:
-    """Return the bytes of memory that this machine, or the container that this process lives in, has left; inf where nobody tells."""
+    """Return the bytes of memory that this machine, or this process's container, has left; inf where nobody tells."""
     found = [math.inf]
     with suppress(OSError, ValueError):
         lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines() if ":" in line)

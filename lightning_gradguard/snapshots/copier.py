@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_gradguard.snapshots.snapshot import Snapshot
 
 PINNED = 2**30
-"""Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
+"""Bytes of a tensor up to which its copy is pinned: that cannot be swapped, and is rounded up to a power of two."""
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
@@ -31,9 +31,9 @@ class _Ahead:
 class Copier:
     """Copy parameters, buffers and the state of an optimizer to host memory.
 
-    From a GPU they are copied by its own hand into pinned memory. Where the copy can begin with the batch it runs on a stream of its own
-    beside the forward and backward pass, and only the stream of the update waits for it. Buffers change in a forward pass, and are
-    copied once that is over.
+    From a GPU they are copied by its own hand into pinned memory. Where the copy can begin with the batch it runs on a
+    stream of its own beside the forward and backward pass, and only the stream of the update waits for it. Buffers
+    change in a forward pass, and are copied once that is over.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Copier:
         lean: bool = False,
         over: Snapshot | None = None,
     ) -> Snapshot:
-        """Return a copy, written over the memory of ``over`` where that fits; ``lean`` leaves the optimizer's state out."""
+        """Return a copy, written over ``over`` where that fits; ``lean`` leaves the optimizer's state out."""
         old = over or Snapshot(0, {}, {}, {})
         held = {} if lean else {name: optimizer.state[p] for name, p in parameters.items() if p in optimizer.state}
         state = {name: _entry(entry, old.optimizer_state.get(name, {})) for name, entry in held.items()}
@@ -73,7 +73,7 @@ class Copier:
         lean: bool,
         over: Snapshot | None,
     ) -> None:
-        """Begin to copy parameters and state beside the device's work, for a snapshot that may be wanted before the coming update."""
+        """Begin to copy parameters and state beside the device's work, for a snapshot that may be wanted."""
         if self._ahead is not None and self._ahead.step == step:
             return  # A later part of the same step's batch.
         over = over or self.abandoned()
@@ -93,7 +93,7 @@ class Copier:
     def begun(
         self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     ) -> Snapshot | None:
-        """Return what was begun for this step, once, and let the update wait for it; None also where somebody has written since."""
+        """Return what was begun for this step, and let the update wait; None also where somebody has written since."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead.step != step or ahead.marks != _marks(parameters, optimizer):
             return None

@@ -15,7 +15,8 @@ from lightning_gradguard.snapshots.snapshot import Snapshot, plain
 class Lending:
     """Know which snapshots a checkpoint was given, and may be on their way to the disk in another thread.
 
-    A checkpoint gets tensors of its own, which share the memory: once they are gone it is written, and the memory is free.
+    A checkpoint gets tensors of its own, which share the memory: once they are gone it is written, and the memory is
+    free.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """One copy of a state for all processes of a host, in memory that all of them see.
 
-Under DDP all of them train the same weights, so that eight copies hold the same eight times. The first process of the host makes the
-copy; going back needs no word between them.
+Under DDP all of them train the same weights, so that eight copies hold the same eight times. The first process of the
+host makes the copy; going back needs no word between them.
 """
 
 from __future__ import annotations

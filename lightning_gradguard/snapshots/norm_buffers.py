@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 LEAP = 1e8
-"""With the usual momentum of a tenth: a batch thirty thousand times larger than any; 8-bit data, no longer scaled, leap by 7e3."""
+"""With the usual momentum of a tenth: a batch 30,000 times larger than any; 8-bit data, unscaled, leap by 7e3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class RunningStatistics:
                     self._lazy.append(layer)
                     continue
                 for buffer in layer.buffers(recurse=False):
-                    # A view: a scalar (the count of batches) cannot be concatenated. Of .data, since entering no_grad costs, and
-                    # since a graph that lives on (one forward pass, two backward passes) must not find its version changed;
-                    # batch normalisation itself writes to its statistics without a trace there.
+                    # A view: a scalar (the count of batches) cannot be concatenated. Of .data, since entering no_grad
+                    # costs, and since a graph that lives on (one forward pass, two backward passes) must not find its
+                    # version changed; batch normalisation itself writes to its statistics without a trace there.
                     found.setdefault(buffer.device, []).append(buffer.data.view(-1))
         # The largest elements first, so that in a copy each kind begins at a multiple of its size.
         kinds = {device: sorted(views, key=_kind, reverse=True) for device, views in found.items()}
@@ -79,7 +79,7 @@ class RunningStatistics:
         self._spare = {device: _Copy.of(views) for device, views in kinds.items()}
 
     def _awaken(self, *, reset: bool = False) -> None:
-        """Look again once lazy layers have been given their buffers by the first batch; that may have been a bad one."""
+        """Look again once lazy layers have got their buffers from the first batch; that may have been a bad one."""
         if not self._lazy or any(is_lazy(buffer) for layer in self._lazy for buffer in layer.buffers(recurse=False)):
             return
         for layer in self._lazy if reset else ():
@@ -88,15 +88,16 @@ class RunningStatistics:
         self._look()
 
     def accept(self, corrupt: Callable[[], bool] = lambda: False, passed: Tensor | None = None) -> bool:
-        """Remember the values of now; put the old ones back if one is not finite or is huge, or if the step did not pass.
+        """Remember the values of now; put the old ones back if one is not finite or huge, or the step did not pass.
 
         A normalisation hides a huge input from the gradient: it divides by its variance, and all looks calm. In the
-        running variance an inf would stay for ever, and 1e28 for six hundred steps, through which evaluation sees nothing else.
+        running variance an inf would stay for ever, and 1e28 for six hundred steps, through which evaluation sees
+        nothing else.
 
         Args:
-            corrupt: Tells whether the batch of this step is far larger than any healthy one; asked only if the largest of all
-                running statistics has leapt as no shift of the data makes it leap. Where a layer changed its scale, statistics
-                must follow.
+            corrupt: Tells whether the batch of this step is far larger than any healthy one; asked only if the largest
+                of all running statistics has leapt as no shift of the data makes it leap. Where a layer changed its
+                scale, statistics must follow.
             passed: Whether the step's update is made, where only the device knows; a bool tensor of no dimension.
 
         Returns:
@@ -174,7 +175,8 @@ def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
 def _small(values: Tensor) -> bool:
     """Tell whether all elements are far below what could be a leap.
 
-    Their squares tell it, in a third of the time of a maximum: the code for a dot product is at hand from the gradients' norm.
+    Their squares tell it, in a third of the time of a maximum: the code for a dot product is at hand from the
+    gradients' norm.
     """
     if values.dtype not in (torch.float32, torch.float64):
         return False

@@ -64,7 +64,7 @@ class OnDisk:
     load: Callable[[], Snapshot] = field(repr=False)
 
     def snapshot(self) -> Snapshot | None:
-        """Return the snapshot, read from the disk as it is used; None where the file is gone or is another one by now."""
+        """Return the snapshot, read from the disk as it is used; None where the file is gone or another one."""
         try:
             return self.load() if stamp(self.path) == self.stamp else None
         except Exception:  # whatever a file that is no longer whole makes its reader raise
@@ -77,31 +77,50 @@ def stamp(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def newest(
-    checkpoints: Checkpoints,
-    known: Sequence[str],
-    index: int,
-    parameters: Mapping[str, nn.Parameter],
-    buffers: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    collectives: Collectives,
-) -> OnDisk | None:
-    """Return the newest checkpoint, or else one of those that are ``known``, if it is a good one and all processes see the same.
+class LastCheckpoint:
+    """Find the newest good checkpoint of a run.
 
-    Every process must call this at the same point.
+    Attributes:
+        checkpoints: Those that a trainer writes, or None.
+        index: The position of the optimizer in them.
+        referred: One that a checkpoint refers to.
     """
-    names = {id(p): name for name, p in parameters.items()}
-    order = [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
-    found = None
-    for path in (checkpoints.newest(), *known):
-        # An unfinished file, one of another format, one that was written in an incident: whatever its reader raises, it is none.
-        with suppress(Exception):
-            load = partial(_load, checkpoints, path, index, order, list(buffers))
-            before, whole = stamp(path), load()
-            found = OnDisk(path, before, whole.step, whole.extra, load)
-            break
-    seen = collectives.gather(None if found is None else (found.step, found.stamp[0]))
-    return found if all(one is not None and one == seen[0] for one in seen) else None
+
+    def __init__(self) -> None:
+        self.checkpoints: Checkpoints | None = None
+        self.index = 0
+        self.referred = ""
+
+    def find(
+        self,
+        known: Sequence[Snapshot | OnDisk],
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        collectives: Collectives,
+    ) -> OnDisk | None:
+        """Return it, or else one that is ``known``, if all processes see the same.
+
+        Every process must call this at the same point.
+        """
+        names = {id(p): name for name, p in parameters.items()}
+        order = [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+        found: OnDisk | None = None
+        if (checkpoints := self.checkpoints) is not None:
+            for path in (checkpoints.newest(), *(one.path for one in known if isinstance(one, OnDisk)), self.referred):
+                # An unfinished file, one of another format, one that was written in an incident: whatever its reader
+                # raises, it is none.
+                with suppress(Exception):
+                    load = partial(_load, checkpoints, path, self.index, order, list(buffers))
+                    before, whole = stamp(path), load()
+                    found = OnDisk(path, before, whole.step, whole.extra, load)
+                    break
+        seen = collectives.gather(None if found is None else (found.step, found.stamp[0]))
+        return found if all(one is not None and one == seen[0] for one in seen) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: the trainer's checkpoints are the trainer's."""
+        return {**vars(self), "checkpoints": None}
 
 
 def _load(checkpoints: Checkpoints, path: str, index: int, order: Sequence[str], buffers: Sequence[str]) -> Snapshot:

@@ -23,7 +23,7 @@ def agreed(
     *,
     on_disk: bool,
 ) -> tuple[Keeping, str]:
-    """Return the most that all processes can keep alike, and a warning of it; every process must call this at the same point.
+    """Return the most that all processes can keep alike, and a warning; all must call this at the same point.
 
     Args:
         wanted: What one snapshot of this process takes.

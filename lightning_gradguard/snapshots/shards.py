@@ -22,7 +22,7 @@ from lightning_gradguard.statistics.sharding import comparable, cut, gathered, s
 def whole(
     snapshot: Snapshot, parameters: Mapping[str, nn.Parameter], collectives: Collectives, *, share: float
 ) -> Snapshot | None:
-    """Return a snapshot of shards with its tensors whole, on the first process; None on the others, and where there is no memory for it.
+    """Return a snapshot of shards with its tensors whole, on the first process; None on others, or without room.
 
     Every process must call this at the same point, with the same snapshot.
 

@@ -42,7 +42,7 @@ class Snapshot:
 
     @property
     def number(self) -> int:
-        """The step before which it was taken, as the record counts it; with several optimizers that is the trainer's."""
+        """The step before which it was taken, as the record counts: with several optimizers the trainer's."""
         return int(self.extra.get("number", self.step))
 
 

@@ -1,6 +1,7 @@
-"""Snapshots of parameters, buffers and optimizer state, for rollback and layer repair: which are kept, and for how long.
+"""Snapshots of parameters, buffers and optimizer state, for rollback and layer repair: which are kept.
 
-One idea: which states there are to go back to. How they are copied, what they may take and where they lie is said by its neighbours.
+One idea: which states there are to go back to. How they are copied, what they may take and where they lie is said by
+its neighbours.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import checks
-from lightning_gradguard.snapshots import node, on_disk
+from lightning_gradguard.snapshots import node
 from lightning_gradguard.snapshots.budget import Budget, Keeping, left, need
 from lightning_gradguard.snapshots.copier import PINNED, Copier
 from lightning_gradguard.snapshots.lending import Lending
-from lightning_gradguard.snapshots.on_disk import Checkpoints, OnDisk
+from lightning_gradguard.snapshots.on_disk import LastCheckpoint, OnDisk
 from lightning_gradguard.snapshots.planning import agreed
 from lightning_gradguard.snapshots.schedule import Schedule
 from lightning_gradguard.snapshots.shards import parts
@@ -38,13 +39,14 @@ class SnapshotStore:
         every: Steps between snapshots in a run that is under way.
         keep: Snapshots kept; each takes the memory of parameters, their buffers and optimizer state once. 0 switches
             them off.
-        max_bytes: Most bytes of host memory that the snapshots of one process may take; None for no bound but the share.
-        max_share: Share of the memory that the host has left before the first snapshot, which those of all its processes may take.
-            What does not fit is made smaller, with a warning: one snapshot, one for all processes of a host, one without the
-            optimizer's state, the run's own last checkpoint on disk, none.
-        in_checkpoint: Whether a checkpoint holds the snapshots too, each as large as the checkpoint itself. Without them the checkpoint's
-            own weights are the newest snapshot of the run that is resumed from it; one that is written in an incident carries the last
-            good snapshot in any case.
+        max_bytes: Most bytes of host memory that the snapshots of one process may take; None for no bound but the
+            share.
+        max_share: Share of the memory that the host has left before the first snapshot, which those of all its
+            processes may take. What does not fit is made smaller, with a warning: one snapshot, one for all processes
+            of a host, one without the optimizer's state, the run's own last checkpoint on disk, none.
+        in_checkpoint: Whether a checkpoint holds the snapshots too, each as large as the checkpoint itself. Without
+            them the checkpoint's own weights are the newest snapshot of the run that is resumed from it; one that is
+            written in an incident carries the last good snapshot in any case.
     """
 
     def __init__(
@@ -68,10 +70,7 @@ class SnapshotStore:
         self.schedule = Schedule(self.every)
         # Whether the first is kept, in place of the second newest.
         self.pinned = False
-        # The checkpoints of the run, which may have to do, the position of the optimizer in them, and one that a checkpoint refers to.
-        self.checkpoints: Checkpoints | None = None
-        self.index = 0
-        self._referred = ""
+        self.disk = LastCheckpoint()
         self._copier = Copier()
         # Memory that the next copy is written over.
         self._spare: Snapshot | None = None
@@ -109,11 +108,11 @@ class SnapshotStore:
 
     @property
     def missing(self) -> bool:
-        """Whether the checkpoint that the run was resumed from did not hold what there was to go back to; its weights stand in for that."""
+        """Whether the checkpoint of a resumed run did not hold what there was to go back to; its weights stand in."""
         return self.keep > 0 and not self._kept and self.schedule.due > 0 and self.keeping is not Keeping.DISK
 
     def due(self, step: int, *, soon: bool = False) -> bool:
-        """Tell whether it is time for the next snapshot; ``soon``, while a treatment is on trial, ten steps after the last one."""
+        """Tell whether it is time for the next snapshot; ``soon``, in a trial, ten steps after the last one."""
         return self.keep > 0 and self.schedule.has_come(step, soon=soon)
 
     def plan(
@@ -123,9 +122,10 @@ class SnapshotStore:
         optimizer: torch.optim.Optimizer,
         collectives: Collectives,
     ) -> str | None:
-        """Hold what the next snapshot takes against what the host has left; keep less where it is too much, and return what to warn of.
+        """Hold what the next snapshot takes against what the host has left; keep less if need be, with a warning.
 
-        Asked before each, and decided before the first, and anew where one takes more than was foreseen; all processes decide alike.
+        Asked before each, and decided before the first, and anew where one takes more than was foreseen; all processes
+        decide alike.
         """
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
         if wanted.whole <= self._planned or self.keep == 0:
@@ -133,8 +133,8 @@ class SnapshotStore:
         # With room for what could not be foreseen: counts of steps, and a buffer or two.
         self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN
         budget = Budget(left(), collectives.neighbours, self.max_bytes, self.max_share)
-        on_disk = self.checkpoints is not None
-        level, told = agreed(wanted, self.keep, budget, parameters, optimizer, collectives, on_disk=on_disk)
+        disk = self.disk.checkpoints is not None
+        level, told = agreed(wanted, self.keep, budget, parameters, optimizer, collectives, on_disk=disk)
         if level <= self.keeping:
             return None
         self.keeping, self.keep = level, min(self.keep, 1)
@@ -153,23 +153,19 @@ class SnapshotStore:
         extra: dict[str, Any] | None = None,
         collectives: Collectives | None = None,
     ) -> None:
-        """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``; every process must at the same point."""
+        """Copy the state as the newest snapshot, dropping what is beyond ``keep``; all processes must do so at once."""
         if not self.missing:  # What stands in for another moves no later one.
             self.schedule.took(step)
-        state = parameters, buffers, optimizer
         if self.keeping is Keeping.DISK:
-            assert self.checkpoints is not None
-            known = [one.path for one in self._kept if isinstance(one, OnDisk)] or [self._referred]
-            found = on_disk.newest(self.checkpoints, known, self.index, *state, collectives or Collectives())
+            found = self.disk.find(self._kept, parameters, buffers, optimizer, collectives or Collectives())
             self._kept = [found] if found is not None else []
             return
+        self._make_room(step)
         if (begun := self._copier.begun(step, parameters, optimizer)) is not None:
             changing = self._copier.copy(step, {}, buffers, optimizer, extra)
             taken = dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra)
-            self._make_room(step)
         else:
-            self._make_room(step)
-            taken = self.capture(step, *state, extra, collectives)
+            taken = self.capture(step, parameters, buffers, optimizer, extra, collectives)
         self._kept.append(taken)
 
     def capture(
@@ -181,7 +177,7 @@ class SnapshotStore:
         extra: dict[str, Any] | None = None,
         collectives: Collectives | None = None,
     ) -> Snapshot:
-        """Return a copy of the state in host memory that is not kept here; with several processes each must call this at the same point."""
+        """Return a copy of the state that is not kept here; all processes must call this at the same point."""
         spare, self._spare = self._spare or self._copier.abandoned(), None
         if self.keeping is Keeping.NODE and collectives is not None:
             return node.take(step, parameters, buffers, optimizer, extra, collectives, spare)
@@ -199,10 +195,10 @@ class SnapshotStore:
         self.schedule.due = step
 
     def _make_room(self, step: int) -> None:
-        """Drop what the next snapshot leaves no room for; its memory may be used again, unless it was lent to a checkpoint.
+        """Drop what the next snapshot leaves no room for, to use its memory again unless a checkpoint has it still.
 
-        The oldest goes before the new one is made, so that the bound on memory holds meanwhile as well. What a checkpoint was
-        given is not written over until that is gone: it may be on its way to the disk in another thread.
+        The oldest goes before the new one is made, so that the bound on memory holds meanwhile as well. What a
+        checkpoint was given is not written over until that is gone: it may be on its way to the disk in another thread.
         """
         same = self._kept[-1:] if self._kept and self._kept[-1].step == step else []
         older = self._kept[: len(self._kept) - len(same)]
@@ -229,7 +225,7 @@ class SnapshotStore:
     def state_dict(
         self, *, incident: bool = False, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one
     ) -> dict[str, Any]:
-        """Return what a resumed run must know, with snapshots where that is wanted, and with the last good one or where it is in any case.
+        """Return what a resumed run must know, with snapshots if asked, and the last good one in an incident.
 
         Args:
             incident: Whether this is written in an incident.
@@ -239,7 +235,7 @@ class SnapshotStore:
         held = [one for one in self._kept if isinstance(one, Snapshot)]
         carried = held if self.in_checkpoint else held[-1:] if incident else []
         kept = [self._lending.lend(found) for one in carried if (found := whole(one)) is not None]
-        path = next((one.path for one in self._kept if isinstance(one, OnDisk)), self._referred)
+        path = next((one.path for one in self._kept if isinstance(one, OnDisk)), self.disk.referred)
         due, taken = self.schedule.due, self.schedule.taken
         return {"due": due, "taken": taken, "pinned": self.pinned, "kept": kept, "on_disk": path}
 
@@ -247,12 +243,8 @@ class SnapshotStore:
         """Take back what :meth:`state_dict` returned."""
         self.schedule.due, self.schedule.taken = int(state["due"]), int(state["taken"])
         self.pinned = bool(state["pinned"])
-        self._kept, self._referred = [self._lending.borrow(kept) for kept in state["kept"]], str(state["on_disk"])
+        self._kept, self.disk.referred = [self._lending.borrow(kept) for kept in state["kept"]], str(state["on_disk"])
 
     def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Keep of snapshots that a checkpoint held whole this process's part."""
         self._kept = [parts(one, parameters) if isinstance(one, Snapshot) else one for one in self._kept]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy begins with: the trainer's checkpoints are the trainer's."""
-        return {**vars(self), "checkpoints": None}

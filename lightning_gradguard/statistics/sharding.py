@@ -22,7 +22,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 def gathered(part: Tensor, like: Any) -> Tensor:
-    """Return the whole that the processes' parts make up, if they are cut as ``like`` is; the part itself if that is not sharded."""
+    """Return the whole that parts cut as ``like`` make up; the part itself if that is not sharded."""
     if not sharded(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -36,7 +36,7 @@ def gathered(part: Tensor, like: Any) -> Tensor:
 
 
 def as_part(part: Tensor, like: Any) -> Tensor:
-    """Return this process's part as the sharded tensor that it is a part of, if ``like`` is sharded and cut to the same shape."""
+    """Return this process's part as the sharded tensor that it is of, if ``like`` is cut to the same shape."""
     if not sharded(like) or not part.dim() or part.shape != like.to_local().shape:
         return part
     from torch.distributed.tensor import DTensor

@@ -25,7 +25,7 @@ def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatisti
 
 
 def stands_in(track: OptimizerTrack) -> bool:
-    """Return whether the state before the step at hand is to be copied because a checkpoint did not hold what there was to go back to."""
+    """Return whether the state is to be copied now because a checkpoint did not hold what there was to go back to."""
     return track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies)
 
 
@@ -52,7 +52,7 @@ def copy_ahead(run: Run, track: OptimizerTrack) -> None:
 
 
 def captured(run: Run, track: OptimizerTrack) -> Snapshot | None:
-    """Return a copy of the state from before a treatment; None, with a warning, where some process has no memory for it."""
+    """Return a copy of the state from before a treatment; None, with a warning, where memory is short."""
     state = track.parameters, track.trained.buffers(), track.optimizer, track.memory(), run.collectives
     made: list[Snapshot] = []
     if failure := attempt(

@@ -1,15 +1,15 @@
-"""A device that is not there: tensors that say they are on ``cuda:0`` (or ``cuda:1``, ``mps:0``), and are as strict about it.
+"""A device that is not there: tensors that say they are on ``cuda:0`` (``cuda:1``, ``mps:0``), and are as strict.
 
-What they hold lies in the memory of the host. Operations between two devices fail as they do on CUDA, a non-blocking copy to pinned
-memory arrives once an event behind it is waited for (until then the host reads NaN), all that makes the host wait is counted, and
-``mps`` knows no float64. Forward and backward pass are made by a twin on the host that shares the memory.
+What they hold lies in the memory of the host. Operations between two devices fail as they do on CUDA, a non-blocking
+copy to pinned memory arrives once an event behind it is waited for (until then the host reads NaN), all that makes the
+host wait is counted, and ``mps`` knows no float64. Forward and backward pass are made by a twin on the host that shares
+the memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -19,103 +19,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.device.machine import DEVICE, Device, Event, Stream, current, on, place_of
+
 READS = frozenset(
     {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2"}
 )
 """What needs an answer from the device before the host can go on."""
 WIDE = frozenset({torch.float64, torch.complex128})
 NO_WIDE = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-
-
-class Waited(RuntimeError):
-    """The host waited for the device where it was not to."""
-
-
-class Device:
-    """What is known of the simulated machine.
-
-    Attributes:
-        waits: Why the host has waited so far, oldest first.
-        strict: Whether a wait raises :class:`Waited`.
-        pinned_bytes: Bytes of pinned memory that were asked for.
-        memory: Bytes that one new tensor on a device may have at most.
-        seeded: Devices whose state of random numbers was read.
-        beside: The stream that work is given to in place of the one of a device, or None.
-        work: How much the latter was given.
-    """
-
-    def __init__(self) -> None:
-        self.waits: list[str] = []
-        self.strict = False
-        self.pinned_bytes = 0
-        self.memory = 2**40
-        self.seeded: set[int] = set()
-        self.made = self.work = 0
-        self.beside: Stream | None = None
-        self._sent = 0
-        self._coming: list[tuple[int, Tensor, Tensor, int]] = []
-        self._pinned: set[int] = set()
-
-    @property
-    def sent(self) -> int:
-        """How many copies were sent to the host."""
-        return self._sent
-
-    @property
-    def under_way(self) -> int:
-        """How many of them have not arrived."""
-        return len(self._coming)
-
-    def wait(self, why: str, *, everywhere: bool = False) -> None:
-        """Wait for all that the device was told, beside its own stream only where it is said so, and count it."""
-        self.arrive(self._sent, None if everywhere else 0)
-        self.waits.append(why)
-        if self.strict:
-            raise Waited(why)
-
-    def arrive(self, until: int, stream: int | None = 0) -> None:
-        """Let the copies of one stream (None of all) that were sent first reach the host."""
-        coming = []
-        for number, target, value, there in self._coming:
-            if number <= until and stream in (None, there):
-                target.copy_(value)
-            else:
-                coming.append((number, target, value, there))
-        self._coming = coming
-
-    def catch_up(self, stream: Stream) -> None:
-        """Let a stream read what it copies: from here on others may write to it, and wait for it with the device's own."""
-        self._coming = [
-            (number, target, value.clone(), 0) if there == stream.cuda_stream else (number, target, value, there)
-            for number, target, value, there in self._coming
-        ]
-
-    def send(self, target: Tensor, value: Tensor) -> None:
-        """Begin a copy to the host, where there is nothing to be read until it arrives.
-
-        On a stream beside it is read late, so by what nobody waits for it is torn; and it is nothing where that did not wait for the work
-        before it.
-        """
-        self._sent += 1
-        side = self.beside
-        read = value.detach().to(target.dtype) if side is not None else value.detach().to(target.dtype, copy=True)
-        if side is not None and side.behind != self.work:
-            read = torch.full_like(read, torch.nan if read.is_floating_point() else 0x5A)
-        self._coming.append((self._sent, target, read, 0 if side is None else side.cuda_stream))
-        target.fill_(torch.nan if target.is_floating_point() or target.is_complex() else 0x5A)
-
-    def pin(self, tensor: Tensor) -> Tensor:
-        """Count a tensor of the host as pinned."""
-        self._pinned.add(tensor.untyped_storage().data_ptr())
-        self.pinned_bytes += tensor.nbytes
-        return tensor
-
-    def is_pinned(self, tensor: Tensor) -> bool:
-        """Tell whether the device can write to a tensor of the host by itself."""
-        return not isinstance(tensor, Far) and tensor.untyped_storage().data_ptr() in self._pinned
-
-
-DEVICE = Device()
 
 
 class Far(Tensor):
@@ -210,11 +121,6 @@ def far(value: Tensor, device: str = "cuda:0") -> Far:
     return Far(value, device)
 
 
-def _place(device: Any) -> torch.device:
-    found = torch.device(device)
-    return torch.device(found.type, 0) if found.type not in ("cpu", "meta") and found.index is None else found
-
-
 def _do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do on the host what the device was told, as strictly as the device."""
     name = func.name().removeprefix("aten::").partition(".")[0]
@@ -246,7 +152,7 @@ def _do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     found = func(*tree_map(near, args), **tree_map(near, kwargs))
     if pinned:
         DEVICE.pin(found)
-    if place is None or (wanted is not None and _place(wanted).type == "cpu"):
+    if place is None or (wanted is not None and place_of(wanted).type == "cpu"):
         return found
     # What is changed in place, or written to, must stay that very tensor.
     own = {id(one.near): one for one in tree_leaves((args, kwargs)) if isinstance(one, Far)}
@@ -269,7 +175,7 @@ def _common(name: str, args: Any, kwargs: dict[str, Any]) -> torch.device | None
     others = [one for one in tensors if not isinstance(one, Far)]
     if not places:
         wanted = kwargs.get("device")
-        place = None if wanted is None else _place(wanted)
+        place = None if wanted is None else place_of(wanted)
         return None if place is None or place.type == "cpu" else place
     if len(places) > 1:
         found = ", ".join(sorted(map(str, places)))
@@ -283,7 +189,7 @@ def _common(name: str, args: Any, kwargs: dict[str, Any]) -> torch.device | None
 
 
 def _copy(target: Tensor, source: Tensor, free: bool) -> Tensor:
-    """Copy within a device or between one and the host; ``free`` lets the host go on meanwhile, where memory is pinned."""
+    """Copy within a device or between one and the host; ``free`` lets the host go on, where memory is pinned."""
     if isinstance(target, Far) and isinstance(source, Far):
         target.near.copy_(source.near)
     elif isinstance(target, Far):
@@ -302,7 +208,7 @@ def _copy(target: Tensor, source: Tensor, free: bool) -> Tensor:
 
 
 def _to(source: Tensor, device: Any = None, non_blocking: bool = False, **more: Any) -> Tensor:
-    place = _place(source.device if device is None else device)
+    place = place_of(source.device if device is None else device)
     more.pop("pin_memory", None)
     if place.type == "mps" and (more.get("dtype") or source.dtype) in WIDE:
         raise TypeError(NO_WIDE)
@@ -331,65 +237,6 @@ class _Makes(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class Event:
-    """A mark in what the device has been told."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.at, self.stream = -1, 0
-        DEVICE.made += 1
-
-    def record(self, stream: Stream | None = None) -> None:
-        self.at, self.stream = DEVICE.sent, 0 if stream is None else stream.cuda_stream
-
-    def synchronize(self) -> None:
-        DEVICE.arrive(self.at, self.stream)
-
-    def query(self) -> bool:
-        return True
-
-    def __reduce__(self) -> Any:
-        raise TypeError("cannot pickle 'Event' object")
-
-
-class Stream:
-    """A queue of work; number 0 is the one that a device has by itself.
-
-    Attributes:
-        behind: How much work of that one it waits for.
-    """
-
-    numbers = itertools.count(1)
-
-    def __init__(self, device: Any = None, *, number: int | None = None) -> None:
-        self.device = None if device is None else _place(device)
-        self.cuda_stream = next(self.numbers) if number is None else number
-        self.behind = -1
-
-    def record_event(self, event: Event | None = None) -> Event:
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def wait_stream(self, other: Stream) -> None:
-        if self.cuda_stream:
-            self.behind = DEVICE.work
-        else:
-            DEVICE.catch_up(other)
-
-
-def _current(device: Any = None) -> Stream:
-    return DEVICE.beside or Stream(device, number=0)
-
-
-@contextlib.contextmanager
-def _on(stream: Stream) -> Iterator[None]:
-    before, DEVICE.beside = DEVICE.beside, stream
-    try:
-        yield
-    finally:
-        DEVICE.beside = before
-
-
 @contextlib.contextmanager
 def simulated() -> Iterator[Device]:
     """Let there be two CUDA devices and one of Apple's, inside the block."""
@@ -397,15 +244,15 @@ def simulated() -> Iterator[Device]:
     state = torch.zeros(8, dtype=torch.uint8)
 
     def seed(device: Any = 0) -> Tensor:
-        DEVICE.seeded.add(torch.device("cuda", device).index if isinstance(device, int) else _place(device).index)
+        DEVICE.seeded.add(torch.device("cuda", device).index if isinstance(device, int) else place_of(device).index)
         return state
 
     stands: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "Event": Event,
         "Stream": Stream,
-        "stream": _on,
-        "current_stream": _current,
+        "stream": on,
+        "current_stream": current,
         "device": lambda device: contextlib.nullcontext(),
         "synchronize": lambda device=None: DEVICE.wait("synchronize", everywhere=True),
         "get_rng_state": seed,
@@ -415,7 +262,9 @@ def simulated() -> Iterator[Device]:
 
     def made(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
         here = as_tensor(data, dtype=dtype)
-        return here if isinstance(data, Tensor) or device is None or _place(device).type == "cpu" else far(here, device)
+        return (
+            here if isinstance(data, Tensor) or device is None or place_of(device).type == "cpu" else far(here, device)
+        )
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "as_tensor", made))
@@ -426,7 +275,7 @@ def simulated() -> Iterator[Device]:
 
 
 def moved(module: nn.Module, device: str | Callable[[str], str] = "cuda:0") -> tuple[nn.Module, nn.Module]:
-    """Return the module on a device (its parameters each on one of its own, where ``device`` tells which), and its twin on the host."""
+    """Return the module on a device (each parameter on its own, by ``device``), and its twin on the host."""
     twin, there = copy.deepcopy(module), copy.deepcopy(module)
     homes = dict((*twin.named_parameters(), *twin.named_buffers()))
     for prefix, layer in there.named_modules():

@@ -191,8 +191,8 @@ def test_a_checkpoint_is_whole_and_a_resumed_run_is_left_to_the_device() -> None
 
 
 def test_a_rate_in_a_tensor_of_the_device_costs_no_wait() -> None:
-    def capturable(parameters: object) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=far(torch.tensor(1e-2)), capturable=True, foreach=True)  # type: ignore[arg-type]
+    def capturable(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=far(torch.tensor(1e-2)), capturable=True, foreach=True)
 
     loop = Loop(network(), capturable)
     for step, (inputs, targets) in enumerate(batches(TAKEN)):

@@ -1,4 +1,4 @@
-"""Several GPUs: no rank decides anything by what it alone has seen, so all make the same collectives in the same order."""
+"""Several GPUs: no rank decides anything by what it alone has seen, so all make the same collectives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trouble on a device: bad steps, repairs and ways back under each optimizer, on two devices, on Apple's, and short of memory."""
+"""Trouble on a device: bad steps, repairs and ways back, on two devices, on Apple's, and short of memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -86,8 +87,8 @@ def test_state_that_was_removed_is_put_back_where_the_optimizer_keeps_it(kind: s
 
 @pytest.mark.parametrize("method", ["redraw", "auto"])
 @pytest.mark.parametrize("kind", ["AdamW fused", "Adam capturable", "AdamW foreach"])
-def test_a_layer_is_mended_and_the_run_goes_back_right_after(kind: str, method: str) -> None:
-    remedies = [Reinitialize(method=method) if r.name == "reinitialize" else r for r in default_remedies()]  # type: ignore[arg-type]
+def test_a_layer_is_mended_and_the_run_goes_back_right_after(kind: str, method: Any) -> None:
+    remedies = [Reinitialize(method=method) if r.name == "reinitialize" else r for r in default_remedies()]
     loop = Loop(network(), OPTIMIZERS[kind], remedies=remedies)
     for step, (inputs, targets) in enumerate(batches(AT + 45)):
         if step == AT:

@@ -1,4 +1,4 @@
-"""A user's own detector, remedy or sink that fails: a clear error that names it, or one warning where that was wished."""
+"""A user's own detector, remedy or sink that fails: a clear error that names it, or one warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots that fit: what they take is known before they are made, and made smaller step by step where it is too much."""
+"""Snapshots that fit: what they take is known before they are made, and made smaller where it is too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which states are copied: not those of a run that fails to learn or has died, but those of one whose loss honestly climbs."""
+"""Which states are copied: not those of a run that fails to learn, but those of one whose loss honestly climbs."""
 
 from __future__ import annotations
 

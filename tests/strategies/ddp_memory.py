@@ -1,4 +1,4 @@
-"""DDP on a host with little memory: one copy for both processes, the last checkpoint on disk, and memory that one of them lacks."""
+"""DDP on a host with little memory: one copy for both processes, the last checkpoint on disk, one that lacks it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def starved(
                 kept["shared"] = "memfd:gradguard" in Path("/proc/self/maps").read_text()
                 kept["untreated"] = kept.get("untreated", False) or track.treatment.untreated is not None
 
-        guard.on_train_batch_end = lambda *args: (GradGuard.on_train_batch_end(guard, *args), watch())[0]  # type: ignore[method-assign]
+        inner = guard.on_train_batch_end
+        guard.on_train_batch_end = lambda *args: (inner(*args), watch())[0]  # type: ignore[method-assign]
         saver = ModelCheckpoint(root / "saved", every_n_train_steps=SAVED, save_top_k=1) if saves else None
         module = Damaged(mlp(), ADAM)
         with warnings.catch_warnings(record=True) as told:

@@ -1,7 +1,7 @@
 """Clip or hold a step on the device, which is not waited for; the host reads one step later what was done.
 
-The host knows the largest norm that may pass before the step, from what was accepted so far. The device compares, and the
-norms travel to pinned memory behind the step's own work, to be read when the next one is about to be judged.
+The host knows the largest norm that may pass before the step, from what was accepted so far. The device compares, and
+the norms travel to pinned memory behind the step's own work, to be read when the next one is about to be judged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradguard.records import FloatArray
+from lightning_gradguard.device_gate.reading import Flight, Reading
 from lightning_gradguard.statistics.norms import gradient_norms, local
 
 WORDS = {2: torch.int16, 4: torch.int32}
@@ -25,60 +25,21 @@ DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 """Gradients whose norms are taken in float32 by one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the device found and did at one step.
-
-    Args:
-        norms: L2 norm of each gradient, shape ``(gradients,)``.
-        coefficient: What the gradients were multiplied by: 1 untouched, 0 held.
-        loss: The step's loss, or None where none was given.
-        peaks: Largest absolute elements of the batch's tensors.
-        flight: What the host knew of the step when it left it to the device.
-    """
-
-    norms: FloatArray
-    coefficient: float
-    loss: float | None
-    peaks: tuple[float, ...]
-    flight: Flight | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """What the host knew of a step that it left to the device.
-
-    Args:
-        step: Its number.
-        names: Names of the parameters that had a gradient.
-        loss: Its loss, where that was on the host.
-        rate: Its learning rate.
-        batch_index: The number of its batch.
-        scaled: Whether a GradScaler owns it.
-    """
-
-    step: int
-    names: tuple[str, ...]
-    loss: float | None
-    rate: float | None
-    batch_index: int | None
-    scaled: bool = False
-
-
 class DeviceGate:
     """Judge one optimizer's gradients on their device.
 
     On a *fused* optimizer both answers are free: ``found_inf`` makes its kernel leave parameters and state alone, and
-    ``grad_scale`` divides the gradients on the way. Other optimizers cannot be told from the device to do nothing. Their
-    gradients are multiplied by one or zero, as integers, so that a NaN times zero is zero and a healthy gradient keeps every bit:
-    the pass that a clip takes. A bad step is then one without a gradient: momentum and weight decay go on, where a step held by
-    the host touches nothing.
+    ``grad_scale`` divides the gradients on the way. Other optimizers cannot be told from the device to do nothing.
+    Their gradients are multiplied by one or zero, as integers, so that a NaN times zero is zero and a healthy gradient
+    keeps every bit: the pass that a clip takes. A bad step is then one without a gradient: momentum and weight decay go
+    on, where a step held by the host touches nothing.
 
-    What others clip after it counts once: by ``clips_follow`` they find a gradient that is clipped already, and :meth:`settle` divides
-    by no more than is left to divide by.
+    What others clip after it counts once: by ``clips_follow`` they find a gradient that is clipped already, and
+    :meth:`settle` divides by no more than is left to divide by.
 
     Attributes:
-        clips_follow: Whether somebody clips the gradients between the judgement and the update, in a place that nothing here sees.
+        clips_follow: Whether somebody clips the gradients between the judgement and the update, in a place that nothing
+            here sees.
     """
 
     def __init__(self) -> None:
@@ -124,7 +85,8 @@ class DeviceGate:
             target: Norm to clip down to.
             gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
             act: False only measures.
-            sharded: Whether some gradients are DTensors, whose norms are summed over their mesh: by the devices, so nobody waits.
+            sharded: Whether some gradients are DTensors, whose norms are summed over their mesh: by the devices, so
+                nobody waits.
             scaled: Whether a GradScaler owns the step; what is not finite it must find itself, and skip.
             scale: What the gradients are still multiplied by, where it has left that to a fused optimizer; one element.
             loss: The step's loss, one element.
@@ -141,8 +103,8 @@ class DeviceGate:
         limit = min(limit, sys.float_info.max)
         # What a fused kernel is told would have to be a DTensor too, and a GradScaler tells it something else.
         fused = not (sharded or scaled) and _fused(optimizer, len(grads))
-        # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where: that
-        # would make a tensor of them on the host first, and wait for its way to the device.
+        # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where:
+        # that would make a tensor of them on the host first, and wait for its way to the device.
         skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
         coefficient = (target / total).masked_fill(total <= limit, 1.0).masked_fill(skip, 0.0)
         if not act:
@@ -172,7 +134,7 @@ class DeviceGate:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Divide a fused optimizer's gradients by what is left to divide by, if others have written to them since they were judged."""
+        """Divide a fused optimizer's gradients by what is left to divide by, if others have written to them since."""
         told = self._told
         if told is None or self._marked is None or _writes(told.grads) == told.writes:
             return
@@ -198,8 +160,8 @@ class DeviceGate:
     def collect(self) -> Reading | None:
         """Return what was found at the last step that was judged here, once; None if there is none.
 
-        Between the two the device has been given a whole step to do, so it has long passed the point that is waited for, or is still
-        busy with what came before: in neither case does it run dry.
+        Between the two the device has been given a whole step to do, so it has long passed the point that is waited
+        for, or is still busy with what came before: in neither case does it run dry.
         """
         if self._waiting is None or self._pinned is None:
             return None
@@ -252,7 +214,8 @@ def _writes(grads: list[Tensor]) -> int:
 def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
     """Tell whether the optimizer's kernel can be told to clip and to do nothing.
 
-    A first step that SGD is told not to make would leave its momentum uninitialised, so every parameter must have some state.
+    A first step that SGD is told not to make would leave its momentum uninitialised, so every parameter must have some
+    state.
     """
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     return bool(fused and all(g.get("fused") for g in optimizer.param_groups) and len(optimizer.state) >= count)

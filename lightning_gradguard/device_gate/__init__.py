@@ -1,0 +1,6 @@
+"""Judging a step on its device, which is not waited for."""
+
+from lightning_gradguard.device_gate.gate import DeviceGate
+from lightning_gradguard.device_gate.reading import Flight, Reading
+
+__all__ = ["DeviceGate", "Flight", "Reading"]
