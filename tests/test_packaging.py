@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 SKIPPED = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "lightning_logs", "node_modules"
 )
+ADDRESS = "https://example.org/lightning_gradguard"
+RELATIVE = re.compile(r"\]\((?![a-z]+:|#)")
 BUILD = "from setuptools import build_meta as b; print(b.build_sdist('out')); print(b.build_wheel('out'))"
 TRAIN = """
 import importlib.metadata, logging, sys, torch, {twin} as pl
@@ -75,7 +80,17 @@ def test_the_source_archive_holds_what_its_tests_need(built: Path) -> None:
             if file.is_file() and "_build" not in file.parts and not {"__pycache__", "runs"} & set(file.parts)
         }
         assert wanted - held == set()
-    assert {"CHANGELOG.md", "LICENSE", "ruff.toml", "tox.ini", "setup.cfg", "pyproject.toml"} <= held
+    assert {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "setup.py",
+        "ruff.toml",
+        "tox.ini",
+        "setup.cfg",
+        "pyproject.toml",
+    } <= held
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
@@ -89,6 +104,53 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     for package in ("lightning_gradguard", "lightning_gradguard_tensorboard"):
         files = [f for f in (ROOT / package).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
         assert {f.relative_to(ROOT).as_posix() for f in files} <= set(held)
+
+
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_the_page_on_an_index_has_no_link_that_leads_nowhere(built: Path) -> None:
+    page = metadata(next(built.glob("*.whl"))).get_payload()
+    assert "GradGuard()" in page and not RELATIVE.search(page) and "![" not in page
+
+
+def test_where_the_address_is_known_links_are_absolute(tmp_path: Path) -> None:
+    copy = tmp_path / "source"
+    shutil.copytree(ROOT, copy, ignore=SKIPPED)
+    only_wheel = "from setuptools import build_meta as b; b.build_wheel('out')"
+    variables = {**os.environ, "GRADGUARD_ADDRESS": f"{ADDRESS}/"}
+    subprocess.run([sys.executable, "-c", only_wheel], cwd=copy, env=variables, check=True, capture_output=True)
+    found = metadata(next((copy / "out").glob("*.whl")))
+    links = dict(url.split(", ") for url in found.get_all("Project-URL", []))
+    assert {"Source", "Issues", "Documentation", "Changelog", "Compatibility"} == set(links)
+    page = found.get_payload()
+    assert (
+        not RELATIVE.search(page)
+        and f"![The GradGuard tab of TensorBoard after the guarded run of the example]({ADDRESS}/raw/" in page
+    )
+    targets = re.findall(rf"{ADDRESS}/(?:blob|raw)/main/([^)#\s]+)", "\n".join([page, *links.values()]))
+    assert len(targets) > 10 and all((ROOT / target).exists() for target in targets)
+
+
+def test_the_classifiers_are_those_of_the_pythons_that_are_tested(built: Path) -> None:
+    told = metadata(next(built.glob("*.whl"))).get_all("Classifier", [])
+    pythons = {
+        line.rpartition(" ")[2].replace(".", "")
+        for line in told
+        if line.startswith("Programming Language :: Python :: 3.")
+    }
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    assert pythons == set(re.findall(r"\bpy(3\d+)", tox.partition("env_list =")[2].partition("\n")[0]))
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    from lightning_gradguard import __version__
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[?({re.escape(__version__)}|Unreleased)", text, re.MULTILINE)
 
 
 def test_the_index_would_take_it(built: Path) -> None:

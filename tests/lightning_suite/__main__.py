@@ -1,4 +1,8 @@
-"""Run Lightning's tests with a guard in every Trainer; what fails is run without one, and with a callback that does nothing.
+"""Run Lightning's tests with a guard in every Trainer; what fails is run without one, and with callbacks that do nothing.
+
+What passes without a guard may still ask for an exact list of callbacks, of files or of metrics: so what only the guard fails is run again
+beside a callback that does nothing, and beside one that does nothing but write as many files and metrics. What passes with all of
+them is the guard's own fault.
 
 Nothing is fetched: a checkout of Lightning's repository, of the version that is installed, is given. Each file of tests is one step, noted
 in a state file, so that a run that was cut off goes on where it was.
@@ -13,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
 from tests.lightning_suite.plugin import VARIABLE
 
 ROOT = Path(__file__).parents[2]
+OTHERS = ("none", "nothing", "writes")
 FOLDERS = ("loops", "trainer", "callbacks", "checkpointing", "tuner", "core", "models")
 
 
@@ -50,21 +56,29 @@ def _outcome(case: ET.Element) -> str:
 
 
 def examine(suite: Path, file: str, timeout: float) -> dict[str, dict[str, str]]:
-    """Return the outcomes of a file with the guard; of what fails, also those without, and with a callback that does nothing."""
+    """Return the outcomes of a file with the guard; of what fails, also those without, and with callbacks that do nothing."""
     found = {"guard": run(suite, [file], "guard", timeout)}
     failed = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
-    for other in ("none", "nothing") if failed else ():
+    for other in OTHERS if failed else ():
         found[other] = run(suite, failed, other, timeout)
+        if file in failed:  # It was cut off as a whole, and so are the others, or they are not.
+            whole = found[other].get(file, "passed")
+            found[other] = {file: "passed" if whole in ("passed", "skipped") else whole}
         failed = [test for test in failed if found[other].get(test) == "passed"]
         if not failed:
             break
     return found
 
 
+def culprits(found: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return of each test that fails with the guard what it fails with besides, first of all; the guard itself, of those it fails alone."""
+    bad = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
+    return {test: next((o for o in OTHERS if found.get(o, {}).get(test) != "passed"), "guard") for test in bad}
+
+
 def guilty(found: dict[str, dict[str, str]]) -> list[str]:
     """Return the tests that fail with the guard only."""
-    bad = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
-    return [test for test in bad if all(found.get(other, {}).get(test) == "passed" for other in ("none", "nothing"))]
+    return [test for test, culprit in culprits(found).items() if culprit == "guard"]
 
 
 def main() -> int:
@@ -86,9 +100,13 @@ def main() -> int:
             options.state.write_text(json.dumps(state, indent=1))
         outcomes = list(state[file]["guard"].values())
         print(f"{file}: {outcomes.count('passed')} passed, guard only: {guilty(state[file]) or 'none'}", flush=True)
-    passed = sum(list(found["guard"].values()).count("passed") for found in state.values())
+    counts = Counter(outcome for found in state.values() for outcome in found["guard"].values())
+    why = Counter(culprit for found in state.values() for culprit in culprits(found).values())
     only = [test for found in state.values() for test in guilty(found)]
-    print(f"{passed} passed with the guard; {len(only)} fail with it only:", *only, sep="\n  ")
+    print(f"with the guard {counts['passed']} passed, {counts['skipped']} were skipped, {sum(why.values())} failed:")
+    print(f"  {why['none']} of these without it too, {why['nothing']} with a callback that does nothing,", end=" ")
+    print(f"{why['writes']} with one that writes as many files and metrics; with the guard only {len(only)}:")
+    print(*only, sep="\n")
     return int(bool(only))
 
 

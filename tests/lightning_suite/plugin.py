@@ -1,14 +1,15 @@
-"""A pytest plugin that puts a callback into every Trainer: the guard, one that does nothing, or none."""
+"""A pytest plugin that puts a callback into every Trainer: the guard, one that does nothing, one that only writes, or none."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors import callback_connector
 
-from lightning_gradguard.callback import from_environment
+from lightning_gradguard.callback import _directory, from_environment
 
 VARIABLE = "GRADGUARD_SUITE"
 
@@ -24,11 +25,31 @@ class Nothing(Callback):
         """Take it back."""
 
 
-CALLBACKS = {"guard": from_environment, "nothing": lambda: [Nothing()], "none": list}
+class Writes(Nothing):
+    """Do nothing to the run, but write a file where the guard has its journal after an incident, and metrics where it has its own."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Write the file."""
+        given = str(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            directory = _directory(trainer, given, "nothing")
+            if directory is not None:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / "gradguard.jsonl").touch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write a metric."""
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.log_metrics({"gradguard/nothing": 0.0}, step=trainer.global_step)
 
 
-def pytest_configure() -> None:
+CALLBACKS = {"guard": from_environment, "nothing": lambda: [Nothing()], "writes": lambda: [Writes()], "none": list}
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Let Lightning load it as it loads callbacks of entry points."""
+    # Of pytest-rerunfailures, which need not be installed.
+    config.addinivalue_line("markers", "flaky: may fail now and then")
     load, own = callback_connector._load_external_callbacks, CALLBACKS[os.environ[VARIABLE]]
 
     def with_ours(group: str) -> list[Any]:
