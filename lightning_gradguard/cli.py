@@ -13,8 +13,8 @@ from lightning_gradguard.report import RunStory, find_journals, follow, read_sto
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
-_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not be
-written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
+_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not
+be written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int | None = None) -> int:
-    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows, until it is interrupted; return the exit status."""
+    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows; return the exit status at last."""
     # A pipe gets one text below the other; a terminal keeps one place.
     begin = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
     try:

@@ -48,9 +48,8 @@ class Guard:
         on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
-            :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
-        on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
-            and go on without it.
+            :class:`TrainingDiverged`, or ``"continue"`` with clipping and skipping steps only.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -124,7 +123,7 @@ class Guard:
         return self._session.module
 
     def bind(self, module: nn.Module) -> None:
-        """Guard this module, without what Fabric or DDP have put around it; what was learned of another one is forgotten.
+        """Guard this module, without what Fabric or DDP have put around it; forget what was learned of another.
 
         Raises:
             ValueError: A remedy names layers that the module does not have.
@@ -155,7 +154,7 @@ class Guard:
     def augment(self, batch: Any) -> Any:
         """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
 
-        Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        Call it before the forward pass in a loop of your own. :meth:`before_step` puts the batch back.
         """
         self._tracks.augment(batch)
         return batch
@@ -234,9 +233,8 @@ class Guard:
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
 
-        What an earlier version has saved is migrated, and what is new since then takes its default. What still does not fit
-        is forgotten with one warning that names it, and training goes on. Of a state of version 1 only the incidents are
-        taken: the rules that its numbers were learned by are gone.
+        What an earlier version has saved is migrated, and what is new since then takes its default. What does not fit
+        is forgotten with one warning that names it. Of a state of version 1 only the incidents are taken.
 
         Args:
             state: What was saved.

@@ -48,7 +48,7 @@ class Tracks:
         return track, self._waiting.pop(str(track.index), None)
 
     def augment(self, batch: Any) -> None:
-        """Augment a batch if a remedy does so now; a second one, of another optimizer, would put back what the first has made."""
+        """Augment a batch if a remedy does so now; a second one would put back what the first has made."""
         any(track.remedies.before_forward(batch) for track in self)
 
     def follow(self, loss: Tensor) -> None:
@@ -84,7 +84,7 @@ class Tracks:
             self._met.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was learned of each, by its index; of those that have not been met yet what was loaded for them."""
+        """Return what was learned of each optimizer, by its index, or loaded for it where it has not been met yet."""
         return {**self._waiting, **{str(track.index): state_of(track) for track in self}}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:

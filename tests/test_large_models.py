@@ -1,4 +1,5 @@
-"""The page on large models says what the code does: its table is computed here, and measured as far as this machine goes."""
+"""The page on large models says what the code does: its table is computed here, and measured as far as this machine
+goes."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from tests.builders import mlp, regression, same, spoil
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
 TREES = {3: "c91d4a82ddb4f556"}
-"""Hash of the keys of a state of each version. Where this fails, add a version and its migration to ``checkpoint.py``, a line
-here, and a golden state with ``python -m tests.fixtures.golden``."""
+"""Hash of the keys of a state of each version. Where this fails, add a version and its migration to
+``checkpoint/migration.py``, a line here, and a golden state with ``python -m tests.fixtures.golden``."""
 
 
 def keys(value: Any, path: str = "") -> list[str]:

@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard.records import BATCH, Suspect
 
-LOUD = 10.0
+CORRUPT = 10.0
 """A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
 TAILS = 3.0
-"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond that: data of heavy
-tails exceed themselves."""
+"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond
+that: data of heavy tails exceed themselves."""
 SEEN = 32
 """Healthy batches that are remembered."""
-ENOUGH = 3
+LEAST_SEEN = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
 
@@ -31,7 +31,7 @@ def _floats(batch: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
-    """Return the largest absolute element of each float tensor in a batch (that is on ``device``), there; NaN if one is."""
+    """Return the largest absolute element of each float tensor in a batch (on ``device``), there; NaN if one is."""
     return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
 
 
@@ -42,7 +42,7 @@ class BatchWitness:
     """
 
     def __init__(self) -> None:
-        # Of each healthy batch the largest element of each tensor.
+        # The largest element of each tensor, for each healthy batch.
         self._peaks: list[list[float]] = []
         # Healthy ones hold NaN: what is missing is marked so, and the model knows.
         self._gaps = False
@@ -76,14 +76,14 @@ class BatchWitness:
             return None
         if not all(map(math.isfinite, peaks)):
             return Suspect(BATCH, math.inf, "the batch holds NaN or inf")
-        if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
+        if len(self._peaks) < LEAST_SEEN or len(peaks) != len(self._peaks[0]):
             return None
         for peak, *seen in zip(peaks, *self._peaks, strict=True):
             known = sorted(seen)
             middle, largest_seen = known[len(known) // 2], known[-1]
             if not middle > 0.0:
                 continue
-            beyond = max(LOUD, (largest_seen / middle) ** TAILS)
+            beyond = max(CORRUPT, (largest_seen / middle) ** TAILS)
             if peak > beyond * largest_seen:
                 ratio = peak / largest_seen
                 reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"

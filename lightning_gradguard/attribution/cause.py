@@ -34,19 +34,19 @@ class Cause(str, Enum):
 
 
 def cause_of(
-    verdict: Verdict, blame: Sequence[Suspect], *, start: bool, large: bool, signal: Signal | None = None
+    verdict: Verdict, suspects: Sequence[Suspect], *, start: bool, large: bool, signal: Signal | None = None
 ) -> Cause:
     """Return the cause that the evidence of an alarm speaks for.
 
     Args:
         verdict: The alarm.
-        blame: Suspects, worst first.
+        suspects: Suspects, worst first.
         start: Whether the run is fresh and has learned nothing yet.
         large: Whether updates have replaced weights.
         signal: What becomes of the signal in a fresh network, where it was measured.
     """
-    layers = [suspect for suspect in blame if not suspect.is_batch]
-    if len(layers) < len(blame):
+    layers = [suspect for suspect in suspects if not suspect.is_batch]
+    if len(layers) < len(suspects):
         return Cause.BATCH
     if verdict.of_optimizer:
         return Cause.OPTIMIZER

@@ -31,8 +31,8 @@ def blame(
 
     The evidence, strongest first: parameters that are not finite; parameters displaced since the snapshot while other
     layers' are not; a layer that turns a finite signal, or gradient, into one that is not; gains and weights too large
-    against the other layers' and in themselves. Gradients are no evidence of size: in a network with one bad layer all the
-    *others'* grow.
+    against the other layers' and in themselves. Gradients are no evidence of size: in a network with one bad layer all
+    the *others'* grow.
 
     Args:
         module: The root module.
@@ -41,9 +41,10 @@ def blame(
         statistics: The gradients of the step; used to tell which became non-finite at the parameters.
         older: The snapshot before that; it tells how fast training itself moves each layer.
         updates: Number of updates since ``snapshot``; 0 if unknown.
-        changes_only: Hear only what has befallen a layer since the snapshot: what it is like a sound run may have made it.
-        fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of a
-            trained network are rightly far above what their fan calls for.
+        changes_only: Hear only what has befallen a layer since the snapshot: what it is like a sound run may have made
+            it.
+        fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of
+            a trained network are rightly far above what their fan calls for.
     """
     traits = examine(module, snapshot)
     by_layer = {reading.layer: reading for reading in readings}

@@ -35,8 +35,8 @@ class Collectives:
 class Own(Generic[T]):
     """What only this process knows, as of its own batch: nobody may decide anything by it before all know it.
 
-    Processes that come to different decisions make different collectives, and wait for each other for ever. So the value cannot be
-    had but by telling it to the others (:meth:`told`), or where there are none (:meth:`known`).
+    Processes that come to different decisions make different collectives, and wait for each other for ever. So the
+    value cannot be had but by telling it to the others (:meth:`told`), or where there are none (:meth:`known`).
 
     Args:
         value: What is known.

@@ -34,7 +34,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def can_sum_over_shards() -> bool:
-    """Tell whether this torch has a public DTensor."""
+    """Return whether this torch has a public DTensor."""
     try:
         from torch.distributed.tensor import DTensor  # noqa: F401
     except ImportError:
@@ -70,7 +70,8 @@ def gradient_norms(grads: list[Tensor], *, sharded: bool = False) -> Tensor:
         sharded: True if some of them are DTensors; their norms are then gathered over their mesh.
 
     Returns:
-        Tensor of shape ``(len(grads),)``, float32 (float64 if any gradient is, or is sharded), on the device of the first.
+        Tensor of shape ``(len(grads),)``, float32 (float64 if any gradient is, or is sharded), on the device of the
+            first.
         A finite gradient of more than about 1e19 may read as inf; :func:`examine` tells the two apart.
     """
     if not grads:
@@ -90,7 +91,7 @@ def gradient_norms(grads: list[Tensor], *, sharded: bool = False) -> Tensor:
 
 
 def host_norms(grads: list[Tensor], *, sharded: bool = False) -> FloatArray:
-    """Return :func:`gradient_norms` as float64 on the host: the one deliberate wait for the device, all norms in one transfer."""
+    """Return :func:`gradient_norms` as float64 on the host: one deliberate wait for the device, and one transfer."""
     if grads and not sharded and grads[0].is_cpu:
         try:
             # Nothing to wait for, and a thousand numbers are read faster than they are stacked.
@@ -108,8 +109,8 @@ def global_norm(norms: FloatArray) -> float:
 
 def exact_norm(tensor: Tensor) -> tuple[float, int]:
     """Return the float64 norm and the count of non-finite elements, with little memory: there may be none to spare."""
-    # A norm in float64 first makes a copy of what it reads, of a float32 gradient one twice its size. Numbers, not tensors,
-    # are kept: small tensors between the copies would keep their memory from being used again.
+    # A norm in float64 first makes a copy of what it reads, of a float32 gradient one twice its size. Numbers, not
+    # tensors, are kept: small tensors between the copies would keep their memory from being used again.
     norms, count = [], 0
     for piece in torch.split(tensor.reshape(-1), PIECE):
         piece = piece.cpu() if piece.device.type in NARROW else piece

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def sharded(tensor: Tensor) -> bool:
-    """Tell whether a tensor is a DTensor, of which this process may hold a part only."""
+    """Return whether a tensor is a DTensor, of which this process may hold a part only."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -22,7 +22,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 def gathered(part: Tensor, like: Any) -> Tensor:
-    """Return the whole that the processes' parts make up, if they are cut as ``like`` is; the part itself if that is not sharded."""
+    """Return the whole of the processes' parts, if they are cut as ``like`` is; the part itself if it is whole."""
     if not sharded(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -36,7 +36,7 @@ def gathered(part: Tensor, like: Any) -> Tensor:
 
 
 def as_part(part: Tensor, like: Any) -> Tensor:
-    """Return this process's part as the sharded tensor that it is a part of, if ``like`` is sharded and cut to the same shape."""
+    """Return this process's part as the tensor that it is a part of, if ``like`` is cut to the same shape."""
     if not sharded(like) or not part.dim() or part.shape != like.to_local().shape:
         return part
     from torch.distributed.tensor import DTensor
@@ -57,10 +57,10 @@ def write(target: Any, value: Tensor) -> None:
     everywhere = DTensor.from_local(
         value.to(target.to_local().device), mesh, [Replicate()] * mesh.ndim, run_check=False
     )
-    # What every process has whole is cut without a word between them.
+    # Every process has the whole value, so cutting it needs no communication.
     target.to_local().copy_(everywhere.redistribute(placements=target.placements).to_local())
 
 
 def comparable(part: Tensor, like: Any) -> bool:
-    """Tell whether a part has the shape of this process's part of ``like``."""
+    """Return whether a part has the shape of this process's part of ``like``."""
     return bool(part.shape == (like.to_local() if sharded(like) else like).shape)

@@ -36,7 +36,7 @@ class Step:
         step: int | None,
         scaler: Any,
     ) -> StepReport:
-        """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn from them and record them."""
+        """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn and record."""
         return self.go_on(track, measured(self._run, track, loss, step, scaler), batch, batch_index)
 
     def go_on(self, track: OptimizerTrack, context: RemedyContext, batch: Any, batch_index: int | None) -> StepReport:

@@ -61,7 +61,7 @@ def treat(
     skipped = conclude(run, track, statistics, action, suspects, batch_index, limit)
     if run.acts and (decision.resign or decision.cause == Cause.REGIME.value):
         _let_go(run, track, context, decision)
-    # Who only watches has spent nothing, and must not end the run.
+    # A guard that only watches has spent nothing, and must not end the run.
     return StepReport(statistics, verdict, decision, outcomes, skipped, decision.exhausted and run.acts)
 
 
@@ -107,7 +107,7 @@ def _decide(
 
 
 def moved_too_far(track: OptimizerTrack) -> bool:
-    """Return whether the weights have moved farther from the newest copy than updates of their size can have carried them."""
+    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
     copied = track.snapshots.latest
     # A single alarm is first aid's: only what goes on is worth the comparison.
     if copied is None or track.sharded or track.policy.strikes == 0:
@@ -147,7 +147,7 @@ def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: b
 
 
 def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: Sequence[Outcome]) -> None:
-    """Learn what remedies have made of the run: what is known goes back with the weights, and may be of another rate."""
+    """Learn what remedies have made of the run: expectations go back with the weights, and a rate may be another."""
     known = track.baseline
     done = track.remedies.done_by([outcome.remedy for outcome in outcomes if outcome.applied])
     at_first = known.count == 0

@@ -101,7 +101,7 @@ def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
     if "://" in path:
         return None
     if not trainer.loggers:
-        # Who gave no directory gets no file beside the scripts.
+        # A user who gave no directory gets no file beside the scripts.
         return Path(path, "gradguard_logs", run) if Path(path).resolve() == Path.cwd() else Path(path)
     first = trainer.loggers[0]
     if isinstance(first, tuple(twins.part(trainer, f"loggers.{name}") for name in ("TensorBoardLogger", "CSVLogger"))):

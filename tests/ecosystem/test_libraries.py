@@ -227,7 +227,8 @@ def test_a_healthy_run_ends_bit_identical(name: str, tmp_path: Path) -> None:
     assert same(*ends) and not guard.incidents
 
 
-# Each batch of neuralforecast's holds all windows of the series, and it refuses a NaN: no step of a run is worse than the others.
+# Each batch of neuralforecast's holds all windows of the series, and it refuses a NaN: no step of a run is worse than
+# the others.
 @pytest.mark.parametrize("name", [name for name in LIBRARIES if name != "neuralforecast"])
 def test_a_sick_run_ends_with_finite_weights(name: str, tmp_path: Path) -> None:
     guard = GradGuard(journal=False)

@@ -47,7 +47,8 @@ def run(target: Callable[..., None], *arguments: Any) -> int:
 
 
 def kill_after(process: ForkServerProcess, marks: Any, mark: str, count: int, delay: float) -> bool:
-    """Send SIGKILL ``delay`` seconds after the process has sent ``mark`` so often; return whether it was still at work."""
+    """Send SIGKILL ``delay`` seconds after the process has sent ``mark`` so often; return whether it was still at
+    work."""
     try:
         while count:
             count -= marks.recv() == mark

@@ -1,4 +1,5 @@
-"""Whatever gradients, losses and batches a run is fed: the guard never raises, no poison passes, and it resumes at any step."""
+"""Whatever gradients, losses and batches a run is fed: the guard never raises, no poison passes, and it resumes at any
+step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A user's own detector, remedy or sink that fails: a clear error that names it, or one warning where that was wished."""
+"""A user's own detector, remedy or sink that fails: a clear error that names it, or one warning where that was
+wished."""
 
 from __future__ import annotations
 

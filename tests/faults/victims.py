@@ -1,4 +1,5 @@
-"""What the processes of :mod:`tests.faults.processes` run: short trainings that tell where they are and how they ended."""
+"""What the processes of :mod:`tests.faults.processes` run: short trainings that tell where they are and how they
+ended."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ EPOCH, EPOCHS = 8, 12
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 STEPLR = partial(torch.optim.lr_scheduler.StepLR, step_size=15, gamma=0.8)
 SICK = {22: math.nan, 44: 1.0}
-"""What the loss is multiplied by, and when: a held step, and one at which the run counts as lost, so that it goes back at a lower rate."""
+"""What the loss is multiplied by, and when: a held step, and one at which the run counts as lost, so that it goes back
+at a lower rate."""
 Mark = Callable[[str], None]
 
 

@@ -1,7 +1,8 @@
-"""Run Lightning's tests with a guard in every Trainer; what fails is run without one, and with a callback that does nothing.
+"""Run Lightning's tests with a guard in every Trainer.
 
-Nothing is fetched: a checkout of Lightning's repository, of the version that is installed, is given. Each file of tests is one step, noted
-in a state file, so that a run that was cut off goes on where it was.
+What fails is run without one, and with a callback that does nothing.
+Nothing is fetched: a checkout of Lightning's repository, of the version that is installed, is given. Each file of tests
+is one step, noted in a state file, so that a run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ FOLDERS = ("loops", "trainer", "callbacks", "checkpointing", "tuner", "core", "m
 
 
 def run(suite: Path, tests: list[str], ours: str, timeout: float) -> dict[str, str]:
-    """Return the outcome of each test, by id, with the guard, a callback that does nothing, or none in every Trainer."""
+    """Return the outcome of each test, by id, with the guard, a callback that does nothing, or none in every
+    Trainer."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "outcomes.xml"
         options = ["-q", "-p", "tests.lightning_suite.plugin", "-p", "no:cacheprovider", f"--junitxml={file}"]
@@ -50,7 +52,8 @@ def _outcome(case: ET.Element) -> str:
 
 
 def examine(suite: Path, file: str, timeout: float) -> dict[str, dict[str, str]]:
-    """Return the outcomes of a file with the guard; of what fails, also those without, and with a callback that does nothing."""
+    """Return the outcomes of a file with the guard; of what fails, also those without, and with a callback that does
+    nothing."""
     found = {"guard": run(suite, [file], "guard", timeout)}
     failed = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
     for other in ("none", "nothing") if failed else ():

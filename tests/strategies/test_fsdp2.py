@@ -1,4 +1,5 @@
-"""FSDP2 on two processes: norms are those of the whole, shards are held and rolled back, and both ranks decide alike."""
+"""FSDP2 on two processes: norms are those of the whole, shards are held and rolled back, and both ranks decide
+alike."""
 
 from __future__ import annotations
 
