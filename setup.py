@@ -1,7 +1,8 @@
 """What setup.cfg cannot say: links that hold on a package index too.
 
-There a relative link of the README leads nowhere. Where the project's address is known they are made absolute, and the index gets
-its links beside the page; where it is not they become plain text, and pictures are left out. ``GRADGUARD_ADDRESS`` has precedence:
+There a relative link of the README leads nowhere. Where the project's address is known they are made absolute, and the
+index gets its links beside the page; where it is not they become plain text, and pictures are left out.
+``GRADGUARD_ADDRESS`` has precedence:
 
     GRADGUARD_ADDRESS=https://example.org/lightning_gradguard python -m build
 """

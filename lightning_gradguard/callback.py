@@ -43,8 +43,9 @@ class GradGuard(Callback):
     ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
-        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step: it is not applied, the evidence is written,
-            and TrainingDiverged is raised on all processes before the weights are touched; ``"watch"`` only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step: it is not applied, the evidence is
+            written, and TrainingDiverged is raised on all processes before the weights are touched; ``"watch"`` only
+            reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
             gradients) a NaN reaches the weights, of which a warning tells.
@@ -52,21 +53,21 @@ class GradGuard(Callback):
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
-        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger
-            the file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
-        progress_bar: Whether the progress bar says how it goes, beside its other numbers (``gg: ok``, ``gg: 2 skipped``).
-        sinks: Where the record goes besides, on the first process; one that is added to ``guard.guard.sinks`` stays too.
+        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger the
+            file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
+        progress_bar: Whether the progress bar says how it goes, beside its numbers (``gg: ok``, ``gg: 2 skipped``).
+        sinks: Where the record goes besides, on the first process; one added to ``guard.guard.sinks`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
         histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
-            ``"continue"`` with clipping and holding steps only.
-        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
+            ``"continue"`` with clipping and skipping steps only.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
-        MisconfigurationException: At setup, under a strategy whose gradients cannot be seen or beside another GradGuard.
+        MisconfigurationException: At setup, under a strategy that hides gradients, or beside another GradGuard.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -266,7 +267,7 @@ class GradGuard(Callback):
 
 
 def from_environment() -> list[Callback]:
-    """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; Lightning calls it for every Trainer."""
+    """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; each Trainer calls this."""
     if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
         return []
     guard = GradGuard()

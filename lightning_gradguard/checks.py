@@ -100,7 +100,7 @@ def matching(name: str, patterns: Collection[str], known: Collection[str]) -> se
 
 
 def described(part: object) -> str:
-    """Return a part as it would be constructed, with those arguments that are not their defaults: ``Spike(factor=20.0)``."""
+    """Return a part as it would be constructed, without arguments that are their defaults: ``Spike(factor=20.0)``."""
     shown = []
     for name, parameter in list(inspect.signature(type(part).__init__).parameters.items())[1:]:
         value = getattr(part, name, parameter.default)

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-gradguard`` with the commands ``report``, ``follow``, ``replay`` and ``checkpoints``."""
+"""The command ``lightning-gradguard``, with ``report``, ``follow``, ``replay`` and ``checkpoints``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_gradguard.report.checkpoints import checkpoints
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
-_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not be
-written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
+_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not
+be written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int | None = None) -> int:
-    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows, until it is interrupted; return the exit status."""
+    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows; return the exit status at last."""
     # A pipe gets one text below the other; a terminal keeps one place.
     begin = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
     try:

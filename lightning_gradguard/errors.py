@@ -20,7 +20,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that a device or the host has no memory left; on a CPU torch has no class for that."""
+    """Return whether an error says that a device or the host is out of memory; on a CPU torch has no class for that."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
@@ -61,7 +61,7 @@ class named:
 
 
 class Isolation:
-    """Know what becomes of a part (a detector or remedy) that fails: it is named, and left out from then on where that is wanted.
+    """Name a part (a detector or remedy) that fails, and leave it out from then on where that is wanted.
 
     Args:
         isolate: Told of a part that failed and is left out from then on; None lets the error pass.

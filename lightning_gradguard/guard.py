@@ -56,9 +56,8 @@ class Guard:
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
-            :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
-        on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
-            and go on without it.
+            :class:`TrainingDiverged`, or ``"continue"`` with clipping and skipping steps only.
+        on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -139,7 +138,7 @@ class Guard:
         return self._session.module
 
     def bind(self, module: nn.Module) -> None:
-        """Guard this module, without what Fabric or DDP have put around it; what was learned of another one is forgotten.
+        """Guard this module, without what Fabric or DDP have put around it; forget what was learned of another.
 
         Raises:
             ValueError: A remedy names layers that the module does not have.
@@ -176,8 +175,8 @@ class Guard:
     def augment(self, batch: Any) -> Any:
         """Augment the tensors of a batch, and return it, if an incident has lately made :class:`Augment` do so.
 
-        On a GPU a snapshot that is due is copied beside the batch's work from here on. Call it before the forward pass of
-        a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        On a GPU a snapshot that is due is copied beside the batch's work from here on. Call it before the forward pass
+        of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
         for track in self._tracks:
             copy_ahead(self._run, track)
@@ -275,17 +274,16 @@ class Guard:
         """Return everything learned: tensors, numbers, strings, lists and dicts only.
 
         Args:
-            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they hold
-                in shards is gathered where it belongs in a checkpoint.
+            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they
+                hold in shards is gathered where it belongs in a checkpoint.
         """
         return self._session.state_dict(together=together)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
 
-        What an earlier version has saved is migrated, and what is new since then takes its default. What still does not fit
-        is forgotten with one warning that names it, and training goes on. Of a state of version 1 only the incidents are
-        taken: the rules that its numbers were learned by are gone.
+        What an earlier version has saved is migrated, and what is new since then takes its default. What does not fit
+        is forgotten with one warning that names it. Of a state of version 1 only the incidents are taken.
 
         Args:
             state: What was saved.

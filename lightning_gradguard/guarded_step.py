@@ -1,4 +1,4 @@
-"""One step with all its ways out: judged at once or left to its device, at the end of the budget, and where a guard fails."""
+"""One step with all its ways out: judged at once, left to its device, out of budget, or past a guard that fails."""
 
 from __future__ import annotations
 

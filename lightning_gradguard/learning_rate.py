@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the optimizer's groups: one that leaps is seen by it, one that is frozen at 0 hides nothing.
+    """Return the largest learning rate of the optimizer's groups.
 
-    Without a group, or where an optimizer finds its rates by itself, it is 0.
+    A group whose rate leaps is seen by it, and one that is frozen at 0 hides nothing. Without a group, or where an
+    optimizer finds its rates by itself, it is 0.
     """
     return max((float(rate) for group in optimizer.param_groups if (rate := group.get("lr")) is not None), default=0.0)
 

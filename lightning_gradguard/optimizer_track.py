@@ -32,12 +32,12 @@ from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.treatment import Treatment
 
-CLOSE = 20
+WATCHED_STEPS = 20
 """Steps that the host judges at once after an alarm that calls for more than the device can do."""
 
 
 class OptimizerTrack:
-    """The guard's memory of one optimizer. Several optimizers (a GAN) have a track each: one's trouble is not the other's.
+    """Remember one optimizer. Several optimizers (a GAN) have a track each: one's trouble is not the other's.
 
     Args:
         index: Position of the optimizer.
@@ -52,7 +52,8 @@ class OptimizerTrack:
         self.remedies = RemedySet(parts.remedies, parts.isolate)
         self.policy = copy.deepcopy(parts.policy)
         self.treatment = Treatment()
-        # Whether nobody had trained the module when it was met; whether its first weights are draws, once that was asked.
+        # Whether nobody had trained the module when it was met; whether its first weights are draws, once that was
+        # asked.
         self.untouched = False
         self._drawn: bool | None = None
         self.trained = Trained(index, module, optimizer)
@@ -76,7 +77,7 @@ class OptimizerTrack:
         self.parameters: dict[str, nn.Parameter] = {}  # as of the last look at the optimizer's groups
         self.clipping_seen = ClippingSeen()
         self.sharded, self.device = False, "cpu"
-        # In a plain loop others may clip before they step; in Lightning's the gradients come only later.
+        # In a plain loop others may clip between judgement and step, so the gate settles right before the update.
         self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
 
     def begin_run(self, *, resumed: bool, followers: tuple[nn.Module, ...]) -> None:
@@ -162,7 +163,7 @@ class OptimizerTrack:
 
     def watch_closely(self) -> None:
         """Have the host judge each of the next few steps by itself."""
-        self.watchful = self.steps + CLOSE
+        self.watchful = self.steps + WATCHED_STEPS
 
     def memory(self) -> dict[str, Any]:
         """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""

@@ -1,4 +1,4 @@
-"""Optimizers inside optimizers: what accelerate, Fabric and Lightning wrap around the one that keeps the state and makes the update."""
+"""Optimizers inside optimizers: accelerate, Fabric and Lightning wrap the one that keeps state and makes updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def _nothing() -> None:
 class StepHook:
     """Call a function after each ``optimizer.step()``, and perhaps one before it, until it is removed.
 
-    An optimizer that never called its base class's constructor has no hooks; there ``step`` itself is covered, on this one instance.
+    An optimizer that never called its base class's constructor has no hooks; there ``step`` itself is covered, on this
+    one instance.
 
     Args:
         optimizer: The optimizer.

@@ -1,4 +1,4 @@
-"""From the first optimizer that is attached until all is put back: the module, its optimizers, what is learned of them."""
+"""From the first optimizer that is attached until all is put back: the module, its optimizers, and what is learned."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Session:
             track.joint_loss.settle(self._run.collectives)
 
     def catch_up(self) -> None:
-        """Learn of steps that were left to their devices, where no other process need take part; else :meth:`settle` does."""
+        """Learn of steps that were left to their devices, unless other processes must take part in it."""
         if self._run.collectives.size == 1:
             for track in self.tracks:
                 self._deferred.catch_up(track)
@@ -149,7 +149,7 @@ class Session:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool) -> None:
-        """Take back what :meth:`state_dict` returned, once it is sure to fit; of one that does not, what does unless ``strict``."""
+        """Take back what :meth:`state_dict` returned, as far as it fits; if ``strict``, only as a whole."""
         state = migrate(state)
         if strict:
             rehearse(state, self._module, self._parts)

@@ -1,6 +1,6 @@
-"""Lightning's two names: ``lightning.pytorch`` and ``pytorch_lightning`` are one code, published twice. This file alone knows both.
+"""Lightning's two names: ``lightning.pytorch`` and ``pytorch_lightning`` are one code, published twice.
 
-A class can be a callback of both, and neither is imported for the other's sake.
+This file alone knows both. A class can be a callback of both, and neither is imported for the other's sake.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def callbacks() -> tuple[type, ...]:
 
 
 def adopt(kind: type) -> None:
-    """Make a callback of one twin a callback of every twin that is loaded by now, so that ``isinstance`` holds in both."""
+    """Make a callback of one twin a callback of every twin that is loaded: ``isinstance`` then holds in both."""
     if missing := tuple(base for base in callbacks() if not issubclass(kind, base)):
         kind.__bases__ = (*kind.__bases__, *missing)
 

@@ -62,7 +62,8 @@ def inner() -> list[tuple[Path, str, str]]:
 
 
 def drawn() -> str:
-    """Draw the river from what the files import: one line a rank, the lowest first, each with the rooms that it imports."""
+    """Draw the river from what the files import: one line a rank, the lowest first, each with the rooms that it
+    imports."""
     uses: dict[str, set[str]] = {}
     for _, own, target in inner():
         if own in RANKS and target in RANKS and target != own:

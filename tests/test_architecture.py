@@ -165,3 +165,32 @@ def test_importing_the_package_loads_nothing_that_only_a_report_needs() -> None:
     )
     run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+# Of these the lines or the reasons are still to be found.
+LONG_FILES = {"device_gate.py", "report/chart.py"}
+UNEXPLAINED = {"deferred_step.py", "diagnostics/recorder.py", "diagnostics/tensorboard.py", "snapshots/store.py"}
+LONG_FUNCTIONS = {"device_gate.py: judge", "diagnostics/window.py: window"}
+
+
+def read() -> dict[str, str]:
+    return {file.relative_to(ROOT).as_posix(): file.read_text() for file in ROOT.rglob("*.py")}
+
+
+def test_each_file_is_one_idea() -> None:
+    """None is over 250 lines long, and one over 200 says in its docstring why it is one idea."""
+    lines = {name: len(text.splitlines()) for name, text in read().items()}
+    assert {name for name, count in lines.items() if count > 250} <= LONG_FILES
+    long = {name: text for name, text in read().items() if lines[name] > 200}
+    silent = {name for name, text in long.items() if "One idea" not in (ast.get_docstring(ast.parse(text)) or "")}
+    assert silent <= LONG_FILES | UNEXPLAINED
+
+
+def test_each_function_fits_on_a_screen() -> None:
+    long = {
+        f"{name}: {node.name}"
+        for name, text in read().items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.end_lineno - node.lineno >= 45
+    }
+    assert long <= LONG_FUNCTIONS

@@ -113,7 +113,7 @@ def held(checkpoint: Path) -> Any:
 def test_by_default_a_checkpoint_outside_an_incident_holds_no_snapshot_and_is_resumed_bit_by_bit(
     name: str, tmp_path: Path
 ) -> None:
-    """Where a run goes back after that, it may go back to the checkpoint's own weights, where the other has an older copy."""
+    """After that a run may go back to the checkpoint's own weights, where the other has an older copy."""
     sick = {} if name == "calm" else {step + 20: by for step, by in INCIDENTS[name].items() if math.isnan(by)}
     whole, first = fit(sick, tmp_path / "whole", epochs=4, in_checkpoint=False)
     assert held(tmp_path / "whole" / "0.ckpt") == ([], 0)

@@ -1,8 +1,8 @@
 """A calm step is a walk through the house: no room is entered more than three times.
 
 A *room* is a folder or file at the top of the package. It is *entered* when one of its functions is called from another
-room, or from outside: from the last function of the package that is still running, whatever lies between. Reading a value
-there is no visit, be it a field, an attribute or a property.
+room, or from outside: from the last function of the package that is still running, whatever lies between. Reading a
+value there is no visit, be it a field, an attribute or a property.
 """
 
 from __future__ import annotations

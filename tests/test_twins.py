@@ -112,7 +112,8 @@ import sys
 import torch
 class M(pl.LightningModule):
     def __init__(self): super().__init__(); self.net = torch.nn.Linear(8, 1)
-    def training_step(self, batch, index): return self.net(batch[0]).square().mean() * (float("nan") if index == 9 else 1)
+    def training_step(self, batch, index):
+        return self.net(batch[0]).square().mean() * (float("nan") if index == 9 else 1)
     def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=0.05)
 guard = GradGuard(journal=False)
 data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(160, 8)), batch_size=8)

@@ -1,4 +1,4 @@
-"""Who is to blame: gains measured by a probe that is armed on suspicion, and weights against their history and their fan."""
+"""Who is to blame: gains, measured by a probe on suspicion, and weights against their history and their fan."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -64,7 +64,7 @@ def suspects(
         ask: What may be at fault.
     """
     layers: tuple[Suspect, ...] = ()
-    # Without a snapshot only measured gains tell a bad layer from a loud one: a first look comes first.
+    # Without a snapshot only measured gains tell a bad layer from one that is merely large: a first look comes first.
     if ask != "batch" and (readings or snapshots.latest is not None):
         changes = ask == "changes"
         layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh=fresh, sharded=sharded)

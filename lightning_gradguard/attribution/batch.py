@@ -14,24 +14,24 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard.records import BATCH, Suspect
 
-LOUD = 10.0
+CORRUPT = 10.0
 """A batch whose largest element is this many times the largest seen is corrupt, as long as healthy ones were seen."""
 TAILS = 3.0
-"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond that: data of heavy
-tails exceed themselves."""
+"""Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond
+that: data of heavy tails exceed themselves."""
 SEEN = 32
 """Healthy batches that are remembered."""
 MANY = 32
 """Samples of a batch that are named at most."""
-ENOUGH = 3
+LEAST_SEEN = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
     """Return the tensors in whatever Lightning moves to a device as a batch, in an order that stays.
 
-    Mappings, lists and tuples are gone through, what else torch knows as a container, the fields of dataclasses, and what an object holds
-    that has a method ``to``. Each container counts once.
+    Mappings, lists and tuples are gone through, what else torch knows as a container, the fields of dataclasses, and
+    what an object holds that has a method ``to``. Each container counts once.
     """
     if isinstance(batch, (list, tuple)) and all(isinstance(part, Tensor) for part in batch):
         return list(batch)  # By far the most common.
@@ -78,12 +78,12 @@ def _floats(batch: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
-    """Return the largest absolute element of each float tensor in a batch (that is on ``device``), there; NaN if one is."""
+    """Return the largest absolute element of each float tensor in a batch (on ``device``), there; NaN if one is."""
     return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
 
 
 def _samples(tensor: Tensor, limit: float) -> tuple[int, ...]:
-    """Return the samples of a tensor, counted along its first dimension, with an element that is NaN, inf or beyond a limit."""
+    """Return the samples, along the first dimension, with an element that is NaN, inf or beyond a limit."""
     fine = tensor.reshape(len(tensor) if tensor.ndim else 1, -1).abs().amax(1) <= limit
     return tuple((~fine).nonzero().flatten().tolist()[:MANY])
 
@@ -95,7 +95,7 @@ class BatchWitness:
     """
 
     def __init__(self) -> None:
-        # Of each healthy batch the largest element of each tensor.
+        # The largest element of each tensor, for each healthy batch.
         self._peaks: list[list[float]] = []
         # Healthy ones hold NaN: what is missing is marked so, and the model knows.
         self._gaps = False
@@ -143,14 +143,14 @@ class BatchWitness:
 
     def _beyond(self, peaks: Sequence[float]) -> tuple[int, float, float] | None:
         """Return which tensor is far larger than in healthy batches, its limit, and the largest seen; None for none."""
-        if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
+        if len(self._peaks) < LEAST_SEEN or len(peaks) != len(self._peaks[0]):
             return None
         for which, (peak, *seen) in enumerate(zip(peaks, *self._peaks, strict=True)):
             known = sorted(seen)
             middle, largest_seen = known[len(known) // 2], known[-1]
             if not middle > 0.0:
                 continue
-            beyond = max(LOUD, (largest_seen / middle) ** TAILS)
+            beyond = max(CORRUPT, (largest_seen / middle) ** TAILS)
             if peak > beyond * largest_seen:
                 return which, beyond * largest_seen, largest_seen
         return None

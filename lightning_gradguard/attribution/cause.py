@@ -36,21 +36,21 @@ class Cause(str, Enum):
 
 
 def cause_of(
-    verdict: Verdict, blame: Sequence[Suspect], *, start: bool, large: bool, signal: Signal | None = None
+    verdict: Verdict, suspects: Sequence[Suspect], *, start: bool, large: bool, signal: Signal | None = None
 ) -> Cause:
     """Return the cause that the evidence of an alarm speaks for.
 
     Args:
         verdict: The alarm.
-        blame: Suspects, worst first.
+        suspects: Suspects, worst first.
         start: Whether the run is fresh and has learned nothing yet.
         large: Whether updates have replaced weights.
         signal: What becomes of the signal in a fresh network, where it was measured.
     """
-    if any(suspect.is_batch for suspect in blame):
+    if any(suspect.is_batch for suspect in suspects):
         return Cause.BATCH
-    layers = [suspect for suspect in blame if suspect.is_layer]
-    functions = {suspect.part for suspect in blame} - {"layer"}
+    layers = [suspect for suspect in suspects if suspect.is_layer]
+    functions = {suspect.part for suspect in suspects} - {"layer"}
     if verdict.of_optimizer:
         return Cause.OPTIMIZER
     if layers and large and not start and not any(suspect.broken for suspect in layers):

@@ -1,4 +1,4 @@
-"""Layers that were rewritten since the last snapshot: they have moved farther than training itself can have carried them."""
+"""Layers that were rewritten since the last snapshot: they have moved farther than training can have carried them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning_gradguard.attribution.weights import WeightTraits, travelled
 from lightning_gradguard.records import GradientStatistics, Suspect
 from lightning_gradguard.snapshots.snapshot import Snapshot
 
-# A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1. Training moves an output
-# layer half as far within ten to a hundred updates, and its peers far less: so it did in 23 of 179 healthy runs.
+# A layer rewritten with noise of its own size moves by sqrt(2), one filled with a constant by 1. Training moves an
+# output layer half as far within ten to a hundred updates, and its peers far less: so it did in 23 of 179 healthy runs.
 DISPLACED = 0.5
 # Times what the layer moved before, in as many updates; and, where that is not known, the largest healthy update.
 _FASTER, _FASTEST = 3.0, 0.1
@@ -32,7 +32,7 @@ def explained(
     updates: int,
     statistics: GradientStatistics | None,
 ) -> Callable[[str], float]:
-    """Return how far training itself may have moved a layer since the snapshot: as far as before, farther at a higher rate."""
+    """Return how far training may have moved a layer since the snapshot: as far as before, farther at a higher rate."""
     if updates > _OLD_COPY:
         return lambda layer: math.inf
     if snapshot is None or older is None or snapshot.updates <= older.updates:
@@ -53,6 +53,7 @@ def displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
         far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
         if value >= DISPLACED and far_apart and value >= explained(layer):
-            reason = f"its weights moved by {value:.3g} of their norm since the snapshot, those of other layers by {math.exp(centre):.2g}"
+            others = f"those of other layers by {math.exp(centre):.2g}"
+            reason = f"its weights moved by {value:.3g} of their norm since the snapshot, {others}"
             found.append(Suspect(layer, apart, reason))
     return found

@@ -28,8 +28,8 @@ SHARE = 2.0 / 3.0
 def untouched(module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Return whether nobody has trained this module yet, as far as counters and flags tell.
 
-    A frozen part has been trained elsewhere; an optimizer that has counted steps, or a normalisation that has counted batches, speaks
-    for itself.
+    A frozen part has been trained elsewhere; an optimizer that has counted steps, or a normalisation that has counted
+    batches, speaks for itself.
     """
     if any(not p.requires_grad for p in module.parameters()):
         return False
@@ -60,12 +60,13 @@ def _worked(entry: Any) -> bool:
 def drawn(weights: Iterable[Tensor]) -> bool:
     """Return whether most of these weights are independent draws of any scale; False where that cannot be told.
 
-    Training gives a matrix rows, columns and directions that stand out. Of independent draws the energies of rows and columns spread as
-    their fourth moment foretells, and no singular value lies above the edge of Marchenko and Pastur (1967). A constant matrix is no
-    training's work either.
+    Training gives a matrix rows, columns and directions that stand out. Of independent draws the energies of rows and
+    columns spread as their fourth moment foretells, and no singular value lies above the edge of Marchenko and Pastur
+    (1967). A constant matrix is no training's work either.
 
     Args:
-        weights: Parameters of any shape and device; those of fewer than two dimensions, or too few elements, tell nothing.
+        weights: Parameters of any shape and device; those of fewer than two dimensions, or too few elements, tell
+            nothing.
     """
     found = [tells for weight in weights if (tells := _drawn(weight)) is not None]
     return bool(found) and sum(found) >= SHARE * len(found)
@@ -94,7 +95,7 @@ def _drawn(weight: Tensor) -> bool | None:
 
 
 def _even(energies: Tensor, kurtosis: float, terms: int) -> bool:
-    """Tell whether row (or column) energies spread no more than means of ``terms`` squared draws do."""
+    """Return whether row (or column) energies spread no more than means of ``terms`` squared draws do."""
     count = len(energies)
     expected = max(kurtosis - 1.0, 0.1) / terms
     chi = float((energies - 1.0).square().sum()) / expected

@@ -18,9 +18,9 @@ _TRUSTED = math.log(3.0)
 _CANCELLED = math.log(2.0)
 # Gains swing with the data (positive inputs line up with positive weights), more than the weights themselves do.
 _SWING = math.log(1.5)
-# An average, the one constant kernel in honest use, sums its inputs one fold.
+# An average, the one constant kernel in healthy use, sums its inputs one fold.
 _CONSTANT = 1.5
-# What a second witness must say: above He's sqrt(2), and for gains above what the data adds to it.
+# Least value of a second witness: above He's sqrt(2), and for gains above what the data adds to it.
 _LARGE, _AMPLIFIES = math.log(1.5), math.log(2.0)
 _GROWTH = math.log(1e3)
 
@@ -29,8 +29,8 @@ _GROWTH = math.log(1e3)
 class _Witness:
     """One kind of evidence about one layer: the log of a ratio that is about 1 in health.
 
-    ``allowance`` is for this witness alone, ``width`` is part of the value that a narrowing layer explains. One that is not
-    heard serves as a peer of others only: a gain that the next layer, a normalisation, cancels.
+    ``allowance`` is for this witness alone, ``width`` is part of the value that a narrowing layer explains. One that is
+    not heard serves as a peer of others only: a gain that the next layer, a normalisation, cancels.
     """
 
     kind: str
@@ -43,7 +43,8 @@ class _Witness:
 def excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading], history: bool) -> list[Suspect]:
     """Accuse layers whose gains and weights are too large; two witnesses must agree where two can speak.
 
-    One of the two must be the weights where these are known: a layer may standardise them, or scale its output, by design.
+    One of the two must be the weights where these are known: a layer may standardise them, or scale its output, by
+    design.
     """
     witnesses = {t.layer: _witnesses(t, readings.get(t.layer)) for t in traits if t.trainable}
     groups = {t.layer: t.kind if t.kind in ("norm", "embedding") else "layer" for t in traits}
@@ -89,7 +90,7 @@ def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witn
     if reading.backward_gain is not None:
         backward = [_Witness("backward gain", _log(reading.backward_gain), _SWING, not normed, traits.narrowing)]
     if traits.kind == "recurrent":
-        both = found + backward  # either suffices: a sane matrix may still explode through time
+        both = found + backward  # either suffices: a matrix of a healthy size may explode through time
         return [max(both, key=lambda w: w.value - w.allowance)] if both else []
     if reading.forward_gain is not None and reading.rms_in:
         # A bias adds to the output whatever the input is.

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 PIECE = 2**21
-"""Elements that are copied at a time: where something explodes there may be no memory for a whole layer or activation."""
+"""Elements that are copied at a time: in an explosion there may be no memory for a whole layer or activation."""
 
 
 def rms(tensor: Tensor) -> Tensor:
     """Return the root mean square as a 0-d tensor on the tensor's device, in float32 or float64, without a sync.
 
-    The tensor is divided by its largest magnitude first, so finite values never overflow. Inf gives inf or NaN, NaN gives NaN.
+    The tensor is divided by its largest magnitude first, so finite values never overflow. Inf gives inf or NaN, NaN
+    gives NaN.
     """
     if tensor.numel() > PIECE:
         return joined(rms(piece) * (piece.numel() / tensor.numel()) ** 0.5 for piece in pieces(tensor))
@@ -45,7 +46,8 @@ def joined(parts: Iterable[Tensor]) -> Tensor:
 
 def kept(parts: Iterable[Tensor]) -> Tensor:
     """Stack 0-d tensors as they are made."""
-    # On the host a number each: small tensors between the copies of pieces would keep their memory from being used again.
+    # On the host a number each: small tensors between the copies of pieces would keep their memory from being used
+    # again.
     found: list[Any] = [part.item() if part.is_cpu else part for part in parts]
     return torch.stack(found) if isinstance(found[0], Tensor) else torch.tensor(found, dtype=torch.float64)
 

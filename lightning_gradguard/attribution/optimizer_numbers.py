@@ -8,7 +8,8 @@ import torch
 def vanishing_number(optimizer: torch.optim.Optimizer) -> str | None:
     """Return, in words, which number of the optimizer is 0 in the dtype of its parameters; None if all survive.
 
-    Adam's kind divide by ``sqrt(v) + eps``; the usual eps of 1e-8 is 0 in float16, and so is the square of a small gradient.
+    Adam's kind divide by ``sqrt(v) + eps``; the usual eps of 1e-8 is 0 in float16, and so is the square of a small
+    gradient.
     """
     for group in optimizer.param_groups:
         for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:

@@ -1,7 +1,8 @@
 """The optimizer's own state as a suspect: momentum and second moments that somebody else has written to.
 
-No gradient tells of it, and the first update that is made from it is already a bad one. To read all of the state at every step
-would cost more than a clip; whether it was written to is told by the count of writes that torch keeps with every tensor.
+No gradient tells of it, and the first update that is made from it is already a bad one. To read all of the state at
+every step would cost more than a clip; whether it was written to is told by the count of writes that torch keeps with
+every tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.norms import exact_norm, local
 
-MOST = 64
+WATCHED = 64
 """Tensors that are watched, the largest: each has to be fetched from memory, which is felt from some hundred on."""
 LOUDER = 30.0
 """Times its size in the snapshot, or less than one over it, that a tensor of the state must have changed by."""
@@ -36,8 +37,8 @@ _version = Tensor._version.__get__  # type: ignore[attr-defined]
 class StateWatch:
     """Tell whether an optimizer's state was written to between two steps by anybody but the optimizer.
 
-    An optimizer makes the same count of in-place writes at every step, so more than ever before have another author. What goes
-    past that count (``.data``, another process, a bit that flips by itself) is not seen.
+    An optimizer makes the same count of in-place writes at every step, so more than ever before have another author.
+    What goes past that count (``.data``, another process, a bit that flips by itself) is not seen.
 
     Args:
         optimizer: The optimizer.
@@ -68,7 +69,7 @@ class StateWatch:
         self.tampered = alone and self.written() and self.interval.due(step)
 
     def written(self) -> bool:
-        """Tell so, once before each step."""
+        """Return whether anybody but the optimizer wrote to its state since the last step; called once before each."""
         state = self._optimizer.state
         if state is not self._state or len(state) != self._entries:
             replaced = self._state is not None and state is not self._state
@@ -93,7 +94,7 @@ class StateWatch:
     def _look_up(self) -> bool:
         """Look up the tensors, and tell whether they are others than before."""
         held = [value for entry in (self._state or {}).values() for value in _moments(entry).values()]
-        known, self._tensors = self._tensors, nlargest(MOST, held, key=Tensor.numel)
+        known, self._tensors = self._tensors, nlargest(WATCHED, held, key=Tensor.numel)
         try:
             self._writes = sum(map(_version, self._tensors))
         except RuntimeError:  # tensors made in inference mode keep no count
@@ -113,8 +114,9 @@ def spoilt(
 ) -> str | None:
     """Return what is wrong with the optimizer's state, in words, or None if it may well be the optimizer's own.
 
-    Wrong is what is not finite; what is far larger than in the snapshot, and larger than a sum of gradients can be; and Adam's second
-    moment where it has faded though the first, which it divides, has not: it forgets a tenth in a hundred steps at most.
+    Wrong is what is not finite; what is far larger than in the snapshot, and larger than a sum of gradients can be; and
+    Adam's second moment where it has faded though the first, which it divides, has not: it forgets a tenth in a hundred
+    steps at most.
 
     Args:
         optimizer: The optimizer.
@@ -132,14 +134,16 @@ def spoilt(
     for (name, key), (now, before) in sizes.items():
         if not math.isfinite(now) and (before is None or math.isfinite(before)):
             return f"{key} of {name} is not finite"
-        # The sum of a geometric series of gradients, with the momentum of 0.9 that nearly all have; of squares that are averaged.
+        # The sum of a geometric series of gradients, with the momentum of 0.9 that nearly all have; of squares that are
+        # averaged.
         bound = largest**2 if key in SECOND else 10.0 * largest
         if before is not None and now > LOUDER * before and now > MARGIN * bound > 0.0:
             return f"{key} of {name} has a norm of {now:.3g}, in the snapshot {before:.3g}"
         first, first_before = sizes.get((name, "exp_avg"), (0.0, None))
         faded = key == "exp_avg_sq" and before is not None and now * LOUDER < before
         if faded and first_before is not None and first * LOUDER > first_before:
-            return f"{key} of {name} has a norm of {now:.3g}, in the snapshot {before:.3g}, and exp_avg is as large as ever"
+            told = f"{key} of {name} has a norm of {now:.3g}, in the snapshot {before:.3g}"
+            return f"{told}, and exp_avg is as large as ever"
     return None
 
 

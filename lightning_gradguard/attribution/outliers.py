@@ -6,25 +6,29 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-# Gains of up to sqrt(2), and weights of up to sqrt(2) times what the fan calls for, are what healthy initialisations give; trained
-# layers reach 2 to 4. A layer is bad on its own word from 8 on, which compounds to overflow within a few layers, and with the
-# word of its peers from 1.5 on, where signals begin to grow at all.
+# Gains of up to sqrt(2), and weights of up to sqrt(2) times what the fan calls for, are what healthy initialisations
+# give; trained layers reach 2 to 4. A layer is bad on its own word from 8 on, which compounds to overflow within a few
+# layers, and with the word of its peers from 1.5 on, where signals begin to grow at all.
 _CERTAIN = math.log(8.0)
 _GROWING = math.log(1.5)
-# Twice as large as the peers is common; 2.5 is not. Further from the peers, less in itself is asked for: the two together make 6.
+# Twice as large as the peers is common; 2.5 is not. Further from the peers, less in itself is asked for: the two
+# together make 6.
 _APART = math.log(2.5)
 _TOGETHER = math.log(6.0)
-# Smaller than this is harmless however it is spread, and must not make healthy layers look large (zero-initialised branches).
+# Smaller than this is harmless however it is spread, and must not make healthy layers look large (zero-initialised
+# branches).
 _HARMLESS = math.log(0.3)
-# Spread that peers have at the least, as a log-MAD; four of it make a factor of 1.8. Two peers tell little about spread.
+# Spread that peers have at the least, as a log-MAD; four of it make a factor of 1.8. Two peers tell little about
+# spread.
 _SPREAD, _SPREAD_OF_FEW = 0.15, 0.3
 _SIGMAS = 4.0
-# What several layers share is how the model was made (the squeeze layers of an EfficientNet, at 5 times the others), no accident.
+# What several layers share is how the model was made (the squeeze layers of an EfficientNet, at 5 times the others), no
+# accident.
 _DESIGN = 0.15
 
 
 def typical(others: Sequence[float]) -> tuple[float, float]:
-    """Return median and robust spread (1.4826 x MAD, bounded below) of log values; a lone layer has the healthy 1.0 as its peer."""
+    """Return median and robust spread (1.4826 x MAD, bounded below) of log values; the peer of a lone layer is 1.0."""
     if not others:
         return 0.0, _SPREAD_OF_FEW
     centre = median(others)

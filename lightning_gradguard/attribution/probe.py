@@ -1,4 +1,4 @@
-"""A probe of what each layer does to the signal and to the gradient, armed for one step on suspicion."""
+"""A probe of what each layer does to signal and gradient. One idea: its hooks, armed for one step on suspicion."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class Probe:
     """Measure forward and backward gains of every layer, between :meth:`arm` and :meth:`disarm`.
 
     Tensor hooks are used, not full backward hooks: those wrap outputs in a view that an in-place ReLU may not change.
-    The input is replaced by a view of itself, so that the gradient seen there came through this layer alone although other
-    branches read the same tensor. Neither changes a number.
+    The input is replaced by a view of itself, so that the gradient seen there came through this layer alone although
+    other branches read the same tensor. Neither changes a number.
 
-    Hooks never fire inside a compiled graph, so a module of which a part is compiled runs in eager mode while the probe is armed, where
-    torch (2.6 or later) can be asked for that. Rounding differs there, so a healthy run must be spared it.
+    Hooks never fire inside a compiled graph, so a module of which a part is compiled runs in eager mode while the probe
+    is armed, where torch (2.6 or later) can be asked for that. Rounding differs there, so a healthy run must be spared
+    it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -66,8 +67,8 @@ class Probe:
 
         Args:
             module: The root module.
-            backward: Whether to measure backward gains too. For these each layer reads its input through a view, so that
-                where a tensor is read by several, the order changes in which their gradients are summed: by a
+            backward: Whether to measure backward gains too. For these each layer reads its input through a view, so
+                that where a tensor is read by several, the order changes in which their gradients are summed: by a
                 rounding error, which a healthy run must be spared.
         """
         self.disarm()
@@ -153,7 +154,7 @@ class Probe:
 
 
 def _targets(module: nn.Module) -> Iterator[tuple[str, Kind, nn.Module]]:
-    """Yield what does one thing: layers that own parameters and hold no other layer, every normalisation, and functions."""
+    """Yield layers that own parameters and hold no other layer, every normalisation, and functions."""
     owners = layers(module)
     seen = set[nn.Module]()
     for name, child in module.named_modules():

@@ -1,4 +1,4 @@
-"""What one layer did to the signal and to the gradient: its calls, measured on the device, and their reading on the host."""
+"""What one layer did to signal and gradient: its calls, measured on the device, and their reading on the host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class LayerReading:
         grad_in_finite: Whether the gradient that left its input was finite, None where none did.
         followed_by: Name of the normalisation that takes its output, None if there is none.
         ceiling: Largest finite number of the output's dtype.
-        variation: RMS of the output's deviation from its mean over the batch, over its RMS; None where there is no batch.
+        variation: RMS of the output's deviation from its mean over the batch, over its RMS; None where there is no
+            batch.
         difference: The same over the units (features or channels) of a layer of four or more; None for others.
         largest_in: The largest ``rms_in`` of its calls.
     """
@@ -117,7 +118,7 @@ def _gain(out: float | None, into: float | None) -> float | None:
 
 
 def worst(calls: list[LayerReading]) -> LayerReading:
-    """Join the calls of one layer: the forward half of the worst forward call, the backward half of the worst backward."""
+    """Join the calls of one layer: the forward half of the worst forward, the backward half of the worst backward."""
     ahead = max(calls, key=lambda r: (r.input_finite and not r.output_finite, r.forward_gain or 0.0))
     back = max(calls, key=lambda r: (r.backward_gain or 0.0, r.grad_out is not None))
     return LayerReading(
@@ -135,7 +136,7 @@ def worst(calls: list[LayerReading]) -> LayerReading:
         grad_in_finite=back.grad_in_finite,
         followed_by=ahead.followed_by,
         ceiling=ahead.ceiling,
-        # What differs in one of its calls is alive: in another all samples may have been alike.
+        # A layer whose output differs in one call is alive: in another call all samples may have been alike.
         variation=max((r.variation for r in calls if r.variation is not None), default=None),
         difference=max((r.difference for r in calls if r.difference is not None), default=None),
         largest_in=max((r.rms_in for r in calls if r.rms_in is not None), default=None),

@@ -19,9 +19,11 @@ class Signal:
 
     Args:
         source: RMS of the first input.
-        growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes in does not count.
-        variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if that is less: units
-            that are all alike are one unit; None where both are unknown, or where the samples are alike to the first layer already.
+        growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes
+            in does not count.
+        variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if
+            that is less: units that are all alike are one unit; None where both are unknown, or where the samples are
+            alike to the first layer already.
     """
 
     source: float
@@ -30,7 +32,7 @@ class Signal:
 
     @property
     def sound(self) -> bool:
-        """Whether it is what an initialisation should make of it: of the order of 1, and different from sample to sample."""
+        """Whether it is as an initialisation should have it: of the order of 1, and different from sample to sample."""
         return (
             1.0 / WILD <= self.source <= WILD
             and self.growth <= WILD

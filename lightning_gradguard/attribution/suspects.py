@@ -32,8 +32,8 @@ def blame(
 
     The evidence, strongest first: parameters that are not finite; parameters displaced since the snapshot while other
     layers' are not; a layer that turns a finite signal, or gradient, into one that is not; gains and weights too large
-    against the other layers' and in themselves. Gradients are no evidence of size: in a network with one bad layer all the
-    *others'* grow.
+    against the other layers' and in themselves. Gradients are no evidence of size: in a network with one bad layer all
+    the *others'* grow.
 
     Args:
         module: The root module.
@@ -42,9 +42,10 @@ def blame(
         statistics: The gradients of the step; used to tell which became non-finite at the parameters.
         older: The snapshot before that; it tells how fast training itself moves each layer.
         updates: Number of updates since ``snapshot``; 0 if unknown.
-        changes_only: Hear only what has befallen a layer since the snapshot: what it is like a sound run may have made it.
-        fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of a
-            trained network are rightly far above what their fan calls for.
+        changes_only: Hear only what has befallen a layer since the snapshot: what it is like a sound run may have made
+            it.
+        fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of
+            a trained network are rightly far above what their fan calls for.
     """
     traits = examine(module, snapshot)
     by_layer = {reading.layer: reading for reading in readings}
@@ -104,7 +105,7 @@ def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | 
 
 
 def _between(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Suspect]:
-    """Accuse what lies between the last module's output and the loss, where that is finite and what comes back to it is not."""
+    """Accuse what makes the loss of an output that is finite, if the gradient that comes back to that is not."""
     last = max((r for r in readings if r.grad_out_finite is not None), key=lambda r: r.order, default=None)
     # A GradScaler's own scale makes such gradients, too.
     if last is None or last.grad_out_finite or (statistics is not None and statistics.scaled):

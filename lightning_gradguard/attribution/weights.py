@@ -1,4 +1,4 @@
-"""The weights of each layer as witnesses: finite or not, against their own history, against what their fan calls for."""
+"""The weights of each layer as witnesses: finite or not, against their history, against what their fan calls for."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def examine(module: nn.Module, snapshot: Snapshot | None = None) -> list[WeightT
 
 
 def _measure(parameter: Tensor, before: Tensor | None) -> list[Tensor]:
-    """Return 0-d tensors: RMS, mean over RMS, and where a comparable earlier value exists RMS of the change and of it."""
+    """Return 0-d tensors: RMS, mean over RMS, and against an earlier value, if any, RMS of the change and of it."""
     # Every rank examines at the same time, and must see the same.
     full = whole(parameter)
     size = rms(full)
@@ -121,8 +121,8 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     if terms is not None:
         # He's fan-out mode gives a forward gain of sqrt(2 * in / out).
         traits.narrowing = max(traits.narrowing, 0.5 * math.log(max(1.0, terms[0] / terms[1])))
-    # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n). A subclass may compute with its weights in its own way
-    # (weight-standardised convolutions start at ones), and then says nothing.
+    # A draw of n independent values has |mean| / RMS of about 1 / sqrt(n). A subclass may compute with its weights in
+    # its own way (weight-standardised convolutions start at ones), and then says nothing.
     stock = type(one.owner).__module__.startswith("torch.nn.")
     if stock and terms is not None and parameter.numel() >= 16 and abs(mean) > 0.995:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
@@ -160,7 +160,7 @@ def _square(value: float) -> float:
 
 
 def outlandish(module: nn.Module) -> bool:
-    """Return whether a matrix or kernel is of a size that no initialisation gives it, which no forward pass need be measured to tell."""
+    """Return whether a matrix or kernel is of a size that no initialisation gives it, as can be told without a pass."""
     return any(
         t.kind in ("linear", "conv") and max(t.excess or 0.0, t.constant or 0.0) > _OUTLANDISH for t in examine(module)
     )

@@ -6,11 +6,11 @@ import warnings
 from typing import Any
 
 VERSION = 4
-"""Of the state. It moves with every change of the state's keys; what was saved under an earlier one is migrated step by step."""
+"""Of the state. It moves with every change of its keys; a state of an earlier one is migrated step by step."""
 
 
 def empty() -> dict[str, Any]:
-    """Return a state in which nothing is known. Its keys are those of older versions, whatever the parts are called now."""
+    """Return a state in which nothing is known; its keys are those of older versions, whatever is called so now."""
     return {"version": VERSION, "lanes": {}, "incidents": [], "armed": "", "awaiting": []}
 
 

@@ -20,7 +20,8 @@ from lightning_gradguard.track_state import load_state, state_of
 def rehearse(state: Any, module: nn.Module | None, parts: Parts) -> None:
     """Check the state of a guard by its version, by type, by the module's shapes, and by loading it into copies.
 
-    A detector or remedy that cannot load its own state is no reason to refuse if it will be left out (``parts.isolate``).
+    A detector or remedy that cannot load its own state is no reason to refuse if it will be left out
+    (``parts.isolate``).
 
     Raises:
         GuardError: The state does not fit; the message says where. A part whose ``load_state_dict`` fails is named.
@@ -49,7 +50,7 @@ def scratch(parts: Parts, index: int = 0) -> OptimizerTrack:
 
 def _load(track: OptimizerTrack, saved: Any, module: nn.Module | None, parts: Parts, where: str) -> None:
     model = state_of(scratch(replace(parts, detectors=(), remedies=())))
-    # Of these a fresh track has none, and what they hold are no plain numbers.
+    # A fresh track has none of these, and they hold no plain numbers.
     model["batches"]["peaks"], model["trial"] = [[0.0]], [Trial("", (), 0).state_dict()]
     like(model, saved, where)
     accumulator = saved["meter"]

@@ -12,15 +12,15 @@ from lightning_gradguard.errors import GuardError
 from lightning_gradguard.parts import Parts
 from lightning_gradguard.track_state import state_of
 
-_INCIDENT = ("incident", "trial", "treating", "trouble", "policy")
 # An open incident is of one piece with the treatment on trial.
+_INCIDENT = ("incident", "trial", "treating", "trouble", "policy")
 
 
 def usable(state: Any, module: nn.Module | None, parts: Parts) -> tuple[dict[str, Any], list[str]]:
     """Return what can be used of a state, completed by what is new since it was saved, and the names of what cannot.
 
-    Without what was learned of healthy steps all else of an optimizer is of no use: a run that is known to be old, and of
-    which nothing is known besides, would be taken for one that has learned nothing yet.
+    Without what was learned of healthy steps all else of an optimizer is of no use: a run that is known to be old, and
+    of which nothing is known besides, would be taken for one that has learned nothing yet.
 
     Raises:
         PartError: A detector or remedy cannot save or load a state, and is not to be left out for it.

@@ -1,4 +1,4 @@
-"""Whether what was saved has the shape of what is expected: its keys, its types, and the shapes of the module's tensors."""
+"""Whether what was saved has the shape of what is expected: keys, types, and the shapes of the module's tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_gradguard.diagnostics.decode import decode
 from lightning_gradguard.layers.names import clean
 from lightning_gradguard.records import Incident, incident_from_json
 
-# What a fresh track cannot be the model for: parts that may have changed since, and what is empty at first.
+# A fresh track is no model for these: parts may have changed since, and others are empty at first.
 _OF_ITS_OWN = ("detectors", "remedies", "incidents", "incident", "kept", "trial", "peaks", "untreated", "looking")
 
 

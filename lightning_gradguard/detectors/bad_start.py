@@ -13,23 +13,26 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 AFTER = 4
 """Accepted steps after which the first one is looked at again."""
 MEMORABLE = 1000.0
-"""Times the norms that follow: Adam's second moment forgets e-fold in a thousand steps, so such a first batch all but stops the run."""
+"""Times the norms that follow: Adam's second moment forgets e-fold in a thousand steps, so the run all but stops."""
 LARGEST = math.sqrt(3.4028e38)
-"""Norm whose square is about to overflow float32: Adam's second moment would be inf, and its weights never move again."""
+"""Norm whose square nearly overflows float32: Adam's second moment would be inf, and weights never move again."""
 
 
 class BadStart(Detector):
-    """Find a start that cannot go well: gradients that are not finite, or that no optimizer can hold, or a signal that explodes on its way.
+    """Find a start that cannot go well.
 
-    Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Where a weight is more than four times
-    what its fan calls for the layers are measured in the first batch, and a signal that grows more than ``max_growth`` times from input to
-    output is an alarm at the second step; the first update is made as written.
+    Its gradients are not finite, or too large for an optimizer to hold, or the signal explodes on its way.
 
-    Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for thousands of
-    steps; so their first norm is compared with the few that follow.
+    Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Where a weight is
+    more than four times what its fan calls for the layers are measured in the first batch, and a signal that grows more
+    than ``max_growth`` times from input to output is an alarm at the second step; the first update is made as written.
+
+    Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for
+    thousands of steps; so their first norm is compared with the few that follow.
 
     Args:
-        max_growth: Largest growth of the signal's RMS from input to output, of a network that is fresh from its initialisation.
+        max_growth: Largest growth of the signal's RMS from input to output, of a network that is fresh from its
+            initialisation.
     """
 
     name: ClassVar[str] = "cold-start"

@@ -17,11 +17,11 @@ class Detector(ABC):
     name: ClassVar[str]
     """What verdicts call it."""
     deferrable: ClassVar[bool] = False
-    """Whether :meth:`limit` says all that cannot wait: on a GPU a step of a calm run is judged when the next one is made, so that
-    nobody waits for the device. False costs one wait a step, and misses nothing."""
+    """Whether :meth:`limit` says all that cannot wait: on a GPU a step of a calm run is judged when the next one is
+    made, so that nobody waits for the device. False costs one wait a step, and misses nothing."""
 
     sees_nonfinite: ClassVar[bool] = False
-    """Whether it raises an alarm at gradients that are not finite, which a device may then keep from the weights by itself."""
+    """Whether it raises an alarm at gradients that are not finite, so that a device may keep them from the weights."""
 
     def __repr__(self) -> str:
         """Return it as it would be constructed."""

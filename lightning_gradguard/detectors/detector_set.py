@@ -1,4 +1,4 @@
-"""The detectors of one optimizer, asked one after the other; one that fails is named, and left out where that is wanted."""
+"""The detectors of one optimizer, asked one after the other; one that fails is named, and may be left out."""
 
 from __future__ import annotations
 

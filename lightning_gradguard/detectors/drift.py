@@ -15,11 +15,11 @@ REFERENCE = 40
 """Accepted steps before a reference is frozen."""
 EXAMINED = 3.0
 """Growth from which the layers are looked at while the loss rises."""
-LEAP = 3.0
+LEAPT = 3.0
 """Growth within nine or eighteen steps above which the norm has leapt; a drift of x1000 over 300 steps makes 1.5."""
 GROWN = 2.0
-"""Growth below which nothing is said: norms double and halve for many honest reasons."""
-MOST = 3.0
+"""Growth below which nothing is said: norms double and halve for many healthy reasons."""
+PER_STEP = 3.0
 """Standard deviations that one step may add to the sum, however far above the reference it lies."""
 LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
@@ -29,9 +29,10 @@ class Drift(Detector):
     """Find growth that is too slow for a spike, by a one-sided CUSUM of the log norm against a frozen reference.
 
     ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
-    Norms also grow honestly while a model learns, so the loss is asked: if it has fallen since the reference was frozen, the growth is
-    honest and becomes the new reference. If it has not, the verdict reports; where the loss is worse beyond chance and the norm has grown
-    threefold without a leap, it asks for a look at the layers. Whether the run is lost, its losses say.
+    Norms also grow in health, while a model learns, so the loss is asked: if it has fallen since the reference was
+    frozen, the growth is healthy and becomes the new reference. If it has not, the verdict reports; where the loss is
+    worse beyond chance and the norm has grown threefold without a leap, it asks for a look at the layers. Whether the
+    run is lost, its losses say.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
@@ -58,11 +59,11 @@ class Drift(Detector):
             return self._sum
         z = (math.log(norm) - self._center) / self._spread
         # A single outlier is the spike detector's business.
-        return max(0.0, self._sum + min(z, MOST + self.slack) - self.slack)
+        return max(0.0, self._sum + min(z, PER_STEP + self.slack) - self.slack)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Speak while the cumulated excess is above the threshold and the loss does not excuse it."""
-        if self._sum < self.threshold - 1.01 * MOST:
+        if self._sum < self.threshold - 1.01 * PER_STEP:
             return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
             return None
@@ -74,7 +75,7 @@ class Drift(Detector):
             return None
         # Drift is slow. A norm that leapt is a spike's or a change of the data's, and both are judged elsewhere.
         leapt = max(baseline.norms.recent - baseline.norms.earlier(lag) for lag in (RECENT, 2 * RECENT)) > math.log(
-            LEAP
+            LEAPT
         )
         # Worth a look at the layers: one of them may be drifting away.
         examine = not leapt and baseline.losses.worse and grown >= EXAMINED
@@ -103,10 +104,10 @@ class Drift(Detector):
             fresh = baseline.count >= REFERENCE and self._seen >= REFERENCE
         else:
             rise = self._loss_rise(baseline) if self._sum > self.threshold else None
-            honest = rise is not None and rise < -0.02
+            healthy = rise is not None and rise < -0.02
             # A norm that decays leaves the old reference useless: nothing could be seen before it had grown back.
             decayed = self._seen % 100 == 0 and self._sum == 0.0
-            fresh = honest or decayed
+            fresh = healthy or decayed
         if fresh:
             self._freeze(baseline)
 

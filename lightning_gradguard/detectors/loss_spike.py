@@ -13,17 +13,17 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 
 FAR = 100.0
 """Times the largest loss so far at which a young run's batch is looked at: its spread is not known yet."""
-FEW = 3
+SEEN = 3
 """Losses that must have been seen before."""
 
 
 class LossSpike(Detector):
     """Find a loss above those before by more than the larger of their level and six robust standard deviations.
 
-    Layers that saturate, and normalisations, hide from the gradient what a corrupt batch or a damaged weight does to the
-    outputs. A loss leaps for innocent reasons too (a hard batch, a change of the data), so only what is found counts: a batch far
-    larger than any healthy one, or a layer that no training can have moved so far. One leap asks for a look now and then; where
-    the median of the last nine has leapt as well, it stays.
+    Layers that saturate, and normalisations, hide from the gradient what a corrupt batch or a damaged weight does to
+    the outputs. A loss leaps for innocent reasons too (a hard batch, a change of the data), so only what is found
+    counts: a batch far larger than any healthy one, or a layer that no training can have moved so far. One leap asks
+    for a look now and then; where the median of the last nine has leapt as well, it stays.
     """
 
     name: ClassVar[str] = "loss-leap"
@@ -36,7 +36,7 @@ class LossSpike(Detector):
             return None
         if baseline.count < YOUNG:
             largest = max(baseline.losses.latest(YOUNG), default=0.0)
-            if baseline.count >= FEW and loss > FAR * largest > 0.0:
+            if baseline.count >= SEEN and loss > FAR * largest > 0.0:
                 reason = f"loss {loss:.3g}, far above the largest so far ({largest:.3g})"
                 return Verdict("sudden", self.name, loss, FAR * largest, reason, examine=True)
         if baseline.count < 2 * RECENT:

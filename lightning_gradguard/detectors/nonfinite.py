@@ -37,7 +37,7 @@ class NonFinite(Detector):
             return None
         layers = tuple(name for name, _ in statistics.nonfinite)
         elements = sum(count for _, count in statistics.nonfinite)
-        # Of a step that was judged on its device only the norms are left.
+        # Only the norms are left of a step that was judged on its device.
         where = f"{elements} elements of " if elements else ""
         where += f"{len(layers)} of {len(statistics.names)} gradients"
         return Verdict(

@@ -13,8 +13,9 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 class OptimizerStateCorruption(Detector):
     """Find momentum or second moments that are not what the optimizer has made of the gradients.
 
-    The gradients of that step are healthy ones, so nothing else can tell before the weights are gone. The state is looked at only
-    where somebody else has written to it, and that alone is innocent: users reset a momentum, or scale one with the rate.
+    The gradients of that step are healthy ones, so nothing else can tell before the weights are gone. The state is
+    looked at only where somebody else has written to it, and that alone is innocent: users reset a momentum, or scale
+    one with the rate.
     """
 
     name: ClassVar[str] = "spoilt-state"

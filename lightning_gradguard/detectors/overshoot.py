@@ -13,14 +13,14 @@ from lightning_gradguard.history.sample import ENOUGH, RECENT
 from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-STILL = 0.85
+UNMOVED = 0.85
 """Share of the untrained loss above which a run has learned nothing since it overshot."""
 RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
-"""Deviation of a batch's outputs over their RMS below which they do not depend on the input; an untrained network has a hundredth."""
+"""Deviation of a batch's outputs over their RMS below which they ignore the input; untrained ones have a hundredth."""
 NEARLY_ALL = 0.9
-"""Share of the losses of late that must lie above the very first one where nothing but that is known of untrained weights."""
+"""Share of the newest losses that must lie above the very first, where only that is known of untrained weights."""
 SURE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
 
@@ -28,18 +28,20 @@ SURE = 1e-3
 class Overshoot(Detector):
     """Find a run that its updates have lost, by its own losses.
 
-    A loss alone convicts nobody: batches are hard, data change, plateaus are long. Large updates convict nobody either: a steep but right
-    start makes them. Together they do, in one of these forms:
+    A loss alone convicts nobody: batches are hard, data change, plateaus are long. Large updates convict nobody either:
+    a steep but right start makes them. Together they do, in one of these forms:
 
-    - nothing had been learned, updates replaced weights (their size is more than a tenth of some weight matrix), and all of the
-      last nine losses lie above the untrained one, by as much again and apart from their own noise;
+    - nothing had been learned, updates replaced weights (their size is more than a tenth of some weight matrix), and
+      all of the last nine losses lie above the untrained one, by as much again and apart from their own noise;
     - the loss leapt so after such an update, and ``patience`` steps later nothing has been learned;
-    - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond chance, or the
-      gradients have faded to a hundredth;
-    - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its way;
-    - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly all of the best ones,
-      and the rate is larger than any the loss has fallen with, or updates replaced weights, or the gradients have faded, or a rate was
-      convicted before. A change of the data raises the loss without any of these.
+    - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond
+      chance, or the gradients have faded to a hundredth;
+    - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its
+      way;
+    - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly
+      all of the best ones, and the rate is larger than any the loss has fallen with, or updates replaced weights, or
+      the gradients have faded, or a rate was convicted before. A change of the data raises the loss without any of
+      these.
 
     Args:
         patience: Accepted steps in which a run that overshot may begin to learn.
@@ -69,7 +71,8 @@ class Overshoot(Detector):
         if baseline.updates.ratio <= LARGE:
             return None
         level = baseline.losses.level(RECENT)[0]
-        told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {baseline.updates.ratio:.2g} x the weights"
+        ratio = baseline.updates.ratio
+        told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {ratio:.2g} x the weights"
         if loss > untrained and baseline.losses.above_untrained and not baseline.losses.recovering:
             return self._verdict(level, untrained, told)
         if baseline.norms.silent >= self.patience:
@@ -77,7 +80,7 @@ class Overshoot(Detector):
                 level, untrained, f"{told}: the gradients have been zero for {baseline.norms.silent} steps"
             )
         since = baseline.count - self._overshot
-        if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - STILL) * abs(untrained):
+        if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - UNMOVED) * abs(untrained):
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.losses.latest(2 * ENOUGH), baseline.losses.first

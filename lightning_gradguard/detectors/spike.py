@@ -16,15 +16,15 @@ from lightning_gradguard.records import GradientStatistics, Verdict
 WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
 
-HONEST = 30.0
-"""Times the limit that honest growth at the start may reach: the norm leaps while the loss does not."""
+EARLY_GROWTH = 30.0
+"""Times the limit that healthy growth at the start may reach: the norm leaps while the loss does not."""
 
 
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """Return the largest norm that history can explain; inf while there is none.
 
     ``log limit = max(reference + max(log factor, zscore * spread), high water)``. The reference is the larger of
-    the long and the short median, so that honest growth is followed. The high-water mark keeps a run whose norm
+    the long and the short median, so that healthy growth is followed. The high-water mark keeps a run whose norm
     has decayed a hundredfold from calling a hard sample an explosion. While there are few steps both terms are wider:
     a spread that was estimated from n values is itself uncertain, and training moves fastest at its beginning.
     """
@@ -32,7 +32,7 @@ def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     typical = baseline.norms.typical
     if n == 0 and baseline.norms.prior > 0.0:
         # The run has gone back to where nothing was known. That it is new there must not make any batch its measure.
-        return HONEST * baseline.norms.prior
+        return EARLY_GROWTH * baseline.norms.prior
     if n == 0 or math.isnan(typical):
         return math.inf
     young = 1.0 + 100.0 / n**2
@@ -69,7 +69,8 @@ class Spike(Detector):
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Compare the global norm with the limit; early on, with the widest that there is."""
         if baseline.count >= YOUNG and statistics.norm <= 0.5 * self.factor * baseline.norms.typical:
-            # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be known.
+            # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be
+            # known.
             return None
         limit = self.limit(baseline)
         if not statistics.finite:
@@ -77,7 +78,8 @@ class Spike(Detector):
         replaces = (statistics.update_ratio or 0.0) > WHOLE
         known = statistics.loss is not None and not replaces and not baseline.overrun(statistics.loss)
         if 0 < baseline.count < YOUNG and known:
-            # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too much.
+            # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too
+            # much.
             limit = max(limit, math.exp(WIDEST) * baseline.norms.typical)
         if statistics.norm <= limit:
             return None
@@ -90,8 +92,8 @@ class Spike(Detector):
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or layers are at
-            # fault.
+            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or
+            # layers are at fault.
             examine=baseline.count < RECENT
             and statistics.norm <= LARGEST
             and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,

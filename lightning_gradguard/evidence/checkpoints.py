@@ -48,7 +48,7 @@ class Listed:
 
 
 def list_checkpoints(directory: Path, told: Iterable[CheckpointRecord] = ()) -> list[Listed]:
-    """Return the checkpoints below a directory, oldest first; the newest verdict of a journal counts before the mark inside.
+    """Return the checkpoints below a directory, oldest first; a journal's newest verdict counts more than the mark.
 
     Args:
         directory: Where to look.

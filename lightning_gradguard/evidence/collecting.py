@@ -168,7 +168,7 @@ def _passed(moment: Moment, room: Allowance, *, keep: bool) -> Pass:
 
 
 def seen(parameter: Tensor) -> list[float]:
-    """Return the root mean square of a parameter, its largest absolute value, and how many of its elements are NaN or inf."""
+    """Return a parameter's root mean square, its largest absolute value, and how many elements are NaN or inf."""
     own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     if own.numel() == 0 or not own.is_floating_point():
         return [0.0, 0.0, 0.0]

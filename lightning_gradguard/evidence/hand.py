@@ -1,4 +1,4 @@
-"""What is at hand of the step under way and of the one before: batches by reference, and the random states before each forward pass."""
+"""What is at hand of this step and the one before: batches by reference, and random states before the forward pass."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Moment(NamedTuple):
 class Hand:
     """Keep at hand what two steps were computed from.
 
-    A step that is judged on its device is known to be bad one step later, so what it was computed from must outlive it; and the batch of
-    a step that was fine tells, when a bad one is replayed, whether the data or the weights are at fault.
+    A step that is judged on its device is known to be bad one step later, so what it was computed from must outlive it;
+    and the batch of a step that was fine tells, when a bad one is replayed, whether the data or the weights are at
+    fault.
 
     Attributes:
         now: The forward passes of the step under way, oldest first.

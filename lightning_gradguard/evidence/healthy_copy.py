@@ -1,7 +1,7 @@
 """``last-healthy.ckpt``: the last checkpoint that nothing speaks against, safe from rotation.
 
-It is a second name of the same file, so it takes no room before the first name is rotated away. A checkpoint is healthy once
-the step that was computed from its weights has raised no alarm: weights are often poisoned before it shows.
+It is a second name of the same file, so it takes no room before the first name is rotated away. A checkpoint is healthy
+once the step that was computed from its weights has raised no alarm: weights are often poisoned before it shows.
 """
 
 from __future__ import annotations

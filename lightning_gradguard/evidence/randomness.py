@@ -1,7 +1,8 @@
 """The random states of torch, numpy and Python, read without advancing any of them, and put back.
 
-They are read before every forward pass, and the getters of numpy and Python take seventy and twenty microseconds. Both keep a Mersenne
-Twister, whose memory is read in less than one; that it lies where it is known to lie is checked once, and else the getters are used.
+They are read before every forward pass, and the getters of numpy and Python take seventy and twenty microseconds. Both
+keep a Mersenne Twister, whose memory is read in less than one; that it lies where it is known to lie is checked once,
+and else the getters are used.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _python() -> tuple[Any, ...]:
 
 
 def _python_as_known() -> bool:
-    """Return whether Python's state follows the head of its object: a count of the words that are used up, and the words."""
+    """Return whether Python's state follows the head of its object: words that are used up, and the words."""
     fits = sys.implementation.name == "cpython" and _random.Random.__basicsize__ >= object.__basicsize__ + _RAW
     if not fits:
         return False
@@ -174,6 +175,7 @@ def _numpy_state(found: bytes | dict[str, Any]) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     key, pos = _words(found)
-    # The second half of a pair that the polar method draws lies elsewhere, where it cannot be read cheaply: it is drawn anew.
+    # The second half of a pair that the polar method draws lies elsewhere, where it cannot be read cheaply: it is drawn
+    # anew.
     state = {"key": np.array(key, dtype=np.uint32), "pos": pos}
     return {"bit_generator": "MT19937", "state": state, "has_gauss": 0, "gauss": 0.0}

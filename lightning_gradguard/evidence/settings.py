@@ -11,15 +11,15 @@ from lightning_gradguard import checks
 class Evidence:
     """Keep what a bad step was computed from, in a bundle that ``lightning-gradguard replay`` takes.
 
-    A bundle is written at the first alarm of an incident, in the background. It holds statistics, random states, indices and weights. The
-    batch, which may be people's data, is in it only where that is asked for, or under ``mode="halt"``. Files can be read by their owner
-    only, and go nowhere by themselves.
+    A bundle is written at the first alarm of an incident, in the background. It holds statistics, random states,
+    indices and weights. The batch, which may be people's data, is in it only where that is asked for, or under
+    ``mode="halt"``. Files can be read by their owner only, and go nowhere by themselves.
 
     Args:
         directory: Where bundles go; by default ``gradguard_evidence`` in the directory of the run.
         bundles: Most bundles that one process writes in a run.
-        max_bytes: Most bytes of a bundle; what does not fit is left out, the optimizer's state first, then the other batch, the weights,
-            and the batch.
+        max_bytes: Most bytes of a bundle; what does not fit is left out, the optimizer's state first, then the other
+            batch, the weights, and the batch.
         batch: Whether the batch is kept; None for only under ``mode="halt"``.
         weights: Whether weights and buffers from before the step are kept; otherwise the newest checkpoint is named.
         optimizer_state: Whether the optimizer's state is kept too.

@@ -37,7 +37,7 @@ def source_directory(kind: type) -> Path | None:
 
 
 def commit_of(directory: Path | None) -> str:
-    """Return the commit of the repository around a directory, with a ``+`` where files differ from it; empty where there is none."""
+    """Return the commit of the repository around a directory, with a ``+`` where files differ; empty without one."""
     if directory is None:
         return ""
     try:

@@ -14,11 +14,11 @@ from lightning_gradguard.history.sample import FEW, RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE, UpdateHistory
 
 OVERRUN = 3.0
-"""Times the untrained loss that a young run's loss does not reach in health, unless its first batches were no sample."""
+"""Times the untrained loss that a young run's loss stays below in health, unless its first batches were no sample."""
 ORDINARY = 3.0
 """Times the typical norm, up or down, that is nothing to look up for."""
 OUTSIZED = 8.0
-"""Times the usual size of an update, by norm and rate, above which it is measured against the weights; as for a spike."""
+"""Times the usual size of an update, by norm and rate, above which it is measured; as for a spike."""
 
 
 class Baseline:
@@ -87,7 +87,7 @@ class Baseline:
         return loss > OVERRUN * first > 0.0 and min(self.losses.first) > 0.5 * first
 
     def usual_norm(self, rate: float, factor: float) -> float:
-        """Return the norm that makes an update ``factor`` times the usual one at this rate; inf where none is usual yet."""
+        """Return the norm of an update ``factor`` times the usual one at this rate; inf where none is usual yet."""
         if self.count < RECENT or not self.updates.usual_rate or not rate > 0.0:
             return math.inf
         return factor * self.norms.typical * self.updates.usual_rate / rate

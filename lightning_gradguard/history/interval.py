@@ -21,7 +21,7 @@ class ExponentialInterval:
     gap: int = GAP
 
     def due(self, step: int) -> bool:
-        """Tell whether to examine at this step, and remember that it is done."""
+        """Return whether to examine at this step, and remember that it is done."""
         since = step - self.last
         if since < self.gap:
             return False

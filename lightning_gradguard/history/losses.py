@@ -1,4 +1,4 @@
-"""The losses of accepted steps: where the run began, the best that it has reached, and where it stands."""
+"""The losses of accepted steps. One idea: where the run began, the best that it has reached, and where it stands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_gradguard.history.level import beginning, level, noise
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
 from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
@@ -19,21 +20,23 @@ LOST = 0.5
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
 GROWN = 1.5
-"""Growth from one level of nine losses to the next, twice in a row, that no change of the data makes: that is a single leap."""
+"""Growth from one level of nine losses to the next, twice in a row: a change of the data makes a single leap."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
 """The same where the level of the loss has been halved."""
 SURE = 1e-4
-"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned. It is asked at each
-new best level, so of thousands of steps of pure noise some ten times independently."""
+"""Probability, by chance, of the best losses lying so far below the first ones from which something has been learned.
+
+It is asked at each new best level: in thousands of steps of pure noise some ten times independently."""
 
 
 class LossHistory:
     """Remember the losses of accepted steps.
 
     Args:
-        updates: Tells how large updates were: where they replace weights, only the very first losses are of untrained ones.
+        updates: Tells how large updates were: where they replace weights, only the very first losses are of untrained
+            ones.
 
     Attributes:
         first: The first few losses of the run.
@@ -65,20 +68,21 @@ class LossHistory:
             self._levels.clear()
             if len(self.first) < RECENT:
                 self.first.append(loss)
-                self._beginning = _beginning(self.first)
+                self._beginning = beginning(self.first)
             else:
                 level = self.level(RECENT)[0]
-                # A median of nine shrugs off four losses of a run that is being lost, and those are no measure of the best.
+                # A median of nine shrugs off four losses of a run that is being lost, and those are no measure of the
+                # best.
                 if level <= self.best_level and loss <= level:
                     self.best_level, self._best = level, self._losses[-ENOUGH:]
 
     @property
     def untrained(self) -> float:
-        """The loss before training: the very first, or the lower quartile of the first few if that is larger; NaN at first.
+        """The loss before training: the very first, or the lower quartile of the first few if larger; NaN at first.
 
-        The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that
-        diverges at once. Where the first updates were large it may be spoilt by them: then the second lowest of the first few is taken, or
-        the very first alone where they replaced all of the weights.
+        The first alone may be tiny by luck (a batch of two); a median of the first few is spoilt by a run that diverges
+        at once. Where the first updates were large it may be spoilt by them: then the second lowest of the first few is
+        taken, or the very first alone where they replaced all of the weights.
         """
         if not self.first or self._updates.ratio <= LARGE:
             return self._beginning
@@ -92,7 +96,7 @@ class LossHistory:
 
     @property
     def learned(self) -> bool:
-        """Whether the best level of the loss is below what it was before training, beyond chance; False where no loss is known."""
+        """Whether the best level of the loss is below that before training, beyond chance; False of no loss."""
         if self._learned:
             return True  # Once and for all: neither the first losses nor the best one change for the worse.
         if len(self.first) < RECENT or len(self._best) < ENOUGH or not self.best_level < self.untrained:
@@ -101,7 +105,8 @@ class LossHistory:
             # All but the very first loss may be of the weights that large updates have made.
             self._learned = self.best_level < 0.5 * self.first[0]
             return self._learned
-        # Who learns fast has learned something within the first few losses already, so half of their level needs less proof.
+        # Who learns fast has learned something within the first few losses already, so half of their level needs less
+        # proof.
         half = self.best_level < 0.5 * sorted(self.first)[RECENT // 2]
         self._learned = chance_of_lower(self._best, self.first) < (LIKELY if half else SURE)
         return self._learned
@@ -119,14 +124,14 @@ class LossHistory:
 
     @property
     def worse(self) -> bool:
-        """Whether all of the last losses lie above nearly all of those at the best level, so that chance has no part in it."""
+        """Whether all of the last losses lie above nearly all of those at the best level, which is no chance."""
         if len(self._best) < RECENT or len(self._losses) < RECENT:
             return False
         return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
 
     @property
     def recovering(self) -> bool:
-        """Whether the newest three losses lie below all but one of the six before them: what was lost comes back by itself."""
+        """Whether the newest three losses lie below all but one of the six before: what was lost comes back."""
         newest = self._losses[-RECENT:]
         return len(newest) == RECENT and max(newest[6:]) < sorted(newest[:6])[1]
 
@@ -151,7 +156,7 @@ class LossHistory:
 
     @property
     def above_untrained(self) -> bool:
-        """Whether all of the last losses lie above what the loss was before training: by as much again, and apart from chance."""
+        """Whether all of the last losses lie above that before training, by as much again and beyond chance."""
         return len(self._losses) > RECENT and self.stands_above(self._losses[-RECENT:], self.untrained)
 
     def stands_above(self, losses: Iterable[float], reference: float) -> bool:
@@ -165,9 +170,9 @@ class LossHistory:
             steps = [abs(math.log(b) - math.log(a)) for a, b in self._pairs() if a > 0.0 < b]
             return math.log(ordered[0] / reference) > math.log(2.0) * 0.5 and math.log(
                 ordered[len(ordered) // 2] / reference
-            ) > max(math.log(2.0), APART * _noise(steps))
+            ) > max(math.log(2.0), APART * noise(steps))
         steps = [abs(b - a) for a, b in self._pairs()]
-        return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * _noise(steps))
+        return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * noise(steps))
 
     def _pairs(self) -> Iterable[tuple[float, float]]:
         # All that are remembered: the noise of sixteen is often half of what it is.
@@ -195,7 +200,7 @@ class LossHistory:
         found = self._levels.get((last, skip))
         if found is None:
             end = max(len(self._losses) - skip, 0)
-            found = _level(self._losses[max(end - last, 0) if last else 0 : end])
+            found = level(self._losses[max(end - last, 0) if last else 0 : end])
             self._levels[last, skip] = found
         return found
 
@@ -225,25 +230,6 @@ class LossHistory:
         self._losses = array("d", state["losses"])[-NORM_WINDOW:]
         self._levels.clear()
         self.first = [float(v) for v in state["first_losses"]]
-        self._beginning = _beginning(self.first)
+        self._beginning = beginning(self.first)
         self.best_level, self._best = float(state["best_loss"]), array("d", state["best"])
         self._learned = bool(state["learned"])
-
-
-def _beginning(losses: list[float]) -> float:
-    """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
-    return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
-
-
-def _noise(steps: list[float]) -> float:
-    """Return the robust standard deviation of values from the absolute differences of successive ones: median / (0.6745 sqrt 2)."""
-    return sorted(steps)[len(steps) // 2] / 0.954 if steps else 0.0
-
-
-def _level(losses: array[float]) -> tuple[float, float]:
-    """Return median and robust spread; NaN of nothing."""
-    if not losses:
-        return math.nan, math.nan
-    ordered = sorted(losses)
-    n = len(ordered) - 1
-    return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_gradguard.history.sample import ENOUGH, RECENT, Sample
 
 MEMORY = 5000.0
-"""Accepted steps in which the high-water mark sinks by a factor of e: what a run has lived with, it lives with again."""
+"""Accepted steps in which the high-water mark sinks by e: what a run has survived, it survives again."""
 FLOOR = 1e-38
 """Norm up to which a gradient counts as zero."""
 FADED = 0.01
@@ -78,8 +78,8 @@ class NormHistory:
     def spread(self) -> float:
         """Robust standard deviation of the log norm about its recent level.
 
-        That of the window counts a trend as noise (a norm that grew eightfold while the run left a plateau would excuse a
-        spike of two orders of magnitude), so from a few surprises on the smaller of the two is taken.
+        That of the window counts a trend as noise (a norm that grew eightfold while the run left a plateau would excuse
+        a spike of two orders of magnitude), so from a few surprises on the smaller of the two is taken.
         """
         wide = self._norms.spread
         return min(wide, self._surprises.spread) if len(self._surprises.values) >= ENOUGH else wide

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 def chance_of_lower(losses: Sequence[float], others: Sequence[float]) -> float:
     """Return the probability that ``losses`` lie this far below ``others`` by chance, if both were of one kind.
 
-    One-sided Mann-Whitney U test (Mann and Whitney, 1947), by the normal approximation with corrections for ties and continuity. A NaN
-    ranks as the worst. Returns 1.0 where either is empty.
+    One-sided Mann-Whitney U test (Mann and Whitney, 1947), by the normal approximation with corrections for ties and
+    continuity. A NaN ranks as the worst. Returns 1.0 where either is empty.
     """
     n, m = len(losses), len(others)
     if not n or not m:

@@ -7,11 +7,11 @@ from typing import Any
 LARGE = 0.1
 """Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
 WHOLE = 1.0
-"""Update-to-weight ratio from which an update replaces all of the weights, so that only the very first loss is of the untrained ones."""
+"""Update-to-weight ratio from which an update replaces all of the weights: only the first loss is of untrained ones."""
 RISE = 3.0
 """Times the largest rate so far above which an update is measured before it is made."""
 RATE_MEMORY = 64
-"""Time constant, in accepted steps, of the usual rate: norms are remembered twice as long, and their median is half that old."""
+"""Time constant, in accepted steps, of the usual rate: norms are remembered twice as long."""
 
 
 class UpdateHistory:
@@ -20,7 +20,8 @@ class UpdateHistory:
     Attributes:
         ratio: Largest ``||update|| / ||weight||`` of the updates that were measured, momentum filled.
         first_ratio: The first of them at the present rate, which is of weights that no large update has changed yet.
-        convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next one.
+        convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next
+            one.
         looked: Rate at which an update was last measured.
         rate: Largest learning rate of an accepted step.
         usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.

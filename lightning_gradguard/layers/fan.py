@@ -11,10 +11,10 @@ from lightning_gradguard.layers.names import kind_of
 
 
 def fans(module: nn.Module, name: str) -> tuple[float, float] | None:
-    """Return ``(fan_in, fan_out)`` of the weight ``name``: terms summed per output, and per input gradient; None if unknown.
+    """Return ``(fan_in, fan_out)`` of a weight: terms summed per output, and per input gradient; None if unknown.
 
-    Groups count, and strides where they transpose: an element of a transposed convolution's output sums ``in / groups * k / stride`` terms.
-    Recurrent weights hold their gates side by side, so the fan of one gate is the fan of all.
+    Groups count, and strides where they transpose: an element of a transposed convolution's output sums ``in / groups *
+    k / stride`` terms. Recurrent weights hold their gates side by side, so the fan of one gate is the fan of all.
     """
     weight = getattr(module, name, None) if name in module._parameters else None
     if not isinstance(weight, Tensor) or weight.ndim < 2:
@@ -52,9 +52,9 @@ def expected_rms(module: nn.Module, name: str) -> float | None:
     """Return the RMS at which the parameter ``name`` of ``module`` neither grows nor shrinks a signal; None if unknown.
 
     A weight that sums ``fan_in`` independent terms keeps their RMS at ``1 / sqrt(fan_in)`` (LeCun et al., 1998). Usual
-    initialisations lie between 0 and ``sqrt(2)`` times this (PyTorch's default 0.58, Glorot, He). He's fan-out mode is larger
-    on layers that narrow, so these are given the geometric mean of their fans. Normalisation weights and embeddings
-    are expected at 1; vectors other than these, and custom parameters, are unknown.
+    initialisations lie between 0 and ``sqrt(2)`` times this (PyTorch's default 0.58, Glorot, He). He's fan-out mode is
+    larger on layers that narrow, so these are given the geometric mean of their fans. Normalisation weights and
+    embeddings are expected at 1; vectors other than these, and custom parameters, are unknown.
     """
     kind = kind_of(module)
     if name == "weight" and kind in ("norm", "embedding"):

@@ -1,8 +1,8 @@
 """The order in which layers are first used in the forward pass, read from the autograd graph of the loss.
 
-The graph exists anyway, and reading it changes nothing, as DistributedDataParallel's search for unused parameters does. A
-forward hook would tell the same of an eager module only: inside a compiled one it is compiled along, and its removal may
-mean to compile again.
+The graph exists anyway, and reading it changes nothing, as DistributedDataParallel's search for unused parameters does.
+A forward hook would tell the same of an eager module only: inside a compiled one it is compiled along, and its removal
+may mean to compile again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_gradguard.layers.names import layer_of
 
-MOST = 200_000
-"""The most nodes that are walked, some 0.3 s once in a run; a network unrolled over longer sequences keeps what was found."""
+NODES = 200_000
+"""The most nodes that are walked, some 0.3 s once in a run; of a longer unrolled network a part is enough."""
 
 LOSSES = 32
 """The most losses that are looked at for one in whose graph the parameters are."""
@@ -59,7 +59,7 @@ class ForwardOrder:
 
 
 def registered(module: nn.Module) -> tuple[str, ...]:
-    """Return the layers that own parameters in the order of registration; a parameter of the root module by its own name."""
+    """Return the layers that own parameters as registered; a parameter of the root module by its own name."""
     return tuple(dict.fromkeys(layer_of(name) or name for name, _ in module.named_parameters()))
 
 
@@ -83,8 +83,8 @@ def arranged(module: nn.Module, uses: Mapping[int, Use]) -> tuple[str, ...]:
 def first_uses(loss: Tensor) -> dict[int, Use]:
     """Return, by a parameter's id, which operation used it first and as which of its inputs.
 
-    Autograd numbers operations as they run. A compiled graph is a single one, whose inputs are in the order in which they
-    were met when it was traced. Parameters of which autograd sees only copies (FSDP2), or nothing (a reentrant
+    Autograd numbers operations as they run. A compiled graph is a single one, whose inputs are in the order in which
+    they were met when it was traced. Parameters of which autograd sees only copies (FSDP2), or nothing (a reentrant
     checkpoint), are missing.
 
     Args:
@@ -93,7 +93,7 @@ def first_uses(loss: Tensor) -> dict[int, Use]:
     uses: dict[int, Use] = {}
     waiting: list[Any] = [loss.grad_fn] if loss.grad_fn is not None else []
     seen = set(waiting)
-    while waiting and len(seen) <= MOST:
+    while waiting and len(seen) <= NODES:
         node = waiting.pop()
         for position, (source, _) in enumerate(node.next_functions):
             if source is None:

@@ -44,8 +44,8 @@ class Initialisation:
 def fitting(root: nn.Module, layer: str, name: str) -> Initialisation | None:
     """Choose the initialisation of the parameter ``name`` of ``layer``; None if its role is not known.
 
-    He et al., 2015, before rectifiers; Glorot and Bengio, 2010, before squashers; LeCun before SELU and on the output layer;
-    Saxe et al., 2014, for recurrent matrices; truncated normal in transformers.
+    He et al., 2015, before rectifiers; Glorot and Bengio, 2010, before squashers; LeCun before SELU and on the output
+    layer; Saxe et al., 2014, for recurrent matrices; truncated normal in transformers.
     """
     modules = {clean(key): child for key, child in root.named_modules()}
     module = modules[layer]
@@ -82,7 +82,8 @@ def _before(activation: type[nn.Module], inward: float, outward: float) -> Initi
 def _activation_after(modules: dict[str, nn.Module], layer: str) -> type[nn.Module]:
     """Return the activation registered between this layer and the next, ``nn.Identity`` for the last layer.
 
-    Where there is none (it is called as a function, or one module serves many layers) the model's commonest, or else ReLU.
+    Where there is none (it is called as a function, or one module serves many layers) the model's commonest, or else
+    ReLU.
     """
     known = (*_RECTIFIERS, *_SQUASHERS, *_SELF_NORMALISING)
     names = list(modules)
@@ -98,7 +99,7 @@ def _activation_after(modules: dict[str, nn.Module], layer: str) -> type[nn.Modu
 
 
 def draw(initialisation: Initialisation, shape: torch.Size, gates: int, generator: torch.Generator) -> Tensor:
-    """Draw float32 values on the host from a private ``generator``, so that ranks agree and the user's stream is left alone.
+    """Draw float32 values on the host from a private ``generator``: ranks agree, and the user's stream is left alone.
 
     An orthogonal matrix is drawn per gate: a stack of ``gates`` square blocks along the first dimension.
     """

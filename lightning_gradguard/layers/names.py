@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "function", "other"]
 """What a module is; a *function* has neither parameters nor parts: an activation, or a loss."""
 
-# torch.compile, FSDP1, the checkpoint wrapper and Fabric insert these; attribute look-up passes through them, so names may drop them.
+# torch.compile, FSDP1, the checkpoint wrapper and Fabric insert these; attribute look-up passes through them, so names
+# may drop them.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
@@ -98,7 +99,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def own_parameters(names: Iterable[str]) -> str:
-    """Return those of the qualified ``names`` that belong to the root module itself: by these it is told of, as it has no name.
+    """Return those of the qualified ``names`` that are the root module's own: it has no name, and is called by them.
 
     >>> own_parameters(["scale", "net.0.weight"])
     'scale'

@@ -57,7 +57,7 @@ class Trained:
         return tuple(name for name, p in self.parameters.items() if p.grad is not None), grads
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return persistent buffers of the layers this optimizer trains; the first one's include those of layers without parameters."""
+        """Return persistent buffers of the layers that this optimizer trains; the first has those of others too."""
         mine = {id(p) for p in self.parameters.values()}
         found = {}
         for name, layer in self._module.named_modules():
@@ -71,7 +71,7 @@ class Trained:
         return found | self._averages()
 
     def _averages(self) -> dict[str, Tensor]:
-        """Return averages of the weights that are kept beside the module (EMA, SWA), by name; the first optimizer takes them back."""
+        """Return averages of the weights kept beside the module (EMA, SWA), by name; the first optimizer has them."""
         if self._index:
             return {}
         return {

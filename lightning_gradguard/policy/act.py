@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Act(str, Enum):
-    """One thing that may be done about an explosion. Its value is what records call the remedy that does it by default."""
+    """One thing that may be done about an explosion; its value is what records call the default remedy for it."""
 
     __str__ = str.__str__
 

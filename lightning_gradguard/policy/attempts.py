@@ -32,7 +32,7 @@ class Attempts:
         self.cause, self._tried = "", 0
 
     def treat(self, cause: Cause, reason: str, case: Case, first_aid: Act | None = Act.SKIP) -> Decision:
-        """Return the next treatment of a cause; during the trial of a rate a lower rate; first aid where none is left."""
+        """Return the next treatment of a cause, in the trial of a rate a lower one, or first aid where none is left."""
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
@@ -66,5 +66,5 @@ class Attempts:
 
 
 def accept_regime(reason: str) -> Decision:
-    """Return what is done where data, loss or task have changed for good: one more step is skipped, and all is learned anew."""
+    """Return what is done where data, loss or task have changed for good: skip one step more, and learn all anew."""
     return Decision((Act.SKIP,), reason, Cause.REGIME.value)

@@ -21,8 +21,8 @@ class Case:
         looked: Whether the layers were measured in this very batch.
         trial: The trial under way, if any.
         signal: What becomes of the signal at the first step, where that was measured.
-        vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights are
-            not finite.
+        vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights
+            are not finite.
         unlearned: Whether nothing has been learned since the first step at hand, fresh or not.
         displaced: Whether the weights have moved farther than their updates can have carried them.
     """

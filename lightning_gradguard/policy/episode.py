@@ -95,7 +95,7 @@ class Episode:
         self.untested = self.untested + back if skip else 0
 
     def rest(self, *, ordinary: bool) -> None:
-        """Count a step without alarm, one as any other if ``ordinary``: what comes after it is of another batch's making."""
+        """Count a step without alarm; where it is ``ordinary``, what comes next is of another batch's making."""
         self.skipped = self.untested = 0
         if ordinary:
             self.row = 0

@@ -60,8 +60,8 @@ def strangers(can: Collection[str]) -> list[str]:
 def available(called_for: Sequence[str], can: Collection[str]) -> tuple[str, ...]:
     """Drop what is switched off; a step that was to be skipped or clipped falls back to the other of the two.
 
-    Remedies that the ladder does not know come last, where a treatment is called for, or would be if it were switched on: first aid to a
-    single batch stays without consequences.
+    Remedies that the ladder does not know come last, where a treatment is called for, or would be if it were switched
+    on: first aid to a single batch stays without consequences.
     """
     chosen = [word for word in called_for if word in can]
     for wanted, other in ((Act.SKIP, Act.CLIP), (Act.CLIP, Act.SKIP)):

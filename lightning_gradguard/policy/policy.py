@@ -1,7 +1,7 @@
 """From a verdict and its cause to a decision: first aid at once, and a treatment on trial where first aid does not do.
 
-One idea: each alarm has one answer. A spike is clipped, or skipped where clipping would follow a direction that means nothing.
-What fresh batches do not cure, or what the run's own losses show, is treated: by the rows of
+One idea: each alarm has one answer. A spike is clipped, or skipped where clipping would follow a direction that means
+nothing. What fresh batches do not cure, or what the run's own losses show, is treated: by the rows of
 :mod:`lightning_gradguard.policy.ladder`, one treatment at a time.
 """
 
@@ -26,8 +26,7 @@ from lightning_gradguard.records import Decision, Form, GradientStatistics, Susp
 GENTLE = 10.0
 """Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
 ANEW = 24
-"""Alarms in a row that ordinary updates have not brought about, after which the data or the loss are believed to have
-changed for good."""
+"""Alarms in a row that no update has brought about, after which data or loss are believed to have changed for good."""
 AT_START = {
     Cause.LAYER: "a layer stands out from its first step",
     Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
@@ -45,8 +44,8 @@ class Policy:
         calm: Steps without alarm that end an episode.
         memory: Steps for which a past episode makes a new one *recurrent*.
         max_trials: Treatments that may be tried in the whole run; when they are spent, first aid is all that is left.
-        max_skipped: Steps skipped in a row before the budget counts as spent; after half as many on finite numbers the data
-            are believed to have changed for good.
+        max_skipped: Steps skipped in a row before the budget counts as spent; after half as many on finite numbers the
+            data are believed to have changed for good.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class Policy:
             return Decision((Act.SKIP,), reason, Cause.LOSS.value)
         if verdict.of_a_start and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
-            # What is on trial began after that batch, and goes on.
+            # The treatment on trial began after that batch, and goes on.
             return Decision((Act.ROLLBACK,), reason, Cause.BATCH.value, again=case.trial is not None)
         if case.vanishing is not None and any(suspect.broken for suspect in suspects):
             return self._attempts.treat(
@@ -213,8 +212,8 @@ class Policy:
 
         Args:
             step: Its number.
-            ordinary: Whether its norm and its loss are as ever, which speaks for the weights: an alarm before it and one
-                after it are the doing of two batches.
+            ordinary: Whether its norm and its loss are as ever, which speaks for the weights: an alarm before it and
+                one after it are the doing of two batches.
             trial: Whether a treatment is still on trial, which keeps the episode open.
         """
         self._episode.rest(ordinary=ordinary)

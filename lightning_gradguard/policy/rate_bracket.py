@@ -7,14 +7,14 @@ from typing import Any
 
 DESCENT = 8.0
 """Times below a rate that lost the run at which it is tried again, at least, where no good rate is known."""
-SANE = 0.05
+HEALTHY = 0.05
 """Update-to-weight ratio that such a rate is brought down to; healthy training shows 1e-4 to 1e-1."""
 FARTHEST = 1000.0
 """Times that one conviction lowers the rate at most."""
 CLIMB = 1.05
-"""Growth of the rate per update while the loss is at its best: from an eighth to a quarter of what failed in fifteen updates."""
+"""Growth of the rate per update while the loss is at its best: a doubling, below what failed, in fifteen."""
 STALE = 16
-"""Updates without a better loss after which the rate has climbed too far, and is halved, down to where it began to climb."""
+"""Updates without a better loss after which the rate, which climbed too far, is halved: down to where it began."""
 BELOW = 0.25
 """Share of the smallest rate that failed up to which the rate climbs."""
 WAIT = 100
@@ -24,7 +24,7 @@ DOUBLING = 500
 
 
 class RateBracket:
-    """Choose the rate between what has worked and what has failed. All rates are absolute, those of the largest parameter group.
+    """Choose the rate between what has worked and what has failed: absolute rates, of the largest parameter group.
 
     Attributes:
         good: Largest effective rate at which the loss has fallen; 0 if none is known.
@@ -62,7 +62,7 @@ class RateBracket:
         return share
 
     def convict(self, rate: float, ratio: float = 0.0) -> float:
-        """Note that a rate lost the run; return the rate to try next: one that the run has learned with, or else far below.
+        """Note that a rate lost the run, and return the one to try next: one that it has learned with, or far below.
 
         Args:
             rate: The effective rate.
@@ -74,8 +74,8 @@ class RateBracket:
             self._wait *= 2  # it was loosened, and has failed again
         self._calm = 0
         self.bad, self._asked = min(self.bad, rate), max(self._asked, rate)
-        # The size of updates tells how far beyond sanity a rate was that nothing was ever learned with.
-        descent = max(DESCENT, min(ratio / SANE, FARTHEST))
+        # The size of updates tells how far beyond health a rate was that nothing was ever learned with.
+        descent = max(DESCENT, min(ratio / HEALTHY, FARTHEST))
         if self.good > 0.0:
             descent = math.sqrt(DESCENT * descent)  # Something speaks for the rate, too.
         if self.good >= self.bad:
@@ -86,7 +86,7 @@ class RateBracket:
         return self.in_use
 
     def begin(self, scheduled: float) -> None:
-        """Begin anew well below the schedule, free to climb up to it: what was seen so far was something else's doing."""
+        """Begin anew well below the schedule, free to climb up to it: what was seen had another cause."""
         self.good, self.bad, self._asked = 0.0, scheduled / BELOW, scheduled
         self.in_use = self._floor = scheduled / DESCENT
         self._calm = self._stale = 0

@@ -1,4 +1,4 @@
-"""A treatment on trial: kept if the losses are the better for it, else taken back."""
+"""A treatment on trial. One idea: it is kept if the losses are the better for it, else taken back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_DESCENTS = 10
 """Times that one trial may lower the rate: each time to a quarter at most, so a millionfold at least."""
 QUICK = 3
 """Losses in a row above all of the window before them that end an attempt inside a trial."""
-LEAP = 2.0
+LOST_AGAIN = 2.0
 """Times the level before them that these losses must have."""
 FIRST = 9
 """Losses at the beginning of a fresh run that tell what an untrained model has."""
@@ -97,7 +97,7 @@ class Trial:
             self.losses.append(loss)
 
     def lost(self, loss: float | None) -> bool:
-        """Tell whether the run is being lost again: three losses in a row above all of the window before, and twice its level."""
+        """Return whether the run is being lost again: three losses in a row lie above the window, twice its level."""
         if loss is None:
             return False
         now = [*self.losses[1 - QUICK :], loss]
@@ -105,12 +105,13 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive tells no scale.
+            # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive
+            # tells no scale.
             earlier = self.before if not self.learned and min(self.before, default=0.0) > 0.0 else []
         if not earlier:
             return False
         level = statistics.median(earlier)
-        return min(now) > max(earlier) + (LEAP - 1.0) * max(abs(level), max(earlier) - min(earlier))
+        return min(now) > max(earlier) + (LOST_AGAIN - 1.0) * max(abs(level), max(earlier) - min(earlier))
 
     def sick_from_its_beginning(self) -> bool:
         """Return whether the first losses after going back were as bad as the trouble: the copy was sick already."""
@@ -149,14 +150,14 @@ class Trial:
         return Ending.KEPT if better and (self.learned or self.last) else Ending.TAKEN_BACK
 
     def _cured(self) -> bool:
-        """Tell whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
+        """Return whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
         if self.learned:
             # Hardly distinguishable from both, it is no better than the trouble was.
             as_bad = bool(self.trouble) and self.level >= statistics.median(self.trouble)
             return not as_bad and not chance_of_lower(self.before, self.window) < CHANCE
         first = self.before[:FIRST] + self.losses[:FIRST]
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
-        # Who learns fast has learned within the first few losses, so the very first one counts.
+        # A run that learns fast has learned within the first few losses, so the very first one counts.
         return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
 
     def record(self, step: int, ending: Ending) -> TrialRecord:

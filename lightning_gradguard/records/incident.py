@@ -16,9 +16,10 @@ class Decision:
     Args:
         remedies: Names of remedies (``"clip"``, ``"skip"``, ``"backoff"``, ``"rollback"``, ``"reinitialize"``, ...).
         reason: One sentence for a person.
-        cause: What is at fault, a value of :class:`lightning_gradguard.attribution.cause.Cause`; empty in journals of older versions.
+        cause: What is at fault, a value of :class:`lightning_gradguard.attribution.cause.Cause`; empty in journals of
+            older versions.
         exhausted: True when the budget is spent and the run should end as the user chose.
-        look: True if the layers are measured in the next batch, whose step is held, before anything is treated.
+        look: True if the layers are measured in the next batch, whose step is skipped, before anything is treated.
         again: True if this is a lower rate within the trial under way.
         last: True if no other treatment is left for this cause.
         resign: True if no treatment is left, so that the run goes on as the user wrote it, with first aid only.
@@ -43,7 +44,7 @@ class Outcome:
         applied: False if it could not act.
         detail: One sentence for a person.
         layers: Layers whose weights were changed.
-        coefficient: What the gradients were multiplied by: 1.0 untouched, 0.0 when the step is held.
+        coefficient: What the gradients were multiplied by: 1.0 untouched, 0.0 when the step is skipped.
         back_to: Step, in the record's own count, that the weights went back to; None where they did not.
     """
 
@@ -100,8 +101,10 @@ class TrialRecord:
         treatment: Names of the remedies.
         opened: Step at which it was made.
         closed: Step at which it ended.
-        outcome: ``"kept"`` if the losses were the better for it, ``"taken back"`` if not, ``"calm"`` where no loss was known.
-        before: Level of the loss before the trouble (of a run that had learned nothing, the first loss); NaN if unknown.
+        outcome: ``"kept"`` if the losses were the better for it, ``"taken back"`` if not, ``"calm"`` where no loss was
+            known.
+        before: Level of the loss before the trouble (of a run that had learned nothing, the first loss); NaN if
+            unknown.
         trouble: Level in the trouble, before the treatment; NaN if unknown.
         after: Level at the end of the trial; NaN if unknown.
     """
@@ -130,8 +133,9 @@ class Incident:
         batch: Index of the batch that was being trained on, or None.
         alarms: Count of alarming steps, those not kept in ``actions`` included.
         closed: Step at which the incident ended, or None while it is open.
-        helped: True if a treatment was kept and the loss was the better for it; False if none was kept, or the budget was spent; None while
-            open, where one stays of which that cannot be said, and where first aid was all, of which nothing can be measured.
+        helped: True if a treatment was kept and the loss was the better for it; False if none was kept, or the budget
+            was spent; None while open, where one stays of which that cannot be said, and where first aid was all, of
+            which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
         bundle: File with the evidence of its first alarm, as one process has written it, or empty.

@@ -23,12 +23,13 @@ class GradientStatistics:
         norm: Global L2 norm, the root of the sum of the squared ``norms``.
         loss: The loss of this step (mean over its micro-batches), or None where it is not known.
         rate: The largest learning rate of the parameter groups, after any back-off; None where asking would cost.
-        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and where
-            the rate leaps.
+        update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and
+            where the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
-        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None where it was not
-            measured.
-        variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a run has not moved.
+        growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None
+            where it was not measured.
+        variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a
+            run has not moved.
         spoilt: What is wrong with the optimizer's state; looked at only where somebody else wrote to it.
         nonfinite: ``(name, count of elements)`` of gradients that hold NaN or inf; filled on suspicion only.
         scaled: True if a GradScaler owns this step, so that an overflow is expected now and then.

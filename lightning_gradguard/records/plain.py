@@ -15,7 +15,8 @@ from lightning_gradguard.records.verdict import Suspect, verdict_from_json
 def to_json(value: Any) -> Any:
     """Turn a record into what ``json.dumps(..., allow_nan=False)`` takes.
 
-    JSON has no inf and no NaN, so they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``; ``float`` reads them back.
+    JSON has no inf and no NaN, so they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``; ``float`` reads them
+    back.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -37,7 +38,8 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         return {**record, **{key: float(record[key]) for key in keys if record.get(key) is not None}}
 
     def action(a: dict[str, Any]) -> Action:
-        # Older versions wrote a factor on the rate and whether it was permanent, which the bracket of the rate knows now.
+        # Older versions wrote a factor on the rate and whether it was permanent, which the bracket of the rate knows
+        # now.
         decision = {k: v for k, v in a["decision"].items() if k not in ("factor", "permanent")}
         return Action(
             step=int(a["step"]),

@@ -18,8 +18,8 @@ Form = Literal[
     "state",
     "vanishing",
 ]
-"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss, ``state`` in the
-optimizer's own. ``rate``, a rate that had leapt, is found in journals of older versions only."""
+"""The forms of trouble. ``overflow`` is a GradScaler whose scale keeps falling; ``divergence`` is seen in the loss,
+``state`` in the optimizer's own. ``rate``, a rate that had leapt, is found in journals of older versions only."""
 
 BATCH = "batch"
 """What a suspect is called that is no layer but the data."""
@@ -59,7 +59,7 @@ class Verdict:
             return self.value / self.limit
         return math.inf
 
-    # -- what a verdict means is asked here and nowhere else; detectors are told apart by their forms only ---------------
+    # What a verdict means is asked here and nowhere else.
 
     @property
     def of_one_step(self) -> bool:

@@ -19,30 +19,33 @@ class Window:
         first_step: The first.
         optimizer: Index of the optimizer.
         tick: Count of windows so far; never goes back, not even on a rollback.
-        norm_peak: Largest global norm before any remedy; inf or NaN if one was seen. The overflows that a GradScaler expects do
-            not count: 0.0 if there was nothing else.
+        norm_peak: Largest global norm before any remedy; inf or NaN if one was seen. The overflows that a GradScaler
+            expects do not count: 0.0 if there was nothing else.
         norm_before: Global norm of the last step, before any remedy; 0.0 for such an overflow.
-        norm_after: The same after clipping; 0.0 for a held step.
+        norm_after: The same after clipping; 0.0 for a skipped step.
         typical: Centre of the healthy band, NaN while there is no history.
         limit: Limit of the detector, NaN while there is no history.
         coefficient: Smallest clip coefficient in the window, 1.0 when nothing was clipped.
         lr_factor: Factor on the learning rate now.
         clipped: Steps clipped so far.
-        skipped: Steps held so far.
+        skipped: Steps skipped so far.
         incidents: Incidents so far.
         loss: Last loss, or None.
         layers: Layer names, in forward order where that is known.
         layer_peaks: Largest finite gradient norm of each layer in the window, shape ``(len(layers),)``.
-        layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``; expected overflows do not count.
+        layer_nonfinite: Count of steps with a non-finite gradient, shape ``(len(layers),)``; expected overflows do not
+            count.
         overflows: Steps so far that a GradScaler skipped by itself, as it is expected to now and then.
         peak_step: The step of ``norm_peak``; None in records of older versions.
         loss_low: Smallest finite loss in the window, NaN where none is known.
         loss_high: Largest finite loss.
         loss_mean: Mean of the finite losses.
         rate: The learning rate that the last update was made with, any back-off included; NaN where asking would cost.
-        rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older versions.
+        rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older
+            versions.
         rate_bad: The smallest that is known to have lost the run; inf if none is.
-        layer_weights: Norm of each layer's weights at one step of the window, NaN where unknown; empty in records of older versions.
+        layer_weights: Norm of each layer's weights at one step of the window, NaN where unknown; empty in records of
+            older versions.
         layer_updates: How far one update moved them: its norm over that of the weights.
     """
 

@@ -17,18 +17,20 @@ from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 class Augment(Remedy):
     """Augment the batches of the next ``steps`` updates after an incident.
 
-    By default by mixup (Zhang et al., 2018): with a permutation of the samples and λ uniform in [½, 1], every floating tensor
-    whose first dimension is the batch becomes ``λ x + (1 - λ) x[permutation]``: inputs and, where they are floating (regression,
-    soft labels), targets. Class indices cannot be mixed; they stay those of the sample that has the greater part, as
-    in SamplePairing (Inoue, 2018). Batches without a floating tensor (token indices) are left as they are.
+    By default by mixup (Zhang et al., 2018): with a permutation of the samples and λ uniform in [½, 1], every floating
+    tensor whose first dimension is the batch becomes ``λ x + (1 - λ) x[permutation]``: inputs and, where they are
+    floating (regression, soft labels), targets. Class indices cannot be mixed; they stay those of the sample that has
+    the greater part, as in SamplePairing (Inoue, 2018). Batches without a floating tensor (token indices) are left as
+    they are.
 
     The batch's own tensors are pointed at memory that holds the mixture, after their transfer to the device and before
-    ``training_step``, and back at their own before the update. Nothing is written into memory that may be a data set's, a cache's
-    or a file's. Sparse, nested and inference tensors stay as they are. In a loop of your own call ``guard.augment(batch)``
-    before the forward pass. Draws come from a private generator, which is saved in the checkpoint.
+    ``training_step``, and back at their own before the update. Nothing is written into memory that may be a data set's,
+    a cache's or a file's. Sparse, nested and inference tensors stay as they are. In a loop of your own call
+    ``guard.augment(batch)`` before the forward pass. Draws come from a private generator, which is saved in the
+    checkpoint.
 
-    Off by default, since only the user knows what may be done to the data; in a list of remedies it accompanies back-off,
-    rollback and repair.
+    Off by default, since only the user knows what may be done to the data; in a list of remedies it accompanies
+    back-off, rollback and repair.
 
     Args:
         steps: Updates for which batches are augmented.

@@ -17,12 +17,13 @@ from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 class LearningRateBackoff(Remedy):
     """Lower the learning rate during the update, and put it back afterwards.
 
-    Schedulers never see it: the lower rate is on ``param_groups`` only between the gradient's arrival and the end of the
-    update, so recursive schedulers (StepLR, OneCycleLR, ...) and those that write absolute rates (LambdaLR,
+    Schedulers never see it: the lower rate is on ``param_groups`` only between the gradient's arrival and the end of
+    the update, so recursive schedulers (StepLR, OneCycleLR, ...) and those that write absolute rates (LambdaLR,
     CosineAnnealingWarmRestarts, ...) all keep their own state. Groups keep their proportions.
 
-    Which rate, is the business of a :class:`~lightning_gradguard.policy.RateBracket`: below the smallest that lost the run, above the
-    largest it has learned with, climbing while the loss falls, never above the schedule, and free again when calm has lasted.
+    Which rate, is the business of a :class:`~lightning_gradguard.policy.RateBracket`: below the smallest that lost the
+    run, above the largest it has learned with, climbing while the loss falls, never above the schedule, and free again
+    when calm has lasted.
     """
 
     name: ClassVar[str] = "backoff"

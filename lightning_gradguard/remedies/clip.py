@@ -1,4 +1,4 @@
-"""Gradient clipping: by global norm to the detector's limit, by value, adaptively per unit, or to a step along the sign."""
+"""Gradient clipping: by global norm to the detector's limit, by value, adaptively per unit, or along the sign."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unit_norm(tensor: Tensor) -> Tensor:
 
 
 def step_along_the_sign(parameters: Iterable[torch.nn.Parameter], target: float, grad_scale: float = 1.0) -> float:
-    """Replace gradients by ``size * sign(gradient)`` in place, so that their global norm is ``target``; return ``size``.
+    """Replace gradients by ``size * sign(gradient)`` in place, of the global norm ``target``; return ``size``.
 
     Of n elements that are not zero the signs have a norm of √n, so the size is ``target / √n``. Elements that are zero
     stay zero; of a complex one the phase is kept.

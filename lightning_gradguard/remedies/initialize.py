@@ -1,4 +1,4 @@
-"""Initialise a whole network by the signal that goes through it: data-dependent initialisation on the batches at hand."""
+"""Initialise a whole network by the signal that goes through it: data-dependent initialisation, on a batch at hand."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradguard.attribution.signal import WILD
 from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of
@@ -22,19 +23,17 @@ from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import forget
 from lightning_gradguard.statistics.sharding import sharded
 
-WILD = 10.0
-"""RMS of a first layer's input, up or down, that is named as the cause: standardised inputs have 1."""
-
 
 class Initialize(Remedy):
     """Draw the weights of a fresh network anew, and scale them by the signal, from input to output.
 
-    Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al. (2016): matrices
-    are drawn as fits the layer and its activation; then, inside the next batch's own forward pass, each linear and convolution layer's
-    output is brought to a deviation of 1 (of units that say the same of every sample, to mean 0 as well) before the next layer sees it, so
-    residual branches, normalisations and activations are respected as they are. The step of that batch is held. Several processes average
-    what they measured. Recurrent and attention layers, embeddings and normalisations get the initialisation that fits them; shared
-    weights, sharded, parametrised and custom ones are left alone.
+    Layer-sequential unit-variance initialisation (LSUV; Mishkin and Matas, 2016) with the centring of Krähenbühl et al.
+    (2016): matrices are drawn as fits the layer and its activation; then, inside the next batch's own forward pass,
+    each linear and convolution layer's output is brought to a deviation of 1 (of units that say the same of every
+    sample, to mean 0 as well) before the next layer sees it, so residual branches, normalisations and activations are
+    respected as they are. The step of that batch is skipped. Several processes average what they measured. Recurrent
+    and attention layers, embeddings and normalisations get the initialisation that fits them; shared weights, sharded,
+    parametrised and custom ones are left alone.
     """
 
     name: ClassVar[str] = "initialize"
@@ -52,7 +51,7 @@ class Initialize(Remedy):
 
     @property
     def at_work(self) -> bool:
-        """Whether the next batch is used to measure, so that its step must be held."""
+        """Whether the next batch is used to measure, so that its step is skipped."""
         return bool(self._handles)
 
     @torch.no_grad()
@@ -93,7 +92,8 @@ class Initialize(Remedy):
             if not isinstance(output, Tensor) or not layer.training:
                 return None
             if name in self._scaled:
-                # Computed again for the backward pass (activation checkpointing), which must find as many tensors as there were.
+                # Computed again for the backward pass (activation checkpointing), which must find as many tensors as
+                # there were.
                 return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
                 self._inputs = [float(wide(inputs[0].detach()).square().mean().sqrt())]
@@ -102,7 +102,8 @@ class Initialize(Remedy):
                 return None
             self._scaled[name], scale, shift = done
             self._ones[name] = torch.ones_like(scale)
-            # The next layer sees the output as it will be; the graph goes on, since the user's backward pass is to come.
+            # The next layer sees the output as it will be; the graph goes on, since the user's backward pass is to
+            # come.
             return (output + shift) * scale
 
         return measure

@@ -12,18 +12,19 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_gradguard.statistics.norms import NARROW
 
-ENOUGH = 16
-"""Samples from which each unit's mean and deviation are worth something; of fewer, those of the whole layer are taken."""
-ALIKE = 0.5
-"""Share of a layer's RMS in its units' deviations over the batch from which the layer is scaled as a whole, as in LSUV; below, samples are
-becoming alike, and each unit is centred and scaled by itself. Centring everywhere makes gradients grow by a fifth a layer."""
+SAMPLES = 16
+"""Samples from which each unit's mean and deviation are worth something; with fewer, the layer's are taken."""
+BY_UNIT = 0.5
+"""Share of a layer's RMS in its units' deviations over the batch from which the layer is scaled as a whole, as in LSUV;
+below, samples are becoming alike, and each unit is centred and scaled by itself. Centring everywhere makes gradients
+grow by a fifth a layer."""
 ALIVE = 1e-3
 """Share of the layer's RMS that a unit's deviation must have to be scaled by itself."""
 
 
 @dataclass(slots=True)
 class Scaled:
-    """What was done to one layer: its weight, as it was drawn, times ``scale``, its bias set to ``bias``; one number a unit."""
+    """What was done to one layer, a number a unit: its weight, as drawn, was multiplied by ``scale``, its bias set."""
 
     layer: nn.Module
     drawn: Tensor
@@ -33,7 +34,7 @@ class Scaled:
 
 @torch.no_grad()
 def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tensor] | None:
-    """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
+    """Scale one layer to an output of mean 0 and deviation 1; return what was done, and how the output changes."""
     held = layer._parameters.get("weight")
     if held is None:
         return None  # Pruned, or normalised in the old way: what multiplies is no parameter.
@@ -45,14 +46,14 @@ def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tenso
     units = output.shape[axis]
     samples = output.shape[0] if axis else 1
     whole = float(wide(output).std(correction=0))
-    by_unit = samples >= ENOUGH and not isinstance(layer, _ConvTransposeNd)
+    by_unit = samples >= SAMPLES and not isinstance(layer, _ConvTransposeNd)
     if by_unit:
         deviation = output.std(rest, correction=0)
         rms = float(wide(output).square().mean().sqrt())
         alive = deviation > ALIVE * rms
         if not bool(alive.any()):
             return None
-        by_unit = float(wide(deviation).square().mean().sqrt()) < ALIKE * rms
+        by_unit = float(wide(deviation).square().mean().sqrt()) < BY_UNIT * rms
     if by_unit:
         scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
         shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
@@ -67,7 +68,7 @@ def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tenso
     if bias is None:
         shift = torch.zeros_like(shift)
     drawn = weight.clone()
-    # Through .data: the graph of this very pass, whose step is held, must not find its weights changed.
+    # Through .data: the graph of this very pass, whose step is skipped, must not find its weights changed.
     across = [1] * weight.dim()
     if isinstance(layer, _ConvTransposeNd):
         weight.mul_(scale[0].to(weight.dtype))

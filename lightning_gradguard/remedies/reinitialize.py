@@ -1,4 +1,4 @@
-"""Repair the layers at fault: restore them from a snapshot, rescale them, or draw them anew."""
+"""Repair the layers at fault. One idea: each is restored from a snapshot, rescaled, or else drawn anew."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "rescale", "restore", "redraw"]
 
-# A layer that moved this much since the snapshot was damaged since; one that did not was bad when the snapshot was taken.
+# A layer that moved this much since the snapshot was damaged since; one that did not was bad when the snapshot was
+# taken.
 _DAMAGED = 0.5
 # Times its norm in the snapshot before that a layer does not grow by in health.
 _GROWN = 3.0
-# Variance that no running average has reached honestly while its layer was in health.
+# Variance that no running average reaches while its layer is in health.
 _ABSURD_VARIANCE = 1e8
 
 
 class Reinitialize(Remedy):
     """Repair the layers that are blamed, and put right what the optimizer knows of them.
 
-    A layer damaged since the last snapshot is restored from it, and the optimizer's state of it as well. Otherwise stray elements
-    (a flipped bit) are set to zero, weights that are all but constant are drawn anew with an initialisation that fits type and
-    activation, and weights that are merely too large are rescaled to the RMS of that initialisation, which keeps what they have
-    learned; the optimizer's state of each such parameter is removed, step count included: zeroed moments with an old step count
-    would give an update of several times the learning rate. Running statistics of the layer and of the normalisation after it are
-    reset too.
+    A layer damaged since the last snapshot is restored from it, and the optimizer's state of it as well. Otherwise
+    stray elements (a flipped bit) are set to zero, weights that are all but constant are drawn anew with an
+    initialisation that fits type and activation, and weights that are merely too large are rescaled to the RMS of that
+    initialisation, which keeps what they have learned; the optimizer's state of each such parameter is removed, step
+    count included: zeroed moments with an old step count would give an update of several times the learning rate.
+    Running statistics of the layer and of the normalisation after it are reset too.
 
-    Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded parameters are
-    mended whole, by all ranks alike; parametrised ones among them are refused.
+    Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded
+    parameters are mended whole, by all ranks alike; parametrised ones among them are refused.
 
     Args:
         method: ``"auto"`` as above, or one way only.
@@ -204,7 +205,7 @@ def _discharge(patient: Patient) -> None:
 
 
 def _reset_state(optimizer: torch.optim.Optimizer, patient: Patient, snapshot: Snapshot | None) -> None:
-    """Put the optimizer's state of restored parameters back too; of others remove it, and it is made anew at their next step."""
+    """Put the optimizer's state of restored parameters back too; that of others is made anew at their next step."""
     prefix = f"{patient.name}." if patient.name else ""
     saved = {} if snapshot is None else {clean(name): state for name, state in snapshot.optimizer_state.items()}
     for name, parameter in patient.live.items():
@@ -212,7 +213,7 @@ def _reset_state(optimizer: torch.optim.Optimizer, patient: Patient, snapshot: S
 
 
 def _refresh_statistics(patient: Patient, snapshot: Snapshot | None) -> None:
-    """Reset the running statistics of the layer, of the normalisation after it, and of those the explosion has spoilt."""
+    """Reset running statistics of the layer, of the normalisation after it, and what the explosion has spoilt."""
     modules = {clean(name): child for name, child in patient.root.named_modules()}
     names = list(modules)
     place = names.index(patient.name)
@@ -235,7 +236,7 @@ def _restore_statistics(snapshot: Snapshot | None, name: str, module: _NormBase)
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())  # a sync, on a step that is held anyway
+    return bool(tensor.isfinite().all())  # a sync, on a step that is skipped anyway
 
 
 def _peak(tensor: Tensor) -> float:

@@ -35,9 +35,11 @@ class RemedyContext:
         target: Global norm to clip down to, ``<= limit``.
         buffers: The module's buffers that belong to this optimizer's layers, by name.
         scaler: The GradScaler that owns this step, or None.
-        start: Whether the run is fresh from its initialisation and has learned nothing: only then is anything drawn anew or rescaled.
+        start: Whether the run is fresh from its initialisation and has learned nothing: only then is anything drawn
+            anew or rescaled.
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
-        progress: Tells whether the loss is at the best level that was reached, and whether something was learned; for those who ask.
+        progress: Tells whether the loss is at the best level that was reached, and whether something was learned; for
+            those who ask.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
@@ -64,20 +66,20 @@ class RemedyContext:
 class Remedy(ABC):
     """Do one thing about a gradient explosion.
 
-    The ladder calls for acts, and a remedy says by :attr:`acts` which of them it does: another way to go back takes the place of
-    :class:`Rollback` in a list of remedies. One that does none of them accompanies back-off, rollback and repair, or stands in for
-    them where they are switched off.
+    The ladder calls for acts, and a remedy says by :attr:`acts` which of them it does: another way to go back takes the
+    place of :class:`Rollback` in a list of remedies. One that does none of them accompanies back-off, rollback and
+    repair, or stands in for them where they are switched off.
     """
 
     name: ClassVar[str]
     """What decisions and records call it."""
     acts: ClassVar[frozenset[str]] = frozenset()
-    """What it does, in the words of :class:`~lightning_gradguard.policy.act.Act`; by default the act that :attr:`name` is the word for."""
+    """What it does, as members of :class:`~lightning_gradguard.policy.act.Act`; else the one that has its name."""
     uses_snapshots: ClassVar[bool] = False
     """Whether it reads ``context.snapshots``; none are taken where no remedy does."""
     deferrable: ClassVar[bool] = False
-    """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are known one
-    step later, so that nobody waits for the device. False costs one wait a step."""
+    """Whether :meth:`before_update` can do without the statistics of the step at hand: on a GPU those of a calm run are
+    known one step later, so that nobody waits for the device. False costs one wait a step."""
 
     def __repr__(self) -> str:
         """Return it as it would be constructed."""
@@ -85,7 +87,7 @@ class Remedy(ABC):
 
     @property
     def on_device(self) -> bool:
-        """Whether a device does the same by itself, as :mod:`lightning_gradguard.device_gate` has it: clip by norm, or skip."""
+        """Whether a device does the same by itself: clips by norm, or skips."""
         return False
 
     @property
@@ -95,7 +97,7 @@ class Remedy(ABC):
 
     @property
     def at_work(self) -> bool:
-        """Whether the batch at hand is used up by the remedy, so that its step must be skipped and :meth:`finish` be called."""
+        """Whether the remedy uses up the batch at hand, so that its step is skipped and :meth:`finish` called."""
         return False
 
     def check(self, module: nn.Module) -> None:
@@ -109,7 +111,7 @@ class Remedy(ABC):
         """Act before every update (a remedy that lasts, such as a learning-rate back-off)."""
 
     def before_forward(self, batch: Any) -> bool:
-        """Change a batch in place before the forward pass, and say whether it was; :meth:`after_update` puts it back."""
+        """Change a batch in place before the forward pass, if at all; :meth:`after_update` undoes it."""
         return False
 
     def after_update(self) -> None:
@@ -120,11 +122,11 @@ class Remedy(ABC):
         return scheduled
 
     def known_rates(self) -> tuple[float, float]:
-        """Return the largest learning rate known to be good and the smallest known to be bad; NaN where that is not known."""
+        """Return the largest learning rate known to be good and the smallest known to be bad; NaN for unknown."""
         return float("nan"), float("nan")
 
     def finish(self, mean: Callable[[list[float]], list[float]] | None = None) -> str:
-        """Be done with the batch that was used up, and say what was done; ``mean`` averages numbers over several processes."""
+        """Be done with the batch that was used up, and return what was done; ``mean`` averages over the processes."""
         return ""
 
     def take_back(self) -> None:

@@ -1,4 +1,4 @@
-"""The remedies of one optimizer, by what they can do; one that fails is named, and left out where that is wanted."""
+"""The remedies of one optimizer. One idea: they are asked by what they can do, and one that fails is left out."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RemedySet:
         return [r for r in self._kept.values() if word in (acts(r) or {r.name})]
 
     def done_by(self, names: Collection[str]) -> set[str]:
-        """Return what the remedies of these names do; the name itself of one that does no act, or is not here any more."""
+        """Return what the remedies of these names do; the name itself of one that does no act, or is here no more."""
         known = self._kept
         return {word for name in names for word in ((acts(known[name]) if name in known else None) or {name})}
 
@@ -121,7 +121,7 @@ class RemedySet:
         return scheduled
 
     def known_rates(self) -> tuple[float, float]:
-        """Return the largest learning rate known to be good and the smallest known to be bad; NaN where that is not known."""
+        """Return the largest learning rate known to be good and the smallest known to be bad; NaN for unknown."""
         for remedy in self._slowing:
             with self._isolation.block(remedy, "remedy"):
                 return remedy.known_rates()
@@ -133,7 +133,7 @@ class RemedySet:
         return any(remedy.at_work for remedy in self._measuring)
 
     def finish(self, mean: Callable[[list[float]], list[float]] | None) -> str | None:
-        """Return what a remedy has done with the batch at hand, which it has used up, in words; None where there is no such remedy."""
+        """Return in words what a remedy has done with the batch that it has used up; None where none has."""
         for remedy in self._measuring:
             if remedy.at_work:
                 with self._isolation.block(remedy, "remedy"):
@@ -210,5 +210,5 @@ class RemedySet:
 
 
 def acts(remedy: Remedy) -> frozenset[str]:
-    """Return what a remedy says it does; of one that says nothing, the act that its name is the word for, if there is one."""
+    """Return what a remedy says it does; of one that says nothing, the act that it has the name of, if there is one."""
     return frozenset(remedy.acts) or EVERY & {remedy.name}

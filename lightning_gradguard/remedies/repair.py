@@ -1,4 +1,4 @@
-"""Mend the parameters of one layer in place: zero stray elements, rescale, or draw anew."""
+"""Repair the parameters of one layer in place: zero stray elements, rescale, or draw anew."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Patient:
 
 
 def repair(patient: Patient, *, redraw: bool = True, keep: bool = True, rescale: bool = True) -> list[str]:
-    """Mend each parameter that is visibly bad, or else all matrices; return in words what was done.
+    """Repair each parameter that is visibly bad, or else all matrices; return in words what was done.
 
     Args:
         patient: The layer.
         redraw: Whether drawing anew is allowed.
-        rescale: Whether weights that are merely too large are rescaled; without it only stray elements are mended.
+        rescale: Whether weights that are merely too large are rescaled; without it only stray elements are repaired.
         keep: Whether to keep the structure of the weights where there is any; False draws everything anew.
     """
     done = [how for name in patient.parameters if (how := _mend_one(patient, name, redraw, keep, rescale))]

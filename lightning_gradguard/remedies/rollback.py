@@ -17,8 +17,8 @@ class Rollback(Remedy):
     """Go back to the newest good snapshot: parameters, buffers and optimizer state.
 
     Batches are not rewound: the run goes on with fresh ones, which is what PaLM did against spikes (Chowdhery et al.,
-    2022, section 5.1). If trouble is back within ``patience`` steps, that snapshot was sick already and is dropped for the
-    older one.
+    2022, section 5.1). If trouble is back within ``patience`` steps, that snapshot was sick already and is dropped for
+    the older one.
 
     Args:
         patience: Steps after which a rollback counts as having helped.

@@ -14,7 +14,7 @@ from lightning_gradguard.statistics.measure import still_scaled
 
 
 class Skip(Remedy):
-    """Hold one step: the optimizer finds no gradient and touches nothing.
+    """Skip one step: the optimizer finds no gradient and touches nothing.
 
     Gradients are set to None, since with zeros (or a rate of zero) momentum, weight decay and Adam's moments would
     still move. Running statistics of normalisation layers are put back to what they were before the batch, and so is

@@ -23,23 +23,24 @@ _UNBOUNDED = (
 
 
 class SwapActivation(Remedy):
-    """Swap the activation that was seen to overflow, or else the unbounded one (ReLU, GELU, SiLU, ...) of the worst block that is blamed.
+    """Swap the function that was seen to overflow, or else the unbounded activation (ReLU, ...) of the worst block.
 
-    The block's activation is the first one registered after the blamed layer, before the next layer with weights of its own; a
-    module that is called several times in a block, and stands before the layer, counts too. One block is swapped at a time,
-    worst first. An activation that is called as a function, ``torch.relu(x)``, is not part of the module tree and cannot be
-    swapped, which the outcome says.
+    The block's activation is the first one registered after the blamed layer, before the next layer with weights of its
+    own; a module that is called several times in a block, and stands before the layer, counts too. One block is swapped
+    at a time, worst first. An activation that is called as a function, ``torch.relu(x)``, is not part of the module
+    tree and cannot be swapped, which the outcome says.
 
-    ``"Softsign"``, ``x / (1 + |x|)``, is bounded by 1 and saturates slowly: at x = 100 its slope is 1e-4, where those of tanh and ReLU6
-    are 0 in float32 and nothing upstream would learn again; Glorot and Bengio (2010) found it more robust to the initialisation than
-    tanh. ``"ReLU6"`` changes the least, since below 6 it is a ReLU. ``"SELU"`` is not bounded, but normalises itself after
-    layers with LeCun initialisation and without a normalisation (Klambauer et al., 2017).
+    ``"Softsign"``, ``x / (1 + |x|)``, is bounded by 1 and saturates slowly: at x = 100 its slope is 1e-4, where those
+    of tanh and ReLU6 are 0 in float32 and nothing upstream would learn again; Glorot and Bengio (2010) found it more
+    robust to the initialisation than tanh. ``"ReLU6"`` changes the least, since below 6 it is a ReLU. ``"SELU"`` is not
+    bounded, but normalises itself after layers with LeCun initialisation and without a normalisation (Klambauer et al.,
+    2017).
 
-    The swap is for good, since the weights learn to live with it. It changes the model, so it is off by default; in a list of
-    remedies it accompanies back-off, rollback and repair. The optimizer's state of the blamed layer, which describes another
-    function, is removed. A resumed run has the same activations, by the guard's state in the checkpoint; elsewhere call
-    :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no callback's state, so it does not tell;
-    :class:`GradGuard` warns of one at the start.
+    The swap is for good, since the weights learn to live with it. It changes the model, so it is off by default; in a
+    list of remedies it accompanies back-off, rollback and repair. The optimizer's state of the blamed layer, which
+    describes another function, is removed. A resumed run has the same activations, by the guard's state in the
+    checkpoint; elsewhere call :func:`restore_activations`. A checkpoint saved with ``save_weights_only=True`` holds no
+    callback's state, so it does not tell; :class:`GradGuard` warns of one at the start.
 
     Args:
         to: The activation to put in place.
@@ -128,7 +129,7 @@ def restore_activations(module: nn.Module, checkpoint: Mapping[str, Any]) -> tup
 
 
 def activation_of(root: nn.Module, layer: str) -> str | None:
-    """Return the qualified name of the unbounded activation that a layer feeds, or None where there is no such module."""
+    """Return the qualified name of the unbounded activation that a layer feeds, None where there is none."""
     modules = _modules(root)
     names = list(modules)
     for name in names[names.index(layer) + 1 :]:

@@ -1,4 +1,4 @@
-"""Computing a bad step again from its bundle: data, weights, or not reproducible; which operation, at which line, of which sample."""
+"""Computing a bad step again from its bundle: data, weights, or neither; by which operation, line and sample."""
 
 from lightning_gradguard.replay.answer import Answer
 from lightning_gradguard.replay.diagnosis import replay

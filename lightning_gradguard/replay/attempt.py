@@ -67,7 +67,7 @@ class Stage:
 
     @property
     def bar(self) -> float:
-        """The gradient norm above which a step counts as bad: the limit of then, or half of what was measured below it."""
+        """The gradient norm above which a step counts as bad: the limit of then, or half of what was measured."""
         measured, limit = self._bundle.norm, self._bundle.limit
         return limit if not math.isfinite(measured) or measured > limit else measured / 2
 

@@ -12,12 +12,18 @@ from lightning_gradguard.replay.diagnosis import replay
 from lightning_gradguard.replay.rebuild import ReplayError, named
 
 ANSWERED, IMPOSSIBLE = 0, 1
-EPILOG = f"exit status: {ANSWERED} there is an answer; {IMPOSSIBLE} the step cannot be computed again (it says why); 2 wrong usage."
+EPILOG = (
+    f"exit status: {ANSWERED} there is an answer; {IMPOSSIBLE} the step cannot be computed again (it says why); "
+    "2 wrong usage."
+)
 
 
 def add_to(commands: Any) -> None:
     """Add the command to a command line."""
-    told = "compute the step of a bundle again: is it the data, the weights, or does it not reproduce; which operation, which sample"
+    told = (
+        "compute the step of a bundle again: is it the data, the weights, or does it not reproduce; "
+        "which operation, which sample"
+    )
     one = commands.add_parser("replay", help=told, description=told, epilog=EPILOG)
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a file of gradguard_evidence")
     how = one.add_mutually_exclusive_group(required=True)

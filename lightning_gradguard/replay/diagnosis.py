@@ -94,7 +94,10 @@ class _Replay:
         return self._told("data" if data else "weights", again, failing, samples=found if data else (), **more)
 
     def _one_weight_is_it(self, index: int) -> bool:
-        """Return whether the batch passes once the weight that stands out is set to 0: others may not have made use of it."""
+        """Return whether the batch passes once the weight that stands out is set to 0.
+
+        Others may not have made use of it.
+        """
         if self._stray is None:
             return False
         with without(self._stage.module, self._stray):

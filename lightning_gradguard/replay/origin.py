@@ -1,4 +1,7 @@
-"""Where in a walk the trouble begins: the first operation that made a NaN or inf, or else the one at which magnitudes leap."""
+"""Where in a walk the trouble begins.
+
+The first operation that made a NaN or inf, or else the one at which magnitudes leap.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def origin(walked: Sequence[Operation], fine: Sequence[Operation] = ()) -> Opera
 
 
 def _beside(fine: Sequence[Operation], walked: Sequence[Operation]) -> Operation | None:
-    """Return the first operation that does half of the whole growth, on a logarithmic scale, against a step that was fine."""
+    """Return the first operation that grows, against a step that was fine, by half of the whole in logarithms."""
     if [one.name for one in fine] != [one.name for one in walked]:
         return _alone(walked)
     grown = [_grown(a.output.peak, b.output.peak) for a, b in zip(fine, walked, strict=True)]

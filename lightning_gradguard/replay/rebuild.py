@@ -1,4 +1,4 @@
-"""Building the module of a bundle again: from the hyperparameters that it saved, from a checkpoint, or by a function of the user's."""
+"""Building the module of a bundle again: from saved hyperparameters, a checkpoint, or by a function of the user's."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _made(bundle: Bundle, source: Callable[..., Any], ckpt: str | os.PathLike[st
     except Exception as error:
         told = "its checkpoint" if ckpt is not None else "its hyperparameters" if bundle.hyperparameters else "nothing"
         raise ReplayError(
-            f"{getattr(source, '__name__', source)} cannot be made of {told} ({error}): name a function that returns it, as "
+            f"{getattr(source, '__name__', source)} cannot be made of {told} ({error}): "
+            "name a function that returns it, as "
             "a factory"
         ) from error
 

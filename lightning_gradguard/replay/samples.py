@@ -14,7 +14,7 @@ MOST = 64
 
 
 def count(batch: Any) -> int | None:
-    """Return how many samples a batch holds: the first size that most of its tensors share; None where that is unclear."""
+    """Return how many samples a batch holds, the first size that most of its tensors share, or None if unclear."""
     sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
     if not sizes:
         return None
@@ -28,7 +28,7 @@ def take(batch: Any, rows: Sequence[int]) -> Any:
 
 
 def mixed(batch: Any, other: Any, rows: Sequence[int], places: Sequence[int]) -> Any:
-    """Return a batch whose place ``i`` holds sample ``places[i]`` of ``batch``, or of ``other`` where it is not among ``rows``.
+    """Return a batch that holds sample ``places[i]`` at ``i``: of ``batch``, or of ``other`` if it is not in ``rows``.
 
     Args:
         batch: A batch.

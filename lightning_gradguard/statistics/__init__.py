@@ -1,1 +1,1 @@
-"""From a step's gradients to numbers on the host: norms, the size of the update, and what several processes know together."""
+"""From a step's gradients to numbers on the host: norms, the size of the update, what processes know together."""

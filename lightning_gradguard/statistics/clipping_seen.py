@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 STEPS = 20
-"""Steps in a row that must sit there; some are always below a bound that does not clip all the time, which asks for more of them."""
+"""Steps in a row that must sit there: where a bound does not clip all the time, some of so many are below it."""
 CLOSE = 1e-4
 """Relative distance from the bound: clipping divides by the norm plus 1e-6."""
 

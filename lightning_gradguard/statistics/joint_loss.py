@@ -27,7 +27,7 @@ class JointLoss:
     def of(
         self, loss: Tensor | float | None, collectives: Collectives, step: int, can_wait: Callable[[], bool]
     ) -> tuple[Sequence[float], float | None]:
-        """Return the averages of earlier steps, which are to be learned now, and the loss of this one, None while that can wait.
+        """Return the averages of earlier steps, to be learned now, and the loss of this one, None while that can wait.
 
         Args:
             loss: The loss of this process.
@@ -53,7 +53,7 @@ class JointLoss:
             self.own.pop()
 
     def settle(self, collectives: Collectives) -> None:
-        """Average what waits, so that the state of one process is that of all; it is learned from when its turn comes."""
+        """Average what waits, so that one process's state is that of all; it is learned from when its turn comes."""
         if self.own:
             self.averaged += collectives.mean(self.own)
             self.own.clear()

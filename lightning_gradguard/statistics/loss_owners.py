@@ -13,9 +13,9 @@ from lightning_gradguard.layers.forward_order import first_uses
 class LossOwners:
     """Sum the loss over the backward passes before a step, and hand it to the optimizers that it is the loss of.
 
-    Several optimizers share a loss where its graph reaches parameters of each and all of them step by it before the next
-    backward pass, as Muon does with the AdamW beside it. Losses that are stepped by one after the other may be one another's
-    adversaries: a GAN's generator loss rises in health, so nothing must be judged by it.
+    Several optimizers share a loss where its graph reaches parameters of each and all of them step by it before the
+    next backward pass, as Muon does with the AdamW beside it. Losses that are stepped by one after the other may be one
+    another's adversaries: a GAN's generator loss rises in health, so nothing must be judged by it.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class LossOwners:
         return parted
 
     def of(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Return the loss that an optimizer is about to step by, a 0-d tensor on its device; None where that is not known."""
+        """Return the loss that an optimizer is about to step by, 0-d on its device; None where that is not known."""
         known = self._shared is not False and id(optimizer) not in self._stepped
         self._stepped.add(id(optimizer))
         return self._loss if known else None

@@ -21,7 +21,7 @@ def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
 
 
 def still_scaled(optimizer: torch.optim.Optimizer, scaler: Any) -> bool:
-    """Return whether a GradScaler has left the gradients of an optimizer scaled, since its kernel divides them itself."""
+    """Return whether a GradScaler has left the gradients scaled, since the optimizer's kernel divides them itself."""
     if scaler is None or not scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     # Some loops unscale them all the same, in order to clip.
@@ -87,8 +87,8 @@ def with_update(
         optimizer: The optimizer that is about to step.
         scale: What the gradients are still multiplied by.
         factor: Factor on the learning rate now: a rate that was backed off already makes a smaller update.
-        first: The weights before the very first update, where that was the last one: what an optimizer does that nobody foretells is
-            seen in what it did.
+        first: The weights before the very first update, where that was the last one: what an optimizer does that nobody
+            foretells is seen in what it did.
     """
     ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None

@@ -34,7 +34,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def can_sum_over_shards() -> bool:
-    """Tell whether this torch has a public DTensor."""
+    """Return whether this torch has a public DTensor."""
     try:
         from torch.distributed.tensor import DTensor  # noqa: F401
     except ImportError:

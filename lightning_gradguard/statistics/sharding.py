@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def sharded(tensor: Tensor) -> bool:
-    """Tell whether a tensor is a DTensor, of which this process may hold a part only."""
+    """Return whether a tensor is a DTensor, of which this process may hold a part only."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -65,5 +65,5 @@ def write(target: Any, value: Tensor) -> None:
 
 
 def comparable(part: Tensor, like: Any) -> bool:
-    """Tell whether a part has the shape of this process's part of ``like``."""
+    """Return whether a part has the shape of this process's part of ``like``."""
     return bool(part.shape == (like.to_local() if sharded(like) else like).shape)

@@ -24,7 +24,7 @@ BOUNDED = NORMALISED | {"Adadelta", "Adagrad", "Lion", "Rprop"}
 def update_ratio(
     module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, grad_scale: float = 1.0
 ) -> float | None:
-    """Return the largest ``||update|| / ||weight||`` that the gradients at hand foretell; None for an optimizer whose update is not known.
+    """Return the largest ``||update|| / ||weight||`` that the gradients foretell; None where an update is not known.
 
     Args:
         module: The root module.
@@ -64,10 +64,10 @@ def moved(module: nn.Module, parameters: Mapping[str, nn.Parameter], before: Map
 
 
 def _matrices(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[nn.Parameter, float]]:
-    """Yield the matrices and kernels of known layers, each with the least norm that it counts with: what its fan calls for.
+    """Yield the matrices and kernels of known layers, each with the least norm that it counts with, by its fan.
 
-    Biases and norms start at zero or one and are replaced without harm; a custom parameter may start anywhere, and nobody knows what it
-    should weigh.
+    Biases and norms start at zero or one and are replaced without harm; a custom parameter may start anywhere, and
+    nobody knows what it should weigh.
     """
     owners = layers(module)
     for name, p in parameters.items():
@@ -79,7 +79,7 @@ def _matrices(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iter
 
 
 def build_up(optimizer: torch.optim.Optimizer) -> float:
-    """Return how many times larger than the first one an update of SGD becomes as its momentum fills: a geometric series."""
+    """Return how many times the first one an update of SGD becomes as its momentum fills: a geometric series."""
     if type(optimizer).__name__ not in PROPORTIONAL:
         return 1.0
     group = optimizer.param_groups[0]
@@ -95,6 +95,6 @@ def _measurable(parameter: nn.Parameter) -> bool:
 
 
 def _norms(tensors: list[Tensor]) -> list[float]:
-    # Of a sharded tensor the whole counts, or ranks would come to different verdicts.
+    # A sharded tensor counts as a whole, or ranks would come to different verdicts.
     norms: list[float] = gradient_norms(tensors, sharded=any(hasattr(t, "to_local") for t in tensors)).tolist()
     return norms

@@ -17,7 +17,7 @@ from lightning_gradguard.step.run import Run
 
 
 def go_back_too(run: Run, track: OptimizerTrack, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """Take the other optimizers back to where ``track`` went back to, if it did, and return the outcomes as they are told then."""
+    """Take the other optimizers back to where ``track`` went back to, if it did, and return what is told of it."""
     return tuple(
         outcome if outcome.back_to is None or not outcome.applied else _with_others(run, track, outcome)
         for outcome in outcomes
@@ -25,7 +25,7 @@ def go_back_too(run: Run, track: OptimizerTrack, outcomes: Sequence[Outcome]) ->
 
 
 def another_on_trial(run: Run, track: OptimizerTrack) -> bool:
-    """Return whether a treatment of another optimizer is on trial: what two of them bring about at a time tells of neither."""
+    """Return whether a treatment of another optimizer is on trial: of two at a time neither can be judged."""
     return any(other.treatment.trial is not None for other in run.tracks if other is not track)
 
 

@@ -71,7 +71,7 @@ def put_back(track: OptimizerTrack, snapshot: Snapshot) -> None:
 
 def expect_as_then(track: OptimizerTrack, snapshot: Snapshot | None, *, look: bool) -> None:
     """Go back in expectations, once weights have gone back to a copy; ``look`` where layers are measured there."""
-    # What is known of updates and rates does not go back with the weights.
+    # Updates and rates stay known: they do not go back with the weights.
     kept = track.baseline.outlasting()
     if snapshot is not None:
         track.load_memory(snapshot.extra)

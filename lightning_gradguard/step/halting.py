@@ -11,7 +11,7 @@ from lightning_gradguard.step.run import Run
 
 
 def halts(run: Run, decision: Decision) -> bool:
-    """Return whether the run ends here: where a guard that acts would hold this step or treat the run, and not where it would clip."""
+    """Return whether the run ends here: where a guard that acts would skip or treat, and not only clip."""
     return run.halts and bool(set(decision.remedies) - {Act.CLIP.value})
 
 

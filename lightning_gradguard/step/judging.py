@@ -77,7 +77,7 @@ def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics)
 def _see(
     run: Run, track: OptimizerTrack, statistics: GradientStatistics, readings: tuple[LayerReading, ...]
 ) -> GradientStatistics:
-    """Note what becomes of the signal in a run without trouble: how it grows at the first step, later whether it varies."""
+    """Note what becomes of the signal in a run without trouble: first its growth, later whether it varies."""
     if track.steps == 0 and track.untouched:
         track.treatment.signal.growth = _signal(run, track, readings).growth
         return statistics

@@ -29,7 +29,7 @@ def keep(
     made: bool = False,
     ends: bool = False,
 ) -> Kept:
-    """Begin to write the bundle of an alarm that opens an incident or ends the run; return its file, and the suspects with their rank.
+    """Begin to write the bundle of an alarm that opens an incident or ends the run; return its file, and the suspects.
 
     Args:
         run: The run.

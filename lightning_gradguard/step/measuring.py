@@ -49,11 +49,11 @@ def joint_loss(run: Run, track: OptimizerTrack, loss: Tensor | float | None, nor
 
 
 def _can_wait(track: OptimizerTrack, norm: float) -> bool:
-    """Return, alike on all processes, whether nothing calls for the loss of a step with this norm as a second witness."""
+    """Return, alike on all processes, whether no second witness is called for at a step with this norm."""
     known = track.baseline
     if track.incident is not None or known.count < RECENT or known.outsized(norm, track.rate()):
         return False
-    # In a young run a limit is wide, and the loss is asked long before it.
+    # While a run is young its limit is wide, so the loss is asked long before the norm reaches it.
     return norm <= (track.limit() if known.count >= YOUNG else OVERRUN * known.norms.typical)
 
 

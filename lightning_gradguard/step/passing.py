@@ -35,7 +35,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
     if run.acts:
         if hidden(run, track, context, batch):
             batch = None  # It is no measure of a healthy one.
-        # What damaged a layer may have gone on until now.
+        # A layer that was repaired may have been damaged again since.
         if not track.check_up:
             _keep(run, track, statistics, batch)
         track.remedies.before_update(context)
@@ -57,7 +57,7 @@ def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> No
         rested = True
         track.policy.end_episode(step)
     if rested and track.incident is not None:
-        # What damaged a layer that was repaired may have gone on.
+        # The cause that damaged a repaired layer may still be there.
         track.check_up = Act.REINITIALIZE in track.remedies.done_by(track.incident.remedies)
         close(run, track, step)
 

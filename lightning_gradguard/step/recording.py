@@ -45,7 +45,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
 
 
 def notice(run: Run, track: OptimizerTrack, step: int, verdict: Verdict) -> None:
-    """Tell what asks for no remedy, now and then."""
+    """Send a verdict that asks for no remedy to the sinks, unless it was sent a short while ago."""
     run.recorder.notice(track.notices, step, verdict)
 
 
@@ -59,8 +59,8 @@ def record(
     bundle: str = "",
 ) -> None:
     """Record an alarm, and measure the next batch layer by layer."""
-    # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
-    # had never seen it.
+    # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as
+    # if it had never seen it.
     again = track.policy.strikes > 1 or action.verdict.of_a_start or action.decision.look
     outside = run.investigation.outside
     if again or not compiled(run.module):

@@ -37,7 +37,7 @@ class Step:
         step: int | None,
         scaler: Any,
     ) -> StepReport:
-        """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn from them and record them."""
+        """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn and record."""
         if self._run.acts and stands_in(track):
             track.number = track.steps if step is None else step
             copy(self._run, track, track.steps)

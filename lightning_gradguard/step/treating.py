@@ -115,7 +115,7 @@ def _decide(
 
 
 def moved_too_far(track: OptimizerTrack) -> bool:
-    """Return whether the weights have moved farther from the newest copy than updates of their size can have carried them."""
+    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
     copied = track.snapshots.latest
     # A single alarm is first aid's: only what goes on is worth the comparison.
     if copied is None or track.sharded or track.policy.strikes == 0:
@@ -155,7 +155,7 @@ def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: b
 
 
 def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: Sequence[Outcome]) -> None:
-    """Learn what remedies have made of the run: what is known goes back with the weights, and may be of another rate."""
+    """Learn what remedies have made of the run: expectations go back with the weights, and a rate may be another."""
     known = track.baseline
     done = track.remedies.done_by([outcome.remedy for outcome in outcomes if outcome.applied])
     at_first = known.count == 0

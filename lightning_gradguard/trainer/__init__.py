@@ -1,1 +1,1 @@
-"""What the callback finds in a Trainer and puts there: who refuses, where the record goes, clipping, and other processes."""
+"""What the callback finds in a Trainer, and puts there: loggers, clipping, processes, and what cannot be guarded."""

@@ -13,7 +13,7 @@ HOOK = "configure_gradient_clipping"
 
 
 class SuspendedClipping:
-    """Keep the hook that clips from being called at a skipped step: by value, torch raises where there is no gradient."""
+    """Keep the clipping hook from being called at a skipped step: by value, torch raises where no gradient is left."""
 
     def __init__(self) -> None:
         self._suspended: tuple[LightningModule, Any] | None = None

@@ -39,7 +39,7 @@ class CheckpointMarks(Sink):
         self._known: dict[str, int] = {}
 
     def mark(self, checkpoint: dict[str, Any], step: int, incidents: Sequence[Incident]) -> None:
-        """Put the verdict into a checkpoint that is about to be saved; ``step`` is the one that will be made from it."""
+        """Put the verdict into a checkpoint that is about to be saved, from which ``step`` will be made."""
         self._saving = _verdict(step, incidents[-1] if incidents else None)
         checkpoint[KEY] = mark(self._saving)
         self.busy = True

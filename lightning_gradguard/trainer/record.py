@@ -50,7 +50,10 @@ class RunRecord:
         return "".join(one._repr_html_() for one in incidents) or "<p>GradGuard: no incident so far.</p>"
 
     def open(self, trainer: Trainer, sinks: list[Sink], *more: Sink) -> None:
-        """Put the sinks of this run, and some more, before those that the user has added; every process must call it."""
+        """Put the sinks of this run, and some more, before those that the user has added.
+
+        Every process must call it.
+        """
         self._own += [sink for sink in sinks if not any(sink is own for own in self._own)]
         sinks[:] = self._sinks(trainer) + ([*more, *self._own] if trainer.is_global_zero else [])
 
@@ -111,7 +114,7 @@ def run_directory(trainer: Trainer, given: str, run: str) -> Path | None:
     if "://" in path:
         return None
     if not trainer.loggers:
-        # Who gave no directory gets no file beside the scripts.
+        # A user who gave no directory gets no file beside the scripts.
         return Path(path, "gradguard_logs", run) if Path(path).resolve() == Path.cwd() else Path(path)
     first = trainer.loggers[0]
     if isinstance(first, tuple(twins.part(trainer, f"loggers.{name}") for name in ("TensorBoardLogger", "CSVLogger"))):

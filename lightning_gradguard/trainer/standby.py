@@ -40,7 +40,7 @@ class Standby:
         others: list[Any] = [callback for callback in callbacks if isinstance(callback, kind) and callback is not guard]
         if self.on and others:
             # A new list: Lightning is going through the old one.
-            trainer.callbacks = [callback for callback in callbacks if callback is not guard]  # type: ignore[attr-defined]
+            trainer.callbacks = [c for c in callbacks if c is not guard]  # type: ignore[attr-defined]
             return True
         self.on = False
         if any(not other.standby.on for other in others):

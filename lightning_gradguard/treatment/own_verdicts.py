@@ -1,4 +1,4 @@
-"""The verdicts that a treatment itself comes to: a batch was used up by it, or the losses of its trial speak against it."""
+"""The verdicts that a treatment itself comes to: a batch was used up, or the losses of its trial speak against it."""
 
 from __future__ import annotations
 

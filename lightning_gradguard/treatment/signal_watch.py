@@ -9,8 +9,8 @@ from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.records import Verdict, to_json, verdict_from_json
 
 LIFE = 40
-"""Accepted steps after which a run that does not move is asked for the first time whether its output depends on its input;
-then after twice as many each time."""
+"""Accepted steps after which a run that does not move is asked for the first time whether its output depends on its
+input; then after twice as many each time."""
 
 
 class SignalWatch:

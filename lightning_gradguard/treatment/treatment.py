@@ -63,7 +63,7 @@ class Treatment:
 
     def unlearned(self, known: Baseline) -> bool:
         """Return whether nothing has been learned since the first step at hand."""
-        # Who had learned something before the trouble is at no start, wherever it has gone back to.
+        # A run that had learned something before the trouble is at no start, wherever it has gone back to.
         had_learned = self._levels is not None and self._levels[2]
         nothing = not known.losses.learned and not had_learned and (bool(known.losses.first) or known.count < 2 * YOUNG)
         return nothing or self.signal.dead or self._at_start
@@ -112,7 +112,7 @@ class Treatment:
         return decision
 
     def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
-        """Return losses from before the trouble, those of the trouble, and whether the run had learned something before."""
+        """Return losses from before the trouble, those of it, and whether the run had learned something before."""
         if known.losses.learned and not self.signal.dead:
             before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
             return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True
@@ -129,7 +129,7 @@ class Treatment:
         snapshots: SnapshotStore,
         capture: Callable[[], Snapshot | None],
     ) -> None:
-        """Make ready for a treatment, if one is about to be made: have the state from before it copied, if there is room."""
+        """Have the state from before a treatment copied, if one is about to be made and there is room."""
         if not ON_TRIAL & set(decision.remedies) or snapshots.keep == 0:
             return
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
@@ -182,7 +182,7 @@ class Treatment:
         return self.trial is not None or self.untreated is not None
 
     def take_back(self, step: int, accepted: int, *, copied: bool) -> Snapshot | None:
-        """End all treatments; return the state from before them, or None where that was worse than what they have come to.
+        """End all treatments; return the state from before them, None where that was worse than what came of them.
 
         Args:
             step: Number of the step.

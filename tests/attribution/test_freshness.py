@@ -1,4 +1,5 @@
-"""Whether a run is fresh: only then may anything be drawn anew, so that the work of training is never mistaken for a draw."""
+"""Whether a run is fresh: only then may anything be drawn anew, so that the work of training is never mistaken for a
+draw."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ ROWS = ablation.named(
 
 @pytest.mark.parametrize("setup", ablation.SETUPS)
 def test_every_set_up_is_found_by_its_name_and_made_anew(setup: str) -> None:
-    made = [find(f"benchmarks.ablation:{setup}").setup(None, None)["callbacks"][0] for _ in range(2)]  # type: ignore[arg-type]
+    ways = [find(f"benchmarks.ablation:{setup}") for _ in range(2)]
+    made = [way.setup(None, None)["callbacks"][0] for way in ways]  # type: ignore[arg-type]
     names = [[remedy.name for remedy in callback.guard._parts.remedies] for callback in made]
     assert all(isinstance(callback, GradGuard) for callback in made) and made[0] is not made[1]
     assert names[0] == names[1] and names[0]

@@ -51,9 +51,9 @@ def test_a_run_can_be_repeated_bit_for_bit() -> None:
 
 
 def row(name: str, what: str, **more: object) -> report.Row:
-    known = {"kind": "sick", "score": 0.9, "score_before": 0.1, "chance": 0.1, "finite": True, "error": "", "losses": [2, 1],
-             "state": "a", "interventions": 0, "expected": [], "culprit": None, "large_updates": 0, "nonfinite_updates": 0,
-             "incidents": [], "stopped": False, "held_out": False}  # fmt: skip
+    known = {"kind": "sick", "score": 0.9, "score_before": 0.1, "chance": 0.1, "finite": True, "error": "",
+             "losses": [2, 1], "state": "a", "interventions": 0, "expected": [], "culprit": None, "large_updates": 0,
+             "nonfinite_updates": 0, "incidents": [], "stopped": False, "held_out": False}  # fmt: skip
     return {**known, "name": name, "what": what, **more}
 
 

@@ -1,8 +1,8 @@
-"""Cells of the compatibility matrix: tests declare them, one run of the tests fills them in, the table is written from that.
+"""Cells of the compatibility matrix: tests declare them, one run fills them in, and the table is written from that.
 
-A test that shows something of a cell carries ``@pytest.mark.cell(AXIS, NAME, *SHOWS, note=...)``, where what it shows is
-``"healthy"`` (the end is bit-identical to the unguarded one), ``"sick"`` (trouble is handled) or ``"refused"`` (a clear error,
-whose reason is the note). :func:`cells` marks the values of a parametrised test.
+A test that shows something of a cell carries ``@pytest.mark.cell(AXIS, NAME, *SHOWS, note=...)``, where what it shows
+is ``"healthy"`` (the end is bit-identical to the unguarded one), ``"sick"`` (trouble is handled) or ``"refused"`` (a
+clear error, whose reason is the note). :func:`cells` marks the values of a parametrised test.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Cell:
     """One row of the table.
 
     Args:
-        outcomes: By what is shown: the outcomes of the tests behind it; under ``"twin"`` those of a run of them all with
-            ``pytorch_lightning`` in place of ``lightning.pytorch``.
+        outcomes: By what is shown: the outcomes of the tests behind it; under ``"twin"`` those of a run of them all
+            with ``pytorch_lightning`` in place of ``lightning.pytorch``.
         notes: What a reader must know besides.
     """
 

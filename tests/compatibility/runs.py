@@ -1,4 +1,5 @@
-"""The runs behind most cells: one healthy, one with a bad batch, one that is thrown back; each beside an unguarded one."""
+"""The runs behind most cells: one healthy, one with a bad batch, one that is thrown back; each beside an unguarded
+one."""
 
 from __future__ import annotations
 

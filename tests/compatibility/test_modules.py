@@ -173,7 +173,8 @@ def test_a_bad_batch_leaves_no_trace_in(make: Any, tmp_path: Path) -> None:
 
 @pytest.fixture
 def denormals() -> Iterator[None]:
-    """Switch small numbers on again: kernels built with -ffast-math, as torch 2.4 builds them, switch them off as they are loaded."""
+    """Switch small numbers on again: kernels built with -ffast-math, as torch 2.4 builds them, switch them off as they
+    are loaded."""
     yield
     torch.set_flush_denormal(False)
 

@@ -1,4 +1,5 @@
-"""Optimizers in each of their implementations: a bad batch leaves no trace in them, and going back restores their state."""
+"""Optimizers in each of their implementations: a bad batch leaves no trace in them, and going back restores their
+state."""
 
 from __future__ import annotations
 

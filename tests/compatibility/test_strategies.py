@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_gradguard import GradGuard, callback
+from lightning_gradguard import GradGuard
+from lightning_gradguard.trainer import refusal
 from tests.builders import Net, mlp
 from tests.compatibility.matrix import cells
 
@@ -54,7 +55,7 @@ def test_what_derives_from_them_is_refused_by_its_own_name() -> None:
 
 @pytest.mark.cell("Strategies", "FSDP2 with torch 2.4", "refused", note="DTensor became public with torch 2.5")
 def test_shards_that_cannot_be_summed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callback, "can_sum_over_shards", lambda: False)
+    monkeypatch.setattr(refusal, "can_sum_over_shards", lambda: False)
     with pytest.raises(MisconfigurationException, match=r"ModelParallelStrategy with torch .* 2\.5"):
         GradGuard().setup(beside(ModelParallelStrategy()), Net(mlp(), SGD), "fit")
 

@@ -14,7 +14,7 @@ from lightning_gradguard.history.updates import LARGE
 from tests.builders import calm, statistics, taught, through_a_file
 from tests.detectors.feeding import run
 
-SANE, INSANE = 0.5 * LARGE, 3.0 * LARGE
+HEALTHY, TOO_LARGE = 0.5 * LARGE, 3.0 * LARGE
 
 
 def convicted(losses: Sequence[float], *, norms: Sequence[float] | None = None, **known: Any) -> int | None:
@@ -32,7 +32,7 @@ def noisy(levels: Sequence[float], spread: float = 0.1, seed: int = 0) -> list[f
 # -- nothing had been learned
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(INSANE, True), (SANE, False)])
+@pytest.mark.parametrize(("ratio", "expected"), [(TOO_LARGE, True), (HEALTHY, False)])
 def test_a_loss_above_the_untrained_one_convicts_only_updates_that_replaced_weights(
     ratio: float, expected: bool
 ) -> None:
@@ -44,51 +44,51 @@ def test_a_loss_above_the_untrained_one_convicts_only_updates_that_replaced_weig
 def test_a_loss_that_leapt_and_came_back_without_learning_is_convicted_when_patience_ends(back_to: float) -> None:
     """Nine losses in a row that lie above are not needed: one leap after such an update, and nothing learned since."""
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *[back_to] * 80], 0.02)
-    step = convicted(losses, ratio=INSANE)
+    step = convicted(losses, ratio=TOO_LARGE)
     assert step is not None and 40 <= step <= 50
-    assert convicted(losses, ratio=SANE) is None
+    assert convicted(losses, ratio=HEALTHY) is None
 
 
 def test_an_overshoot_is_noted_once_there_are_losses_to_tell_their_noise_from() -> None:
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *[2.3] * 80], 0.02)
     for count, expected in ((8, -1), (9, 9)):
         baseline, detector = taught([], []), Overshoot()
-        run(detector, calm(count), losses[:count], baseline=baseline, ratio=INSANE)
+        run(detector, calm(count), losses[:count], baseline=baseline, ratio=TOO_LARGE)
         assert detector.state_dict()["overshot"] == expected
     noise = [2.3, 12.0, 0.5, 30.0, 1.0, 9.0, 2.0, 16.0, 1.5]
-    run(detector := Overshoot(), calm(9), noise, ratio=INSANE)
+    run(detector := Overshoot(), calm(9), noise, ratio=TOO_LARGE)
     assert detector.state_dict()["overshot"] == -1, "a loss that jumps about like this has not leapt"
 
 
 def test_an_overshoot_from_which_the_run_learns_is_forgiven() -> None:
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *np.linspace(3.0, 0.2, 60), *[0.2] * 100])
-    assert convicted(losses, ratio=INSANE) is None
+    assert convicted(losses, ratio=TOO_LARGE) is None
 
 
 def test_a_loss_that_stays_a_little_above_the_untrained_one_is_convicted_beyond_chance() -> None:
     stuck = noisy([2.3] * 9 + [2.9] * 200, 0.03)
-    assert convicted(stuck, ratio=INSANE) is not None
-    assert convicted(stuck, ratio=SANE) is None
+    assert convicted(stuck, ratio=TOO_LARGE) is not None
+    assert convicted(stuck, ratio=HEALTHY) is None
 
 
 def test_a_plateau_at_the_untrained_loss_is_waited_on() -> None:
     """A steep but right start makes large updates; long plateaus are common."""
     for seed in range(10):
-        assert convicted(noisy([2.3] * 400, 0.05, seed), ratio=INSANE) is None
+        assert convicted(noisy([2.3] * 400, 0.05, seed), ratio=TOO_LARGE) is None
 
 
 @pytest.mark.parametrize("since", [60, 20])
 def test_faded_gradients_end_the_wait_on_a_plateau(since: int) -> None:
     losses = noisy([2.3] * 200, 0.05)
     norms = calm(since) + calm(200 - since, level=1e-3)
-    assert convicted(losses, norms=norms, ratio=SANE) is None
-    assert convicted(losses, norms=norms, ratio=INSANE) is not None
+    assert convicted(losses, norms=norms, ratio=HEALTHY) is None
+    assert convicted(losses, norms=norms, ratio=TOO_LARGE) is not None
 
 
 def test_gradients_that_are_zero_end_it_after_patience() -> None:
-    step = convicted([2.3] * 100, norms=[1.0] * 10 + [0.0] * 90, ratio=INSANE)
+    step = convicted([2.3] * 100, norms=[1.0] * 10 + [0.0] * 90, ratio=TOO_LARGE)
     assert step is not None and 50 <= step <= 52
-    assert convicted([2.3] * 100, norms=[1.0] * 10 + [0.0] * 90, ratio=SANE) is None
+    assert convicted([2.3] * 100, norms=[1.0] * 10 + [0.0] * 90, ratio=HEALTHY) is None
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def test_gradients_that_are_zero_end_it_after_patience() -> None:
 )
 def test_noisy_losses_convict_next_to_nobody(levels: Any, spread: float) -> None:
     """Of small batches: after large updates at the start, which were right, the loss falls slowly or not yet."""
-    found = [convicted(noisy(levels, spread, seed), ratio=INSANE) for seed in range(1000, 1060)]
+    found = [convicted(noisy(levels, spread, seed), ratio=TOO_LARGE) for seed in range(1000, 1060)]
     assert sum(step is not None for step in found) <= 3
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_sign_of_the_loss_does_not_matter(seed: int) -> None:
     noise = 0.3 * np.random.default_rng(seed).standard_normal(200)
-    assert convicted((noise - 5.0).tolist(), ratio=INSANE) is None
+    assert convicted((noise - 5.0).tolist(), ratio=TOO_LARGE) is None
     lost = np.concatenate([np.full(9, -5.0), np.full(191, 9.0)]) + noise
-    assert convicted(lost.tolist(), ratio=INSANE) is not None
+    assert convicted(lost.tolist(), ratio=TOO_LARGE) is not None
 
 
 def test_one_hard_batch_convicts_nobody() -> None:
     losses = [2.3] * 30 + [1e6] + [2.0] * 30
-    assert convicted(losses, ratio=INSANE) is None
+    assert convicted(losses, ratio=TOO_LARGE) is None
 
 
 # -- the output does not depend on the input
@@ -167,9 +167,9 @@ def test_where_a_rate_was_convicted_before_a_loss_that_is_lost_speaks_against_th
 
 
 def test_large_updates_of_late_convict_what_is_lost_and_those_of_the_beginning_do_not() -> None:
-    assert convicted(LOST, ratio=INSANE) is None, "the run has learned with updates of that size"
+    assert convicted(LOST, ratio=TOO_LARGE) is None, "the run has learned with updates of that size"
     baseline = taught(calm(200), LOST[:200])
-    assert run(Overshoot(), calm(60), LOST[200:], baseline=baseline, ratio=INSANE)
+    assert run(Overshoot(), calm(60), LOST[200:], baseline=baseline, ratio=TOO_LARGE)
 
 
 def test_a_loss_that_is_half_lost_for_a_few_batches_only_convicts_nobody() -> None:
@@ -178,19 +178,19 @@ def test_a_loss_that_is_half_lost_for_a_few_batches_only_convicts_nobody() -> No
 
 
 def test_without_losses_nothing_is_said() -> None:
-    assert run(Overshoot(), calm(200), ratio=INSANE) == []
+    assert run(Overshoot(), calm(200), ratio=TOO_LARGE) == []
 
 
 def test_it_remembers_over_a_resume_when_the_run_overshot() -> None:
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *[2.3] * 30], 0.02)
     baseline = taught(calm(1), losses[:1])
     first = Overshoot()
-    run(first, calm(34), losses[1:], baseline=baseline, ratio=INSANE)
+    run(first, calm(34), losses[1:], baseline=baseline, ratio=TOO_LARGE)
     second = Overshoot()
     second.load_state_dict(through_a_file(first.state_dict()))
     rest = noisy([2.3] * 20, 0.02, 1)
     kept = baseline.state_dict()
-    said = run(second, calm(20), rest, baseline=baseline, ratio=INSANE)
+    said = run(second, calm(20), rest, baseline=baseline, ratio=TOO_LARGE)
     assert said and said[0][0] < 15
     baseline.load_state_dict(kept)
-    assert run(Overshoot(), calm(20), rest, baseline=baseline, ratio=INSANE) == []
+    assert run(Overshoot(), calm(20), rest, baseline=baseline, ratio=TOO_LARGE) == []

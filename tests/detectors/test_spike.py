@@ -63,7 +63,8 @@ def test_a_young_runs_spike_is_one_only_where_large_updates_have_come_to_nothing
 
 @pytest.mark.parametrize(("ratio", "asked"), [(1e-3, True), (1.0, False), (0.0, False)])
 def test_a_young_spike_after_small_updates_accuses_nobody_by_itself(ratio: float, asked: bool) -> None:
-    """Whose weights are what they were has met a hard batch, or was solved: only a batch or a layer found at fault is treated."""
+    """Whose weights are what they were has met a hard batch, or was solved: only a batch or a layer found at fault is
+    treated."""
     ((_, verdict),) = run(Spike(), [1e-7] * 5 + [1.0], [1e-12] * 5 + [1e-6], ratio=ratio)
     assert verdict.examine is asked
 

@@ -1,8 +1,8 @@
 """Train a model of each library, healthy and sick, and write the table of docs/compatibility.md from what passed.
 
-As it is, it trains with the libraries that are installed beside it. With ``--environments DIR`` each library is given an environment of its
-own in that folder, since some want what others do not bear; what this environment has already (torch above all) is used there and not
-installed again. A library that cannot be installed is skipped by name.
+As it is, it trains with the libraries that are installed beside it. With ``--environments DIR`` each library is given
+an environment of its own in that folder, since some want what others do not bear; what this environment has already
+(torch above all) is used there and not installed again. A library that cannot be installed is skipped by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One small model of each library, trained on data made on the spot, healthy or with a trouble that is typical of it."""
+"""One small model of each library, trained on data made on the spot, healthy or with its typical trouble."""
 
 from __future__ import annotations
 

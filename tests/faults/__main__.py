@@ -1,7 +1,7 @@
 """Run every test of this folder and write the fault table: ``python -m tests.faults [FILE]``.
 
-A run counts as tried when its test ran, and as lost when the test failed: the run did not end as it should have. Each row is
-made of the tests that carry ``@pytest.mark.fault(what)``, one run for each set of parameters.
+A run counts as tried when its test ran, and as lost when the test failed: the run did not end as it should have. Each
+row is made of the tests that carry ``@pytest.mark.fault(what)``, one run for each set of parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility" / "faults.md"
 HEAD = """<!-- Written by `python -m tests.faults`. -->
 
-Each run was broken on purpose, for real: a signal, a full device, a limit on memory. It is lost if it did not end as the
+Each run was broken on purpose, for real: a signal, a full device, a limit on memory. It is lost if it did not end as \
+the
 test of that fault demands, which is for a killed run: bit-identical to the undisturbed one after a resume.
 
 | fault | runs tried | runs lost |

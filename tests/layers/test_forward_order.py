@@ -120,7 +120,8 @@ def trained(compile: bool, guarded: bool) -> tuple[list[Tensor], list[Window], i
     model, seen = Backwards(), Seen()
     forward = torch.compile(model, backend=backend) if compile else model
     optimizer = torch.optim.AdamW(
-        # Weights that decay first, as many do: the optimizer's order is neither that of registration nor of the forward pass.
+        # Weights that decay first, as many do: the optimizer's order is neither that of registration nor of the forward
+        # pass.
         [{"params": [p for p in model.parameters() if (p.ndim > 1) is large]} for large in (True, False)]
     )
     guard = Guard(model, sinks=[seen], log_every=1) if guarded else None

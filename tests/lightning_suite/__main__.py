@@ -1,11 +1,11 @@
-"""Run Lightning's tests with a guard in every Trainer; what fails is run without one, and with callbacks that do nothing.
+"""Run Lightning's tests with a guard in every Trainer; what fails is run without one, and with idle callbacks.
 
-What passes without a guard may still ask for an exact list of callbacks, of files or of metrics: so what only the guard fails is run again
-beside a callback that does nothing, and beside one that does nothing but write as many files and metrics. What passes with all of
-them is the guard's own fault.
+What passes without a guard may still ask for an exact list of callbacks, of files or of metrics: so what only the guard
+fails is run again beside a callback that does nothing, and beside one that does nothing but write as many files and
+metrics. What passes with all of them is the guard's own fault.
 
-Nothing is fetched: a checkout of Lightning's repository, of the version that is installed, is given. Each file of tests is one step, noted
-in a state file, so that a run that was cut off goes on where it was.
+Nothing is fetched: a checkout of Lightning's repository, of the version that is installed, is given. Each file of tests
+is one step, noted in a state file, so that a run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ FOLDERS = ("loops", "trainer", "callbacks", "checkpointing", "tuner", "core", "m
 
 
 def run(suite: Path, tests: list[str], ours: str, timeout: float) -> dict[str, str]:
-    """Return the outcome of each test, by id, with the guard, a callback that does nothing, or none in every Trainer."""
+    """Return the outcome of each test, by id, with the guard, a callback that does nothing, or none in every
+    Trainer."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "outcomes.xml"
         options = ["-q", "-p", "tests.lightning_suite.plugin", "-p", "no:cacheprovider", f"--junitxml={file}"]
@@ -56,7 +57,7 @@ def _outcome(case: ET.Element) -> str:
 
 
 def examine(suite: Path, file: str, timeout: float) -> dict[str, dict[str, str]]:
-    """Return the outcomes of a file with the guard; of what fails, also those without, and with callbacks that do nothing."""
+    """Return the outcomes of a file with the guard; of what fails, also those without, and with idle callbacks."""
     found = {"guard": run(suite, [file], "guard", timeout)}
     failed = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
     for other in OTHERS if failed else ():
@@ -71,7 +72,7 @@ def examine(suite: Path, file: str, timeout: float) -> dict[str, dict[str, str]]
 
 
 def culprits(found: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Return of each test that fails with the guard what it fails with besides, first of all; the guard itself, of those it fails alone."""
+    """Return of each test that fails with the guard what else it fails with first; the guard, if with it alone."""
     bad = [test for test, outcome in found["guard"].items() if outcome not in ("passed", "skipped")]
     return {test: next((o for o in OTHERS if found.get(o, {}).get(test) != "passed"), "guard") for test in bad}
 

@@ -1,4 +1,4 @@
-"""A pytest plugin that puts a callback into every Trainer: the guard, one that does nothing, one that only writes, or none."""
+"""A pytest plugin that puts into every Trainer the guard, a callback that does nothing or only writes, or none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Nothing(Callback):
 
 
 class Writes(Nothing):
-    """Do nothing to the run, but write a file where the guard has its journal after an incident, and metrics where it has its own."""
+    """Do nothing to the run, but write a file where the guard has its journal, and metrics where it has its own."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Write the file."""

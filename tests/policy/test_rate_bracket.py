@@ -15,7 +15,7 @@ from lightning_gradguard.policy.rate_bracket import (
     DESCENT,
     DOUBLING,
     FARTHEST,
-    SANE,
+    HEALTHY,
     STALE,
     WAIT,
     RateBracket,
@@ -47,7 +47,7 @@ def test_where_nothing_has_worked_the_next_rate_is_an_eighth() -> None:
     assert bracket.convict(0.2) == pytest.approx(0.2 / DESCENT)
 
 
-@pytest.mark.parametrize(("ratio", "times"), [(0.0, DESCENT), (5.0, 5.0 / SANE), (1e9, FARTHEST)])
+@pytest.mark.parametrize(("ratio", "times"), [(0.0, DESCENT), (5.0, 5.0 / HEALTHY), (1e9, FARTHEST)])
 def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: float) -> None:
     assert RateBracket().convict(1.0, ratio) == pytest.approx(1.0 / times)
 

@@ -1,4 +1,5 @@
-"""Remedies are known by what they do: one that does the same under another name takes the place of a built-in one everywhere."""
+"""Remedies are known by what they do: one that does the same under another name takes the place of a built-in one
+everywhere."""
 
 from __future__ import annotations
 

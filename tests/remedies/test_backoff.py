@@ -1,4 +1,5 @@
-"""The learning-rate back-off: seen by the update, by no scheduler, and held between what has worked and what has failed."""
+"""The learning-rate back-off: seen by the update, by no scheduler, and held between what has worked and what has
+failed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_gradguard import Guard
-from lightning_gradguard.policy.rate_bracket import BELOW, CLIMB, DESCENT, FARTHEST, SANE
+from lightning_gradguard.policy.rate_bracket import BELOW, CLIMB, DESCENT, FARTHEST, HEALTHY
 from lightning_gradguard.records import Decision
 from lightning_gradguard.remedies import LearningRateBackoff
 from tests.builders import context_for, same, through_a_file
@@ -92,7 +93,7 @@ def test_it_is_the_lowered_rate_that_is_convicted_when_the_run_is_lost_again() -
         assert updates(backoff, optimizer, module, 1) == pytest.approx([expected])
 
 
-@pytest.mark.parametrize(("ratio", "times"), [(0.0, DESCENT), (5.0, 5.0 / SANE), (1e9, FARTHEST)])
+@pytest.mark.parametrize(("ratio", "times"), [(0.0, DESCENT), (5.0, 5.0 / HEALTHY), (1e9, FARTHEST)])
 def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: float) -> None:
     module, optimizer = linear(0.1, 0.01)
     backoff = LearningRateBackoff()

@@ -85,7 +85,8 @@ def test_it_goes_on_after_a_checkpoint_where_it_was() -> None:
     second.load_state_dict(through_a_file(first.state_dict()))
     second.before_update(context)
     left = 0.5 * (1.0 - 0.5 * 2 / 3)
-    torch.testing.assert_close(module[0].weight - good["0.weight"], torch.full_like(module[0].weight, left))  # type: ignore[index]
+    pulled = module[0].weight - good["0.weight"]  # type: ignore[index]
+    torch.testing.assert_close(pulled, torch.full_like(pulled, left))
 
 
 class Accuses(Detector):

@@ -103,7 +103,10 @@ class FlipWeight(Callback):
 
 
 class Transient(Callback):
-    """Make one gradient NaN once, as a race or a faulty unit does: nothing in batch, weights or code brings it about."""
+    """Make one gradient NaN once, as a race or a faulty unit does.
+
+    Nothing in batch, weights or code brings it about.
+    """
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step == BAD_STEP:

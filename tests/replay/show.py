@@ -1,4 +1,7 @@
-"""Halt a run of two processes, and write what its owner sees into docs/when-it-happens.md: ``python -m tests.replay.show``."""
+"""Halt a run of two processes, and write what its owner sees into docs/when-it-happens.md.
+
+``python -m tests.replay.show``.
+"""
 
 from __future__ import annotations
 

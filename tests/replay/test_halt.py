@@ -1,4 +1,4 @@
-"""``mode="halt"`` ends a run on all processes before the weights are touched, with status 1 and evidence; a healthy one is let be."""
+"""``mode="halt"`` ends a sick run on all processes before the weights are touched, with status 1 and evidence."""
 
 from __future__ import annotations
 

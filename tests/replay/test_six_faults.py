@@ -1,4 +1,7 @@
-"""Six faults, each halted, kept in a bundle, and replayed to the right answer: the table was written before the first was tried."""
+"""Six faults, each halted, kept in a bundle, and replayed to the right answer.
+
+The table was written before the first was tried.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ LINES = Path(faults.__file__).read_text().splitlines()
 
 
 class Expected(NamedTuple):
-    """What a replay is to say: which of three, the operation, a comment on its line, the samples, a word of its notes or weight."""
+    """What a replay is to say: which of three, the operation, a mark of its line, the samples, a word of its notes."""
 
     kind: str
     operation: str | None

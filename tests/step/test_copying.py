@@ -1,0 +1,48 @@
+"""Copies of the state, and the way back to them."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_gradguard import SnapshotStore
+from lightning_gradguard.defaults import default_remedies
+from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back, worth_copying
+from tests.builders import same
+from tests.step.loop import Loop
+
+
+def test_where_nothing_reads_copies_none_are_taken() -> None:
+    loop = Loop(snapshots=SnapshotStore(every=1))
+    found = loop.measured().statistics
+    assert worth_copying(loop.track, 1000, found)
+    loop.track.remedies.adopt([r for r in default_remedies() if not r.uses_snapshots])
+    assert not worth_copying(loop.track, 1000, found)
+
+
+def test_going_back_takes_weights_and_expectations_back() -> None:
+    loop = Loop()
+    kept, weights = captured(loop.track), {k: v.clone() for k, v in loop.network.state_dict().items()}
+    norms = loop.track.baseline.state_dict()
+    for _ in range(10):
+        loop.step()
+    assert not same(weights, dict(loop.network.state_dict()))
+    put_back(loop.track, kept)
+    assert same(weights, dict(loop.network.state_dict())) and same(norms, loop.track.baseline.state_dict())
+
+
+def test_what_is_known_of_rates_outlasts_going_back() -> None:
+    loop = Loop()
+    kept = captured(loop.track)
+    loop.track.baseline.updates.ratio, loop.track.baseline.updates.convicted = 3.0, True
+    expect_as_then(loop.track, kept, look=False)
+    assert loop.track.baseline.updates.ratio == 3.0 and loop.track.baseline.updates.convicted
+
+
+def test_a_store_that_keeps_none_copies_nothing() -> None:
+    loop = Loop()
+    loop.track.snapshots.keep = 0
+    before = loop.track.snapshots.latest
+    with torch.no_grad():
+        next(loop.network.parameters()).add_(1.0)
+    copy(loop.run, loop.track, loop.track.steps)
+    assert loop.track.snapshots.latest is before

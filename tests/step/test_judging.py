@@ -1,0 +1,74 @@
+"""Who raises an alarm at a step, and which alarms are passed over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
+from lightning_gradguard.step import judging
+from lightning_gradguard.step.judging import heard, judge
+from tests.step.loop import BATCH, Loop, alarm
+
+
+def speaking(monkeypatch: pytest.MonkeyPatch, *verdicts: Verdict) -> None:
+    def said(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
+        return list(verdicts)
+
+    monkeypatch.setattr(judging, "heard", said)
+
+
+def test_a_step_as_any_other_raises_none() -> None:
+    loop = Loop()
+    assert judge(loop.run, loop.track, loop.measured(), None) == (None, ())
+
+
+def test_a_nan_raises_one_whatever_the_batch() -> None:
+    loop = Loop()
+    verdict, suspects = judge(loop.run, loop.track, loop.measured(math.nan), None)
+    assert verdict is not None and verdict.form == "non-finite" and suspects == ()
+
+
+def test_an_optimizer_that_tries_points_is_asked_only_of_what_is_not_finite() -> None:
+    loop = Loop()
+    found = loop.measured().statistics
+    wild = replace(found, norm=1e9)
+    assert heard(loop.track, wild)
+    loop.track.optimizer = torch.optim.LBFGS(loop.network.parameters())
+    assert heard(loop.track, wild) == []
+    assert heard(loop.track, replace(found, norm=math.nan))
+
+
+def test_who_has_resigned_hears_no_divergence_more_unless_it_is_to_be_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    context = loop.measured()
+    lost = alarm(context.statistics, "divergence")
+    speaking(monkeypatch, lost)
+    assert judge(loop.run, loop.track, context, None)[0] is lost
+    loop.track.treatment.resigned = True
+    assert judge(loop.run, loop.track, context, None) == (None, ())
+
+
+@pytest.mark.parametrize(("found", "expected"), [((), False), ((Suspect("0", 2.0, "x"),), True)])
+def test_what_has_innocent_causes_is_an_alarm_only_where_somebody_is_found(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[Suspect, ...], expected: bool
+) -> None:
+    loop = Loop()
+    context = loop.measured()
+    speaking(monkeypatch, alarm(context.statistics, examine=True))
+    monkeypatch.setattr(judging, "suspects", lambda *args, **known: found)
+    assert (judge(loop.run, loop.track, context, None)[0] is not None) is expected
+
+
+def test_an_odd_batch_of_ordinary_gradients_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    context = loop.measured()
+    speaking(monkeypatch, alarm(context.statistics, examine=True))
+    monkeypatch.setattr(judging, "suspects", lambda *args, **known: (BATCH,))
+    assert judge(loop.run, loop.track, context, None)[0] is None
+    context.statistics = replace(context.statistics, norm=100 * loop.track.baseline.norms.typical)
+    assert judge(loop.run, loop.track, context, None)[1] == (BATCH,)

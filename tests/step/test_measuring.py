@@ -1,0 +1,64 @@
+"""Gradients become statistics, and what is worth its cost in few steps only is measured in few steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.step.measuring import joint_loss, measured
+from tests.step.loop import Loop
+
+
+def test_the_norm_and_the_loss_are_those_of_the_batch() -> None:
+    loop = Loop()
+    loss = loop.backward()
+    found = measured(loop.run, loop.track, loss, 17, None).statistics
+    squares = [p.grad.square().sum() for p in loop.network.parameters() if p.grad is not None]
+    assert found.norm == pytest.approx(float(torch.stack(squares).sum().sqrt()))
+    assert (found.step, found.loss, found.rate) == (17, pytest.approx(loss.item()), 0.01)
+
+
+def test_updates_are_measured_at_first_and_where_the_rate_leaps() -> None:
+    first = [Loop(steps).measured().statistics.update_ratio is not None for steps in (0, 4, 5, 60)]
+    assert first == [True, True, False, False]
+    loop = Loop()
+    loop.optimizer.param_groups[0]["lr"] = 0.1
+    assert loop.measured().statistics.update_ratio is not None
+    assert loop.track.baseline.updates.looked == 0.1
+
+
+def test_what_is_wrong_with_the_state_is_asked_only_where_somebody_wrote_to_it() -> None:
+    loop = Loop()
+    assert loop.measured().statistics.spoilt is None
+    weight = next(loop.network.parameters())
+    loop.optimizer.state[weight]["momentum_buffer"].fill_(float("inf"))
+    assert loop.measured().statistics.spoilt is None
+    loop.track.watch.tampered = True
+    assert "not finite" in (loop.measured().statistics.spoilt or "")
+
+
+def test_a_loss_waits_where_several_processes_are_calm_and_not_where_the_norm_is_large() -> None:
+    loop = Loop()
+    asked: list[Any] = []
+
+    def mean(values: list[float]) -> list[float]:
+        asked.append(len(values))
+        return list(values)
+
+    loop.run.collectives = Collectives(2, mean=mean)
+    loop.track.steps = 65
+    typical = loop.track.baseline.norms.typical
+    assert joint_loss(loop.run, loop.track, 1.0, typical) is None and asked == []
+    assert joint_loss(loop.run, loop.track, 2.0, 1e9 * typical) == 2.0 and asked == [2]
+
+
+def test_the_context_knows_the_scaler_only_where_it_is_in_use() -> None:
+    loop = Loop()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    context = measured(loop.run, loop.track, loop.backward(), None, off)
+    assert context.scaler is None and not context.statistics.scaled
+    assert dataclasses.fields(context) and context.grad_scale == 1.0
