@@ -19,6 +19,7 @@ from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.trainer.averages import averages_of
+from lightning_gradguard.trainer.checkpoints import checkpoints_of
 from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
 from lightning_gradguard.trainer.evidence_place import place_evidence
@@ -153,6 +154,7 @@ class GradGuard(Callback):
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
         self.guard.followers = averages_of(trainer)
+        self.guard.checkpoints = checkpoints_of(trainer, self.state_key)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         if self._swaps:
@@ -186,6 +188,7 @@ class GradGuard(Callback):
         finally:
             # The strategy's collectives end with the run, and cannot be pickled.
             self.guard.share()
+            self.guard.checkpoints = None
             self._inputs.forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -231,11 +234,13 @@ class GradGuard(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint, and let the losses of every process into the one state that is saved."""
+        self.guard.saved()
         self._marks.mark(checkpoint, trainer.global_step, self.incidents)
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
+            state = self.guard.state_dict(together=True)
+            checkpoint["callbacks"][self.state_key] = {**state, "run": self._record.run}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""

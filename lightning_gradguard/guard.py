@@ -27,9 +27,11 @@ from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import CheckpointRecord, Incident
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.session import Session
+from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step.copying import copy_ahead
 
 
 class Guard:
@@ -109,9 +111,11 @@ class Guard:
         self._parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
         self._session = Session(self._run, self._parts, deferred)
         self._tracks = self._session.tracks
-        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
+        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them; what a
+        # trainer saves.
         self.resumed = False
         self.followers: tuple[nn.Module, ...] = ()
+        self.checkpoints: Checkpoints | None = None
         if module is not None:
             self.bind(module)
 
@@ -165,13 +169,18 @@ class Guard:
         Raises:
             TypeError: It is no optimizer, and wraps none.
         """
-        return self._session.attach(optimizer, resumed=self.resumed, followers=self.followers)
+        return self._session.attach(
+            optimizer, resumed=self.resumed, followers=self.followers, checkpoints=self.checkpoints
+        )
 
     def augment(self, batch: Any) -> Any:
-        """Augment a batch in place, and return it, if an incident has lately made :class:`Augment` do so.
+        """Augment the tensors of a batch, and return it, if an incident has lately made :class:`Augment` do so.
 
-        Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        On a GPU a snapshot that is due is copied beside the batch's work from here on. Call it before the forward pass of
+        a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
+        for track in self._tracks:
+            copy_ahead(self._run, track)
         self._tracks.augment(batch)
         return batch
 
@@ -228,6 +237,13 @@ class Guard:
         track = self._tracks.of(optimizer) or self.attach(optimizer)
         return self._step.take(track, loss, batch, batch_index, step, scaler, clips_follow=clips_follow)
 
+    def saved(self) -> None:
+        """Learn that a checkpoint is being written, to which a run short of memory may go back.
+
+        Every process must call it at the same point.
+        """
+        self._session.saved()
+
     def settle(self) -> None:
         """Learn of the last step, and average the losses of all processes, so that the state of one is that of all.
 
@@ -255,9 +271,14 @@ class Guard:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
         self._session.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        return self._session.state_dict()
+    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
+        """Return everything learned: tensors, numbers, strings, lists and dicts only.
+
+        Args:
+            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they hold
+                in shards is gathered where it belongs in a checkpoint.
+        """
+        return self._session.state_dict(together=together)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.

@@ -72,7 +72,7 @@ def suspects(
     told = mine.told(collectives)
     merged = _merged(map(_seen_on, told, range(len(told))) if collectives.size > 1 else told)
     owners = _owners(module, parameters, broken=any(suspect.broken for suspect in merged))
-    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners)
+    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners or s.part != "layer")
 
 
 def _seen_on(suspects: Iterable[Suspect], rank: int) -> list[Suspect]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,51 @@ ENOUGH = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
 
+def tensors_in(batch: Any) -> list[Tensor]:
+    """Return the tensors in whatever Lightning moves to a device as a batch, in an order that stays.
+
+    Mappings, lists and tuples are gone through, what else torch knows as a container, the fields of dataclasses, and what an object holds
+    that has a method ``to``. Each container counts once.
+    """
+    if isinstance(batch, (list, tuple)) and all(isinstance(part, Tensor) for part in batch):
+        return list(batch)  # By far the most common.
+    return list(_walk(batch, set()))
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if value is None or isinstance(value, (str, bytes, int, float)) or id(value) in seen:
+        return
+    parts: Sequence[Any] = ()
+    if isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, Mapping):
+        parts = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif (leaves := tree_leaves(value)) and leaves[0] is not value:
+        parts = leaves
+    elif hasattr(value, "to") and not isinstance(value, type):
+        parts = _held(value)
+    if parts:
+        seen.add(id(value))
+    for part in parts:
+        yield from _walk(part, seen)
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what an object holds: what it says itself (a graph of PyTorch Geometric), or its attributes."""
+    try:
+        said = value.to_dict()
+    except Exception:
+        said = getattr(value, "__dict__", {})
+    return list(said.values()) if isinstance(said, Mapping) else []
+
+
 def _floats(batch: Any) -> list[Tensor]:
-    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel())
+    tensors = (t for t in tensors_in(batch) if t.is_floating_point() and t.numel())
     # Sparse and jagged tensors have no maximum, and numbers of one byte no comparison.
     return [t for t in tensors if t.layout == torch.strided and t.element_size() > 1]
 

@@ -1,9 +1,10 @@
 """The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
 
-Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session begins), ``layers`` (the
-names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``, ``closed``, ``notice`` and ``checkpoint`` (a
-verdict on one). Each line is flushed as it is written, so that a killed run loses at most the end of its last line; what reads it
-(:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
+Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session
+begins), ``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``,
+``closed``, ``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed
+run loses at most the end of its last line; what reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`)
+copes with that.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ _WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.
 class Journal(Sink):
     """Append to ``gradguard.jsonl`` in a directory, which is created when the first line is written.
 
-    Windows are merged as the run grows (:class:`~lightning_gradguard.diagnostics.widening.Widening`), so that a run of any length
-    has some hundred lines for each doubling of its length; merging keeps every peak.
+    Windows are merged as the run grows (:class:`~lightning_gradguard.diagnostics.widening.Widening`), so that a run of
+    any length has some hundred lines for each doubling of its length; merging keeps every peak.
 
     Args:
         directory: Where the file goes.
         lazy: Whether to wait for the first incident, whose last windows before it are then written too; a healthy run
             leaves no file.
-        run: Id of the run, on every line, by which a reader tells runs apart that share a file; by default one that no other has.
+        run: Id of the run, on every line, by which a reader tells runs apart that share a file; by default one that no
+            other has.
         on_open: Told the path when the file is opened.
 
     Raises:

@@ -71,7 +71,9 @@ def read_journal(path: str | os.PathLike[str]) -> JournalContents:
 
 
 def read_runs(path: str | os.PathLike[str]) -> dict[str, JournalContents]:
-    """Read ``gradguard.jsonl`` run by run, by id, in the order in which they began; lines of older versions have the id ``""``.
+    """Read ``gradguard.jsonl`` run by run, by id, in the order in which they began.
+
+    Lines of older versions have the id ``""``.
 
     A line that cannot be read is of the run of the line before it.
 

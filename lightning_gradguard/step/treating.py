@@ -150,7 +150,7 @@ def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: b
         finite=finite,
         unlearned=track.treatment.unlearned(known),
         snapshots=track.snapshots,
-        capture=lambda: captured(track),
+        capture=lambda: captured(run, track),
     )
 
 
