@@ -63,7 +63,7 @@ class Collects(Sink):
         ({"exclude": ["drfit"]}, "exclude must match some of .*, drift, .*, skip, .*, got 'drfit'"),
         ({"sinks": Collects()}, "sinks must be a list of instances of Sink, got <"),
         ({"on_incident": "mail"}, "on_incident must be a function, got 'mail'"),
-        ({"mode": "Guard"}, "mode must be one of 'guard', 'watch', got 'Guard'"),
+        ({"mode": "Guard"}, "mode must be one of 'guard', 'halt', 'watch', got 'Guard'"),
         ({"log_every": 0}, "log_every must be a whole number >= 1, got 0"),
         ({"on_exhausted": None}, "on_exhausted must be one of 'stop', 'raise', 'continue', got None"),
     ],
