@@ -17,7 +17,8 @@ class Skip(Remedy):
     """Skip one step: the optimizer finds no gradient and touches nothing.
 
     Gradients are set to None, since with zeros (or a rate of zero) momentum, weight decay and Adam's moments would
-    still move. Running statistics of normalisation layers are put back to what they were before the batch, and so is
+    still move. After the update they are there again, the same tensors with zeros in them: what was captured with them (a CUDA graph of a
+    whole step) goes on to find them. Running statistics of normalisation layers are put back to what they were before the batch, and so is
     what an optimizer counts in its ``param_groups``.
     """
 
@@ -27,6 +28,7 @@ class Skip(Remedy):
 
     def __init__(self) -> None:
         self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._gradients: list[tuple[Tensor, Tensor]] = []
 
     @property
     def on_device(self) -> bool:
@@ -39,17 +41,24 @@ class Skip(Remedy):
             # A fused optimizer's gradients are unscaled inside its kernel; without this the scaler finds none
             # and raises "No inf checks were recorded", at a scale of 1 as at any other.
             context.scaler.unscale_(context.optimizer)
+        self._gradients.clear()  # An optimizer with a closure may come here more than once in a step.
         for parameter in context.parameters.values():
+            if parameter.grad is not None and parameter.grad.layout is torch.strided:
+                self._gradients.append((parameter, parameter.grad))
             parameter.grad = None
         context.running.restore()
         self._groups = [(group, _counts(group)) for group in context.optimizer.param_groups]
         return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
 
     def after_update(self) -> None:
-        """Put back the counts of an optimizer that keeps them by group: it has counted a step that was none."""
+        """Put back the tensors of the gradients, emptied, and the counts of an optimizer that keeps them by group: this was no step."""
         if not self._groups:
             return  # As after nearly every step, where entering no_grad would cost more than all else here.
+        # Where a backward pass has come since, what has no gradient by now is meant to have none.
+        back = self._gradients if all(parameter.grad is None for parameter, _ in self._gradients) else ()
         with torch.no_grad():
+            for parameter, gradient in back:
+                parameter.grad = gradient.zero_()
             for group, counts in self._groups:
                 for key, value in counts.items():
                     live = group.get(key)
@@ -59,6 +68,7 @@ class Skip(Remedy):
                     else:
                         group[key] = value
         self._groups.clear()
+        self._gradients.clear()
 
 
 def _counts(group: dict[str, Any]) -> dict[str, Any]:

@@ -82,15 +82,22 @@ class Matrix:
         if report.skipped and isinstance(report.longrepr, tuple):
             cell.notes[report.longrepr[2].removeprefix("Skipped: ")] = None
 
-    def outcomes(self) -> list[list[Any]]:
-        """Return axis, name and outcomes of every cell under the twin, for :meth:`join`."""
-        return [[*key, sorted(cell.outcomes.get(TWIN, ()))] for key, cell in self.cells.items()]
+    def saved(self) -> list[list[Any]]:
+        """Return axis, name, outcomes and notes of every cell, for :meth:`take`."""
+        return [
+            [*key, {shown: sorted(found) for shown, found in cell.outcomes.items()}, list(cell.notes)]
+            for key, cell in self.cells.items()
+        ]
 
-    def join(self, outcomes: list[list[Any]]) -> None:
-        """Take in what :meth:`outcomes` of a run under the twin returned."""
-        for axis, name, found in outcomes:
-            if found and (axis, name) in self.cells:
-                self.cells[axis, name].outcomes[TWIN] = set(found)
+    def take(self, cells: list[list[Any]], *, twin: bool) -> None:
+        """Take in what :meth:`saved` of another run returned; of one under the twin its outcomes alone, of cells that are known."""
+        for axis, name, outcomes, notes in cells:
+            if twin and (axis, name) not in self.cells:
+                continue
+            cell = self.cells.setdefault((axis, name), Cell())
+            for shown, found in outcomes.items():
+                cell.outcomes.setdefault(shown, set()).update(found)
+            cell.notes.update(dict.fromkeys(() if twin else notes))
 
     def table(self, versions: str) -> str:
         """Return the table as Markdown."""

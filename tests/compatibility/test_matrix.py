@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.compatibility.matrix import TABLE, Cell, Matrix, declared, tabled
@@ -37,8 +39,11 @@ def test_a_cell_without_a_row_is_seen() -> None:
 
 
 def test_what_passed_under_the_twin_has_a_column() -> None:
-    here, twin = Matrix(), Matrix(twin=True)
-    here.cells = {("Modules", "a"): Cell({"sick": {"passed"}})}
-    twin.cells = {("Modules", "a"): Cell({"twin": {"passed"}}), ("Modules", "unknown here"): Cell()}
-    here.join(twin.outcomes())
-    assert "| a |  | ✓ | ✓ |  |" in here.table("nothing")
+    runs = [Matrix(), Matrix(), Matrix(twin=True)]
+    runs[0].cells = {("Modules", "a"): Cell({"sick": {"passed"}}, {"why": None})}
+    runs[1].cells = {("Modules", "a"): Cell({"healthy": {"passed"}})}
+    runs[2].cells = {("Modules", "a"): Cell({"twin": {"passed"}}), ("Modules", "unknown here"): Cell()}
+    whole = Matrix()
+    for run in runs:
+        whole.take(json.loads(json.dumps(run.saved())), twin=run.twin)
+    assert "| a | ✓ | ✓ | ✓ | why |" in whole.table("nothing") and len(whole.cells) == 1

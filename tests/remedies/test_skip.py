@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_gradguard import Guard
 from lightning_gradguard.remedies import Skip
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
-from tests.builders import context_for, mlp, same
+from tests.builders import context_for, mlp, regression, same, spoil
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -62,3 +63,39 @@ def test_only_the_scenes_own_parameters_are_held() -> None:
         p.grad = torch.ones_like(p)
     Skip().apply(context_for(module[0]))
     assert module[0].weight.grad is None and module[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_gradients_that_are_captured_stay_the_same_tensors(compiled: bool) -> None:
+    """A graph of a whole step finds gradients where they were: such a loop empties them, and never gives them up."""
+    batches = regression(40)
+
+    def run(chosen: Any, guard: Guard | None) -> Any:
+        network = mlp()
+        optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+        module: Any = torch.compile(network, backend="aot_eager") if compiled else network
+        if guard is not None:
+            guard.bind(network)
+        places = set()
+        for x, y in chosen:
+            optimizer.zero_grad(set_to_none=False)
+            nn.functional.mse_loss(module(x), y).backward()
+            if guard is not None:
+                guard.before_step(optimizer)
+            optimizer.step()
+            places.add(tuple(0 if p.grad is None else p.grad.data_ptr() for p in network.parameters()))
+        assert len(places) == 1 and 0 not in next(iter(places))
+        return network.state_dict(), list(optimizer.state.values())
+
+    plain = run(batches[:20] + batches[21:], None)
+    assert same(plain, run(spoil(batches, 20), Guard()))
+
+
+def test_a_parameter_without_a_gradient_of_its_own_gets_none_from_a_step_before() -> None:
+    module = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, weight_decay=0.1)
+    sum((layer(torch.ones(1, 1)) * math.nan).sum() for layer in module).backward()  # type: ignore[union-attr]
+    (skip := Skip()).apply(context_for(module, optimizer))
+    module[0](torch.ones(1, 1)).sum().backward()  # The step was never made, and its end was never told.
+    skip.after_update()
+    assert module[0].weight.grad is not None and module[1].weight.grad is None
