@@ -1,6 +1,8 @@
 // The page: which runs, which stretch, which incident, and what happens when the user acts.
 // Longer than 200 lines: all that may happen on the page is in one place.
 
+import "./modules.js";
+
 import { fetchRuns, fetchStory, fetchView } from "./api.js";
 import { h } from "./dom.js";
 import { csv, fileName, markdown, png, save } from "./export.js";
