@@ -139,9 +139,7 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
         grad = odd.clamp(-6e4, 6e4).to(dtype).reshape(6, 1)
         network.weight.grad = grad.clone()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        DeviceGate().judge(
-            optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True
-        )
+        DeviceGate().judge(optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True)
         word = torch.int32 if dtype == torch.float32 else torch.int16
         assert torch.equal(network.weight.grad.view(word), grad.view(word))
 
