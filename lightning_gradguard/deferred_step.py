@@ -1,7 +1,7 @@
 """One step as its device judges it, without waiting, and what the host learns of it before the next one.
 
-Only where nothing is amiss: young runs, incidents, snapshots and everything unusual are judged by the host, which waits
-for them.
+One idea: a calm step costs no wait. Only where nothing is amiss: young runs, incidents, snapshots and everything
+unusual are judged by the host, which waits for them.
 """
 
 from __future__ import annotations

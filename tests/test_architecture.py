@@ -167,10 +167,15 @@ def test_importing_the_package_loads_nothing_that_only_a_report_needs() -> None:
     assert run.stdout.strip().splitlines()[-1] == "[]"
 
 
-# Of these the lines or the reasons are still to be found.
-LONG_FILES = {"device_gate.py", "report/chart.py"}
-UNEXPLAINED = {"deferred_step.py", "diagnostics/recorder.py", "diagnostics/tensorboard.py", "snapshots/store.py"}
-LONG_FUNCTIONS = {"device_gate.py: judge", "diagnostics/window.py: window"}
+# Of these shells the lines are arguments and their descriptions, and doors of one line.
+LONG_FILES = {"guard.py", "callback.py"}
+# Still to be told apart.
+LONG_FUNCTIONS = {
+    "device_gate/gate.py: judge",
+    "diagnostics/recorder.py: record",
+    "evidence/collecting.py: collect",
+    "remedies/layer_scale.py: scale_layer",
+}
 
 
 def read() -> dict[str, str]:
@@ -183,7 +188,7 @@ def test_each_file_is_one_idea() -> None:
     assert {name for name, count in lines.items() if count > 250} <= LONG_FILES
     long = {name: text for name, text in read().items() if lines[name] > 200}
     silent = {name for name, text in long.items() if "One idea" not in (ast.get_docstring(ast.parse(text)) or "")}
-    assert silent <= LONG_FILES | UNEXPLAINED
+    assert silent <= LONG_FILES
 
 
 def test_each_function_fits_on_a_screen() -> None:

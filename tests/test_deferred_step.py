@@ -396,7 +396,10 @@ SCALARS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::i
 
 
 class Waits(TorchDispatchMode):
-    """Count what would wait for a device: numbers that are read from a tensor, and answers whose size depends on one."""
+    """Count what would wait for a device.
+
+    Numbers that are read from a tensor, and answers whose size depends on one.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""What is built and installed: the source archive holds its tests, the wheel works in an environment without this checkout."""
+"""What is built and installed.
+
+The source archive holds its tests, the wheel works in an environment without this checkout.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Clip or hold a step on the device, which is not waited for; the host reads one step later what was done.
 
-The host knows the largest norm that may pass before the step, from what was accepted so far. The device compares, and
-the norms travel to pinned memory behind the step's own work, to be read when the next one is about to be judged.
+One idea: the gate only compares. The host knows the largest norm that may pass before the step, from what was accepted
+so far. The device compares, and the norms travel to pinned memory behind the step's own work, to be read when the next
+one is about to be judged.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ class AlertSink(Sink):
     """Raise an alert when an incident opens, and one when it closes.
 
     Args:
-        alert: Called as ``alert(title=..., text=..., level=...)``, with the level ``"ERROR"`` or ``"INFO"``; W&B's ``run.alert`` fits.
+        alert: Called as ``alert(title=..., text=..., level=...)``, with the level
+            ``"ERROR"`` or ``"INFO"``; W&B's ``run.alert`` fits.
     """
 
     def __init__(self, alert: Alert) -> None:

@@ -1,4 +1,4 @@
-"""Sending messages from a thread of their own: not too often, again where it failed, and never in the way of training."""
+"""Sending messages from a thread of their own: not too often, and again where it failed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Delivery(Generic[T]):
     """Deliver messages in the background, several as one where they come too fast.
 
     Args:
-        send: Sends a few messages; raises :class:`Refused` where trying again is of no use, and anything else where it may help.
+        send: Sends a few messages; raises :class:`Refused` where trying again is of no use, and anything else where it
+            may help.
         failed: Told once, in the background, why messages are not delivered.
         every: Seconds between two deliveries.
         tries: How often one is tried.

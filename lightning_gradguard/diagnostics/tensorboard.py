@@ -1,7 +1,7 @@
 """Everything GradGuard shows in TensorBoard.
 
-Scalars, a margin chart, incidents as text, a heatmap, and events for its tab. Longer than 200 lines: one writer, whose
-errors and whose end concern all of them.
+Scalars, a margin chart, incidents as text, a heatmap, and events for its tab. One idea in more than 200 lines: one
+writer, whose errors and whose end concern all of them.
 """
 
 from __future__ import annotations

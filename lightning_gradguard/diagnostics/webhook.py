@@ -54,8 +54,8 @@ def message(incident: Incident, event: Event) -> Message:
 class Webhook(Sink):
     """Post each incident, when it opens and when it closes, to the address that an environment variable holds.
 
-    Nothing waits for it: messages leave in a thread of their own, are tried again where that may help, and become one where they
-    come too fast. The address is a secret; it is read when it is needed, and kept nowhere.
+    Nothing waits for it: messages leave in a thread of their own, are tried again where that may help, and become one
+    where they come too fast. The address is a secret; it is read when it is needed, and kept nowhere.
 
     Args:
         variable: Name of the environment variable with the address.

@@ -1,6 +1,6 @@
 """Collect the steps between two logs into one Window.
 
-Longer than 200 lines, of which a third names the fields that it fills, saves and loads.
+One idea, of whose more than 200 lines a third names the fields that it fills, saves and loads.
 """
 
 from __future__ import annotations

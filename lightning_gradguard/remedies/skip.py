@@ -17,9 +17,9 @@ class Skip(Remedy):
     """Skip one step: the optimizer finds no gradient and touches nothing.
 
     Gradients are set to None, since with zeros (or a rate of zero) momentum, weight decay and Adam's moments would
-    still move. After the update they are there again, the same tensors with zeros in them: what was captured with them (a CUDA graph of a
-    whole step) goes on to find them. Running statistics of normalisation layers are put back to what they were before the batch, and so is
-    what an optimizer counts in its ``param_groups``.
+    still move. After the update they are there again, the same tensors with zeros in them: what was captured with them
+    (a CUDA graph of a whole step) goes on to find them. Running statistics of normalisation layers are put back to what
+    they were before the batch, and so is what an optimizer counts in its ``param_groups``.
     """
 
     name: ClassVar[str] = "skip"
@@ -51,7 +51,7 @@ class Skip(Remedy):
         return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
 
     def after_update(self) -> None:
-        """Put back the tensors of the gradients, emptied, and the counts of an optimizer that keeps them by group: this was no step."""
+        """Put back the gradients' tensors, emptied, and the counts that an optimizer keeps by group."""
         if not self._groups:
             return  # As after nearly every step, where entering no_grad would cost more than all else here.
         # Where a backward pass has come since, what has no gradient by now is meant to have none.

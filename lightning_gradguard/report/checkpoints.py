@@ -10,7 +10,7 @@ from lightning_gradguard.report.story import find_journals
 
 
 def checkpoints(directory: Path) -> list[Listed]:
-    """Return the checkpoints below a directory, oldest first, each with its verdict: the newest in a journal there, or the mark inside."""
+    """Return the checkpoints below a directory, oldest first, each with a journal's newest verdict or its own mark."""
     told = [
         record
         for journal in find_journals(directory, lambda error: None)

@@ -24,11 +24,6 @@ def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatisti
     )
 
 
-def stands_in(track: OptimizerTrack) -> bool:
-    """Return whether the state is to be copied now because a checkpoint did not hold what there was to go back to."""
-    return track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies)
-
-
 def copy(run: Run, track: OptimizerTrack, step: int) -> None:
     """Keep a copy of the state before ``step``, as far as memory allows; every process does so at the same step."""
     state = track.parameters, track.trained.buffers(), track.optimizer
@@ -41,6 +36,13 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
         # Where one process has none to go back to, the others must not go back either.
         track.snapshots.switch_off()
         run.recorder.warn("snapshots", f"{failure}; rollback is switched off, training goes on")
+
+
+def make_up(run: Run, track: OptimizerTrack, step: int | None) -> None:
+    """Copy the state before a step at once where a checkpoint did not hold what there was to go back to."""
+    if run.acts and track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies):
+        track.number = track.steps if step is None else step
+        copy(run, track, track.steps)
 
 
 def copy_ahead(run: Run, track: OptimizerTrack) -> None:

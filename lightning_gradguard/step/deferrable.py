@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.history.sample import YOUNG
 from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.step.copying import stands_in, worth_copying
+from lightning_gradguard.step.copying import worth_copying
 
 
 def deferrable(track: OptimizerTrack, *, act: bool, awaited: bool) -> tuple[tuple[str, ...], list[Tensor]] | None:
@@ -34,7 +34,7 @@ def deferrable(track: OptimizerTrack, *, act: bool, awaited: bool) -> tuple[tupl
     if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
         return None
     # No treatment is on trial where no incident is open.
-    if act and (stands_in(track) or worth_copying(track, track.steps, last)):
+    if act and worth_copying(track, track.steps, last):
         return None
     names, grads = track.trained.gradients()
     return (names, grads) if names == last.names and DeviceGate.fits(grads) else None

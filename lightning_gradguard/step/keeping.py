@@ -51,7 +51,23 @@ def keep(
         ranks = _odd(run.collectives.gather(math.nan if loss is None else loss), statistics)
         suspects = tuple(_on(suspect, ranks) for suspect in suspects) or _accused(ranks)
     writes = run.collectives.size == 1 or keeper.place().rank in (ranks or range(FEW_RANKS))
-    facts = Facts(
+    facts = _facts(track, statistics, verdict, suspects, loss=loss, made=made)
+    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends) if writes else None
+    # The journal is the first process's, and the bundle may be another's.
+    paths = run.collectives.gather("" if path is None else str(path))
+    return next((one for one in paths if one), ""), suspects
+
+
+def _facts(
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    verdict: Verdict,
+    suspects: tuple[Suspect, ...],
+    *,
+    loss: float | None,
+    made: bool,
+) -> Facts:
+    return Facts(
         step=statistics.step,
         form=verdict.form,
         reason=verdict.reason,
@@ -64,10 +80,6 @@ def keep(
         suspects=[to_json(suspect) for suspect in suspects],
         weights_step=statistics.step + 1 if made else None,
     )
-    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends) if writes else None
-    # The journal is the first process's, and the bundle may be another's.
-    paths = run.collectives.gather("" if path is None else str(path))
-    return next((one for one in paths if one), ""), suspects
 
 
 def _odd(losses: list[Any], statistics: GradientStatistics) -> set[int]:

@@ -60,7 +60,7 @@ def summary(record: Record) -> list[str]:
 
 
 def deeds(record: Record) -> str:
-    """Return all that was done, treatments with what became of them: ``skipped the step; restored the layer (kept)``."""
+    """Return all that was done, and what became of treatments: ``skipped the step; restored the layer (kept)``."""
     tried = summary(record)
     names = [name for name in remedies(record) if name not in _ON_TRIAL or not tried]
     return "; ".join([done(names)] * bool(names or not tried) + tried)

@@ -1,6 +1,7 @@
 """Run every test behind a cell of the compatibility matrix, under both twins, and write the table from what passed.
 
-A file of tests is one step. With ``--state FILE`` each is noted there, so that a run that was cut off goes on where it was.
+A file of tests is one step. With ``--state FILE`` each is noted there, so that a run that was cut off goes on where it
+was.
 """
 
 from __future__ import annotations

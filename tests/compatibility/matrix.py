@@ -90,7 +90,7 @@ class Matrix:
         ]
 
     def take(self, cells: list[list[Any]], *, twin: bool) -> None:
-        """Take in what :meth:`saved` of another run returned; of one under the twin its outcomes alone, of cells that are known."""
+        """Take in what :meth:`saved` of another run returned; of one under the twin the outcomes of known cells."""
         for axis, name, outcomes, notes in cells:
             if twin and (axis, name) not in self.cells:
                 continue

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.attribution import probe, weights
 from lightning_gradguard.remedies import Rollback, Skip
+from lightning_gradguard.step import copying, treating
 from tests.builders import mlp, regression
 from tests.faults.processes import run
 from tests.faults.victims import quiet
@@ -138,3 +139,44 @@ def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, mo
     assert all(bool(p.isfinite().all()) for p in network.parameters())
     warned = [str(w.message) for w in caught if "GradGuard" in str(w.message)]
     assert all("no memory to examine the layers" in w for w in warned) and bool(warned) is (place is weights)
+
+
+@pytest.mark.fault("out of memory for the copy before a treatment (the error is simulated)")
+@pytest.mark.parametrize("error", [MemoryError("none left"), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+def test_without_memory_for_the_copy_before_a_treatment_the_trial_goes_on(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = SnapshotStore.capture
+
+    def capture(store: SnapshotStore, *args: Any) -> Any:
+        if before_a_treatment:
+            raise error
+        return take(store, *args)
+
+    def captured(run: Any, track: Any) -> Any:
+        before_a_treatment.append(1)
+        try:
+            return copying.captured(run, track)
+        finally:
+            before_a_treatment.clear()
+
+    before_a_treatment: list[int] = []
+    monkeypatch.setattr(SnapshotStore, "capture", capture)
+    monkeypatch.setattr(treating, "captured", captured)
+    network = mlp(norm=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=2.0, momentum=0.9)  # a hundred times too high
+    guard, untreated = Guard(network), []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for x, y in regression(90):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(network(x), y)
+            loss.backward()
+            guard.before_step(optimizer, loss=loss, batch=(x, y))
+            optimizer.step()
+            untreated.append(guard.attach(optimizer).treatment.untreated)
+    assert any(i.trials for i in guard.incidents) and untreated == [None] * 90
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
+    told = [str(w.message) for w in caught if "GradGuard" in str(w.message)]
+    assert len(told) == 1 and "no memory for a copy before a treatment" in told[0]
+    assert "if the treatment does not help, its weights stay" in told[0]

@@ -1,4 +1,4 @@
-"""Small real runs under Lightning, each with one trouble of which the tab, the report and the text must tell the same story."""
+"""Small real runs under Lightning, each with one trouble, which tab, report and text must tell alike."""
 
 from __future__ import annotations
 

@@ -330,7 +330,7 @@ def write_hostile(folder: Path) -> None:
 
 
 def write_lasting(folder: Path, *, layers: int = 160, sick: int = 77, since: int = 300, steps: int = 1200) -> None:
-    """Write a run of many layers in which one has its weights multiplied by 300 at a step, which no norm and no loss shows."""
+    """Write a run of many layers, of which one is multiplied by 300 at a step, as no norm and no loss shows."""
     rng = np.random.default_rng(0)
     writer = Writer(folder)
     names = [f"blocks.{i}.fc" for i in range(layers)]

@@ -1,4 +1,7 @@
-"""No serious fault that axe-core finds, in light and dark; ``AXE_CORE`` may name another ``axe.min.js`` than the package's."""
+"""No serious fault that axe-core finds, in light and dark.
+
+``AXE_CORE`` may name another ``axe.min.js`` than the package's.
+"""
 
 from __future__ import annotations
 

@@ -201,7 +201,8 @@ def test_new_windows_are_seen(tmp_path: Path) -> None:
     )
     client = Client(made.get_plugin_apps()["/view"])
     assert read_view(client.get("/view?run=run").data)["codes"].shape == (3, 20)
-    # Files are read in the order of their names: those of one second are told apart by a counter, whose 10 comes before 9.
+    # Files are read in the order of their names: those of one second are told apart by a counter, whose 10 comes before
+    # 9.
     time.sleep(1.1)
     writer = synthetic.Writer(tmp_path / "run")
     writer.now += 1000

@@ -71,7 +71,8 @@ def watched(**changes: Any) -> dict[str, Any]:
             record("skip", trials=[BACK], resign=True, closed=1964, helped=False),
             "bad",
             "Not healed",
-            "nothing that was tried helped, and it was taken back; left to try: first aid only: the run goes on as you wrote it",
+            "nothing that was tried helped, and it was taken back; left to try: first aid only: "
+            "the run goes on as you wrote it",
         ),
     ],
 )
