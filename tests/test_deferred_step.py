@@ -413,12 +413,13 @@ class Waits(TorchDispatchMode):
 class Reads(TorchFunctionMode):
     """Count what is read from a tensor that has not been brought to the host on purpose."""
 
-    def __init__(self, gate: Any) -> None:
+    def __init__(self, track: Any) -> None:
         super().__init__()
-        self.gate, self.count = gate, 0
+        self.track, self.count = track, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in READS and args[0] is not self.gate._pinned
+        brought = (self.track.gate._pinned, *self.track.accumulator._weights.arriving)
+        self.count += func in READS and not any(args[0] is known for known in brought)
         return func(*args, **(kwargs or {}))
 
 
@@ -428,7 +429,7 @@ def waits(loop: Loop, batch: Any) -> int:
     loss = nn.functional.mse_loss(loop.network(batch[0]), batch[1])
     loss.backward()
     assert loop.guard is not None
-    with Waits() as dispatched, Reads(loop.track.gate) as read:
+    with Waits() as dispatched, Reads(loop.track) as read:
         loop.guard.before_step(loop.optimizer, loss=loss, batch=batch)
     loop.optimizer.step()
     with Waits() as after:

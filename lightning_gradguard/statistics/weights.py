@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import FloatArray
-from lightning_gradguard.statistics.norms import gradient_norms, host_norms
+from lightning_gradguard.statistics.norms import gradient_norms
 
 SAMPLE = 256
 """Elements of each layer whose change is looked at.
@@ -45,6 +45,11 @@ class WeightScale:
         self._off = False
 
     @property
+    def arriving(self) -> list[Tensor]:
+        """What is on its way to the host, or there."""
+        return [one.values for one in (self._norms, self._before, self._after) if one is not None]
+
+    @property
     def awaits_update(self) -> bool:
         """Whether the weights have been looked at before an update, and not yet after it."""
         return self._before is not None and self._after is None
@@ -67,11 +72,7 @@ class WeightScale:
     def _begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._choose(parameters)
         if self._views:
-            self._norms = _Arriving(
-                torch.from_numpy(host_norms(self._weights))
-                if self._weights[0].is_cpu
-                else gradient_norms(self._weights)
-            )
+            self._norms = _Arriving(gradient_norms(self._weights))
             self._before = _Arriving(torch.cat(self._views))
 
     def take(self, layers: Sequence[str]) -> tuple[FloatArray, FloatArray]:
@@ -112,18 +113,20 @@ class _Arriving:
 
     def __init__(self, values: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        self._values = values.float() if values.dtype != torch.float64 else values
-        if self._values.is_cuda:
-            there = torch.empty(self._values.shape, dtype=self._values.dtype, pin_memory=True)
-            there.copy_(self._values, non_blocking=True)
-            self._values, self._event = there, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.values = values.float() if values.dtype != torch.float64 else values
+        if values.is_cuda:
+            there = torch.empty(values.shape, dtype=self.values.dtype, pin_memory=True)
+            there.copy_(self.values, non_blocking=True)
+            self.values, self._event = there, torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
+        elif not values.is_cpu:
+            self.values = self.values.cpu()
 
     def read(self) -> FloatArray:
         """Return the numbers, which have arrived long ago where the step of the question lies some steps back."""
         if self._event is not None:
             self._event.synchronize()
-        numbers: FloatArray = self._values.cpu().numpy().astype(np.float64)
+        numbers: FloatArray = self.values.numpy().astype(np.float64)
         return numbers
 
 
