@@ -38,7 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Threads that wait for each other sleep. Spinning, they burn the processor that the one they wait for needs, where others work beside us.
+# Threads that wait for each other sleep. Spinning, they burn the processor that the one they wait for needs, where
+# others work beside us.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -351,7 +352,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Images(args.data, args.data_dir, args.batch_size).prepare_data()
     except (OSError, RuntimeError, urllib.error.URLError) as error:
         say(
-            f"{args.data} is not in {args.data_dir} and could not be downloaded ({error}): try --data digits, which needs no network."
+            f"{args.data} is not in {args.data_dir} and could not be downloaded ({error}): "
+            "try --data digits, which needs no network."
         )
         return 2
     results = []

@@ -26,6 +26,7 @@ from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
 from lightning_gradguard.step.deferrable import deferrable
 from lightning_gradguard.step.judging import heard, suspects_of
+from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.learning import accept, reject
 from lightning_gradguard.step.measuring import context_of, joint_loss
 from lightning_gradguard.step.passing import look_for_life
@@ -73,8 +74,8 @@ class DeferredStep:
         scaler: Any,
     ) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
-        if track.device not in DEVICES:
-            return None
+        if track.device not in DEVICES or self._run.halts:
+            return None  # A run that ends before its weights are touched waits for each answer.
         act = self._run.acts
         found = deferrable(track, act=act, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
@@ -216,7 +217,9 @@ class DeferredStep:
             outcomes = (_outcome(track, found),)
             decision = dataclasses.replace(decision, remedies=(outcomes[0].remedy,))
         action = Action(statistics.step, verdict, decision, outcomes)
-        conclude(self._run, track, statistics, action, named, found.batch_index, limit)
+        made = found.coefficient > 0.0
+        bundle, named = keep(self._run, track, statistics, verdict, named, late=True, made=made)
+        conclude(self._run, track, statistics, action, named, found.batch_index, limit, bundle=bundle)
 
 
 def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:

@@ -17,7 +17,7 @@ from lightning_gradguard.attribution.freshness import drawn, untouched
 from lightning_gradguard.attribution.optimizer_state import StateWatch
 from lightning_gradguard.detectors.detector_set import DetectorSet
 from lightning_gradguard.device_gate import DeviceGate
-from lightning_gradguard.diagnostics.recorder import Notices
+from lightning_gradguard.diagnostics.notices import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.interval import ExponentialInterval

@@ -129,6 +129,8 @@ class Session:
         try:
             self.tracks.leave()
         finally:
+            if self._run.evidence is not None:
+                self._run.evidence.close()
             self._run.running = None
             self._run.recorder.close()
 

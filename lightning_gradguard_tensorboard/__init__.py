@@ -1,4 +1,4 @@
-"""The GradGuard tab of TensorBoard: **event files → series → view → page**.
+"""The GradGuard tab of TensorBoard: **event files → series → stretch → page**.
 
 This is a package of its own beside ``lightning_gradguard``, shipped in the same distribution, because TensorBoard
 imports every installed plugin when it starts: importing a module *inside* ``lightning_gradguard`` would run that
@@ -7,8 +7,11 @@ broken, a TensorBoard that does not start at all. Here only tensorboard, werkzeu
 imported; a test keeps it so.
 
 - ``wire``: names and layout of what the guard writes, as read from an event file
-- ``series``: one run's windows on an axis that never goes back, thinned to the width of a screen
-- ``story``: incidents and the verdict sentence
+- ``reading``: what TensorBoard has read of a run, decoded once
+- ``series``, ``weights``: one run's windows and layers on an axis that never goes back (``axis``,
+  ``codes``, ``median``, ``outliers``)
+- ``thinning``, ``packing``: a stretch of it, thinned to the width of a screen and packed for the page
+- ``events``, ``story``, ``telling``: incidents, the verdict sentence, and the words that everybody else says too
 - ``plugin``: the routes, and the loader named by the entry point
 - ``static``: the page; plain ES modules, nothing is fetched from outside
 """

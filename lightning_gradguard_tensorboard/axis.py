@@ -1,13 +1,83 @@
-"""Ticks of a step axis that may go back, and of a logarithmic one; the page's ``scale.js`` says the same in its language."""
+"""The axis of steps, which never goes back although the steps may, and its ticks.
+
+The page's ``scale.js`` says the same of ticks.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .codes import Floats, Integers
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The steps a run has done, in the order it did them.
+
+    A step's place is ``step + offset``. The offset changes only where the run went back, so without a rollback the
+    place *is* the step, and with one the repeated steps lie to the right of the first attempt instead of on top of it.
+
+    Args:
+        ticks: Tick of each window, rising, shape ``(n,)``.
+        first: Place where each window begins, shape ``(n,)``.
+        last: Place where it ends, exclusive: one past that of its last step, shape ``(n,)``.
+        offsets: Offset of each window, shape ``(n,)``.
+        wall_times: When each window was written, shape ``(n,)``.
+    """
+
+    ticks: Integers
+    first: Floats
+    last: Floats
+    offsets: Floats
+    wall_times: Floats
+
+    @property
+    def segments(self) -> list[dict[str, float]]:
+        """The stretches between rollbacks: where each starts, its offset, and when it was first heard of."""
+        if not len(self.ticks):
+            return []
+        starts = np.flatnonzero(np.diff(self.offsets, prepend=np.nan) != 0)
+        return [
+            {"start": float(self.first[i]), "offset": float(self.offsets[i]), "time": float(self.wall_times[i])}
+            for i in starts
+        ]
+
+    def place(self, step: float, wall_time: float) -> float:
+        """Return the place of ``step`` as it was done at ``wall_time``; after a rollback one step has several."""
+        known = [s for s in self.segments if s["time"] <= wall_time] or self.segments[:1]
+        # The event of a rollback is written in the segment it ends, whose successor may not have been heard of yet.
+        holding = [s for s in known if s["start"] <= step + s["offset"]]
+        return step + ((holding or known)[-1]["offset"] if known else 0.0)
+
+
+def unroll(ticks: Integers, table: Floats, wall_times: Floats) -> Axis:
+    """Lay windows side by side although their steps may go back.
+
+    >>> table = np.zeros((4, 9)); table[:, 0] = [9, 19, 14, 24]; table[:, 1] = [0, 10, 5, 15]
+    >>> axis = unroll(np.arange(4), table, np.zeros(4))
+    >>> axis.last.tolist(), axis.offsets.tolist()
+    ([10.0, 20.0, 30.0, 40.0], [0.0, 0.0, 15.0, 15.0])
+    """
+    step, begin = table[:, 0], np.minimum(table[:, 1], table[:, 0])
+    back = np.zeros(len(step))
+    if len(step) > 1:
+        fell = step[1:] < step[:-1]
+        back[1:] = np.where(fell, step[:-1] + 1 - begin[1:], 0.0)
+    offsets = np.cumsum(back)
+    last = step + offsets + 1
+    first = begin + offsets
+    first[1:] = np.maximum(first[1:], last[:-1])
+    return Axis(ticks, np.minimum(first, last), last, offsets, wall_times)
 
 
 def step_ticks(segments: Sequence[dict[str, float]], start: float, end: float, width: float) -> list[tuple[float, int]]:
-    """Return places and steps at round steps; between rollbacks each stretch counts anew, so that a label is a step as the user knows it.
+    """Return places and steps at round steps.
+
+    Between rollbacks each stretch counts anew, so that a label is a step as the user knows it.
 
     >>> step_ticks([], 0.0, 1000.0, 440.0)
     [(0.0, 0), (500.0, 500)]

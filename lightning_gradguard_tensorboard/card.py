@@ -1,4 +1,7 @@
-"""An incident as a static card for a notebook, which strips scripts and style sheets: what was found and tried, and a picture of it."""
+"""An incident as a static card for a notebook, which strips scripts and style sheets.
+
+What was found and tried, and a picture of it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def incident_html(record: Mapping[str, Any]) -> str:
 
 
 def draw(record: Mapping[str, Any]) -> str:
-    """Return a small ``<svg>`` of the treatments on an axis of steps, with the levels of the loss that were compared, if any."""
+    """Return a small ``<svg>`` of the treatments on an axis of steps, with the levels of the loss compared, if any."""
     trials = [
         one
         for one in telling.dicts(record.get("trials"))
@@ -63,7 +66,8 @@ def draw(record: Mapping[str, Any]) -> str:
         for step, at in ((start, "start"), (end, "end"))
     ]
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="Treatments, and the loss before and after" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
+        'aria-label="Treatments, and the loss before and after" '
         f'font-family="system-ui, sans-serif" font-size="11">{"".join(parts)}</svg>'
     )
 

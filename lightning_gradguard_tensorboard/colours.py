@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .series import CODES, MISSING, Codes, Counts
+from .codes import CODES, MISSING, Codes, Counts
 
 Theme = Literal["light", "dark"]
 FULL = 100.0

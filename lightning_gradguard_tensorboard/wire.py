@@ -1,15 +1,16 @@
 """What the guard writes into an event file, as this side reads it.
 
-A tag is ``gradguard/<kind>``, in a run with several optimizers ``gradguard/optimizer_<i>/<kind>``. The event's step is a
-counter ("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would lose
-the incident that caused it. The optimizer step travels in the payload. Where the list of layers changes in the middle of a
-run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` and so on.
+A tag is ``gradguard/<kind>``, in a run with several optimizers ``gradguard/optimizer_<i>/<kind>``. The event's step is
+a counter ("tick") that never goes back: the fast loader deletes later points when a step falls, so a rollback would
+lose the incident that caused it. The optimizer step travels in the payload. Where the list of layers changes in the
+middle of a run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` and so on.
 
 ========== =================== ================================================================================
 kind       plugin name         tensor
 ========== =================== ================================================================================
 layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
 windows    gradguard_layers    double, (19,): :data:`COLUMNS`; older versions wrote the first nine or twelve
+weights    gradguard_layers    half, (2, layers): log2 of the weights' norm, log2 of an update's norm over it
 incidents  gradguard_incidents string: JSON of an event and its incident
 ========== =================== ================================================================================
 """
@@ -50,14 +51,17 @@ COLUMNS = (
     "rate_good",
     "rate_bad",
 )
-"""What a window holds; raw linear units, may be inf or NaN. ``clipped``, ``skipped`` and ``overflows`` are counts since the run began."""
+"""What a window holds; raw linear units, may be inf or NaN.
+
+``clipped``, ``skipped`` and ``overflows`` are counts since the run began.
+"""
 
 FARTHEST = 2.0**53
 """No step is as far as that: beyond, a double does not tell it from the next."""
 FIRST_COLUMNS = 9
 """Count of columns in the first version; later ones append."""
 
-_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|incidents)(?:_(\d+))?$")
+_TAG = re.compile(r"^gradguard/(?:optimizer_(\d+)/)?(layers|windows|weights|incidents)(?:_(\d+))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,9 @@ def parse_tag(tag: str) -> Tag | None:
 
 
 def parse_window(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
-    """Return a window's numbers, shape ``(len(COLUMNS),)``, NaN where an older version wrote none; None if it is no window.
+    """Return a window's numbers, shape ``(len(COLUMNS),)``, NaN where an older version wrote none.
+
+    None if it is no window.
 
     >>> parse_window(np.arange(9.0)).tolist()[7:10]
     [7.0, 8.0, nan]

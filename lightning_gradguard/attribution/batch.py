@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +21,57 @@ TAILS = 3.0
 tails exceed themselves."""
 SEEN = 32
 """Healthy batches that are remembered."""
+MANY = 32
+"""Samples of a batch that are named at most."""
 ENOUGH = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
 
+def tensors_in(batch: Any) -> list[Tensor]:
+    """Return the tensors in whatever Lightning moves to a device as a batch, in an order that stays.
+
+    Mappings, lists and tuples are gone through, what else torch knows as a container, the fields of dataclasses, and what an object holds
+    that has a method ``to``. Each container counts once.
+    """
+    if isinstance(batch, (list, tuple)) and all(isinstance(part, Tensor) for part in batch):
+        return list(batch)  # By far the most common.
+    return list(_walk(batch, set()))
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if value is None or isinstance(value, (str, bytes, int, float)) or id(value) in seen:
+        return
+    parts: Sequence[Any] = ()
+    if isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, Mapping):
+        parts = list(value.values())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif (leaves := tree_leaves(value)) and leaves[0] is not value:
+        parts = leaves
+    elif hasattr(value, "to") and not isinstance(value, type):
+        parts = _held(value)
+    if parts:
+        seen.add(id(value))
+    for part in parts:
+        yield from _walk(part, seen)
+
+
+def _held(value: Any) -> list[Any]:
+    """Return what an object holds: what it says itself (a graph of PyTorch Geometric), or its attributes."""
+    try:
+        said = value.to_dict()
+    except Exception:
+        said = getattr(value, "__dict__", {})
+    return list(said.values()) if isinstance(said, Mapping) else []
+
+
 def _floats(batch: Any) -> list[Tensor]:
-    tensors = (t for t in tree_leaves(batch) if isinstance(t, Tensor) and t.is_floating_point() and t.numel())
+    tensors = (t for t in tensors_in(batch) if t.is_floating_point() and t.numel())
     # Sparse and jagged tensors have no maximum, and numbers of one byte no comparison.
     return [t for t in tensors if t.layout == torch.strided and t.element_size() > 1]
 
@@ -33,6 +80,12 @@ def _floats(batch: Any) -> list[Tensor]:
 def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
     """Return the largest absolute element of each float tensor in a batch (that is on ``device``), there; NaN if one is."""
     return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
+
+
+def _samples(tensor: Tensor, limit: float) -> tuple[int, ...]:
+    """Return the samples of a tensor, counted along its first dimension, with an element that is NaN, inf or beyond a limit."""
+    fine = tensor.reshape(len(tensor) if tensor.ndim else 1, -1).abs().amax(1) <= limit
+    return tuple((~fine).nonzero().flatten().tolist()[:MANY])
 
 
 class BatchWitness:
@@ -67,8 +120,13 @@ class BatchWitness:
         for tensor in tensors:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                return Suspect(BATCH, math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
-        return self.accuse_peaks([float(peak) for peak in largest(batch)])
+                reason = f"{bad} of {tensor.numel()} elements of the batch are NaN or inf"
+                return Suspect(BATCH, math.inf, reason, samples=_samples(tensor, sys.float_info.max))
+        peaks = [float(peak) for peak in largest(batch)]
+        found, beyond = self.accuse_peaks(peaks), self._beyond(peaks)
+        if found is None or beyond is None:
+            return found
+        return dataclasses.replace(found, samples=_samples(tensors[beyond[0]], beyond[1]))
 
     def accuse_peaks(self, peaks: Sequence[float]) -> Suspect | None:
         """Return the evidence against a batch of which only the largest absolute elements are left, or None."""
@@ -76,18 +134,25 @@ class BatchWitness:
             return None
         if not all(map(math.isfinite, peaks)):
             return Suspect(BATCH, math.inf, "the batch holds NaN or inf")
+        if (found := self._beyond(peaks)) is None:
+            return None
+        which, _, largest_seen = found
+        ratio = peaks[which] / largest_seen
+        reason = f"the batch's largest element is {peaks[which]:.3g}, {ratio:.3g} x the largest of healthy batches"
+        return Suspect(BATCH, math.log(ratio), reason)
+
+    def _beyond(self, peaks: Sequence[float]) -> tuple[int, float, float] | None:
+        """Return which tensor is far larger than in healthy batches, its limit, and the largest seen; None for none."""
         if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
             return None
-        for peak, *seen in zip(peaks, *self._peaks, strict=True):
+        for which, (peak, *seen) in enumerate(zip(peaks, *self._peaks, strict=True)):
             known = sorted(seen)
             middle, largest_seen = known[len(known) // 2], known[-1]
             if not middle > 0.0:
                 continue
             beyond = max(LOUD, (largest_seen / middle) ** TAILS)
             if peak > beyond * largest_seen:
-                ratio = peak / largest_seen
-                reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"
-                return Suspect(BATCH, math.log(ratio), reason)
+                return which, beyond * largest_seen, largest_seen
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,16 +19,17 @@ logger = logging.getLogger("lightning_gradguard")
 class Console(Sink):
     """Log incidents to the logger ``lightning_gradguard``, as warnings: who sees one open sees how it ends.
 
-    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon as that is known.
-    A progress bar of tqdm's makes room for the line.
+    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon
+    as that is known. A progress bar of tqdm's makes room for the line.
 
-    An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of alarms
-    has doubled, so that a thousand bad steps are ten lines.
+    An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of
+    alarms has doubled, so that a thousand bad steps are ten lines.
     """
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
         self._found: dict[int, set[tuple[str, str]]] = {}
+        self._open: dict[int, Incident] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would swallow the good news and keep the bad.
             logger.addHandler(logging.StreamHandler())
@@ -37,12 +38,13 @@ class Console(Sink):
     def incident(self, incident: Incident, event: Event) -> None:
         """Log one line about an incident."""
         if event == "closed":
-            self._told.pop(incident.number, None)
-            self._found.pop(incident.number, None)
+            for known in (self._told, self._found, self._open):
+                known.pop(incident.number, None)
             told = _told(wording.result(incident), wording.findings(incident))
             with _between_bars():
                 logger.warning("GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
             return
+        self._open[incident.number] = incident
         tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
         news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length(), tried)
         if event == "acted" and self._told.get(incident.number) == news:
@@ -61,6 +63,14 @@ class Console(Sink):
         known.update(new)
         return new
 
+    def close(self) -> None:
+        """Log of each incident that is open at the end of the run how it stands."""
+        for incident in self._open.values():
+            told = _told(wording.result(incident), wording.findings(incident))
+            with _between_bars():
+                logger.warning("GradGuard: incident %s at the end of the run: %s", f"{incident.number:,}", told)
+        self._open.clear()
+
     def notice(self, step: int, message: str) -> None:
         """Log one sentence that asks for no remedy."""
         with _between_bars():
@@ -68,7 +78,10 @@ class Console(Sink):
 
 
 def _between_bars() -> AbstractContextManager[Any]:
-    """Return a block in which tqdm's progress bars are out of the way, where there are any: a line would land at the end of one."""
+    """Return a block in which tqdm's progress bars are out of the way, where there are any.
+
+    A line would land at the end of one.
+    """
     make_room = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "external_write_mode", nullcontext)
     found: AbstractContextManager[Any] = make_room()
     return found

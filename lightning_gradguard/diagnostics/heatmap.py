@@ -1,7 +1,8 @@
 """Colours of the layer x time heatmap: every layer against its own running median.
 
-Layers differ by orders of magnitude, so absolute colours would hide most incidents, and a median over the whole run would tint
-the warm-up. The median here is centred, so that a bad first step stands out against the calm that follows it.
+Layers differ by orders of magnitude, so absolute colours would hide most incidents, and a median over the whole run
+would tint the warm-up. The median here is centred, so that a bad first step stands out against the calm that follows
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ NONFINITE = (195, 0, 126, 255)
 """The tab's own colour for it, so that one legend is learned once."""
 UNKNOWN = (128, 128, 128, 40)
 
-# log10 of the ratio -> red, green, blue, alpha. Alpha is zero at 1 x, so that the page's own background, light or dark, is "normal".
+# log10 of the ratio -> red, green, blue, alpha. Alpha is zero at 1 x, so that the page's own background, light or dark,
+# is "normal".
 _STOPS: FloatArray = np.array(
     [
         (-3.0, 33, 102, 172, 255),
@@ -39,7 +41,8 @@ Pixels = npt.NDArray[np.uint8]
 def log_ratios(peaks: FloatArray, half_width: int = HALF_WIDTH) -> FloatArray:
     """Return log10 of each peak over its layer's running median, shape ``(layers, columns)``.
 
-    Zeros and non-finite peaks do not enter the median. NaN where there is nothing to show; a zero counts as the smallest.
+    Zeros and non-finite peaks do not enter the median. NaN where there is nothing to show; a zero counts as the
+    smallest.
 
     Args:
         peaks: Gradient norms, shape ``(layers, columns)``.
@@ -52,7 +55,8 @@ def log_ratios(peaks: FloatArray, half_width: int = HALF_WIDTH) -> FloatArray:
     np.log10(peaks, out=logs, where=usable)
     padded = np.pad(logs, ((0, 0), (half_width, half_width)), constant_values=np.nan)
     views = np.lib.stride_tricks.sliding_window_view(padded, 2 * half_width + 1, axis=1)
-    # Sorting puts NaN last: several times faster than nanmedian. The lower middle is taken, so of two columns the calm one.
+    # Sorting puts NaN last: several times faster than nanmedian. The lower middle is taken, so of two columns the calm
+    # one.
     ordered = np.sort(views, axis=2)
     counts = np.isfinite(ordered).sum(axis=2)
     middle = np.maximum(counts - 1, 0) // 2

@@ -1,4 +1,7 @@
-"""Histograms of log10 of the absolute gradients by layer, counted where the gradients are: only the counts come to the host."""
+"""Histograms of log10 of the absolute gradients by layer, counted where the gradients are.
+
+Only the counts come to the host.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ Counts = npt.NDArray[np.float64]
 def count(grads: Sequence[Tensor], grad_scale: float = 1.0) -> Counts:
     """Return how many elements of each gradient lie in each bin of :data:`EDGES`, shape ``(len(grads), BINS)``.
 
-    Zeros, NaN and inf are in no bin. A few kernels a gradient, no wait, and one transfer of a kilobyte a gradient at the end.
+    Zeros, NaN and inf are in no bin. A few kernels a gradient, no wait, and one transfer of a kilobyte a gradient at
+    the end.
 
     Args:
         grads: Gradients on one or several devices; of a DTensor the shard of this process is counted.

@@ -1,9 +1,10 @@
 """The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
 
-Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session begins), ``layers`` (the
-names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``, ``closed`` and ``notice``. Each line is flushed as
-it is written, so that a killed run loses at most the end of its last line; what reads it
-(:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
+Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session
+begins), ``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``,
+``closed``, ``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed
+run loses at most the end of its last line; what reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`)
+copes with that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
 from lightning_gradguard.diagnostics.widening import LEAD, Widening
-from lightning_gradguard.records import FloatArray, Incident, Window, to_json
+from lightning_gradguard.records import CheckpointRecord, FloatArray, Incident, Window, to_json
 
 FILE_NAME = "gradguard.jsonl"
 VERSION = 1
@@ -37,14 +38,15 @@ _WINDOW_FIELDS = tuple(f.name for f in dataclasses.fields(Window) if not f.name.
 class Journal(Sink):
     """Append to ``gradguard.jsonl`` in a directory, which is created when the first line is written.
 
-    Windows are merged as the run grows (:class:`~lightning_gradguard.diagnostics.widening.Widening`), so that a run of any length
-    has some hundred lines for each doubling of its length; merging keeps every peak.
+    Windows are merged as the run grows (:class:`~lightning_gradguard.diagnostics.widening.Widening`), so that a run of
+    any length has some hundred lines for each doubling of its length; merging keeps every peak.
 
     Args:
         directory: Where the file goes.
         lazy: Whether to wait for the first incident, whose last windows before it are then written too; a healthy run
             leaves no file.
-        run: Id of the run, on every line, by which a reader tells runs apart that share a file; by default one that no other has.
+        run: Id of the run, on every line, by which a reader tells runs apart that share a file; by default one that no
+            other has.
         on_open: Told the path when the file is opened.
 
     Raises:
@@ -87,6 +89,11 @@ class Journal(Sink):
         """Write one sentence that asks for no remedy."""
         if not self._asleep:
             self._write({"event": "notice", "step": step, "message": message})
+
+    def checkpoint(self, record: CheckpointRecord) -> None:
+        """Write a verdict on a checkpoint."""
+        if not self._asleep:
+            self._write({"event": "checkpoint", **to_json(record)})
 
     def _wake(self) -> None:
         self._asleep = False

@@ -1,4 +1,6 @@
-"""An incident as Markdown, for TensorBoard's text dashboard: when, which form, which layer, what was tried, kept and taken back.
+"""An incident as Markdown, for TensorBoard's text dashboard.
+
+When, which form, which layer, what was tried, kept and taken back.
 
 Names come from the user's model: everything that is not ours goes through :func:`~.wording.markdown`.
 """
@@ -23,7 +25,7 @@ def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> s
         incident: The incident to tell.
         earlier: Incidents to list below it, newest first.
     """
-    culprit = f", first in **{wording.markdown(incident.culprit)}**" if incident.culprit else ""
+    culprit = incident.where("**{}**", wording.markdown)
     parts = [
         f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
         f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",

@@ -52,7 +52,10 @@ def fold(names: tuple[str, ...], peaks: FloatArray, nonfinite: FloatArray) -> tu
 
 
 def draw(timeline: Timeline) -> Pixels:
-    """Return the labelled heatmap on white, shape ``(height, width, 3)``: layers in forward order, time to the right."""
+    """Return the labelled heatmap on white, shape ``(height, width, 3)``.
+
+    Layers in forward order, time to the right.
+    """
     labels, peaks, nonfinite = fold(timeline.layers, *timeline.grid())
     cells = _on_white(colours(peaks, nonfinite))
     width = max(2, min(24, 960 // max(cells.shape[1], 1)))

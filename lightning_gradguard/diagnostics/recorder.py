@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.diagnostics.notices import Notices
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.window import WindowAccumulator
 from lightning_gradguard.records import (
@@ -27,31 +28,8 @@ from lightning_gradguard_tensorboard.telling import improved
 
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
-NOTICE_EVERY = 500
 EARLY = 10
 """A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
-
-
-class Notices:
-    """Remember when each detector was last told of, since what asks for no remedy is told only now and then."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, int] = {}
-
-    def due(self, detector: str, step: int) -> bool:
-        """Return whether a detector's notice is to be told at this step, and remember that it is."""
-        if step - self._last.get(detector, -NOTICE_EVERY) < NOTICE_EVERY:
-            return False
-        self._last[detector] = step
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step of each detector's last notice."""
-        return dict(self._last)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self._last = {str(k): int(v) for k, v in state.items()}
 
 
 class Recorder:
@@ -81,6 +59,7 @@ class Recorder:
         form: Form,
         batch_index: int | None,
         trials: Sequence[TrialRecord] = (),
+        bundle: str = "",
     ) -> Incident:
         """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
 
@@ -92,6 +71,7 @@ class Recorder:
             form: The form of trouble, for an incident that opens.
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
+            bundle: The file with the evidence of this step, or empty.
         """
         event: Event = "acted"
         if incident is None:
@@ -105,18 +85,29 @@ class Recorder:
         if len(actions) > KEPT_ACTIONS:
             half = KEPT_ACTIONS // 2
             actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order to measure.
+        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in
+        # order to measure.
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        incident = dataclasses.replace(
+            incident,
+            actions=actions,
+            alarms=alarms,
+            blame=named,
+            trials=tuple(trials),
+            bundle=bundle or incident.bundle,
+        )
         self.replace(incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", incident, event)
         return incident
 
     def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
-        """Close an incident: a treatment that was kept has helped if the loss is the better for it; none did if all were taken back."""
+        """Close an incident.
+
+        A treatment that was kept has helped if the loss is the better for it; none did if all were taken back.
+        """
         outcomes, told = {trial.outcome for trial in trials}, to_json(incident)
         better = any(improved(to_json(trial), told) for trial in trials)
         helped = True if better else False if outcomes == {"taken back"} else None
@@ -183,7 +174,7 @@ class Recorder:
         lines = []
         for i in self.incidents:
             tried = f"tried {', '.join(i.remedies) or 'nothing'}"
-            culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
+            culprit = i.where()
             reason = wording.reason(i.actions[0]) if i.actions else ""
             line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
             lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]

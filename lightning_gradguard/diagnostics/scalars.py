@@ -30,9 +30,9 @@ def log10_norm(norm: float) -> float:
 def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
     """Return the scalars of one window by tag.
 
-    The limit and the band are absent while there is no history, and so is the norm after clipping when the step was held
-    (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm, none is
-    written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
+    The limit and the band are absent while there is no history, and so is the norm after clipping when the step was
+    held (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm, none
+    is written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
 
     Args:
         window: What to show.

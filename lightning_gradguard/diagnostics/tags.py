@@ -1,8 +1,8 @@
 """All tag names that GradGuard writes, in one place.
 
-TensorBoard sorts cards alphabetically inside the group before the first ``/``, so the numbers below are the reading order,
-three cards a row: how large (peak, before, after), what was done (limit, coefficient, learning rate), how often (incidents,
-clipped, skipped). All have one digit, or ``10_`` would come second.
+TensorBoard sorts cards alphabetically inside the group before the first ``/``, so the numbers below are the reading
+order, three cards a row: how large (peak, before, after), what was done (limit, coefficient, learning rate), how often
+(incidents, clipped, skipped). All have one digit, or ``10_`` would come second.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ BAND_LIMIT = "log10_limit"
 
 LAYERS = "layers"
 WINDOWS = "windows"
+WEIGHTS = "weights"
 HEATMAP = "heatmap"
 
 GROUP = "gradguard"

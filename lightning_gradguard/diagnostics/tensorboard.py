@@ -1,4 +1,8 @@
-"""Everything GradGuard shows in TensorBoard: scalars, a margin chart, incidents as text, a heatmap, and events for its tab."""
+"""Everything GradGuard shows in TensorBoard.
+
+Scalars, a margin chart, incidents as text, a heatmap, and events for its tab. Longer than 200 lines: one writer, whose
+errors and whose end concern all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,14 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch import Tensor
 
 from lightning_gradguard import checks
-from lightning_gradguard.diagnostics import tags, wire
+from lightning_gradguard.diagnostics import tags
 from lightning_gradguard.diagnostics.histograms import by_layer, count, fields
 from lightning_gradguard.diagnostics.markdown import incident_markdown
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.picture import draw, encode_png
 from lightning_gradguard.diagnostics.scalars import scalars
 from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.diagnostics.tab import TabEvents
 from lightning_gradguard.diagnostics.timeline import Timeline
 from lightning_gradguard.diagnostics.widening import Widening
 from lightning_gradguard.records import Incident, Window
@@ -27,11 +32,10 @@ from lightning_gradguard.records import Incident, Window
 HISTORY = 20
 COLUMNS = 240
 POINTS = 150
-"""A point covers at most this part of the run so far: 900 for a million steps, since TensorBoard shows 1,000 drawn at random."""
-PARTS = 1000
-"""The same for the tab: a window is never wider than a pixel."""
-SPARE = 2000
-"""Windows that stay as they are around incidents."""
+"""A point covers at most this part of the run so far.
+
+900 for a million steps, since TensorBoard shows 1,000 drawn at random.
+"""
 
 _laid_out: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -46,7 +50,8 @@ class TensorBoardSink(Sink):
         optimizers: Count of optimizers; their index becomes part of the tags where there is more than one.
         layout: Whether to lay out TensorBoard's *Custom Scalars* page; once per writer.
         heatmap: Whether to draw the heatmap when an incident closes and at the end.
-        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every`` steps.
+        histograms: Whether to write a histogram of log10 of the absolute gradients of each layer, once in ``log_every``
+            steps.
 
     Raises:
         RuntimeError: On writing, when the writer has no file (Lightning's dummy on ranks above 0).
@@ -70,18 +75,18 @@ class TensorBoardSink(Sink):
         self._timelines: dict[int, Timeline] = {}
         self._drawn: dict[int, int] = {}
         self._points: dict[int, Widening] = {}
-        self._windows: dict[int, Widening] = {}
-        self._layer_tags: dict[int, tuple[tuple[str, ...], str]] = {}
-        self._announced: set[str] = set()
+        self._tab = TabEvents(self._add, self._index)
         self._closed_incidents: deque[Incident] = deque(maxlen=HISTORY)
-        self._last_entry = 0
         self._rest_until = 0.0
 
     def window(self, window: Window) -> None:
-        """Write the scalars at the window's step and the layers' statistics at its tick; of a long run, several as one."""
+        """Write the scalars at the window's step and the layers' statistics at its tick.
+
+        Of a long run, several as one.
+        """
         self._lay_out()
         self._write_points(self._points.setdefault(window.optimizer, Widening(POINTS)).add(window))
-        self._write_windows(self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE)).add(window))
+        self._tab.window(window)
         if self._heatmap:
             self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
 
@@ -100,11 +105,11 @@ class TensorBoardSink(Sink):
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Write an incident for the tab, and as text when it opens and closes."""
-        if event == "opened" and incident.optimizer in self._windows:
+        if event == "opened" and incident.optimizer in self._points:
             self._write_points(self._points[incident.optimizer].trouble())
-            self._write_windows(self._windows[incident.optimizer].trouble())
+            self._tab.trouble(incident.optimizer)
         if is_milestone(incident, event):
-            self._add_entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
+            self._tab.entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
         if event == "acted":
             return
         text = incident_markdown(incident, reversed(self._closed_incidents))
@@ -116,7 +121,7 @@ class TensorBoardSink(Sink):
 
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
-        self._add_entry("notice", step, message=message)
+        self._tab.entry("notice", step, message=message)
 
     def epoch(self) -> None:
         """Draw the heatmaps, unless drawing would cost too much of the run."""
@@ -127,9 +132,9 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         """Draw the heatmaps a last time and flush the writer; let go of its file if that cannot be written."""
         try:
-            for optimizer, points in self._points.items():
+            for points in self._points.values():
                 self._write_points(points.flush())
-                self._write_windows(self._windows[optimizer].flush())
+            self._tab.flush()
             for optimizer in self._timelines:
                 self.draw_heatmap(optimizer)
         finally:
@@ -168,43 +173,6 @@ class TensorBoardSink(Sink):
         for window in windows:
             values = scalars(window, self._index(window.optimizer))
             self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], window.step)
-
-    def _write_windows(self, windows: Iterable[Window]) -> None:
-        for window in windows:
-            self._add(self._layer_values(window, self._index(window.optimizer)), window.tick)
-
-    def _layer_values(self, window: Window, optimizer: int | None) -> list[Any]:
-        tag = tags.tag(tags.WINDOWS, optimizer)
-        values = [wire.value(tag, wire.encode_window(window), self._once(tag, wire.windows_metadata, window))]
-        if window.layers:
-            tag = self._layers_tag(window, optimizer)
-            values.append(wire.value(tag, wire.encode_layers(window), self._once(tag, wire.layers_metadata, window)))
-        return values
-
-    def _layers_tag(self, window: Window, optimizer: int | None) -> str:
-        """Return the tag for this list of layers: metadata is written once a tag, so a new list needs a new tag."""
-        layers, tag = self._layer_tags.get(window.optimizer, (None, ""))
-        if layers != window.layers:
-            base = tags.tag(tags.LAYERS, optimizer)
-            used = sum(name == base or name.startswith(f"{base}_") for name in self._announced)
-            tag = f"{base}_{used + 1}" if used else base
-            self._layer_tags[window.optimizer] = (window.layers, tag)
-        return tag
-
-    def _add_entry(
-        self, event: str, step: int, *, incident: Incident | None = None, message: str | None = None
-    ) -> None:
-        # A clock, not a count from zero: a resumed run continues the same tag, and must not look like the past.
-        self._last_entry = max(self._last_entry + 1, time.time_ns() // 1_000_000)
-        tensor = wire.encode_incident(event, step, incident=incident, message=message)
-        tag = tags.INCIDENT_EVENTS
-        self._add([wire.value(tag, tensor, self._once(tag, wire.incidents_metadata))], self._last_entry)
-
-    def _once(self, tag: str, metadata: Any, *arguments: Any) -> Any:
-        if tag in self._announced:
-            return None
-        self._announced.add(tag)
-        return metadata(*arguments)
 
     def _add(self, values: list[Any], step: int) -> None:
         # One event for many values: add_scalar costs an event, a lock and a checksum each.

@@ -17,12 +17,17 @@ def worst(first: float, second: float) -> float:
 
 
 def merge(earlier: Window, later: Window) -> Window:
-    """Return one window that covers both: peaks are maxima, counts of non-finite steps add up, the rest is the later's."""
+    """Return one window that covers both.
+
+    Peaks and updates are maxima, counts of non-finite steps add up, the rest is the later's.
+    """
     layers = later.layers
     if earlier.layers != layers:
         layers = tuple(dict.fromkeys(earlier.layers + later.layers))
     peaks = [_spread(w.layer_peaks, w.layers, layers) for w in (earlier, later)]
     nonfinite = [_spread(w.layer_nonfinite, w.layers, layers) for w in (earlier, later)]
+    weights = [_spread(w.layer_weights, w.layers, layers) for w in (earlier, later)]
+    updates = [_spread(w.layer_updates, w.layers, layers) for w in (earlier, later)]
     # Of two that were not finite the earlier is where it began.
     top = earlier if not math.isfinite(earlier.norm_peak) or earlier.norm_peak >= later.norm_peak else later
     return dataclasses.replace(
@@ -37,6 +42,8 @@ def merge(earlier: Window, later: Window) -> Window:
         layers=layers,
         layer_peaks=np.fmax(*peaks),
         layer_nonfinite=np.nan_to_num(nonfinite[0]) + np.nan_to_num(nonfinite[1]),
+        layer_weights=np.where(np.isnan(weights[1]), *weights),
+        layer_updates=np.fmax(*updates),
     )
 
 
@@ -52,7 +59,12 @@ def _mean(earlier: Window, later: Window) -> float:
 
 
 def _spread(values: FloatArray, names: tuple[str, ...], layers: tuple[str, ...]) -> FloatArray:
-    """Return ``values`` in the order of ``layers``, NaN where a layer was not seen."""
+    """Return ``values`` in the order of ``layers``, NaN where a layer was not seen.
+
+    Older versions know no weights at all.
+    """
+    if len(values) != len(names):
+        return np.full(len(layers), math.nan)
     if names == layers:
         return values
     found = dict(zip(names, values.tolist(), strict=True))
@@ -63,7 +75,8 @@ class Timeline:
     """Keep at most ``limit`` columns, each covering as many windows as the others (the last may be incomplete).
 
     Args:
-        limit: Largest count of columns, at least 2; when it is passed, pairs are merged and every column covers twice as much.
+        limit: Largest count of columns, at least 2; when it is passed, pairs are merged and every column covers twice
+            as much.
 
     >>> timeline = Timeline(limit=2)
     >>> len(timeline.columns)
@@ -97,7 +110,7 @@ class Timeline:
         return tuple(dict.fromkeys(name for names in dict.fromkeys(c.layers for c in self.columns) for name in names))
 
     def grid(self) -> tuple[FloatArray, FloatArray]:
-        """Return the layers' peaks and non-finite counts, each of shape ``(len(layers), len(columns))``, NaN where unseen."""
+        """Return the layers' peaks and non-finite counts, shape ``(len(layers), len(columns))``, NaN where unseen."""
         layers = self.layers
         shape = (len(self.columns), len(layers))
         peaks = np.array([_spread(c.layer_peaks, c.layers, layers) for c in self.columns]).reshape(shape)

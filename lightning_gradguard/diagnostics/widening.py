@@ -12,10 +12,11 @@ LEAD = 20
 
 
 class Widening:
-    """Merge neighbouring windows so that none covers more than a small part of the run so far; merging keeps every peak.
+    """Merge neighbouring windows so that none covers more than a small part of the run so far; no peak is lost.
 
-    After ``n`` windows at most ``parts * (1 + ln(n / parts)) + spare`` have come out: a part grows with the run, so each
-    doubling of its length adds the same number. Around trouble nothing is merged, until ``spare`` windows were spent so.
+    After ``n`` windows at most ``parts * (1 + ln(n / parts)) + spare`` have come out: a part grows with the run, so
+    each doubling of its length adds the same number. Around trouble nothing is merged, until ``spare`` windows were
+    spent so.
 
     Args:
         parts: A window covers at most one more than this part of the windows so far; at least 1.

@@ -1,15 +1,21 @@
-"""Collect the steps between two logs into one Window."""
+"""Collect the steps between two logs into one Window.
+
+Longer than 200 lines, of which a third names the fields that it fills, saves and loads.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import FloatArray, GradientStatistics, Window
+from lightning_gradguard.statistics.weights import WeightScale
 
 
 class WindowAccumulator:
@@ -26,6 +32,7 @@ class WindowAccumulator:
         self.tick = 0
         self.order: tuple[str, ...] = ()
         self._routine = False
+        self._weights = WeightScale()
         self._names: tuple[str, ...] = ()
         self._clear()
 
@@ -49,7 +56,8 @@ class WindowAccumulator:
         if loss is not None and math.isfinite(loss):
             low, high, total, count = self._losses
             self._losses = (min(low, loss), max(high, loss), total + loss, count + 1)
-        # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done about it.
+        # The overflow that a GradScaler answers by itself. One that raised an alarm is none, even if nothing was done
+        # about it.
         finite = statistics.finite
         self._routine = statistics.scaled and not finite and not alarm
         if self._routine:
@@ -89,6 +97,14 @@ class WindowAccumulator:
         norms[[position[name] for name in statistics.names]] = statistics.norms
         return norms
 
+    def weigh(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Look at the weights before and after the update of a window's first step.
+
+        To be called at each step, before :meth:`add`.
+        """
+        if self.steps == 0 or self._weights.awaits_update:
+            self._weights.look(parameters)
+
     def window(
         self,
         statistics: GradientStatistics,
@@ -101,15 +117,11 @@ class WindowAccumulator:
         incidents: int,
         rates: tuple[float, float, float] = (math.nan, math.nan, math.nan),
     ) -> Window:
-        """Return the window that ends with this step, and begin the next; ``rates`` are those in use, known good and known bad."""
+        """Return the window that ends with this step, and begin the next.
+
+        ``rates`` are those in use, known good and known bad.
+        """
         norm = 0.0 if self._routine else statistics.norm
-        layers, groups = _layers(self._names, self.order)
-        squares = np.zeros(len(layers))
-        np.add.at(squares, groups, self._peaks**2)
-        bad = np.zeros(len(layers))
-        np.maximum.at(bad, groups, self._nonfinite)
-        low, high, total, count = self._losses
-        low, high, mean = (low, high, total / count) if count else (math.nan, math.nan, math.nan)
         window = Window(
             step=statistics.step,
             first_step=self._first,
@@ -122,25 +134,36 @@ class WindowAccumulator:
             limit=limit if math.isfinite(limit) else math.nan,
             coefficient=self._coefficient,
             lr_factor=lr_factor,
-            clipped=self.clipped,
-            skipped=self.skipped,
             incidents=incidents,
             loss=statistics.loss,
-            layers=layers,
-            layer_peaks=np.sqrt(squares),
-            layer_nonfinite=bad,
-            overflows=self.overflows,
             peak_step=self._peak_step,
-            loss_low=low,
-            loss_high=high,
-            loss_mean=mean,
             rate=rates[0],
             rate_good=rates[1],
             rate_bad=rates[2],
+            **self._counts(),
+            **self._loss_levels(),
+            **self._by_layer(),
         )
         self.tick += 1
         self._clear()
         return window
+
+    def _counts(self) -> dict[str, Any]:
+        return {"clipped": self.clipped, "skipped": self.skipped, "overflows": self.overflows}
+
+    def _loss_levels(self) -> dict[str, Any]:
+        low, high, total, count = self._losses
+        return {"loss_low": low, "loss_high": high, "loss_mean": total / count} if count else {}
+
+    def _by_layer(self) -> dict[str, Any]:
+        layers, groups = _layers(self._names, self.order)
+        squares, bad = np.zeros(len(layers)), np.zeros(len(layers))
+        np.add.at(squares, groups, self._peaks**2)
+        np.maximum.at(bad, groups, self._nonfinite)
+        weights, updates = self._weights.take(layers)
+        peaks = np.sqrt(squares)
+        told = {"layers": layers, "layer_peaks": peaks, "layer_nonfinite": bad}
+        return {**told, "layer_weights": weights, "layer_updates": updates}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, and the window under way."""

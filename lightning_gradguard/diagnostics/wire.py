@@ -4,25 +4,31 @@ Everything is a tensor event with ``data_class = DATA_CLASS_TENSOR`` (without it
 metadata travels on the first event of a tag only.
 
 ``gradguard/layers``, plugin ``gradguard_layers``
-    ``DT_HALF``, shape ``(2, n_layers)``. Row 0: log2 of the layer's largest finite gradient norm in the window, -60 where it
-    was zero or nothing finite was seen. Row 1: count of steps with a non-finite gradient. (Raw norms would overflow f16
-    at 65504.) Metadata content, UTF-8 JSON: ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
+    ``DT_HALF``, shape ``(2, n_layers)``. Row 0: log2 of the layer's largest finite gradient norm in the window, -60
+    where it was zero or nothing finite was seen. Row 1: count of steps with a non-finite gradient. (Raw norms would
+    overflow f16 at 65504.) Metadata content, UTF-8 JSON:
+    ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
 
 ``gradguard/windows``, plugin ``gradguard_layers``
-    ``DT_DOUBLE``, shape ``(19,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields are only
-    ever appended, so that a shorter row (the first version had nine, the second twelve) is one of an older version.
-    Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
+    ``DT_DOUBLE``, shape ``(19,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields
+    are only ever appended, so that a shorter row (the first version had nine, the second twelve) is one of an older
+    version. Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
+
+``gradguard/weights``, plugin ``gradguard_layers``
+    ``DT_HALF``, shape ``(2, n_layers)``. Row 0: log2 of the norm of the layer's weights. Row 1: log2 of the norm of one
+    update over it. -60 where it was zero, NaN where it is unknown. Metadata content as of ``layers``. An event stands
+    for all steps since the one before.
 
 ``gradguard/incidents``, plugin ``gradguard_incidents``
     ``DT_STRING`` scalar, UTF-8 JSON: ``{"event": "opened" | "acted" | "closed" | "notice", "incident": {...} | null,
-    "message": str | null, "step": int}``; ``incident`` is :func:`~lightning_gradguard.records.to_json` of the record, so inf
-    and NaN are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. Metadata content: ``{"version": 1}``.
+    "message": str | null, "step": int}``; ``incident`` is :func:`~lightning_gradguard.records.to_json` of the record,
+    so inf and NaN are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. Metadata content: ``{"version": 1}``.
 
-**Event steps are counters that never go back**, because the fast loader deletes a tag's later points when a step is not above
-the last: ``layers`` and ``windows`` use ``window.tick`` (equal ticks belong together), ``incidents`` a clock in milliseconds that
-always moves on, also across a resumed run. The training step is in the payload.
+**Event steps are counters that never go back**, because the fast loader deletes a tag's later points when a step is not
+above the last: ``layers``, ``windows`` and ``weights`` use ``window.tick`` (equal ticks belong together), ``incidents``
+a clock in milliseconds that always moves on, also across a resumed run. The training step is in the payload.
 
-In a run with several optimizers the first two tags are ``gradguard/optimizer_<index>/layers`` and ``.../windows``. Should the
+In a run with several optimizers the first three tags are ``gradguard/optimizer_<index>/layers`` and so on. Should the
 list of layers change in the middle of a run, the new list gets a tag of its own: ``gradguard/layers_2``, ``_3``, ...
 """
 
@@ -74,6 +80,13 @@ def encode_layers(window: Window) -> TensorProto:
     payload[0] = np.nan_to_num(log2, nan=LOG2_FLOOR, posinf=1024.0, neginf=LOG2_FLOOR).clip(min=LOG2_FLOOR)
     payload[1] = np.minimum(window.layer_nonfinite, 65504.0)
     return _tensor(DT_HALF, payload)
+
+
+def encode_weights(window: Window) -> TensorProto:
+    """Return norms of weights and update-to-weight ratios: ``DT_HALF``, shape ``(2, n_layers)``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log2 = np.log2(np.stack([window.layer_weights, window.layer_updates]))
+    return _tensor(DT_HALF, log2.clip(LOG2_FLOOR, 1024.0).astype("<f2"))
 
 
 def encode_window(window: Window) -> TensorProto:

@@ -1,7 +1,7 @@
 """Sentences for a person, shared by the console, TensorBoard's text and the report.
 
-The words themselves are those of the tab (:mod:`lightning_gradguard_tensorboard.telling`), which tells incidents of every version from
-their JSON; here they are said of records.
+The words themselves are those of the tab (:mod:`lightning_gradguard_tensorboard.telling`), which tells incidents of
+every version from their JSON; here they are said of records.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def cause(incident: Incident) -> str:
 
 
 def findings(incident: Incident, *, trials: bool = True) -> Iterable[tuple[str, str]]:
-    """Return what is known of cause and treatment, in the order in which it is told: ``("cause", "the learning rate")``, ...
+    """Return what is known of cause and treatment, as it is told: ``("cause", "the learning rate")``, and so on.
 
     Args:
         incident: The incident.

@@ -1,7 +1,7 @@
 """Show a guard the gradients of an accelerate loop, and the loss, before they are clipped.
 
-``Accelerator.clip_grad_norm_`` begins with ``unscale_gradients``, in every one of its ways: right after that the gradients are as they
-will be clipped, and that is where the guard looks. Clipping itself stays accelerate's.
+``Accelerator.clip_grad_norm_`` begins with ``unscale_gradients``, in every one of its ways: right after that the
+gradients are as they will be clipped, and that is where the guard looks. Clipping itself stays accelerate's.
 """
 
 from __future__ import annotations

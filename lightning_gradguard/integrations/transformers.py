@@ -22,11 +22,12 @@ log = logging.getLogger("lightning_gradguard")
 class GradGuardCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Guard a run of Hugging Face's Trainer; a healthy one ends bit-identical.
 
-    The Trainer clips to ``max_grad_norm`` before its own hook ``on_pre_optimizer_step``; this callback looks before that. What the
-    guard has learned is no part of the Trainer's checkpoints.
+    The Trainer clips to ``max_grad_norm`` before its own hook ``on_pre_optimizer_step``; this callback looks before
+    that. What the guard has learned is no part of the Trainer's checkpoints.
 
     Args:
-        journal: Whether incidents are also written to ``gradguard.jsonl`` in ``output_dir``; the first one makes the file.
+        journal: Whether incidents are also written to ``gradguard.jsonl`` in ``output_dir``; the first one makes the
+            file.
         options: Go to :class:`~lightning_gradguard.Guard`.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lightning_gradguard.records.measured import FloatArray
 
 
@@ -40,6 +42,8 @@ class Window:
         rate: The learning rate that the last update was made with, any back-off included; NaN where asking would cost.
         rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older versions.
         rate_bad: The smallest that is known to have lost the run; inf if none is.
+        layer_weights: Norm of each layer's weights at one step of the window, NaN where unknown; empty in records of older versions.
+        layer_updates: How far one update moved them: its norm over that of the weights.
     """
 
     step: int
@@ -68,3 +72,5 @@ class Window:
     rate: float = math.nan
     rate_good: float = math.nan
     rate_bad: float = math.nan
+    layer_weights: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)
+    layer_updates: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)

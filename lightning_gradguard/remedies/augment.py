@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import checks
+from lightning_gradguard.attribution.batch import tensors_in
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 
@@ -22,8 +22,9 @@ class Augment(Remedy):
     soft labels), targets. Class indices cannot be mixed; they stay those of the sample that has the greater part, as
     in SamplePairing (Inoue, 2018). Batches without a floating tensor (token indices) are left as they are.
 
-    The batch is changed in place, after its transfer to the device and before ``training_step``, and what it held is put back
-    before the update, since its memory may be the data set's own. In a loop of your own call ``guard.augment(batch)``
+    The batch's own tensors are pointed at memory that holds the mixture, after their transfer to the device and before
+    ``training_step``, and back at their own before the update. Nothing is written into memory that may be a data set's, a cache's
+    or a file's. Sparse, nested and inference tensors stay as they are. In a loop of your own call ``guard.augment(batch)``
     before the forward pass. Draws come from a private generator, which is saved in the checkpoint.
 
     Off by default, since only the user knows what may be done to the data; in a list of remedies it accompanies back-off,
@@ -66,7 +67,7 @@ class Augment(Remedy):
 
     @torch.no_grad()
     def before_forward(self, batch: Any) -> bool:
-        """Augment a batch in place.
+        """Augment the tensors of a batch, but not the memory that they were given with.
 
         Raises:
             ValueError: The user's transform has changed structure, shapes or dtypes.
@@ -74,9 +75,12 @@ class Augment(Remedy):
         self.after_update()
         if self._left == 0:
             return False
-        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        tensors = [tensor for tensor in tensors_in(batch) if _can_point_elsewhere(tensor)]
         self._draws += 1
-        self._before = [(tensor, tensor.clone()) for tensor in tensors]
+        # By identity: a tensor that is in the batch twice has one memory of its own.
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+            self._before.append((tensor, tensor.detach()))
+            tensor.data = tensor.clone()
         if self.transform is None:
             self._mix_up(tensors)
         else:
@@ -91,7 +95,7 @@ class Augment(Remedy):
         size = len(floating[0])
         order = torch.randperm(size, generator=generator)
         share = 0.5 + 0.5 * float(torch.rand((), generator=generator, dtype=torch.float32))
-        for tensor in floating:
+        for tensor in {id(tensor): tensor for tensor in floating}.values():
             if len(tensor) == size:
                 tensor.lerp_(tensor[order.to(tensor.device)], 1.0 - share)
 
@@ -105,7 +109,7 @@ class Augment(Remedy):
             for place in places:
                 with torch.cuda.device(place):
                     torch.cuda.manual_seed(self._seed_of_this_draw())
-            changed = [leaf for leaf in tree_leaves(self.transform(batch)) if isinstance(leaf, Tensor)]
+            changed = [tensor for tensor in tensors_in(self.transform(batch)) if _can_point_elsewhere(tensor)]
         forms = [[(t.shape, t.dtype) for t in leaves] for leaves in (tensors, changed)]
         if forms[0] != forms[1]:
             raise ValueError(f"transform must keep the batch's shapes and dtypes {forms[0]}, got {forms[1]}")
@@ -121,7 +125,7 @@ class Augment(Remedy):
             return
         with torch.no_grad():
             for tensor, before in self._before:
-                tensor.copy_(before)
+                tensor.data = before
         self._before.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,3 +135,7 @@ class Augment(Remedy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self._left, self._draws = int(state["left"]), int(state["draws"])
+
+
+def _can_point_elsewhere(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_inference()

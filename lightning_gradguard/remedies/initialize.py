@@ -75,7 +75,7 @@ class Initialize(Remedy):
                 changed.append(name)
                 for parameter in own.values():
                     forget(context.optimizer, parameter)
-            if type(layer) is nn.Linear or (isinstance(layer, _ConvNd) and "weight" in layer._parameters):
+            if (type(layer) is nn.Linear or isinstance(layer, _ConvNd)) and "weight" in layer._parameters:
                 self._handles.append(layer.register_forward_hook(self._scaler(name)))
                 self._waiting.append(name)
         for layer in context.module.modules():

@@ -34,7 +34,10 @@ class Scaled:
 @torch.no_grad()
 def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tensor] | None:
     """Scale one layer so that its output has mean 0 and deviation 1; return what was done, and scale and shift of its output."""
-    weight: Tensor = layer._parameters["weight"].data  # type: ignore[union-attr]
+    held = layer._parameters.get("weight")
+    if held is None:
+        return None  # Pruned, or normalised in the old way: what multiplies is no parameter.
+    weight = held.data
     if not bool(weight.any()) or not bool(output.isfinite().all()):
         return None
     axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0

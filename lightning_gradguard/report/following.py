@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from lightning_gradguard.report.story import RunStory, find_journals, read_stories
@@ -44,7 +45,11 @@ def _stories(run_dir: Path) -> Iterator[tuple[Stamp, Callable[[], list[RunStory]
         stamps = tuple((str(path), found.st_size, found.st_mtime_ns) for path in paths if (found := _stat(path)))
         # The newest last, where a terminal that is too low still shows it.
         ordered = [Path(name) for name, _, _ in sorted(stamps, key=lambda stamp: stamp[2])]
-        yield stamps, lambda ordered=ordered: [one for path in ordered for one in read_stories(path, run_dir)]  # type: ignore[misc]
+        yield stamps, partial(_read, ordered, run_dir)
+
+
+def _read(paths: list[Path], run_dir: Path) -> list[RunStory]:
+    return [story for path in paths for story in read_stories(path, run_dir)]
 
 
 def _stat(path: Path) -> os.stat_result | None:

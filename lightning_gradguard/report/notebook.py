@@ -1,4 +1,7 @@
-"""The story of a run inside a notebook, which strips scripts and style sheets: all styles are inline, the picture is static SVG."""
+"""The story of a run inside a notebook, which strips scripts and style sheets.
+
+All styles are inline, the picture is static SVG.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,8 @@ def fragment(story: RunStory) -> str:
         records = [record for record in story.records if record["optimizer"] == optimizer]
         parts.append(draw_chart(run, records))
     # The picture is drawn in the light theme's colours, on its ground.
-    return f'<div style="background:{sheet["ground"]};color:{sheet["ink"]};padding:8px;max-width:1080px">{"".join(parts)}</div>'
+    style = f"background:{sheet['ground']};color:{sheet['ink']};padding:8px;max-width:1080px"
+    return f'<div style="{style}">{"".join(parts)}</div>'
 
 
 def _answers(answers: Sequence[tuple[str, str]]) -> str:

@@ -72,7 +72,7 @@ def answers(told: Sequence[tuple[str, str]]) -> str:
 def _incident(incident: Incident) -> str:
     level = STATES[wording.state(incident)][0]
     batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
-    culprit = f", first in <code>{text(incident.culprit)}</code>" if incident.culprit else ""
+    culprit = incident.where("<code>{}</code>", text)
     result = wording.result(incident)
     return (
         f'<article class="{level}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'
@@ -153,6 +153,7 @@ def _legend() -> str:
     swatches = [(text, colours.ratios(np.array(ratio / np.log10(2.0))).tolist()) for text, ratio in entries]
     swatches += [("NaN or inf", list(colours.special("nonfinite"))), ("no gradient", list(colours.special("silent")))]
     return "".join(
-        f'<span><svg viewBox="0 0 12 12"><rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
+        '<span><svg viewBox="0 0 12 12">'
+        f'<rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
         for text, (r, g, b) in swatches
     )

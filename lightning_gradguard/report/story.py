@@ -1,4 +1,6 @@
-"""What a journal tells, in the order in which a person asks: is it healthy, when did it break, which layer, what was done.
+"""What a journal tells, in the order in which a person asks.
+
+Is it healthy, when did it break, which layer, what was done.
 
 Verdict, axis and words are the tab's own (:mod:`lightning_gradguard_tensorboard`), so that both say the same of a run.
 """
@@ -18,7 +20,7 @@ from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_runs
 from lightning_gradguard.records import Incident, Window, to_json
-from lightning_gradguard_tensorboard import series, story, telling
+from lightning_gradguard_tensorboard import codes, events, series, story, telling
 from lightning_gradguard_tensorboard.wire import COLUMNS
 
 Level = Literal["good", "warning", "bad", "unknown"]
@@ -107,12 +109,15 @@ def tell_story(name: str, contents: JournalContents) -> RunStory:
 
 
 def lay_out(windows: Sequence[Window]) -> series.Series:
-    """Put the windows of one optimizer on an axis, in the order in which they were written: a resumed run may go back."""
+    """Put the windows of one optimizer on an axis, in the order in which they were written.
+
+    A resumed run may go back.
+    """
     ticks = np.arange(len(windows))
     names = tuple(dict.fromkeys(name for window in windows for name in window.layers))
     numbers = [[_float(getattr(window, column)) for column in COLUMNS] for window in windows]
     table = np.array(numbers, np.float64).reshape(-1, len(COLUMNS))
-    payloads = [series.spread(series.halves(w.layer_peaks, w.layer_nonfinite)[None], w.layers, names) for w in windows]
+    payloads = [codes.spread(codes.halves(w.layer_peaks, w.layer_nonfinite)[None], w.layers, names) for w in windows]
     timeline = series.lay_out(ticks, ticks.astype(np.float64), table)
     return series.assemble(names, timeline, ticks, ticks.astype(np.float64), np.concatenate(payloads))
 
@@ -121,7 +126,9 @@ def place(incidents: Sequence[Incident], optimizers: dict[int, series.Series]) -
     """Return incidents as the tab has them, with their places on the axis, newest first."""
     axes = {index: one.windows.axis for index, one in optimizers.items()}
     # One by one: numbers start again when a run is repeated in the same directory.
-    told = (story.incidents([story.Event(0, math.inf, i.optimizer, {"incident": to_json(i)})], axes) for i in incidents)
+    told = (
+        events.incidents([events.Event(0, math.inf, i.optimizer, {"incident": to_json(i)})], axes) for i in incidents
+    )
     records = [record for one in told for record in one]
     return sorted(records, key=lambda record: (record["place"], record["number"]), reverse=True)
 
@@ -142,7 +149,7 @@ def _headline(contents: JournalContents, optimizers: dict[int, series.Series], r
     unusual = [
         {"layer": one.names[found.layer], "step": found.step, "factor": found.factor}
         for one in optimizers.values()
-        for found in series.outliers(one)
+        for found in one.outliers
         if one.names[found.layer] not in told
     ]
     said = story.amend(said, unusual)

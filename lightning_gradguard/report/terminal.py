@@ -29,7 +29,10 @@ def render_text(story: RunStory, *, color: bool = False) -> str:
 
 
 def brief(story: RunStory, *, color: bool = False) -> str:
-    """Return what a person who watches needs, in few lines: the verdict, the answers, norm and loss, the newest incidents."""
+    """Return what a person who watches needs, in few lines.
+
+    The verdict, the answers, norm and loss, the newest incidents.
+    """
     lines = list(_head(story, color))
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)

@@ -17,6 +17,8 @@ def note(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffi
     """Take a step into the window under way, and send the window when it is full."""
     track.last = statistics
     since = None if track.incident is None else track.incident.step
+    if not track.sharded:
+        track.accumulator.weigh(track.parameters)
     if run.recorder.add(track.accumulator, statistics, coefficient, alarm=alarm, steps=track.steps, since=since):
         log(run, track, statistics, coefficient)
 
@@ -25,6 +27,10 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
     """Send the window that ends with this step."""
     # Before there is history the only limit is the number format's, which would stretch every picture by ten decades.
     limit = track.limit() if track.baseline.count else math.inf
+    rates = track.rates()
+    if statistics.step != track.number:
+        # A window that trouble cuts short: the rate of the step at hand is not the one that it was made with.
+        rates = math.nan if statistics.rate is None else statistics.rate, *rates[1:]
     window = track.accumulator.window(
         statistics,
         typical=track.baseline.norms.typical,
@@ -33,7 +39,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
         coefficient=coefficient,
         lr_factor=track.remedies.lr_factor,
         incidents=len(run.recorder.incidents),
-        rates=track.rates(),
+        rates=rates,
     )
     run.recorder.tell("window", window)
 
@@ -44,7 +50,13 @@ def notice(run: Run, track: OptimizerTrack, step: int, verdict: Verdict) -> None
 
 
 def record(
-    run: Run, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
+    run: Run,
+    track: OptimizerTrack,
+    action: Action,
+    suspects: tuple[Suspect, ...],
+    batch_index: int | None,
+    *,
+    bundle: str = "",
 ) -> None:
     """Record an alarm, and measure the next batch layer by layer."""
     # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
@@ -70,6 +82,7 @@ def record(
         form=track.policy.form(action.verdict, action.step),
         batch_index=batch_index,
         trials=track.treatment.trials,
+        bundle=bundle,
     )
 
 

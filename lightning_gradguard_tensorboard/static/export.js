@@ -1,6 +1,6 @@
 // What is seen, to take along: numbers as CSV, a picture as PNG, an incident as Markdown for a ticket.
 
-import { MISSING } from "./api.js";
+import { MISSING, ZERO } from "./api.js";
 import { formatStep } from "./dom.js";
 
 const cell = (value) => {
@@ -10,24 +10,26 @@ const cell = (value) => {
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 
+const real = (code, perDoubling) => (code === MISSING ? "" : code <= ZERO ? 0 : Number((2 ** (code / perDoubling)).toPrecision(3)));
+
 /** The stretch in sight: a line for each column of the charts, with the norm of each layer where that is known of the same steps. */
-export function csv({ view, names }) {
+export function csv({ view, weights, names }) {
   const { windows, layers } = view;
   const column = new Map([...layers.last].map((last, c) => [last, c]));
   const step = (at, c) => (Number.isFinite(at) ? Math.floor(at - windows.offset[c]) : "");
   const number = (value) => (Number.isNaN(value) ? "" : value);
   const head = ["first_step", "last_step", "norm_peak", "peak_step", "nonfinite_windows", "typical", "limit", "coefficient", "lr_factor"];
   const plain = ["loss_low", "loss_mean", "loss_high", "rate", "rate_good", "rate_bad", "clipped", "skipped", "overflows"];
-  const lines = [[...head, ...plain, ...names.map((name) => `norm ${name}`)]];
+  const weighed = weights ? [["weights", weights.norms], ["update", weights.updates]] : [];
+  const of = (kind) => names.map((name) => `${kind} ${name}`);
+  const lines = [[...head, ...plain, ...of("norm"), ...weighed.flatMap(([kind]) => of(kind))]];
   for (let c = 0; c < windows.first.length; c++) {
     const own = [step(windows.first[c], c), step(windows.last[c] - 1, c), number(windows.peak[c]), step(windows.peak_at[c], c), windows.nonfinite[c]];
     const rest = ["typical", "limit", "coefficient", "lr_factor", ...plain].map((name) => number(windows[name][c]));
     const at = column.get(windows.last[c]);
-    const norm = (layer) => {
-      const code = at === undefined ? MISSING : view.codes[layer * layers.first.length + at];
-      return code === MISSING ? "" : Number((2 ** (code / view.perDoubling)).toPrecision(3));
-    };
-    lines.push([...own, ...rest, ...names.map((_, layer) => norm(layer))]);
+    const cells = (codes, columns, at) => names.map((_, layer) => real(at < 0 ? MISSING : codes[layer * columns + at], view.perDoubling));
+    const measured = weighed.flatMap(([, codes]) => cells(codes, weights.layers.first.length, weights.layers.last.findIndex((last) => last >= windows.last[c])));
+    lines.push([...own, ...rest, ...cells(view.codes, layers.first.length, at ?? -1), ...measured]);
   }
   return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
 }

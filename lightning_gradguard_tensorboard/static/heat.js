@@ -1,20 +1,15 @@
 // The heatmap: a row a layer, a column a window, on a canvas that draws only what is in sight.
+// Longer than 200 lines: rows, columns and colours of one canvas need each other.
 
 import { MISSING, ZERO } from "./api.js";
 import { formatNumber, h, put } from "./dom.js";
-import { LONG, TAIL, heats, hotColumns, rowsOf, worstOf } from "./rows.js";
+import { drawLabels } from "./labels.js";
+import { heats, hotColumns, rowsOf, worstOf } from "./rows.js";
+import { STATISTICS, hasMiddle, sourceOf } from "./statistics.js";
 
-const FULL_RATIO = Math.log2(100);
 const LEAST_ROW = 15;
 export const MOST_ROW = 26;
 const PINNED = 8;
-
-export const STATISTICS = [
-  ["ratio", "Norm / running median"],
-  ["norm", "Norm, absolute"],
-  ["nonfinite", "Non-finite steps"],
-];
-const TITLES = { ratio: "Layers, against their own running median", norm: "Layers, gradient norm", nonfinite: "Layers, steps with a non-finite gradient" };
 
 export class Heat {
   /** @param {object} panel whose view, axis and state it draws */
@@ -38,6 +33,11 @@ export class Heat {
     this.heats = this.hotColumns = this.normBounds = null;
   }
 
+  /** The numbers that are drawn. */
+  get source() {
+    return sourceOf(this.panel);
+  }
+
   /** Unfold all of a small network, and of a large one what stands out. */
   unfold(layers) {
     const { blocks, names } = this.panel;
@@ -48,8 +48,8 @@ export class Heat {
   }
 
   arrange() {
-    const { names, blocks, state, view } = this.panel;
-    const heat = (layer) => (this.heats ??= heats(view, names.length))[layer];
+    const { names, blocks, state } = this.panel;
+    const heat = (layer) => (this.heats ??= heats(this.source, names.length))[layer];
     const how = { order: state.order, search: state.search, heat };
     this.rows = rowsOf(names, blocks, this.open, how);
     const room = this.scroll.clientHeight || 1;
@@ -64,7 +64,7 @@ export class Heat {
   draw() {
     const { state } = this.panel;
     this.arrange();
-    this.title.textContent = TITLES[state.stat];
+    this.title.textContent = STATISTICS[state.stat].title;
     this.foldAll.hidden = this.folds === 0;
     this.foldAll.textContent = this.open.size < this.folds ? "Unfold all" : "Fold all";
     const room = this.scroll.clientHeight;
@@ -81,7 +81,8 @@ export class Heat {
     const { panel } = this;
     const ratio = window.devicePixelRatio || 1;
     const width = Math.round(panel.plotWidth * ratio);
-    const { first, last } = panel.view.layers;
+    const { source } = this;
+    const { first, last } = source.layers;
     const [from, to] = panel.range;
     this.columns = new Int32Array(width).fill(-1);
     const typicalWidth = panel.extent.windows ? (panel.extent.end - panel.extent.start) / panel.extent.windows : 1;
@@ -93,8 +94,8 @@ export class Heat {
       if (first.length && place >= first[c] - seam && place < last[c] + seam) this.columns[px] = c;
     }
     // A column narrower than a pixel must not vanish: a hot one wins from cooler ones as many pixels as can be seen.
-    const hot = (this.hotColumns ??= hotColumns(panel.view));
-    const loud = (FULL_RATIO / 2) * panel.view.perDoubling;
+    const hot = (this.hotColumns ??= hotColumns(source));
+    const loud = ((STATISTICS[panel.state.stat].full ?? STATISTICS.ratio.full) / 2) * source.perDoubling;
     const seen = Math.round(2 * ratio);
     for (let c = 0; c < first.length; c++) {
       if (hot[c] < loud) continue;
@@ -108,7 +109,7 @@ export class Heat {
   }
 
   numbers(row) {
-    if (!this.tops.has(row.key)) this.tops.set(row.key, worstOf(this.panel.view, row.layers));
+    if (!this.tops.has(row.key)) this.tops.set(row.key, worstOf(this.source, row.layers));
     return this.tops.get(row.key);
   }
 
@@ -127,7 +128,7 @@ export class Heat {
   }
 
   shade() {
-    const { colours, view, state } = this.panel;
+    const { colours, state } = this.panel;
     const { table, nonfinitePixel, silentPixel } = colours;
     const index = (t) => table[Math.max(0, Math.min(255, Math.round(t * 255)))];
     if (state.stat === "norm") {
@@ -135,7 +136,7 @@ export class Heat {
       return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.codes[c] <= ZERO ? silentPixel : index((row.codes[c] - low) / (high - low)));
     }
     if (state.stat === "nonfinite") return (row, c) => (row.nonfinite[c] ? nonfinitePixel : index(0));
-    const full = FULL_RATIO * view.perDoubling;
+    const full = STATISTICS[state.stat].full * this.source.perDoubling;
     return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.ratios[c] === MISSING ? silentPixel : index(0.5 + row.ratios[c] / full / 2));
   }
 
@@ -154,9 +155,10 @@ export class Heat {
     canvas.width = width;
     canvas.height = Math.round(room * ratio);
     const context = canvas.getContext("2d");
-    if (end <= begin) {
-      const why = panel.names.length ? "No layer has this in its name." : "No layer statistics in this run.";
-      this.labels.replaceChildren(h("p", { class: "quiet nothing" }, why));
+    this.begin = begin;
+    if (end <= begin || !this.source.layers.first.length) {
+      const none = panel.names.length ? (end <= begin ? "No layer has this in its name." : "Weights were not measured in this run.") : "No layer statistics in this run.";
+      this.labels.replaceChildren(h("p", { class: "quiet nothing" }, none));
       return;
     }
     const image = new ImageData(width, end - begin);
@@ -181,32 +183,8 @@ export class Heat {
       const thick = this.rows[r].child || r === 0 ? 1 : this.rows[r - 1].pinned && !this.rows[r].pinned ? 4 : 2;
       context.fillRect(0, Math.round((r * this.rowHeight - top) * ratio), width, thick * Math.max(1, Math.floor(ratio)));
     }
-    this.drawLabels(begin, end, top);
+    drawLabels(this, begin, end, top);
     this.outline(context, ratio, top);
-  }
-
-  drawLabels(begin, end, top) {
-    const { panel } = this;
-    const focused = this.labels.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    const out = new Set(panel.standsOut());
-    this.labels.style.width = `${panel.gutter - 8}px`;
-    const made = this.rows.slice(begin, end).map((row, index) => {
-      const style = `top:${((begin + index) * this.rowHeight - top).toFixed(1)}px;height:${this.rowHeight}px;line-height:${this.rowHeight}px`;
-      const marked = row.kind === "layer" && panel.state.layer === row.name;
-      const blamed = marked ? (panel.state.incident?.panel === panel ? " blamed" : " chosen") : "";
-      const kind = `${row.child ? " child" : ""}${row.pinned ? " pinned" : ""}${row.kind === "layer" && out.has(row.name) ? " out" : ""}${blamed}`;
-      const text = labelText(row.child ? row.label : row.label.slice(panel.shared));
-      if (row.kind !== "block") return h("div", { class: `label${kind}`, style, title: row.name, onclick: () => panel.say.layer(row.name) }, text);
-      return h(
-        "button",
-        { type: "button", class: `label block${kind}`, style, title: `${row.name}: ${row.layers.length} layers`, "data-key": row.key, "aria-expanded": String(row.open), onclick: () => this.toggle(row.block) },
-        h("span", { class: "chevron", "aria-hidden": "true" }, row.open ? "▾" : "▸"),
-        text,
-        h("span", { class: "size" }, String(row.layers.length)),
-      );
-    });
-    this.labels.replaceChildren(...made);
-    if (focused) made.find((one) => one.dataset.key === focused)?.focus();
   }
 
   outline(context, ratio, top) {
@@ -261,16 +239,13 @@ export class Heat {
     const { colours, view, state } = this.panel;
     const swatch = (colour, text) => h("span", { class: "key" }, h("i", { class: "swatch", style: `background:${colour}` }), text);
     const ramp = (low, high) => h("span", { class: "key" }, low, h("i", { class: "ramp", style: `background:${colours.css}` }), high);
-    const [low, high] = state.stat === "norm" ? this.normRange().map((code) => formatNumber(2 ** (code / view.perDoubling))) : ["1/100", "100×"];
+    const ends = hasMiddle(state.stat) ? STATISTICS[state.stat].ends : this.normRange().map((code) => formatNumber(2 ** (code / view.perDoubling)));
     put(
       this.legend,
       view.sampled && h("span", { class: "key", role: "status" }, "a first sample; reading the rest …"),
-      state.stat !== "nonfinite" && ramp(low, high),
-      swatch(colours.nonfinite, "non-finite"),
-      state.stat !== "nonfinite" && swatch(colours.silent, "no gradient"),
+      state.stat !== "nonfinite" && ramp(...ends),
+      !STATISTICS[state.stat].weights && swatch(colours.nonfinite, "non-finite"),
+      state.stat !== "nonfinite" && swatch(colours.silent, STATISTICS[state.stat].weights ? "no update, or not known" : "no gradient"),
     );
   }
 }
-
-/** A long name loses its middle where there is no room: ends tell layers apart. */
-const labelText = (text) => (text.length > LONG ? [h("span", { class: "text" }, text.slice(0, -TAIL)), h("span", { class: "tail" }, text.slice(-TAIL))] : h("span", { class: "text" }, text));

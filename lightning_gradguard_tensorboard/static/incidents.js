@@ -52,7 +52,7 @@ function details(incident, chosen) {
       entry(
         "Remedy",
         done.map((one) =>
-          h("div", {}, h("b", {}, one.remedy), one.applied ? "" : " (could not act)", h("span", { class: "quiet" }, ` ${one.detail}${one.times > 1 ? `; ${formatStep(one.times)} times in the steps kept` : ""}`)),
+          h("div", {}, h("b", {}, one.remedy), one.applied ? "" : " (could not act)", h("span", { class: "quiet" }, ` ${one.detail}${one.times > 1 ? (incident.alarms > incident.actions.length ? "; again and again" : `; ${formatStep(one.times)} times`) : ""}`)),
         ),
       ),
     state === "stopped" && !chosen && ending(incident),

@@ -1,20 +1,18 @@
-// The page: which runs, which stretch, which incident; the state lives in the address, so that a link shows what its sender saw.
+// The page: which runs, which stretch, which incident, and what happens when the user acts.
+// Longer than 200 lines: all that may happen on the page is in one place.
 
 import { fetchRuns, fetchStory, fetchView } from "./api.js";
-import { h, put, select } from "./dom.js";
+import { h } from "./dom.js";
 import { csv, fileName, markdown, png, save } from "./export.js";
-import { STATISTICS } from "./heat.js";
-import { address, followTheme, onLink, onReload, readLink, writeLink } from "./host.js";
+import { address, followTheme, onLink, onReload } from "./host.js";
 import { drawIncidents } from "./incidents.js";
-import { COLOURS } from "./palette.js";
+import { decades } from "./norm.js";
+import { copy, drawEmpty, drawFrame } from "./page.js";
 import { Panel } from "./panel.js";
-import { ORDERS } from "./rows.js";
+import { saveLink, state, takeLink } from "./state.js";
+import { choices } from "./statistics.js";
+import { drawTools } from "./tools.js";
 
-const state = {
-  run: null, compare: null, over: [], optimizer: 0, stat: "ratio", order: "forward", search: "", colour: "blue-orange",
-  from: null, to: null, step: null, layer: null, incident: null,
-};
-const MOST_OVER = 3;
 const LIVE = 5000;
 let runs = [];
 let panels = [];
@@ -23,54 +21,6 @@ let page = null;
 let opening = null;
 let news = "";
 
-const number = (text) => (text === undefined || text === "" || !Number.isFinite(Number(text)) ? null : Number(text));
-const known = (options, value, otherwise) => (options.some(([name]) => name === value) ? value : otherwise);
-const unless = (value, usual) => (value === usual ? null : value);
-
-function takeLink() {
-  const link = readLink();
-  const has = (name) => runs.some((run) => run.name === name);
-  state.run = has(link.run) ? link.run : has(state.run) ? state.run : newest();
-  state.compare = has(link.compare) && link.compare !== state.run ? link.compare : null;
-  state.over = (link.over ?? "").split(",").map(decode).filter((name) => has(name) && name !== state.run).slice(0, MOST_OVER);
-  state.optimizer = number(link.optimizer) ?? 0;
-  state.stat = known(STATISTICS, link.stat, "ratio");
-  state.order = known(ORDERS, link.order, "forward");
-  state.search = link.search ?? "";
-  state.colour = known(COLOURS, link.colour, "blue-orange");
-  [state.from, state.to, state.step] = [link.from, link.to, link.step].map(number);
-  state.layer = link.layer ?? null;
-  return number(link.incident);
-}
-
-function decode(text) {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return "";
-  }
-}
-
-const newest = () => runs.reduce((best, run) => (!best || run.time > best.time ? run : best), null)?.name ?? null;
-
-function saveLink() {
-  writeLink({
-    run: state.run,
-    compare: state.compare,
-    over: state.over.map(encodeURIComponent).join(","),
-    optimizer: state.optimizer || null,
-    stat: unless(state.stat, "ratio"),
-    order: unless(state.order, "forward"),
-    search: state.search,
-    colour: unless(state.colour, "blue-orange"),
-    from: state.from === null ? null : Math.round(state.from),
-    to: state.to === null ? null : Math.round(state.to),
-    step: state.step,
-    layer: state.layer,
-    incident: state.incident?.number,
-  });
-}
-
 const extents = () => [...panels.map((panel) => panel.extent), ...others.map((other) => other.extent)];
 
 /** What panels ask of the page, and tell it. */
@@ -78,7 +28,7 @@ const say = {
   bounds: () => [Math.min(...extents().map((one) => one.start)), Math.max(...extents().map((one) => one.end))],
   decades: () => {
     const views = [...panels, ...others].filter((one) => one.view);
-    const found = views.map((one) => Panel.decadesOf(one.view)).filter((one) => one !== null);
+    const found = views.map((one) => decades(one.view)).filter((one) => one !== null);
     return found.length ? [Math.min(...found.map((one) => one[0])), Math.max(...found.map((one) => one[1]))] : [-1, 1];
   },
   /** Runs that are drawn over a panel's own. */
@@ -108,7 +58,6 @@ const say = {
     const [first, last] = say.bounds();
     const wide = from === null || (from <= first && to >= last);
     [state.from, state.to] = wide ? [null, null] : [Math.max(0, from), to];
-    page.reset.hidden = wide;
     saveLink();
     await load();
   },
@@ -121,12 +70,13 @@ const say = {
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
     Object.assign(state, { incident: { panel, number: incident.number, optimizer: incident.optimizer }, layer: blamed ?? null, step: incident.place });
     const { start, end, windows } = panel.extent;
-    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole.
+    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole, and how a run ended.
     const reach = Math.max((end - start) / 40, Math.min((30 * (end - start)) / Math.max(windows, 1), (end - start) / 6));
-    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), incident.place);
+    const stopped = incident.told.state === "stopped" ? incident.ended : incident.place;
+    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), stopped);
     drawSide();
     await say.zoom(Math.max(start, incident.place - reach), Math.min(end, Math.max(incident.place + reach, over + reach / 4)));
-    if (state.layer) panel.reveal(state.layer);
+    if (state.layer) panel.heat.reveal(state.layer);
   },
   optimizer: (index) => {
     Object.assign(state, { optimizer: index, incident: null, layer: null, step: null });
@@ -146,8 +96,18 @@ function drawSide() {
     state.incident,
     say,
   );
-  page.side.querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest" });
+  // Within the side only: the page itself stays where it is, with the verdict in sight.
+  const card = page.side.querySelector("[aria-pressed=true]")?.parentElement;
+  if (card) page.side.scrollTop = Math.max(0, card.offsetTop - page.side.offsetTop - 40);
 }
+
+const saveNumbers = () => save(csv(panels[0]), fileName(panels[0].run, "csv"), "text/csv");
+const savePicture = () =>
+  guarded(async () => {
+    for (const panel of panels) save(await png(panel), fileName(panel.run, "png"), "image/png");
+  });
+const changeStatistic = () => guarded(() => Promise.all(panels.map((panel) => panel.changeStatistic())));
+const drawBar = () => drawTools(page, { runs, panels }, { openRuns, savePicture, saveNumbers, changeStatistic });
 
 const load = () =>
   guarded(async () => {
@@ -179,67 +139,6 @@ async function guarded(action) {
   }
 }
 
-function drawTools() {
-  const change = (name, then) => (value) => {
-    state[name] = value;
-    then();
-    saveLink();
-  };
-  const redraw = () => panels.forEach((panel) => panel.layout());
-  const reopen = () => {
-    Object.assign(state, { from: null, to: null, step: null, incident: null, layer: null });
-    if (state.compare === state.run) state.compare = null;
-    state.over = state.over.filter((name) => name !== state.run);
-    openRuns();
-  };
-  const optimizers = panels[0]?.story.optimizers ?? [];
-  const rest = runs.filter((run) => run.name !== state.run);
-  const free = rest.filter((run) => !state.over.includes(run.name));
-  page.reset = h("button", { type: "button", hidden: state.from === null, onclick: () => say.zoom(null, null) }, "Show all steps");
-  page.copy = h("button", { type: "button", onclick: () => (saveLink(), copy(address(), page.copy, "Copy link")) }, "Copy link");
-  page.search = h("input", { type: "search", placeholder: "all layers", value: state.search, "aria-label": "Search layers", oninput: (event) => change("search", redraw)(event.target.value) });
-  put(
-    page.tools,
-    select("Run", runs.map((run) => [run.name, run.name]), state.run, change("run", reopen)),
-    select("Beside", [["", "none"], ...rest.map((run) => [run.name, run.name])], state.compare ?? "", (value) => change("compare", reopen)(value || null)),
-    free.length > 0 && state.over.length < MOST_OVER && select("Draw over", [["", state.over.length ? "one more …" : "none"], ...free.map((run) => [run.name, run.name])], "", (value) => value && change("over", reopen)([...state.over, value])),
-    state.over.map((name, index) =>
-      h("button", { type: "button", class: "chip", "aria-label": `Draw ${name} no more`, title: name, onclick: () => change("over", reopen)(state.over.filter((one) => one !== name)) }, h("i", { class: `swatch other-key other-${index}` }), h("span", { class: "text" }, name), " ×"),
-    ),
-    optimizers.length > 1 && select("Optimizer", optimizers.map((one) => [String(one.optimizer), one.name]), String(state.optimizer), (value) => change("optimizer", reopen)(Number(value))),
-    select("Statistic", STATISTICS, state.stat, change("stat", redraw)),
-    select("Order", ORDERS, state.order, change("order", redraw)),
-    h("label", { class: "field" }, h("span", {}, "Layers"), page.search),
-    select("Colours", COLOURS, state.colour, change("colour", redraw)),
-    h("span", { class: "gap" }),
-    page.reset,
-    page.copy,
-    h(
-      "details",
-      { class: "menu" },
-      h("summary", {}, "Save"),
-      h("div", {}, h("button", { type: "button", onclick: savePicture }, "Picture (PNG)"), h("button", { type: "button", onclick: saveNumbers }, "Numbers (CSV)")),
-    ),
-  );
-}
-
-const saveNumbers = () => save(csv(panels[0]), fileName(panels[0].run, "csv"), "text/csv");
-const savePicture = () =>
-  guarded(async () => {
-    for (const panel of panels) save(await png(panel), fileName(panel.run, "png"), "image/png");
-  });
-
-async function copy(text, button, usual) {
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    // Without HTTPS a browser may refuse.
-    button.textContent = text === address() ? "Copy it from the address bar" : "The browser refuses to copy";
-  }
-  setTimeout(() => (button.textContent = usual), 2000);
-}
-
 async function openRuns(incident = null) {
   const names = [state.run, state.compare].filter((name) => name !== null);
   await guarded(async () => {
@@ -248,6 +147,7 @@ async function openRuns(incident = null) {
     // Of two openings that overlap, the one asked for last wins.
     if (ticket !== opening) return;
     panels = names.map((name, index) => new Panel(name, stories[index], state, say));
+    if (!choices(panels.some((panel) => panel.extent.weighed)).some(([stat]) => stat === state.stat)) state.stat = "ratio";
     others = state.over.map((run, index) => other(run, index, stories[names.length + index]));
     page.main.replaceChildren(...panels.map((panel) => panel.element));
     page.main.parentElement.classList.toggle("two", panels.length > 1);
@@ -255,11 +155,11 @@ async function openRuns(incident = null) {
       const found = stories[0].incidents.find((one) => one.number === incident && one.optimizer === panels[0].extent.optimizer);
       if (found) state.incident = { panel: panels[0], number: found.number, optimizer: found.optimizer };
     }
-    drawTools();
+    drawBar();
     drawSide();
     saveLink();
     await load();
-    if (state.layer) panels[0].reveal(state.layer);
+    if (state.layer) panels[0].heat.reveal(state.layer);
   });
 }
 
@@ -279,7 +179,7 @@ async function refresh() {
     const stories = await Promise.all([...panels, ...others].map((one) => fetchStory(one.run)));
     panels.forEach((panel, index) => panel.settle(stories[index]));
     others.forEach((one, index) => (one.extent = other(one.run, index, stories[panels.length + index]).extent));
-    if (runs.map((run) => run.name).join("\n") !== before) drawTools();
+    if (runs.map((run) => run.name).join("\n") !== before) drawBar();
     drawSide();
     await load();
   });
@@ -305,44 +205,14 @@ async function follow() {
   setTimeout(follow, Math.max(LIVE, 10 * (performance.now() - began)));
 }
 
-function drawEmpty() {
-  [panels, others, page] = [[], [], null];
-  document.body.replaceChildren(
-    h(
-      "div",
-      { class: "empty" },
-      h("div", { class: "empty-mark", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i"), h("i")),
-      h("h1", {}, "No GradGuard data here yet"),
-      h("p", {}, "Give the callback to your trainer, with TensorBoard's logger, and train a few steps:"),
-      h("pre", {}, h("code", {}, "from lightning import Trainer\nfrom lightning.pytorch.loggers import TensorBoardLogger\nfrom lightning_gradguard import GradGuard\n\ntrainer = Trainer(\n    logger=TensorBoardLogger(\"logs\"),\n    callbacks=[GradGuard()],\n)\ntrainer.fit(model)")),
-      h("p", { class: "quiet" }, "Then start TensorBoard on the same folder: ", h("code", {}, "tensorboard --logdir logs"), ". This page fills by itself when data arrives."),
-    ),
-  );
-}
-
-function drawFrame() {
-  page = {
-    tools: h("nav", { class: "tools", "aria-label": "What to show" }),
-    problem: h("p", { class: "problem", role: "alert", hidden: true }),
-    main: h("main", {}),
-    side: h("aside", { "aria-label": "Incidents" }),
-    live: h("div", { class: "unseen", "aria-live": "polite" }),
-  };
-  document.body.replaceChildren(
-    h("h1", { class: "unseen" }, "GradGuard"),
-    page.tools,
-    page.problem,
-    h("div", { class: "columns" }, page.main, page.side),
-    h("footer", { class: "quiet" }, "Drag to zoom, double-click to show all, click to mark a step. In the heatmap: arrow keys, Enter, + − 0, / to search."),
-    page.live,
-  );
-}
-
 async function start() {
   runs = await fetchRuns();
-  if (!runs.length) return drawEmpty();
-  drawFrame();
-  await openRuns(takeLink());
+  if (!runs.length) {
+    [panels, others, page] = [[], [], null];
+    return drawEmpty();
+  }
+  page = drawFrame();
+  await openRuns(takeLink(runs));
   news = newsOf(runs);
 }
 
@@ -356,7 +226,7 @@ export async function render() {
   followTheme(() => panels.forEach((panel) => panel.layout()));
   await styled;
   onReload(refresh);
-  onLink(() => runs.length && location.hash !== undefined && openRuns(takeLink()));
+  onLink(() => runs.length && location.hash !== undefined && openRuns(takeLink(runs)));
   try {
     await start();
   } catch (error) {

@@ -19,6 +19,7 @@ export function drawLoss(panel) {
   const x = (c) => panel.x((first[c] + last[c]) / 2);
   const runs = pieces(first.length, (c) => Number.isFinite(mean[c]));
   const trials = panel.shownTrials();
+  panel.lossHeader.firstChild.textContent = trials.length ? "Loss, with treatments on trial" : "Loss";
   panel.lossHeader.querySelector(".trial-keys").replaceChildren(...trialKeys(trials));
   panel.loss.setAttribute("height", height);
   put(panel.loss,
@@ -42,19 +43,21 @@ function overLoss(panel, view, index, y) {
   return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) => line(`other other-${index}`, run, (c) => panel.x((first[c] + last[c]) / 2), (c) => y(mean[c])));
 }
 
-/** The span of one trial, and the three levels that were compared: before the trouble, in it, and at the end. */
+/** The span of one trial, and the levels that were compared: a dashed line before the trouble, a ring in it, a disc at the end. */
 function span(panel, one, y, height) {
   const [left, right] = edges(panel, one);
-  const [before, trouble, after] = one.numbers ?? [NaN, NaN, NaN];
-  const level = (value, x, name) => Number.isFinite(Number(value)) && s("path", { class: `level ${name}`, d: `M${x.toFixed(1)} ${y(Number(value)).toFixed(1)}h18` }, s("title", {}, `loss ${LEVELS[name]}: ${formatNumber(value)}`));
+  const [before, trouble, after] = (one.numbers ?? []).map(Number);
+  const title = (name, value) => s("title", {}, `loss ${LEVELS[name]}: ${formatNumber(value)}`);
+  const known = Number.isFinite;
   return s(
     "g",
     { class: `trial ${KINDS[one.outcome] ?? "open"}`, "data-from": one.from, "data-to": one.to },
     s("title", {}, `${one.treatment}${one.became ? `: ${one.became}` : ", on trial"}`),
     s("rect", { x: left, y: TOP, width: Math.max(right - left, 2), height: height - TOP }),
-    level(before, left - 19, "before"),
-    level(trouble, left - 9, "trouble"),
-    level(after, Math.max(right - 18, left + 1), "after"),
+    known(before) && s("path", { class: "level before", d: `M${left - 24} ${y(before).toFixed(1)}H${Math.max(right, left + 8)}` }, title("before", before)),
+    known(trouble) && known(after) && s("path", { class: "level-way", d: `M${left} ${y(trouble).toFixed(1)}L${right} ${y(after).toFixed(1)}` }),
+    known(trouble) && s("circle", { class: "level trouble", r: 3.5, cx: left, cy: y(trouble).toFixed(1) }, title("trouble", trouble)),
+    known(after) && s("circle", { class: "level after", r: 3.5, cx: right, cy: y(after).toFixed(1) }, title("after", after)),
   );
 }
 
@@ -85,5 +88,5 @@ const trialKeys = (trials) => [
   ]
     .filter(([kind]) => trials.some((one) => (KINDS[one.outcome] ?? "open") === kind))
     .map(([kind, text]) => h("span", { class: "key" }, h("i", { class: `swatch trial-key ${kind}` }), text)),
-  ...(trials.length ? [h("span", { class: "key" }, h("i", { class: "swatch level-key" }), "levels compared")] : []),
+  ...(trials.length ? [h("span", { class: "key" }, h("i", { class: "swatch before-key" }), "before"), h("span", { class: "key" }, "○ in the trouble"), h("span", { class: "key" }, "● at the end")] : []),
 ];

@@ -1,21 +1,24 @@
 // One run: what its drawings share, which is the stretch of steps, the axis, the cursor, and who draws when.
+// Longer than 200 lines: who draws when is one story.
 
-import { fetchView } from "./api.js";
-import { formatStep, h, put, s } from "./dom.js";
-import { Heat, MOST_ROW } from "./heat.js";
-import { drawLoss, hasLoss } from "./loss.js";
+import { fetchView, fetchWeights } from "./api.js";
+import { formatStep, put, s } from "./dom.js";
+import { HEIGHTS, fit } from "./fit.js";
+import { Heat } from "./heat.js";
+import { tellValues } from "./labels.js";
+import { normKeys } from "./legend.js";
+import { drawLoss } from "./loss.js";
 import { drawMarks, drawRate, drawSteps } from "./marks.js";
-import { decades, diamond, drawNorm } from "./norm.js";
+import { drawNorm } from "./norm.js";
 import { palette } from "./palette.js";
-import { followKey, followPointer } from "./pointer.js";
+import { build } from "./parts.js";
 import { showTip, tellLayer, tellSteps } from "./readout.js";
 import { blocksOf, sharedPrefix } from "./rows.js";
+import { STATISTICS, hasMiddle } from "./statistics.js";
 import { drawVerdict } from "./verdict.js";
 
 const RIGHT = 14;
-const HEIGHTS = { norm: [150, 320], loss: [96, 220] };
 const SMALL = 32;
-const FOOTER = 36;
 
 export class Panel {
   /**
@@ -25,49 +28,11 @@ export class Panel {
    * @param {object} say what the page does when the user acts here: {cursor, pin, zoom, choose, search, speak, others}
    */
   constructor(run, story, state, say) {
-    Object.assign(this, { run, story, state, say, view: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
+    Object.assign(this, { run, story, state, say, view: null, weights: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
     this.heat = new Heat(this);
-    this.build();
+    build(this);
     this.settle(story);
     new ResizeObserver(() => this.resized()).observe(this.charts);
-  }
-
-  build() {
-    this.verdict = h("div", { class: "verdict", role: "status" });
-    this.answers = h("dl", { class: "answers", hidden: true });
-    this.norm = s("svg", { class: "norm", role: "group", "aria-label": "Global gradient norm" });
-    this.loss = s("svg", { class: "loss", role: "img", "aria-label": "Loss, with treatments on trial" });
-    this.marks = s("svg", { class: "marks", role: "img", "aria-label": "Steps clipped or skipped, learning rate lowered, rollbacks" });
-    this.rate = s("svg", { class: "rate", role: "img", "aria-label": "Learning rate, between what the run has learned with and what has lost it" });
-    this.steps = s("svg", { class: "steps", "aria-hidden": "true" });
-    this.normLegend = h("div", { class: "legend" });
-    this.line = h("div", { class: "crosshair", hidden: true });
-    this.pin = h("div", { class: "pin", hidden: true }, h("span", { class: "pin-label" }));
-    this.band = h("div", { class: "selection", hidden: true });
-    this.tip = h("div", { class: "tooltip", role: "tooltip", hidden: true });
-    this.lossHeader = h("header", {}, h("h2", {}, "Loss, with treatments on trial"), h("div", { class: "legend" }, LOSS_LEGEND(), h("span", { class: "trial-keys" })));
-    this.charts = h(
-      "div",
-      { class: "charts" },
-      h("header", {}, h("h2", {}, "Global gradient norm"), this.normLegend),
-      this.norm,
-      this.lossHeader,
-      this.loss,
-      this.marks,
-      this.rate,
-      this.steps,
-      this.heat.header,
-      this.heat.scroll,
-      this.line,
-      this.pin,
-      this.band,
-      this.tip,
-    );
-    this.element = h("article", { class: "panel", "data-run": this.run }, h("div", { class: "summary" }, this.verdict, this.answers), this.charts);
-    const { canvas } = this.heat;
-    canvas.addEventListener("keydown", (event) => this.view && followKey(this, event));
-    canvas.addEventListener("focus", () => this.cursor ?? this.moveTo(this.state.step ?? (this.range[0] + this.range[1]) / 2, 0, true));
-    for (const target of [this.norm, this.loss, this.marks, this.rate, canvas]) followPointer(this, target);
   }
 
   /** Take in a story, the first or a newer one. */
@@ -105,6 +70,24 @@ export class Panel {
     return to > from ? [from, to] : all;
   }
 
+  /** Fetch the weights' statistics if they are to be shown, which few ask for. */
+  async weigh(wanted) {
+    const { extent } = this;
+    const [from, to] = this.range;
+    const missing = STATISTICS[this.state.stat].weights && extent.weighed;
+    return missing ? fetchWeights(wanted ?? { run: this.run, optimizer: extent.optimizer, from, to, columns: 800 }) : null;
+  }
+
+  /** Show another statistic. */
+  async changeStatistic() {
+    const ticket = this.ticket;
+    const weights = this.weights ?? (await this.weigh());
+    if (ticket !== this.ticket) return;
+    this.weights = weights;
+    this.heat.forget();
+    this.layout();
+  }
+
   /** Fetch what the state asks for, and draw it. An answer that a newer question has overtaken is dropped. */
   async load() {
     const [from, to] = this.range;
@@ -114,9 +97,9 @@ export class Panel {
     let sampled = false;
     // A large run is first shown from a sample, which may miss a spike, and a moment later in full.
     for (const quick of this.view ? [null] : [1, null]) {
-      const view = await fetchView({ ...wanted, quick });
+      const [view, weights] = await Promise.all([fetchView({ ...wanted, quick }), this.weigh(wanted)]);
       if (ticket !== this.ticket) return false;
-      this.view = view;
+      Object.assign(this, { view, weights });
       this.heat.forget();
       this.layout();
       this.element.dataset.loaded = `${Math.round(view.start)}-${Math.round(view.end)}`;
@@ -128,7 +111,7 @@ export class Panel {
   }
 
   get gutter() {
-    return this.element.clientWidth < 720 ? 128 : 176;
+    return this.element.clientWidth < 720 ? 150 : 176;
   }
 
   get plotWidth() {
@@ -179,43 +162,20 @@ export class Panel {
 
   layout() {
     if (!this.view || !this.charts.clientWidth) return;
-    this.colours = palette(this.state.colour, document.documentElement.dataset.theme, this.state.stat === "ratio");
+    this.colours = palette(this.state.colour, document.documentElement.dataset.theme, hasMiddle(this.state.stat));
+    this.reset.hidden = this.state.from === null;
     put(this.normLegend, normKeys(this));
     // What has a height of its own comes first: the rest of the room is shared.
     drawMarks(this);
     drawRate(this);
     drawSteps(this);
-    this.fit();
+    fit(this);
     drawNorm(this);
     drawLoss(this);
     this.heat.draw();
     this.drawPin();
     const bottom = this.charts.clientHeight - this.heat.scroll.offsetTop - Math.min(this.heat.scroll.clientHeight, this.heat.rows.length * this.heat.rowHeight);
     for (const one of [this.line, this.pin, this.band]) one.style.bottom = `${Math.max(0, bottom)}px`;
-  }
-
-  /** Give the room that a few layers leave to the charts above them. */
-  fit() {
-    const loss = hasLoss(this.view) || this.say.others(this).some(({ view }) => hasLoss(view));
-    this.lossHeader.hidden = !loss;
-    this.loss.style.display = loss ? "" : "none";
-    this.heat.arrange();
-    const rows = Math.max(this.heat.rows.length, 4) * MOST_ROW;
-    const others = [...this.charts.children].filter((one) => ![this.norm, this.loss, this.heat.scroll].includes(one) && getComputedStyle(one).position !== "absolute");
-    const taken = others.reduce((sum, one) => sum + one.getBoundingClientRect().height + (one.tagName === "HEADER" ? 12 : 0), 0);
-    // What the window has, and not what the charts have now: they would grow by what they were given.
-    const top = this.charts.getBoundingClientRect().top + document.body.scrollTop;
-    const room = document.documentElement.clientHeight - top - FOOTER;
-    const spare = getComputedStyle(this.heat.scroll).flexGrow === "0" ? 0 : room - taken - rows;
-    const clamp = (value, [least, most]) => Math.round(Math.min(Math.max(value, least), most));
-    const short = room < 620 && spare < HEIGHTS.norm[0] + (loss ? HEIGHTS.loss[0] : 0);
-    const share = loss ? 0.6 : 1;
-    this.heights = { norm: short ? 128 : clamp(spare * share, HEIGHTS.norm), loss: short ? 84 : clamp(spare * (1 - share), HEIGHTS.loss) };
-  }
-
-  /** log10 of the smallest and the largest norm of a view, for a scale that several runs share. */
-  static decadesOf(view) {
-    return decades(view);
   }
 
   shownIncidents() {
@@ -271,45 +231,17 @@ export class Panel {
   drawCursor(place) {
     this.line.hidden = place === null || place < this.range[0] || place > this.range[1];
     if (!this.line.hidden) this.line.style.left = `${this.x(place)}px`;
+    if (this.view) tellValues(this.heat, place ?? this.state.step);
   }
 
   drawPin() {
     const place = this.state.step;
     const [from, to] = this.range;
     this.pin.hidden = place === null || place < from || place >= to;
+    tellValues(this.heat, this.pin.hidden ? null : place);
     if (this.pin.hidden) return;
     this.pin.style.left = `${this.x(place + 0.5)}px`;
     this.pin.firstChild.textContent = `step ${formatStep(this.step(place))}`;
     this.pin.classList.toggle("left", this.x(place) > this.gutter + this.plotWidth - 90);
   }
-
-  reveal(layer) {
-    this.heat.reveal(layer);
-  }
 }
-
-const key = (mark, text) => h("span", { class: "key" }, mark, text);
-const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: name, d: diamond(0, 0) }));
-
-/** What the lines are, and those marks that there are. */
-function normKeys(panel) {
-  const { nonfinite, overflows, clipped, skipped, coefficient, lr_factor: factor } = panel.view.windows;
-  return [
-    key(h("i", { class: "swatch peak-key" }), "largest norm"),
-    key(h("i", { class: "swatch typical-key" }), "typical"),
-    key(h("i", { class: "swatch band-key" }), "healthy band"),
-    key(h("i", { class: "swatch limit-key" }), "limit"),
-    panel.shownIncidents().length > 0 && key(h("i", { class: "dot-key" }), "incident"),
-    nonfinite.some((count) => count > 0) && key(drawn("nonfinite"), "non-finite"),
-    overflows.some((count) => count > 0) && key(drawn("overflow"), "scaler overflow"),
-    (clipped.some((count) => count > 0) || coefficient.some((one) => one > 0 && one < 1)) && key(h("i", { class: "swatch clip-key" }), "clipped"),
-    (skipped.some((count) => count > 0) || coefficient.some((one) => one === 0)) && key(h("i", { class: "swatch held-key" }), "skipped"),
-    factor.some((one, c) => c > 0 && one < factor[c - 1]) && key(h("i", { class: "text-key" }, "▾"), "LR lowered"),
-    (panel.shownRollbacks().length > 0 || panel.extent.segments.length > 1) && key(h("i", { class: "text-key" }, "↶"), "rollback"),
-  ];
-}
-
-const LOSS_LEGEND = () => [
-  key(h("i", { class: "swatch loss-key" }), "mean"),
-  key(h("i", { class: "swatch loss-band-key" }), "lowest to highest of a window"),
-];

@@ -37,12 +37,13 @@ export function followPointer(panel, target) {
 
 /** Act on a key that was pressed in the heatmap. */
 export function followKey(panel, event) {
-  const { say, view, extent, heat } = panel;
+  const { say, extent, heat } = panel;
+  const { layers } = heat.source;
   const [from, to] = panel.range;
   const { place, row = 0 } = panel.cursor ?? { place: (from + to) / 2 };
-  const c = panel.column(view.layers, place);
+  const c = panel.column(layers, place);
   const hop = (by) => {
-    const { first, last } = view.layers;
+    const { first, last } = layers;
     const next = Math.max(0, Math.min(first.length - 1, c + by));
     return first.length ? (first[next] + last[next]) / 2 : place;
   };

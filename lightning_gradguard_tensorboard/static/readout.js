@@ -7,17 +7,20 @@ const NOTHING = [["", "nothing was measured here"]];
 const times = (count) => `${formatStep(count)} step${count === 1 ? "" : "s"}`;
 
 export function tellLayer(panel, place, row) {
-  const { view } = panel;
-  const c = row ? panel.column(view.layers, place) : -1;
+  const { source } = panel.heat;
+  const c = row ? panel.column(source.layers, place) : -1;
   if (c < 0) return NOTHING;
   const numbers = panel.heat.numbers(row);
-  const real = (code) => 2 ** (code / view.perDoubling);
-  const lines = [["layer", row.name === "" ? "the root module" : row.name], ["step", panel.stepsOf(view.layers, c)]];
+  const real = (code) => 2 ** (code / source.perDoubling);
+  const lines = [["layer", row.name === "" ? "the root module" : row.name], ["step", panel.stepsOf(source.layers, c)]];
   if (numbers.which) lines.push(["worst", panel.names[numbers.which[c]].slice(row.name.length + 1)]);
   if (numbers.nonfinite[c]) lines.push(["non-finite", `in ${numbers.nonfinite[c] === 255 ? "255 or more" : numbers.nonfinite[c]} step${numbers.nonfinite[c] === 1 ? "" : "s"}`]);
-  lines.push(["value", numbers.codes[c] === MISSING ? "–" : numbers.codes[c] <= ZERO ? "0" : formatNumber(real(numbers.codes[c]))]);
-  if (numbers.ratios[c] !== MISSING) lines.push(["ratio", `${formatRatio(real(numbers.ratios[c]))} its running median`]);
-  return lines;
+  const value = numbers.codes[c] === MISSING ? "–" : numbers.codes[c] <= ZERO ? "0" : formatNumber(real(numbers.codes[c]));
+  const ratio = numbers.ratios[c] === MISSING ? null : formatRatio(real(numbers.ratios[c]));
+  const { stat } = panel.state;
+  if (stat === "update") return [...lines, ["update", value === "0" ? "none: nothing moved" : `${value} of the weights, in one step`]];
+  if (stat === "weight") return [...lines, ["norm", value], ...(ratio ? [["ratio", `${ratio} its first`]] : [])];
+  return [...lines, ["value", value], ...(ratio ? [["ratio", `${ratio} its running median`]] : [])];
 }
 
 export function tellSteps(panel, place) {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict, deque
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_gradguard.attribution.batch import SEEN, BatchWitness
+from lightning_gradguard.attribution.batch import SEEN, BatchWitness, tensors_in
 from tests.builders import through_a_file
 
 
@@ -127,3 +129,64 @@ def test_state_round_trips() -> None:
     again.load_state_dict(through_a_file(seen.state_dict()))
     assert again.state_dict() == seen.state_dict()
     assert again.accuse({"x": torch.full((8, 3), 1e9), "y": torch.arange(8)}) is not None
+
+
+@dataclass
+class Images:
+    """A batch as anomalib makes them."""
+
+    image: torch.Tensor
+    label: torch.Tensor | None = None
+
+
+class Graph:
+    """A batch as PyTorch Geometric makes them: an object that can be moved, and says what it holds."""
+
+    def __init__(self, **held: Any) -> None:
+        self._store = held
+
+    def to(self, device: Any) -> Graph:
+        """Move it."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Say what it holds."""
+        return dict(self._store)
+
+
+class Moved:
+    """An object that can be moved, and no more; it holds itself."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.me = x, self
+
+    def to(self, device: Any) -> Moved:
+        """Move it."""
+        return self
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Images,
+        lambda x: Graph(x=x, name="a graph"),
+        Moved,
+        lambda x: UserDict(x=x),
+        lambda x: deque([x]),
+        lambda x: [Images(x), {"more": (None, 1, "a name", Graph)}],
+        lambda x: torch.nn.utils.rnn.pack_sequence([x]),
+    ],
+    ids=["dataclass", "graph", "object", "UserDict", "deque", "nested", "packed"],
+)
+def test_tensors_are_found_in_whatever_lightning_moves(wrap: Any) -> None:
+    held = wrap(x := torch.randn(8, 3))
+    assert any(torch.equal(x, tensor) for tensor in tensors_in(held))
+    seen = BatchWitness()
+    for _ in range(5):
+        seen.remember(held)
+    blame = seen.accuse(wrap(x * 1e4))
+    assert blame is not None and blame.layer == "batch" and seen.accuse(held) is None
+
+
+def test_what_holds_no_tensor_holds_none() -> None:
+    assert tensors_in([None, "a name", 1.0, object(), {}, Images, b"bytes"]) == []

@@ -25,6 +25,18 @@ def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
     assert {r.levelname for r in caplog.records} == {"WARNING"}, "who sees one open sees how it ends"
 
 
+def test_an_incident_that_is_open_at_the_end_of_the_run_has_a_last_line(caplog):
+    caplog.set_level(logging.INFO, "lightning_gradguard")
+    console = Console()
+    console.incident(incident(number=1), "opened")
+    console.incident(dataclasses.replace(incident(number=1), closed=1912), "closed")
+    console.incident(incident(number=2, alarms=3), "opened")
+    console.close()
+    console.close()
+    last = [message for message in caplog.messages if "end of the run" in message]
+    assert last == ["GradGuard: incident 2 at the end of the run: still open after 3 alarming steps"]
+
+
 def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
     caplog.set_level(logging.INFO, "lightning_gradguard")  # whatever other tests have left behind
     console = Console()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +104,20 @@ def test_the_overflow_that_a_scaler_expects_is_counted_and_leaves_no_trace() -> 
     accumulator.add(overflow, 0.0, alarm=True)
     assert (alarmed := close(accumulator, overflow)).overflows == 2
     assert alarmed.skipped == 1 and math.isinf(alarmed.norm_peak)
+
+
+def test_a_window_tells_how_large_weights_are_and_how_far_an_update_moves_them() -> None:
+    weight = torch.nn.Parameter(torch.full((8, 8), 2.0))
+    accumulator, windows = WindowAccumulator(), []
+    for step in range(6):
+        accumulator.weigh({"net.0.weight": weight})
+        accumulator.add(last := seen(step, [1.0, 1.0, 1.0, 1.0]))
+        if step != 4:  # the first windows have one step each
+            windows.append(close(accumulator, last))
+        with torch.no_grad():
+            weight.mul_(1.5)
+    ratios = [window.layer_updates[0] for window in windows]
+    assert ratios == pytest.approx([math.nan, 0.5, math.nan, 0.5, 0.5], nan_ok=True), (
+        "of every other step: it takes two looks"
+    )
+    assert windows[1].layer_weights[0] == pytest.approx(16.0) and np.isnan(windows[1].layer_weights[1:]).all()

@@ -45,3 +45,11 @@ def test_metadata_names_the_plugin_and_the_layers():
 def test_numpy_scalars_that_slipped_in_are_written_as_numbers():
     case = incident(step=np.int64(4), batch=np.int32(2), alarms=1)
     assert json.loads(make_ndarray(wire.encode_incident("opened", 4, incident=case)).item())["incident"]["step"] == 4
+
+
+def test_weights_travel_as_log2_in_half_precision():
+    numbers = np.array([8.0, 0.0, math.nan]), np.array([2.0**-10, 0.0, math.nan])
+    told = window(layers=tuple("abc"), layer_weights=numbers[0], layer_updates=numbers[1])
+    array = make_ndarray(wire.encode_weights(told))
+    assert array.dtype == np.float16 and array[:, :2].tolist() == [[3, -60], [-10, -60]]
+    assert np.isnan(array[:, 2]).all()

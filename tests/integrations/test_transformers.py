@@ -55,7 +55,7 @@ def test_a_healthy_run_ends_bit_identical(options: dict[str, Any], tmp_path: Pat
     guard = callback()
     ends = [train(tmp_path, regression(40), *guards, **options)[1] for guards in ((), (guard,))]
     assert same(*ends) and not guard.incidents
-    assert next(iter(guard.guard._waiting.values()))["steps"] == 40 // options.get("gradient_accumulation_steps", 1)
+    assert guard.guard.state_dict()["lanes"]["0"]["steps"] == 40 // options.get("gradient_accumulation_steps", 1)
 
 
 def test_explosions_are_seen_before_they_are_clipped(tmp_path: Path) -> None:

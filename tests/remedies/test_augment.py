@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,45 @@ def test_the_batch_is_put_back_since_its_memory_may_be_the_data_sets() -> None:
     remedy.before_forward([x, y])
     remedy.before_forward(batch())
     assert same(kept, [x, y]), "a batch whose update never came is put back too"
+
+
+@pytest.mark.parametrize("transform", [None, lambda both: (both[0].mul_(2.0), both[1])], ids=["mixup", "in place"])
+def test_nothing_is_written_into_memory_that_others_share(transform: Any) -> None:
+    cached, target = batch()
+    kept, view = cached.clone(), cached[:]
+    remedy = begun(transform=transform)
+    remedy.before_forward((view, target))
+    assert not torch.equal(view, kept) and torch.equal(cached, kept)
+    remedy.after_update()
+    assert torch.equal(view, kept) and view.data_ptr() == cached.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore:.*not writable", "ignore:.*nested tensors")
+def test_memory_that_cannot_be_written_is_no_trouble(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "data.npy", numpy.eye(6, dtype=numpy.float32))
+    mapped = torch.from_numpy(numpy.load(tmp_path / "data.npy", mmap_mode="r"))
+    spread, twice = torch.arange(6.0)[:, None].expand(6, 3), torch.eye(6)
+    with torch.inference_mode():
+        apart = torch.eye(6)
+    others = torch.eye(6).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), apart
+    remedy = begun(seed=3)
+    remedy.before_forward((mapped, spread, twice, twice, *others))
+    assert not torch.equal(mapped, torch.eye(6)) and torch.equal(mapped, twice)
+    remedy.after_update()
+    assert all(torch.equal(tensor, torch.eye(6)) for tensor in (mapped, twice, apart))
+
+
+@pytest.mark.parametrize("kind", ["Image", "BoundingBoxes"])
+def test_tensors_of_ones_own_kind_keep_it(kind: str) -> None:
+    tv_tensors: Any = pytest.importorskip("torchvision.tv_tensors")
+    shape = (6, 3, 2, 2) if kind == "Image" else (6, 4)
+    options: Any = {} if kind == "Image" else {"format": "XYXY", "canvas_size": (9, 9)}
+    made = getattr(tv_tensors, kind)(torch.rand(*shape), **options)
+    kept, remedy = made.clone(), begun()
+    remedy.before_forward([made])
+    assert type(made).__name__ == kind and not torch.equal(made, kept)
+    remedy.after_update()
+    assert type(made).__name__ == kind and torch.equal(made, kept)
 
 
 def test_class_indices_and_tokens_stay() -> None:

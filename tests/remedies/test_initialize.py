@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradguard import Guard, SnapshotStore
@@ -195,6 +196,22 @@ def test_shared_zero_and_custom_weights_are_left_alone() -> None:
     for name in ("embed.weight", "gate.weight", "mine"):
         assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["body.weight"], after["body.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "hide", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm], ids=["pruned", "normed"]
+)
+def test_a_weight_that_is_no_parameter_is_no_trouble(hide: Any, when: str) -> None:
+    net, remedy = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 3)), Initialize()
+    if when == "before":
+        hide(net[0])
+    assert remedy.apply(context_for(net)).applied
+    if when == "after":
+        hide(net[0])
+    net(torch.randn(64, 20)).square().mean().backward()
+    assert remedy.finish().startswith("1 layers scaled") and all(p.isfinite().all() for p in net.parameters())
 
 
 def test_what_the_optimizer_does_not_train_is_left_alone() -> None:

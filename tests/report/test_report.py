@@ -46,7 +46,7 @@ class Balance(HTMLParser):
         ("good", "No incident in 250 steps", (), {}),
         ("good", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
         ("warning", "healthy for 209 steps since", (incident(closed=52, helped=True),), {}),
-        ("bad", "not over yet", (incident(),), {}),
+        ("bad", "still open at step 249, the last seen", (incident(),), {}),
         ("bad", "did not help", (incident(closed=52, helped=False),), {}),
         ("bad", "non-finite or over its limit since step 0", (), {"norm_peak": math.nan}),
         ("bad", "non-finite or over its limit", (incident(closed=52, helped=True),), {"norm_peak": math.inf}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,18 @@ def both(first: Spoil, second: Spoil) -> Spoil:
     return lambda module, index, batch: second(module, index, first(module, index, batch))
 
 
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
+
+
 def train(folder: Path, name: str, module: LightningModule, steps: int, guard: GradGuard | None = None) -> GradGuard:
     """Train into ``folder/name``, quietly, and return the guard."""
-    logging.getLogger("lightning_gradguard").setLevel(logging.CRITICAL)
     guard = guard or GradGuard()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet(logging.getLogger("lightning_gradguard")):
         warnings.simplefilter("ignore")
         trainer = Trainer(
             callbacks=[guard],

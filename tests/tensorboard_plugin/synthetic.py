@@ -68,6 +68,14 @@ class Writer:
         half = np.stack([log2, nonfinite]).astype("<f2")
         self._add(f"{prefix}layers{part}", tick, _tensor(half, types_pb2.DT_HALF), "gradguard_layers", content)
 
+    def weights(
+        self, tick: int, names: Sequence[str], norms: npt.NDArray[np.float64], updates: npt.NDArray[np.float64]
+    ) -> None:
+        content = json.dumps({"version": 1, "layers": list(names), "optimizer": 0}).encode()
+        with np.errstate(divide="ignore"):
+            half = np.maximum(np.log2(np.stack([norms, updates])), -60.0).astype("<f2")
+        self._add("gradguard/weights", tick, _tensor(half, types_pb2.DT_HALF), "gradguard_layers", content)
+
     def window(self, tick: int, numbers: Sequence[float], prefix: str = "gradguard/") -> None:
         tensor = _tensor(np.asarray(numbers, "<f8"), types_pb2.DT_DOUBLE)
         self._add(f"{prefix}windows", tick, tensor, "gradguard_layers", b"{}")

@@ -1,7 +1,8 @@
-"""No serious fault that axe-core finds, in light and dark; ``npm install axe-core``, and ``AXE_CORE`` names its ``axe.min.js``."""
+"""No serious fault that axe-core finds, in light and dark; ``AXE_CORE`` may name another ``axe.min.js`` than the package's."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import synthetic
 from browsing import Tab, loaded
 
-AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
+
+def axe() -> Path:
+    """Where axe-core is: in a package that carries it along, so that no other one is fetched."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    carried = Path(found.origin).parent if found is not None and found.origin else Path()
+    return Path(os.environ.get("AXE_CORE", carried / "axe.min.js"))
+
+
+AXE = axe()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed")]
 
 

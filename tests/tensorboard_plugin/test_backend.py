@@ -271,10 +271,52 @@ def test_a_long_run_of_many_layers_opens_at_once(tmp_path: Path) -> None:
 
 def test_a_larger_run_shows_a_sample_first(monkeypatch: pytest.MonkeyPatch, logs: Path) -> None:
     for name in ("AT_ONCE_BYTES", "QUICK_BYTES"):
-        monkeypatch.setattr(f"lightning_gradguard_tensorboard.plugin.{name}", 4 * 74 * 120)
+        monkeypatch.setattr(f"lightning_gradguard_tensorboard.reading.{name}", 4 * 74 * 120)
     fresh = Local(logs)
     first = fresh.view(run="guarded", columns=400, quick=1)
     assert first["sampled"] is True and 100 <= first["codes"].shape[1] < 400
     whole = fresh.view(run="guarded", columns=400)
     assert whole["sampled"] is False and whole["codes"].shape[1] == 400
     assert fresh.view(run="guarded", columns=400, quick=1)["sampled"] is False, "what is decoded is not sampled again"
+
+
+def test_a_request_lists_the_tags_once_and_answers_in_bytes_of_a_screen(
+    monkeypatch: pytest.MonkeyPatch, logs: Path
+) -> None:
+    """Listing costs tens of milliseconds where a thousand names travel with it."""
+    fresh, asked = Local(logs), []
+    provider = fresh.plugin._reader.data
+    lists = provider.list_tensors
+    monkeypatch.setattr(
+        provider, "list_tensors", lambda *args, **kwargs: asked.append(kwargs) or lists(*args, **kwargs)
+    )
+    for route, query in (("/story", {}), ("/view", {"columns": 100}), ("/view", {"columns": 100})):
+        asked.clear()
+        content = fresh.get(route, run="guarded", **query).data
+        assert [one["plugin_name"] for one in asked] == ["gradguard_layers", "gradguard_incidents"]
+    layers, columns = 57, 100
+    assert len(content) < 5 * layers * columns + 8 * 30 * columns + 4000
+
+
+def test_weights_of_a_run_that_measured_them(tmp_path: Path) -> None:
+    writer = synthetic.Writer(tmp_path / "weighed")
+    names = ["a", "b"]
+    for tick in range(8):
+        writer.window(tick, [tick * 10 + 9, tick * 10, 2, 2, 2, 2, 9, 1, 1, 0, 0, 0])
+        writer.layers(tick, names, np.ones(2), np.zeros(2))
+        if tick % 2:
+            writer.weights(tick, names, np.array([4.0, 0.0]), np.array([2.0**-10, np.nan]))
+    writer.close()
+    local = Local(tmp_path)
+    assert local.json("/story", run="weighed")["optimizers"][0]["weighed"] is True
+    seen = read_view(local.get("/weights", run="weighed", columns=100).data)
+    assert seen["layers.first"].tolist() == [10, 20, 40, 60] and seen["layers.last"].tolist() == [20, 40, 60, 80]
+    assert (seen["norms"][0] == 2 * 128).all() and (seen["norms"][1] == -60 * 128).all()
+    assert (seen["updates"][0] == -10 * 128).all() and (seen["updates"][1] == -32768).all()
+    assert seen["beginning"].tolist() == [2 * 128, -32768]
+
+
+def test_runs_of_older_versions_have_no_weights(local: Local) -> None:
+    assert local.json("/story", run="guarded")["optimizers"][0]["weighed"] is False
+    assert read_view(local.get("/weights", run="guarded", columns=100).data)["norms"].shape == (57, 0)
+    assert local.get("/weights", run="nobody").status_code == 404

@@ -92,7 +92,7 @@ def test_a_click_on_an_incident_zooms_and_outlines(tab: Tab) -> None:
     frame.locator(".incident[data-number='3']").click()
     loaded(frame, "2185-2785")
     assert extent(frame) != before
-    assert frame.locator(".label.blamed").inner_text() == "attn.proj", "its block has been unfolded"
+    assert frame.locator(".label.blamed .text").inner_text() == "attn.proj", "its block has been unfolded"
     assert frame.locator(".incident[data-number='3']").get_attribute("aria-pressed") == "true"
     assert frame.locator(".pin").inner_text() == "step 2,485"
     assert colours(frame)[(28, 36, 48)] > 500, "the outline"
@@ -299,7 +299,7 @@ def test_by_keyboard(tab: Tab) -> None:
     heat.focus()
     heat.press("/")
     tab.page.keyboard.type("head")
-    assert frame.locator(".label").all_inner_texts() == ["head"], "a search by keyboard alone"
+    assert frame.locator(".label .text").all_inner_texts() == ["head"], "a search by keyboard alone"
 
 
 def test_drag_zooms_and_double_click_shows_all(tab: Tab) -> None:

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from lightning_gradguard_tensorboard import plugin, series, wire
+from lightning_gradguard_tensorboard import codes, packing, series, thinning, weights, wire
 
 
 def timeline(steps: list[int], width: int = 10, peak: float | list[float] = 1.0) -> series.Timeline:
@@ -58,8 +58,8 @@ def test_an_incident_is_not_its_own_yardstick() -> None:
     data[100:, 0] = 10.0
     made = series.assemble(["a"], windows, np.arange(200), np.zeros(200), data)
     assert (made.baseline == 0).all()
-    shown = series.view(made, 0, 2000, 500)
-    assert shown.ratios[0, -1] == 10 * series.CODES
+    shown = thinning.view(made, 0, 2000, 500)
+    assert shown.ratios[0, -1] == 10 * codes.CODES
 
 
 def test_a_slow_decay_does_not_tint_the_map() -> None:
@@ -67,8 +67,8 @@ def test_a_slow_decay_does_not_tint_the_map() -> None:
     data = halves(1000, 1)
     data[:, 0, 0] = np.linspace(6, -6, 1000)
     made = series.assemble(["a"], windows, np.arange(1000), np.zeros(1000), data)
-    ratios = series.view(made, 0, 10000, 1000).ratios[0, 50:]
-    assert np.abs(ratios).max() < 1.0 * series.CODES
+    ratios = thinning.view(made, 0, 10000, 1000).ratios[0, 50:]
+    assert np.abs(ratios).max() < 1.0 * codes.CODES
 
 
 @pytest.mark.parametrize("columns", [1, 7, 100, 5000])
@@ -78,9 +78,9 @@ def test_thinning_keeps_the_worst(columns: int) -> None:
     data[333, 0, 1] = 9.0
     data[777, 1, 2] = 2.0
     made = series.assemble(["a", "b", "c"], windows, np.arange(1000), np.zeros(1000), data)
-    shown = series.view(made, 0, 10000, columns)
+    shown = thinning.view(made, 0, 10000, columns)
     assert shown.codes.shape == (3, min(columns, 1000))
-    assert shown.codes[1].max() == 9 * series.CODES and shown.codes[0].max() == 0
+    assert shown.codes[1].max() == 9 * codes.CODES and shown.codes[0].max() == 0
     assert shown.nonfinite[2].max() == 2 and shown.nonfinite[:2].max() == 0
     assert np.nanmax(shown.windows["peak"]) == 77.0
     assert shown.windows["nonfinite"].sum() == 1
@@ -91,9 +91,9 @@ def test_zero_and_missing_have_no_ratio() -> None:
     data[:, 0, 0] = wire.ZERO
     data[10, 0, 1] = np.nan
     made = series.assemble(["frozen", "b"], timeline(list(range(9, 509, 10))), np.arange(50), np.zeros(50), data)
-    shown = series.view(made, 0, 500, 100)
-    assert (shown.ratios[0] == series.MISSING).all()
-    assert shown.codes[1, 10] == series.MISSING and shown.ratios[1, 10] == series.MISSING
+    shown = thinning.view(made, 0, 500, 100)
+    assert (shown.ratios[0] == codes.MISSING).all()
+    assert shown.codes[1, 10] == codes.MISSING and shown.ratios[1, 10] == codes.MISSING
 
 
 def test_a_loader_that_kept_other_ticks_of_each_tag() -> None:
@@ -107,7 +107,7 @@ def test_layers_without_windows_lie_on_their_ticks() -> None:
     nothing = series.lay_out(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, len(wire.COLUMNS))))
     made = series.assemble(["a"], nothing, np.arange(3), np.zeros(3), halves(3, 1))
     assert made.layer_axis.last.tolist() == [1, 2, 3]
-    assert series.view(made, 0, 3, 10).windows["peak"].shape == (0,)
+    assert thinning.view(made, 0, 3, 10).windows["peak"].shape == (0,)
 
 
 def test_restless_only_when_it_has_not_ended() -> None:
@@ -121,7 +121,7 @@ def test_restless_only_when_it_has_not_ended() -> None:
 def test_packed_arrays_lie_where_their_types_may() -> None:
     data = halves(7, 3)
     made = series.assemble(["a", "b", "c"], timeline(list(range(9, 79, 10))), np.arange(7), np.zeros(7), data)
-    packed = plugin.pack(series.view(made, 0, 70, 100), 0, 70)
+    packed = packing.view(thinning.view(made, 0, 70, 100), 0, 70)
     length = struct.unpack("<I", packed[:4])[0]
     header = json.loads(packed[4 : 4 + length])
     offset = 4 + length
@@ -139,7 +139,7 @@ def test_counts_since_the_run_began_become_counts_of_each_window() -> None:
     # A run begun anew in the same folder counts from zero.
     made.table[:, wire.COLUMNS.index("skipped")] = [3, 5, 0, 2]
     assert made.total("skipped") == 7
-    shown = series.view(series.assemble([], made, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 40, 2)
+    shown = thinning.view(series.assemble([], made, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 40, 2)
     assert shown.windows["skipped"].tolist() == [5, 2]
 
 
@@ -147,12 +147,38 @@ def test_a_log_of_the_first_version_counts_nothing() -> None:
     rows = [wire.parse_window(np.arange(9.0) + i) for i in range(3)]
     laid = series.lay_out(np.arange(3), np.zeros(3), np.array(rows))
     assert laid.total("skipped") == 0
-    shown = series.view(series.assemble([], laid, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 9, 1)
+    shown = thinning.view(series.assemble([], laid, np.zeros(0, np.int64), np.zeros(0), halves(0, 0)), 0, 9, 1)
     assert np.isnan(shown.windows["skipped"]).all() and shown.windows["coefficient"].tolist() == [7]
     assert wire.parse_window(np.arange(8.0)) is None and wire.parse_window(np.full(9, np.nan)) is None
     assert wire.parse_window(np.arange(30.0)).tolist() == list(range(len(wire.COLUMNS)))
 
 
 def test_lists_of_layers_are_put_side_by_side() -> None:
-    wide = series.spread(halves(2, 1, 3.0), ["b"], ["a", "b"])
+    wide = codes.spread(halves(2, 1, 3.0), ["b"], ["a", "b"])
     assert np.isnan(wide[:, 0, 0]).all() and wide[:, 0, 1].tolist() == [3, 3] and not wide[:, 1].any()
+
+
+def test_weights_lie_on_the_axis_without_gaps() -> None:
+    """An event stands for all steps since the one before, since fewer are written of them than of windows."""
+    windows = timeline([9, 19, 29, 39])
+    numbers = np.array([[[0, 3], [-10, -60]], [[1, 3], [-9, np.nan]]], np.float16)
+    found = weights.weigh(["a", "b"], windows, np.array([1, 3]), numbers)
+    assert found.axis.first.tolist() == [10, 20] and found.axis.last.tolist() == [20, 40]
+    assert found.beginning.tolist() == [0, 3 * codes.CODES]
+    places, norms, updates = thinning.weights(found, 0.0, 40.0, 1)
+    assert places["last"].tolist() == [40.0] and norms.tolist() == [[codes.CODES], [3 * codes.CODES]]
+    assert updates.tolist() == [[-9 * codes.CODES], [-60 * codes.CODES]], "the largest of what it covers"
+    nothing = weights.weigh(["a"], timeline([]), np.array([3]), np.zeros((1, 2, 1), np.float16))
+    assert nothing.norms.shape == (0, 1) and nothing.beginning.tolist() == [codes.MISSING]
+
+
+def test_a_layer_that_has_left_its_level_for_good_stays_coloured() -> None:
+    """Its running median would follow, and the map would cool down although nothing has healed."""
+    halves = np.zeros((400, 2, 8), np.float16)
+    halves[200:, 0, 3] = -8.0
+    loaded = series.assemble(
+        list("abcdefgh"), timeline([10 * i + 9 for i in range(400)]), np.arange(400), np.zeros(400), halves
+    )
+    assert [one.layer for one in loaded.outliers] == [3]
+    ratios = thinning.view(loaded, 0.0, 4000.0, 400).ratios / codes.CODES
+    assert (ratios[3, 205:] == -8.0).all() and (ratios[3, :195] == 0.0).all() and (ratios[4] == 0.0).all()

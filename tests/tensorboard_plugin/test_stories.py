@@ -116,6 +116,8 @@ def test_a_bad_batch(tab: Tab, take: Any) -> None:
     frame = tab.open(run="bad-batch")
     said = answers(frame)
     assert said["When"].startswith("step 500, sudden") and said["Done"].startswith("1 step skipped")
+    assert said["Where"] == "batch 500; no layer is blamed"
+    assert "could not be told" not in frame.locator("body").inner_text(), "nobody looked for its cause"
     assert "calm for" in said["Now"] and "first aid was all" in said["Did it help?"]
     take("story-bad-batch")
 
@@ -125,10 +127,9 @@ def test_a_rate_too_high_whose_first_treatment_was_taken_back(tab: Tab, take: An
     frame = tab.open(run="second-try")
     said = answers(frame)
     assert said["Did it help?"].startswith("yes: loss") and "taken back first: 2 treatments" in said["Did it help?"]
-    assert (
-        "restored the layer; rolled back to a good snapshot; rolled back to a good snapshot and lowered" in said["Done"]
-    )
-    frame.locator(".incident").click()
+    told = "restored the layer (taken back); rolled back (taken back); rolled back and lowered the learning rate (kept)"
+    assert said["Done"].endswith(told)
+    frame.locator(".incident .headline").click()
     frame.locator(".panel[data-loaded]:not([data-loaded='0-900'])").first.wait_for()
     assert frame.locator("svg.loss .trial.back").count() == 2 and frame.locator("svg.loss .trial.kept").count() == 1
     words = frame.locator("svg.loss .trial-word").all_text_contents()
@@ -169,16 +170,18 @@ def test_a_stopped_run_says_so(tab: Tab, take: Any) -> None:
     tab.page.set_viewport_size({"width": 1000, "height": 860})
     frame = tab.open(run="stopped")
     sentence = frame.locator(".verdict.bad").inner_text()
-    assert "Stopped by GradGuard at step 401: 100 steps in a row were held; first batch at step 301." in sentence
+    assert "Stopped by GradGuard at step 401: 100 steps in a row were skipped; first batch at step 301." in sentence
     said = answers(frame)
     assert said["Now"].startswith("stopped at step 401") and said["Did it help?"] == "no: the run was stopped"
+    assert said["Where"] == "batch 301 and those after it"
     card = frame.locator(".incident").inner_text()
     assert "stopped the run" in card and "at step 401" in card and "Calm" not in card and "∞" not in card
-    frame.locator(".incident").click()
+    take("story-stopped")
+    frame.locator(".incident .headline").click()
     frame.locator(".incident[aria-pressed=true]").wait_for()
     card = frame.locator(".incident").inner_text()
     assert "Calm" not in card and card.count("stopped the run") == 1
-    take("story-stopped")
+    frame.locator("svg.steps .tick").get_by_text("400", exact=True).wait_for()  # zoomed, its end is in sight
 
 
 def test_trouble_is_drawn_from_the_step_at_which_it_began(tab: Tab) -> None:
@@ -294,10 +297,51 @@ def test_the_room_of_a_few_layers_goes_to_the_charts(tab: Tab) -> None:
     assert line["y"] + line["height"] <= heat["y"] + rows + 3
 
 
+def test_updates_and_weights_are_shown_and_read_at_the_crosshair(tab: Tab, take: Any) -> None:
+    tab.page.set_viewport_size({"width": 1000, "height": 860})
+    frame = tab.open(run="bad-layer")
+    frame.get_by_label("Statistic").select_option("update")
+    frame.locator("h2", has_text="norm of an update over that of the weights").wait_for()
+    assert len(colours(frame)) > 20
+    heat = frame.locator("canvas.heat")
+    heat.hover(position={"x": 300, "y": 50})
+    frame.locator(".tooltip").get_by_text("of the weights, in one step").wait_for()
+    values = frame.locator(".label .at").all_inner_texts()
+    assert len(values) >= 10 and all(1e-6 < float(value) < 1.0 for value in values), "a list beside the layers"
+    take("updates")
+    frame.get_by_label("Statistic").select_option("weight")
+    frame.locator("h2", has_text="norm of the weights against their first").wait_for()
+    heat.hover(position={"x": 300, "y": 50})
+    frame.locator(".tooltip").get_by_text("its first").wait_for()
+    assert all("×" in value or value.startswith("1/") for value in frame.locator(".label .at").all_inner_texts())
+    with tab.page.expect_download() as numbers:
+        frame.locator(".menu summary").click()
+        frame.get_by_role("button", name="Numbers (CSV)").click()
+    lines = list(csv.DictReader(io.StringIO(Path(numbers.value.path()).read_text())))
+    assert float(lines[-1]["weights stem"]) > 0 and 0 < float(lines[-1]["update stem"]) < 1
+    link = tab.page.url
+    tab.page.goto("about:blank")
+    tab.page.goto(link)
+    frame.locator("h2", has_text="norm of the weights against their first").wait_for()
+    assert frame.get_by_label("Statistic").input_value() == "weight"
+
+
+def test_a_run_that_measured_no_weights_does_not_offer_them(tab: Tab) -> None:
+    frame = tab.open(run="one-of-160", stat="update")
+    assert "Update / weight" not in frame.get_by_label("Statistic").locator("option").all_inner_texts()
+    frame.locator(".label", has_text="blocks.77.fc").first.wait_for()
+
+
+def test_the_values_at_a_marked_step_stay_beside_the_layers(tab: Tab) -> None:
+    frame = tab.open(run="one-of-160", step=310)
+    frame.locator(".telling").wait_for()
+    assert frame.locator(".label.pinned .at").inner_text().startswith("1/")
+
+
 def test_a_link_opens_at_step_layer_and_zoom(tab: Tab) -> None:
     frame = tab.open(run="one-of-160", step=300, layer="blocks.120.fc", **{"from": 200, "to": 400})
     loaded(frame, "200-400")
-    label = frame.locator(".label.chosen")
+    label = frame.locator(".label.chosen .text")
     label.wait_for()
     assert label.inner_text() == "blocks.120.fc" and frame.locator(".pin").inner_text() == "step 300"
     frame.locator(".label", has_text="blocks.119.fc").click()
@@ -317,7 +361,7 @@ def test_what_is_seen_can_be_taken_along(tab: Tab) -> None:
         frame.get_by_role("button", name="Picture (PNG)").click()
     content = Path(picture.value.path()).read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 30_000
-    frame.locator(".incident").click()
+    frame.locator(".incident .headline").click()
     frame.get_by_role("button", name="Copy as Markdown").click()
     frame.get_by_role("button", name="Copied").wait_for()
     text = tab.page.evaluate("navigator.clipboard.readText()")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import synthetic
 
-from lightning_gradguard_tensorboard import story
+from lightning_gradguard_tensorboard import events, story
 
 
-def event(tick: int, payload: Any) -> story.Event:
+def event(tick: int, payload: Any) -> events.Event:
     made = story.parse_event(tick, float(tick), 0, json.dumps(payload))
     assert made is not None
     return made
@@ -23,7 +23,7 @@ def said(verdict: dict[str, Any]) -> str:
 
 def record(**changes: Any) -> dict[str, Any]:
     made = synthetic.incident(1, 1900, "non-finite", "blocks.7.mlp.fc2", value="inf", **changes)
-    return story.incidents([event(1, {"event": "closed", "incident": made, "message": None, "step": 1900})], {})[0]
+    return events.incidents([event(1, {"event": "closed", "incident": made, "message": None, "step": 1900})], {})[0]
 
 
 END = (2400.0, 2399)
@@ -75,14 +75,14 @@ def test_no_incident_but_out_of_its_band_is_red() -> None:
 
 def test_the_last_event_of_an_incident_counts_and_its_first_places_it() -> None:
     first = synthetic.incident(2, 50, "sudden", "head")
-    events = [
+    written = [
         event(1, {"event": "opened", "incident": first, "message": "began", "step": 50}),
         event(2, {"event": "closed", "incident": {**first, "closed": 90, "helped": True}, "message": None, "step": 90}),
         event(3, {"event": "notice", "incident": None, "message": "back to full speed", "step": 95}),
     ]
-    (merged,) = story.incidents(events, {})
+    (merged,) = events.incidents(written, {})
     assert merged["helped"] is True and merged["time"] == 1.0 and merged["messages"] == ["began"]
-    assert story.notices(events) == [{"step": 95, "first": 95, "times": 1, "message": "back to full speed"}]
+    assert events.notices(written) == [{"step": 95, "first": 95, "times": 1, "message": "back to full speed"}]
 
 
 @pytest.mark.parametrize("text", [b"{not json \xff", b"[]", b"3", b"", "{"])
@@ -100,5 +100,5 @@ def test_what_is_not_an_event_is_left_out(text: bytes | str) -> None:
     ],
 )
 def test_a_malformed_incident_breaks_nothing(broken: dict[str, Any]) -> None:
-    records = story.incidents([event(1, {"event": "opened", "incident": broken, "step": 1})], {})
+    records = events.incidents([event(1, {"event": "opened", "incident": broken, "step": 1})], {})
     story.verdict(records, END)

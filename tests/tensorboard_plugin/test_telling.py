@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from browsing import Tab
 
-from lightning_gradguard_tensorboard import story, telling
+from lightning_gradguard_tensorboard import events, story, telling
 
 END = (2400.0, 2399)
 BACK = {
@@ -43,8 +43,8 @@ def record(*remedies: str, number: int = 1, cause: str = "unknown", **changes: A
 
 
 def verdict(made: dict[str, Any]) -> tuple[str, str, str]:
-    event = story.Event(1, 1.0, 0, {"event": "closed", "incident": made})
-    said = story.verdict(story.incidents([event], {}), END)
+    event = events.Event(1, 1.0, 0, {"event": "closed", "incident": made})
+    said = story.verdict(events.incidents([event], {}), END)
     return said["level"], said["headline"], "".join(word.get("text", word.get("layer", "")) for word in said["words"])
 
 
@@ -71,7 +71,7 @@ def watched(**changes: Any) -> dict[str, Any]:
             record("skip", trials=[BACK], resign=True, closed=1964, helped=False),
             "bad",
             "Not healed",
-            "nothing that was tried helped, and it was taken back; left: first aid only: the run goes on as you wrote it",
+            "nothing that was tried helped, and it was taken back; left to try: first aid only: the run goes on as you wrote it",
         ),
     ],
 )

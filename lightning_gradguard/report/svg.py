@@ -1,0 +1,142 @@
+"""The pieces of a static chart: where things are, marks with their colours, text, scales, lines and areas.
+
+Each mark has a class, for a page with a style sheet, and the light theme's colours as attributes, for a notebook that
+strips style sheets.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_gradguard_tensorboard import axis, colours
+from lightning_gradguard_tensorboard.codes import Floats
+from lightning_gradguard_tensorboard.telling import short
+
+WIDTH, LEFT, RIGHT = 1060, 176, 14
+PLOT = WIDTH - LEFT - RIGHT
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Where things are: a stretch of steps from left to right, a range of log10 or plain values from bottom to top."""
+
+    start: float
+    end: float
+    low: float
+    high: float
+    top: float
+    height: float
+    log: bool = True
+
+    def x(self, place: float) -> float:
+        """Return where a place on the axis lies."""
+        inside = min(max(place, self.start), self.end)
+        return LEFT + PLOT * (inside - self.start) / max(self.end - self.start, 1.0)
+
+    def y(self, value: float) -> float:
+        """Return where a value lies."""
+        level = (math.log10(value) if value > 0 else self.low) if self.log else value
+        level = min(max(level, self.low), self.high)
+        return self.top + self.height * (1.0 - (level - self.low) / (self.high - self.low))
+
+
+_STYLES = {
+    "grid": ("line", None),
+    "frame": ("line", None),
+    "axis": ("quiet", None),
+    "band": (None, "band"),
+    "limit": ("limit", None),
+    "typical": ("quiet", None),
+    "peak": ("peak", None),
+    "nonfinite": (None, "nonfinite"),
+    "loss-band": (None, "loss-band"),
+    "loss": ("loss", None),
+    "trial kept": ("good", "good"),
+    "trial back": ("bad", "bad"),
+    "trial open": ("warning", "warning"),
+    "level": ("ink", None),
+    "level ring": ("ink", "ground"),
+    "level disc": ("ink", "ink"),
+    "held": (None, "held"),
+    "clipped": (None, "clip"),
+    "rollback": ("ink", None),
+}
+"""Line and area of each kind of mark, by their names in the style sheet."""
+
+
+def mark(tag: str, kind: str, content: str = "", **attributes: object) -> str:
+    """Return one element of a kind that has colours; ``attributes`` with underscores for dashes."""
+    stroke, fill = _STYLES.get(kind, (None, None))
+    sheet = colours.sheet("light")
+    shown = {"class": kind, "stroke": sheet[stroke] if stroke else None, "fill": sheet[fill] if fill else "none"}
+    if kind.startswith("trial"):
+        shown |= {"fill-opacity": ".2", "stroke-opacity": ".6"}
+    shown |= {name.replace("_", "-"): _attribute(value) for name, value in attributes.items()}
+    told = "".join(f' {name}="{value}"' for name, value in shown.items() if value is not None)
+    return f"<{tag}{told}>{content}</{tag}>" if content else f"<{tag}{told}/>"
+
+
+def _attribute(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def text(words: str, x: float, y: float, kind: str = "tick", anchor: str = "start", **attributes: object) -> str:
+    """Return words at a place."""
+    told = "".join(f' {name}="{value}"' for name, value in attributes.items())
+    colour = colours.sheet("light")["ink" if kind == "title" else "quiet"]
+    place = f'x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}"'
+    return f'<text class="{kind}" {place}{told}>{html.escape(words)}</text>'
+
+
+def title(words: str, top: float) -> str:
+    """Return the heading of a chart that begins at ``top``."""
+    return text(words, LEFT, top - 9, "title")
+
+
+def decades(columns: Sequence[Floats]) -> tuple[float, float]:
+    """Return log10 of the smallest and the largest number, with some room."""
+    values = np.concatenate(columns)
+    logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    if not len(logs):
+        return 0.0, 1.0
+    room = max(0.12 * float(logs.max() - logs.min()), 0.15)
+    return float(logs.min()) - room, float(logs.max()) + room
+
+
+def scale(plot: Plot) -> Iterable[str]:
+    """Yield hairlines at the ticks, with their numbers to the left."""
+    if plot.log:
+        levels = [10.0**tick for tick in axis.log_ticks(plot.low, plot.high, int(plot.height / 36))]
+    else:
+        levels = np.linspace(plot.low, plot.high, 4)[1:-1].tolist()
+    for level in levels:
+        y = plot.y(level)
+        yield mark("path", "grid", d=f"M{LEFT} {y:.1f}H{LEFT + PLOT}")
+        yield text(short(float(f"{level:.2g}")), LEFT - 8, y + 4, anchor="end")
+
+
+def line(xs: Floats, ys: Floats, plot: Plot) -> str:
+    """Return path data through what can be drawn; the line breaks where there is nothing."""
+    path, pen_down = [], False
+    for place, value in zip(xs.tolist(), ys.tolist(), strict=True):
+        drawn = math.isfinite(value) and (value > 0 or not plot.log)
+        if drawn:
+            path.append(f"{'L' if pen_down else 'M'}{plot.x(place):.1f} {plot.y(value):.1f}")
+        pen_down = drawn
+    return "".join(path)
+
+
+def area(xs: Floats, low: Floats, high: Floats, plot: Plot) -> str:
+    """Return path data of what lies between two lines, in pieces where one of them breaks."""
+    path = []
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high) & ((low > 0) | (not plot.log)))
+    for piece in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else ():
+        above = [f"{plot.x(xs[c]):.1f} {plot.y(high[c]):.1f}" for c in piece]
+        below = [f"{plot.x(xs[c]):.1f} {plot.y(low[c]):.1f}" for c in piece[::-1]]
+        path.append(f"M{'L'.join(above + below)}z")
+    return "".join(path)

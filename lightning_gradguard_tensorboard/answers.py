@@ -1,0 +1,90 @@
+"""The answers to the five questions: how is it now, when did it break, where, what was done, did that help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .telling import cause, count, dicts, improved, level, number, outcomes, short, state, summary, watched
+
+Words = list[dict[str, str]]
+"""A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page parses no markup."""
+
+
+def answers(records: Sequence[Mapping[str, Any]], now: str, first_aid: str) -> list[dict[str, Any]]:
+    """Return the questions with their answers.
+
+    Args:
+        records: The incidents, newest first; there is one at least.
+        now: How the run is.
+        first_aid: The steps skipped and clipped, in words.
+    """
+    newest = records[0]
+    told = {
+        "Now": [{"text": now}],
+        "When": _when(records),
+        "Where": _where(newest),
+        "Done": [{"text": "; ".join([first_aid] * bool(first_aid) + summary(newest)) or done_by(newest)}],
+        "Did it help?": [{"text": _helped(newest)}],
+    }
+    return [{"question": question, "words": words} for question, words in told.items()]
+
+
+def _when(records: Sequence[Mapping[str, Any]]) -> Words:
+    newest, before = records[0], len(records) - 1
+    earlier = f"; {count(before, 'incident')} before it" if before else ""
+    return [{"text": f"step {newest['step']:,}, {newest.get('form', 'unknown')}{earlier}"}]
+
+
+def _where(record: Mapping[str, Any]) -> Words:
+    culprit, found, number = culprit_of(record), cause(record), record.get("batch")
+    batch = f"batch {number:,}" if isinstance(number, int) else "the batch"
+    if culprit == "batch":
+        more = " and those after it" if isinstance(alarms := record.get("alarms"), int) and alarms > 1 else ""
+        return [{"text": batch + more if found in ("", "the data of that step") else f"{batch}{more}: {found}"}]
+    if culprit is not None:
+        said = found and found not in (f"layer {culprit}", "could not be told")
+        return [{"layer": culprit}, {"text": f": {found}" if said else ""}]
+    if found in ("", "could not be told", "not known yet"):
+        return [{"text": f"{batch}; no layer is blamed" if isinstance(number, int) else "no layer is blamed"}]
+    return [{"text": found}]
+
+
+def _helped(record: Mapping[str, Any]) -> str:
+    """Answer whether it helped, by the loss before and after where one was known."""
+    trials, stands = dicts(record.get("trials")), state(record)
+    if watched(record):
+        return "nothing was changed, only watched"
+    if stands == "stopped":
+        return "no: the run was stopped"
+    if stands == "anew":
+        return "what is healthy is learned anew"
+    if not trials:
+        aid = "calm since; first aid was all, so nothing was measured"
+        return {"open": "not over at the last step seen", "failed": "no", "helped": "yes"}.get(stands, aid)
+    last = trials[-1]
+    before, trouble, after = (number(last.get(key)) for key in ("before", "trouble", "after"))
+    numbers = f"loss {level(trouble)} → {level(after)}" + (
+        f", before the trouble {short(before)}" if not math.isnan(before) else ""
+    )
+    lost = f"; taken back first: {count(len(trials) - 1, 'treatment')}" if trials[1:] else ""
+    if math.isnan(trouble) and math.isnan(after):
+        numbers = "no loss was known"
+    if stands == "open":
+        return f"not yet: {numbers}, taken back"
+    if improved(last, record):
+        return f"yes: {numbers}{lost}"
+    return f"no: {numbers}, taken back" if last.get("outcome") == "taken back" else f"not shown: {numbers}{lost}"
+
+
+def culprit_of(record: Mapping[str, Any]) -> str | None:
+    """Return the layer, or the batch, that is suspected first; None where nobody is."""
+    blame = dicts(record.get("blame"))
+    return str(blame[0].get("layer")) if blame else None
+
+
+def done_by(record: Mapping[str, Any]) -> str:
+    """Return which remedies acted."""
+    names = dict.fromkeys(str(o.get("remedy")) for o in outcomes(record))
+    return "remedy: " + ", ".join(names) if names else "no remedy was applied"

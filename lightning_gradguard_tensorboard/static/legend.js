@@ -1,0 +1,31 @@
+// What the lines and marks are, in a word each.
+
+import { h, s } from "./dom.js";
+import { diamond } from "./norm.js";
+
+const key = (mark, text) => h("span", { class: "key" }, mark, text);
+const drawn = (name) => s("svg", { class: "drawn", viewBox: "-6 -6 12 12", "aria-hidden": "true" }, s("path", { class: name, d: diamond(0, 0) }));
+
+/** What the lines are, and those marks that there are. */
+export function normKeys(panel) {
+  const { nonfinite, overflows, clipped, skipped, coefficient, lr_factor: factor } = panel.view.windows;
+  return [
+    key(h("i", { class: "swatch peak-key" }), "largest norm"),
+    key(h("i", { class: "swatch typical-key" }), "typical"),
+    key(h("i", { class: "swatch band-key" }), "healthy band"),
+    key(h("i", { class: "swatch limit-key" }), "limit"),
+    panel.shownIncidents().length > 0 && key(h("i", { class: "dot-key" }), "incident"),
+    nonfinite.some((count) => count > 0) && key(drawn("nonfinite"), "non-finite"),
+    overflows.some((count) => count > 0) && key(drawn("overflow"), "scaler overflow"),
+    (clipped.some((count) => count > 0) || coefficient.some((one) => one > 0 && one < 1)) && key(h("i", { class: "swatch clip-key" }), "clipped"),
+    (skipped.some((count) => count > 0) || coefficient.some((one) => one === 0)) && key(h("i", { class: "swatch held-key" }), "skipped"),
+    factor.some((one, c) => c > 0 && one < factor[c - 1]) && key(h("i", { class: "text-key" }, "▾"), "LR lowered"),
+    (panel.shownRollbacks().length > 0 || panel.extent.segments.length > 1) && key(h("i", { class: "text-key" }, "↶"), "rollback"),
+  ];
+}
+
+/** What the lines of the loss are. */
+export const lossKeys = () => [
+  key(h("i", { class: "swatch loss-key" }), "mean"),
+  key(h("i", { class: "swatch loss-band-key" }), "lowest to highest"),
+];

@@ -1,0 +1,136 @@
+"""What was found: evidence, suspect and cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
+from .standing import state, watched
+from .trials import left, on_trial, treats, trial, would_have
+from .words import cause_named, clean, gains, short, tidy
+
+_RATE = "learning rate "
+_NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
+"""Causes of which every layer is a victim, so that the one that shows most is not the first."""
+
+
+_FEW_SAMPLES = 8
+_NO_LAYER = ("batch", "loss function")
+"""Suspects that are no layer."""
+
+
+def suspect(record: Record) -> str:
+    """Return ``first in conv4 (forward gain 57 x)``; nothing where nobody is blamed, or no single layer is at fault."""
+    blame = dicts(record.get("blame"))
+    if not blame:
+        return ""
+    layer = str(blame[0].get("layer", "?"))
+    told = [decision_of(action).get("cause") for action in actions_of(record)]
+    if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
+        return ""
+    if layer in _NO_LAYER:
+        name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}"
+    else:
+        name = f"first in {clean(layer) or 'the root module'}"
+    evidence = gains(blame[0])
+    return f"{name} ({evidence})" if evidence else name
+
+
+def _the_batch(blame: Record) -> str:
+    """Return ``the batch of rank 1, sample 5``."""
+    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
+    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
+    return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
+
+
+def opening(record: Record) -> str:
+    """Return the sentence that opens an incident: when, which form, where."""
+    where = suspect(record)
+    told = f"incident {integer(record.get('number')):,} at step {integer(record.get('step')):,}: {record.get('form')}"
+    return told + (f", {where}" if where else "")
+
+
+def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]]:
+    """Yield what is known of cause and treatment, as it is told: ``("cause", "the learning rate")``, and so on.
+
+    Args:
+        record: The incident.
+        trials: Whether to tell of the treatments one by one, which a table tells better.
+    """
+    stands, tried = state(record), dicts(record.get("trials"))
+    if found := cause(record):
+        yield ("suspected cause" if tried and stands == "failed" else "cause"), found
+    for one in tried if trials else ():
+        yield "tried", trial(one, record)
+    if pending := on_trial(record):
+        yield "on trial", pending
+    actions = actions_of(record)
+    measured = [v.get("reason") for action in actions if (v := verdict_of(action)).get("detector") == "initialize"]
+    if measured:
+        yield "measured", tidy(clean(str(measured[-1])))
+    done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
+    rates = [str(one.get("detail")) for one in done if one.get("remedy") == "backoff"]
+    if rates and rates[-1].startswith(_RATE) and not left(record):
+        yield (
+            "learning rate",
+            f"lowered to {tidy(clean(rates[-1].removeprefix(_RATE)))}; it climbs while the loss falls",
+        )
+    if would := would_have(record):
+        yield "only watched", would
+    if stands == "anew":
+        yield "new regime", "what is healthy is learned anew from here on"
+    if remains := left(record):
+        yield "left to try", remains
+    if isinstance(kept := record.get("bundle"), str) and kept:
+        yield "evidence", clean(kept)
+
+
+def cause(record: Record) -> str:
+    """Return what was found to be at fault, empty if nobody looked.
+
+    It is what the treatment that was kept was for, else the newest one, else what first aid was for.
+    """
+    actions, trials = actions_of(record), dicts(record.get("trials"))
+    told = [str(cause) for action in actions if (cause := decision_of(action).get("cause"))]
+    named = [name for name in told if name != "unknown"]
+    if state(record) == "anew":
+        found = told[-1]
+    elif watched(record):
+        # Where nothing is done the trouble spreads, and only the first finding is of what began it.
+        found = (named or told or [""])[0]
+    else:
+        kept = [str(one.get("cause")) for one in trials if one.get("outcome") == "kept"]
+        treated = [str(decision_of(action).get("cause") or "") for action in actions if treats(action)]
+        tried = [str(one.get("cause")) for one in trials]
+        found = (kept or treated or tried or named or told or [""])[-1]
+        if found == "unknown" and state(record) == "open":
+            return "not known yet"
+        if found == "unknown" and state(record) == "calm" and not trials:
+            return ""  # The trouble went by with first aid, and nobody looked for its cause.
+    layers = [clean(layer) for layer in _at_fault(record)] if found == "layer" else []
+    return f"{'layer' if len(layers) == 1 else 'layers'} {' and '.join(layers)}" if layers else cause_named(found)
+
+
+def _at_fault(record: Record) -> list[str]:
+    outcomes = [o for a in actions_of(record) for o in applied(a) if o.get("remedy") == "reinitialize"]
+    blamed = [str(blame.get("layer")) for blame in dicts(record.get("blame")) if blame.get("layer") != "batch"]
+    return [layer or "the root module" for layer in (texts(outcomes[-1].get("layers")) if outcomes else blamed)[:2]]
+
+
+def evidence(action: Record) -> str:
+    """Return what was measured, and what it was compared with: ``310 against a limit of 3.7 (84 x)``."""
+    verdict = verdict_of(action)
+    value, limit = number(verdict.get("value")), number(verdict.get("limit"))
+    if not math.isfinite(value):
+        return f"{short(value)}: not finite"
+    if not math.isfinite(limit):
+        return short(value)
+    times = f" ({short(float(f'{value / limit:.2g}'))} x)" if 0.0 < limit < value else ""
+    return f"{short(value)} against a limit of {short(limit)}{times}"
+
+
+def reason(action: Record) -> str:
+    """Return the sentence that a detector gave with its verdict."""
+    return tidy(clean(str(verdict_of(action).get("reason") or "")))

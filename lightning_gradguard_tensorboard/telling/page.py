@@ -1,0 +1,59 @@
+"""What the page is told of an incident."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .finding import evidence, findings, reason
+from .record import Record, actions_of, dicts, number, whole
+from .standing import STATES, result, state, why_stopped
+from .trials import became, levels, tried
+from .words import cause_named, gains, tidy
+
+
+def tell(record: Record) -> dict[str, Any]:
+    """Return what the page shows.
+
+    ``state``, its ``level``, ``glyph`` and ``word``, ``evidence``, ``findings`` and ``trials``, ``done``.
+    """
+    stands, actions = state(record), actions_of(record)
+    colour, glyph, word = STATES[stands]
+    return {
+        "state": stands,
+        "level": colour,
+        "glyph": glyph,
+        "word": word,
+        "result": result(record),
+        "why_stopped": why_stopped(record) if stands == "stopped" else "",
+        "evidence": {"measured": evidence(actions[0]), "reason": reason(actions[0])} if actions else None,
+        "findings": [{"name": name, "text": text} for name, text in findings(record, trials=False)],
+        "trials": [_trial(one, record) for one in dicts(record.get("trials"))],
+        "done": _deeds(actions),
+        "blame": [
+            {**one, "gains": gains(one), "reason": tidy(str(one.get("reason") or ""))}
+            for one in dicts(record.get("blame"))
+        ],
+    }
+
+
+def _trial(one: Record, record: Record) -> dict[str, Any]:
+    outcome = str(one.get("outcome"))
+    return {
+        "treatment": f"{tried(one, record)} at step {whole(one.get('opened'))}",
+        "name": {"kept": "kept", "taken back": "taken back"}.get(outcome, "tried"),
+        "cause": cause_named(str(one.get("cause"))),
+        "became": became(one, record),
+        "levels": levels(one),
+        "numbers": [number(one.get(key)) for key in ("before", "trouble", "after")],
+    }
+
+
+def _deeds(actions: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return what the remedies did, each kind once, with how often and the detail of the first."""
+    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    for outcome in (o for action in actions for o in dicts(action.get("outcomes"))):
+        key = str(outcome.get("remedy")), outcome.get("applied") is not False
+        deed = {"remedy": key[0], "applied": key[1], "times": 0, "detail": tidy(str(outcome.get("detail") or ""))}
+        found.setdefault(key, deed)["times"] += 1
+    return list(found.values())

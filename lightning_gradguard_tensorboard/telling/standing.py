@@ -1,0 +1,101 @@
+"""How an incident stands."""
+
+from __future__ import annotations
+
+import math
+
+from .record import Record, actions_of, applied, decided, decision_of, dicts, integer, number, verdict_of
+from .words import clean, count, tidy
+
+STATES = {
+    "open": ("bad", "●", "open"),
+    "stopped": ("bad", "■", "stopped the run"),
+    "helped": ("good", "✓", "helped"),
+    "kept": ("warning", "–", "kept"),
+    "calm": ("good", "✓", "calm again"),
+    "anew": ("warning", "↻", "learned anew"),
+    "failed": ("bad", "✕", "did not help"),
+}
+"""For each state the colour, a glyph, and a word or two.
+
+``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
+``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
+"""
+FIRST_AID = frozenset({"skip", "clip"})
+
+
+def state(record: Record) -> str:
+    """Return a key of :data:`STATES`.
+
+    ``helped`` only if a loss was the better for a treatment, or an older version says so.
+    """
+    if record.get("closed") is None:
+        return "open"
+    if isinstance(record.get("stopped"), int):
+        return "stopped"
+    last = decision_of(actions_of(record)[-1]) if actions_of(record) else {}
+    if last.get("cause") == "new regime" and last.get("exhausted") is not True and not watched(record):
+        return "anew"
+    trials = dicts(record.get("trials"))
+    if not isinstance(record.get("helped"), bool):
+        return "kept" if any(trial.get("outcome") == "kept" for trial in trials) else "calm"
+    if record["helped"] is False:
+        return "failed"
+    return "helped" if not trials or any(improved(trial, record) for trial in trials) else "kept"
+
+
+def improved(trial: Record, record: Record) -> bool:
+    """Tell whether a treatment was kept and the loss was lower at its end.
+
+    After gradients that were not finite it is enough that the loss is known again.
+    """
+    trouble, after = number(trial.get("trouble")), number(trial.get("after"))
+    if trial.get("outcome") != "kept" or not math.isfinite(after):
+        return False
+    forms = [verdict_of(action).get("form") for action in actions_of(record)]
+    return after < trouble or (math.isnan(trouble) and "non-finite" in forms)
+
+
+def watched(record: Record) -> bool:
+    """Tell whether nothing was done although something was decided, as in ``mode="watch"``."""
+    actions = actions_of(record)
+    return any(decided(action) for action in actions) and not any(dicts(a.get("outcomes")) for a in actions)
+
+
+def remedies(record: Record) -> list[str]:
+    """Return the names of the remedies that were applied, in order of first use."""
+    return list(dict.fromkeys(str(o.get("remedy")) for action in actions_of(record) for o in applied(action)))
+
+
+def halted(record: Record) -> bool:
+    """Tell whether the run was ended at its first bad step, as in ``mode="halt"``."""
+    actions = actions_of(record)
+    last = decision_of(actions[-1]) if actions else {}
+    return state(record) == "stopped" and last.get("exhausted") is True and not decided(actions[-1])
+
+
+def result(record: Record) -> str:
+    """Return how an incident ended: ``calm again after 12 steps, helped``."""
+    if record.get("closed") is None:
+        return f"still open after {count(integer(record.get('alarms')), 'alarming step')}"
+    after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
+    first_aid = not dicts(record.get("trials")) and remedies(record) and FIRST_AID.issuperset(remedies(record))
+    calm = "only watched" if watched(record) else "first aid only" if first_aid else ""
+    if halted(record):
+        return "the run was halted before this step was made"
+    return {
+        "stopped": f"the run was stopped after {after}, did not help",
+        "helped": f"calm again after {after}, helped",
+        "kept": f"calm again after {after}, what was done is kept",
+        "calm": f"calm again after {after}" + (f", {calm}" if calm else ""),
+        "anew": f"what is healthy is learned anew after {after}",
+        "failed": f"given up after {after}, did not help",
+    }[state(record)]
+
+
+def why_stopped(record: Record) -> str:
+    """Return why the guard ended the run: ``100 steps in a row were skipped``."""
+    actions = [action for action in actions_of(record) if decision_of(action).get("exhausted") is True]
+    reason = str(decision_of(actions[-1]).get("reason") or "") if actions else ""
+    # One word for it on a card that counts the steps skipped.
+    return tidy(clean(reason)).replace("in a row were held", "in a row were skipped")

@@ -1,0 +1,160 @@
+"""What was tried, what became of it, and what is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
+from .standing import FIRST_AID, halted, state, watched
+from .words import DONE, clean, done, level, tidy
+
+_REPAIRS = {
+    "restored from": "restored the layer",
+    "rescaled": "rescaled the layer",
+    "divided by": "rescaled the layer",
+    "redrawn": "re-initialised the layer",
+    "set to zero": "set stray weights of the layer to zero",
+}
+"""What a repair is called by what the remedy says that it did."""
+_ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
+
+
+def trial(one: Record, record: Record) -> str:
+    """Return what was tried, what became of it and why, as ``restored the layer at step 40: taken back ...``."""
+    return f"{tried(one, record)} at step {whole(one.get('opened'))}: {became(one, record)} ({levels(one)})"
+
+
+def tried(one: Record, record: Record) -> str:
+    """Return a treatment in words, a repair by what it came to: ``restored the layer``."""
+    outcomes = [o for a in actions_of(record) if a.get("step") == one.get("opened") for o in applied(a)]
+    return treatment(texts(one.get("treatment")), outcomes)
+
+
+def treatment(names: Sequence[str], outcomes: Iterable[Record] = ()) -> str:
+    """Return what was done as one: ``rolled back to a good snapshot and lowered the learning rate``."""
+    repaired = _repair([o for o in outcomes if o.get("remedy") == "reinitialize"])
+    made = [repaired if name == "reinitialize" else done((name,)) for name in names] or [done(())]
+    return f"{', '.join(made[:-1])} and {made[-1]}" if made[1:] else made[0]
+
+
+def _repair(outcomes: Sequence[Record]) -> str:
+    said = " ".join(str(outcome.get("detail")) for outcome in outcomes)
+    kinds = list(dict.fromkeys(words for key, words in _REPAIRS.items() if key in said))
+    told = kinds[0] if len(kinds) == 1 else DONE["reinitialize"]
+    many = any(len(texts(outcome.get("layers"))) > 1 for outcome in outcomes)
+    return told.replace("the layer", "the layers") if many else told
+
+
+def summary(record: Record) -> list[str]:
+    """Return each treatment in a few words, with what became of it: ``restored the layer (taken back)``."""
+    ends = {"kept": "kept", "taken back": "taken back"}
+    made = []
+    for one in dicts(record.get("trials")):
+        told = tried(one, record).replace(" to a good snapshot", "")
+        made.append(f"{told} ({ends.get(str(one.get('outcome')), 'not measured')})")
+    if pending(record) is not None:
+        made.append(f"{_on_trial(record)} (on trial)".replace(" to a good snapshot", ""))
+    return [f"{told}, {made.count(told)} times" if made.count(told) > 1 else told for told in dict.fromkeys(made)]
+
+
+def became(one: Record, record: Record) -> str:
+    """Return what became of a treatment, and why: ``taken back at step 104, there was trouble again (drift)``."""
+    outcome, step = str(one.get("outcome") or "?"), whole(one.get("closed"))
+    if outcome == "calm":
+        return f"left as it is at step {step}, no loss was known to measure it by"
+    alarms = [verdict_of(action) for action in actions_of(record) if action.get("step") == one.get("closed")]
+    why = _why(outcome, *(number(one.get(key)) for key in ("before", "trouble", "after")))
+    if outcome == "taken back" and alarms and not (alarms[-1].get("detector") == "trial" and alarms[-1].get("examine")):
+        why = f"there was trouble again ({clean(str(alarms[-1].get('form')))})"
+    return f"{clean(outcome)} at step {step}" + (f", {why}" if why else "")
+
+
+def _why(outcome: str, before: float, trouble: float, after: float) -> str:
+    if outcome == "kept":
+        if after < trouble:
+            return "the loss is lower than in the trouble"
+        return "the loss is no higher than before the trouble" if after <= before else ""
+    if outcome != "taken back":
+        return ""
+    if math.isnan(after):
+        return "no finite loss was seen after it"
+    if after >= trouble:
+        return "the loss was no better than in the trouble"
+    return "the loss was not back where it had been" if after > before else "the loss did not prove a cure"
+
+
+def levels(one: Record) -> str:
+    """Return the levels of the loss: ``loss before the trouble 0.04, in it 6.1, at the end 6``."""
+    known = [number(one.get(key)) for key in ("before", "trouble", "after")]
+    if all(map(math.isnan, known)):
+        return "no loss was known"
+    before, trouble, after = map(level, known)
+    return f"loss before the trouble {before}, in it {trouble}, at the end {after}"
+
+
+def on_trial(record: Record) -> str:
+    """Return the treatment that is still on trial in an open incident, as ``rolled back at step 40``, or nothing."""
+    last = pending(record)
+    return "" if last is None else f"{_on_trial(record)} at step {whole(last.get('step'))}"
+
+
+def _on_trial(record: Record) -> str:
+    done = applied(pending(record) or {})
+    return treatment([name for o in done if (name := str(o.get("remedy"))) in _ON_TRIAL], done)
+
+
+def pending(record: Record) -> dict[str, Any] | None:
+    """Return the action whose treatment is still on trial, or None."""
+    treating = [action for action in actions_of(record) if treats(action) and dicts(action.get("outcomes"))]
+    if record.get("closed") is not None or not treating or _resigned(record):
+        return None
+    ended = any(one.get("opened") == treating[-1].get("step") for one in dicts(record.get("trials")))
+    return None if ended else treating[-1]
+
+
+def treats(action: Record) -> bool:
+    """Tell whether this action makes, or would make, a treatment that is put on trial."""
+    decision = decision_of(action)
+    names = [str(o.get("remedy")) for o in applied(action)] if dicts(action.get("outcomes")) else decided(action)
+    return not (decision.get("look") or decision.get("again")) and not _ON_TRIAL.isdisjoint(names)
+
+
+def _resigned(record: Record) -> bool:
+    turns = [
+        decision_of(a).get("resign") is True for a in actions_of(record) if decision_of(a).get("resign") or treats(a)
+    ]
+    return turns[-1:] == [True] and not watched(record)
+
+
+def would_have(record: Record) -> str:
+    """Return what would have been done where nothing was: ``would have skipped the step; then ...``; else nothing."""
+    if not watched(record):
+        return ""
+    actions = actions_of(record)
+    first_aid = [n for a in actions if not treats(a) for n in decided(a) if n in FIRST_AID]
+    treatments = [tuple(n for n in decided(a) if n not in FIRST_AID) for a in actions if treats(a)]
+    steps = [done((name,)) for name in dict.fromkeys(first_aid)] + [treatment(t) for t in dict.fromkeys(treatments)]
+    if any(decision_of(action).get("cause") == "new regime" for action in actions):
+        steps.append("learned anew what is healthy")
+    return f"would have {'; then '.join(steps)}" if steps else ""
+
+
+def left(record: Record) -> str:
+    """Return what is left when no treatment is, or the budget is spent; else nothing."""
+    actions, stands = actions_of(record), state(record)
+    if halted(record):
+        return ""
+    if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
+        return "nothing: the budget is spent"
+    gone = _resigned(record) and stands in ("open", "failed", "calm")
+    return "first aid only: the run goes on as you wrote it" if gone else ""
+
+
+def undone(action: Record) -> str:
+    """Return what is said of an action whose decision changed nothing: what it would have done, and why."""
+    names, reason = decided(action), tidy(clean(str(decision_of(action).get("reason") or "")))
+    if not names:
+        return reason
+    return f"would have {treatment(names)}" + (f": {reason}" if reason else "")

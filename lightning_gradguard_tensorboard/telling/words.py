@@ -1,0 +1,123 @@
+"""Small words: numbers, counts, and names for what was done and why."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from .record import Record, number
+
+DONE = {
+    "skip": "skipped the step",
+    "clip": "clipped the gradients",
+    "backoff": "lowered the learning rate",
+    "rollback": "rolled back to a good snapshot",
+    "reinitialize": "repaired the layer",
+    "initialize": "initialised all layers anew",
+    "regularize": "pulled the weights towards good ones",
+    "augment": "augmented the batches",
+    "swap-activation": "swapped an activation",
+}
+_CAUSES = {
+    "batch": "the data of that step",
+    "layer": "single layers",
+    "start": "the initialisation as a whole, or the scale of what it meets",
+    "learning rate": "updates that are too large: the learning rate",
+    "optimizer": "the optimizer's state or its numbers",
+    "activation": "a function inside the network that turns finite numbers into inf or NaN",
+    "loss": "the loss function, or what lies between the model's output and it",
+    "new regime": "data, loss or task have changed for good",
+    "unknown": "could not be told",
+}
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[+-]?\d+(?![\w.])")
+_COUNT = re.compile(r"(?<![\w.,])\d{4,}(?![\w.]\w|\w)")
+
+
+def clean(text: str) -> str:
+    """Return text fit for one line of a terminal: control characters (escape sequences, newlines) made visible.
+
+    >>> clean("conv\\x1b[31m1")
+    'conv\\ufffd[31m1'
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def short(value: float) -> str:
+    """Return a measured value in three digits, everywhere alike.
+
+    >>> [short(v) for v in (0.0133, 57.25, 14943.0, 1.5e10, 0.00062, float("inf"))]
+    ['0.0133', '57.2', '14,900', '1.5e10', '6.2e-4', 'inf']
+    """
+    if math.isnan(value):
+        return "NaN"
+    if not math.isfinite(value):
+        return "inf" if value > 0 else "-inf"
+    rounded = float(f"{value:.3g}")
+    if rounded == 0.0 or 1e-3 <= abs(rounded) < 1e6:
+        return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.3g}"
+    mantissa, exponent = f"{rounded:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def level(value: float) -> str:
+    """Return the level of a loss."""
+    return "NaN or unknown" if math.isnan(value) else short(value)
+
+
+def tidy(text: str) -> str:
+    """Return a sentence with the numbers in it written as :func:`short` writes them.
+
+    >>> tidy("norm 1.49e+04 is 1.8e+05 x the typical 0.175")
+    'norm 14,900 is 180,000 x the typical 0.175'
+    >>> tidy("went back to step 1450. layers.1000 and conv2048 stay")
+    'went back to step 1,450. layers.1000 and conv2048 stay'
+    """
+    return _COUNT.sub(lambda found: f"{int(found[0]):,}", _NUMBER.sub(lambda found: short(float(found[0])), text))
+
+
+def count(amount: int, noun: str) -> str:
+    """Return ``1 step``, ``2 steps``, ``1,900 steps``."""
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def done(names: Sequence[str]) -> str:
+    """Return what was done, in words: ``skipped the step, lowered the learning rate``."""
+    return ", ".join(DONE.get(name, f"applied {clean(name)}") for name in names) or "nothing was changed"
+
+
+def cause_named(name: str) -> str:
+    """Return a cause in words, one that this version does not know as it is."""
+    return _CAUSES.get(name, clean(name))
+
+
+def gains(blame: Record) -> str:
+    """Return what was measured of a suspect, such as ``forward gain 57 x``; empty where nothing was."""
+    measured = (
+        ("forward gain", blame.get("forward_gain")),
+        ("backward gain", blame.get("backward_gain")),
+        ("weights", blame.get("weight_ratio")),
+    )
+    return ", ".join(f"{name} {short(number(value))} x" for name, value in measured if value is not None)
+
+
+def optimizer_names(layers: Sequence[Sequence[str]]) -> list[str]:
+    """Name each optimizer by the module that all its layers have in common, or else by what they are in.
+
+    By number where that says nothing.
+
+    >>> optimizer_names([["generator.0", "generator.2"], ["critic.0"]])
+    ['generator', 'critic']
+    >>> optimizer_names([["a.0", "b.0"], []])
+    ['a, b', 'optimizer 1']
+    """
+    names = []
+    for index, own in enumerate(layers):
+        paths = [name.split(".") for name in own]
+        same = 0
+        while paths and all(same < len(path) - 1 and path[same] == paths[0][same] for path in paths):
+            same += 1
+        tops = list(dict.fromkeys(path[0] for path in paths))
+        named = ".".join(paths[0][:same]) if same else ", ".join(tops[:2]) + (", ..." if tops[2:] else "")
+        names.append(named or f"optimizer {index}")
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
