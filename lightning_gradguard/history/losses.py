@@ -137,12 +137,17 @@ class LossHistory:
 
     @property
     def growing(self) -> bool:
-        """Whether the loss grows on and on: each of its last three levels is half as large again as the one before."""
-        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in (2, 1, 0)]
+        """Whether the loss grows on and on: each of its last three levels is half as large again as the one before.
+
+        Targets that are copied now and then make a loss fall until the next copy, and leap: such a one has been as high
+        before.
+        """
         newest = self._losses[-RECENT:]
-        if len(newest) < RECENT or not min(newest[6:]) > max(newest[:3]):
+        if len(self._losses) < 2 * RECENT or not min(newest[6:]) > max(newest[:3]):
             return False
-        return levels[0] > 0.0 and all(GROWN * earlier < later for earlier, later in itertools.pairwise(levels))
+        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in range(len(self._losses) // RECENT, -1, -1)]
+        *earlier, first, second, third = levels
+        return 0.0 < first * GROWN < second and second * GROWN < third and not any(third <= one for one in earlier)
 
     @property
     def best(self) -> list[float]:

@@ -194,3 +194,12 @@ def test_flat_is_a_loss_that_does_not_fall_beyond_chance() -> None:
         losses = [2.0 + slope * step + 0.05 * (step % 3) for step in range(80)]
         assert taught(calm(80), losses).losses.flat is expected, slope
     assert not taught(calm(20), [2.0] * 20).losses.flat, "of so few nothing can be said"
+
+
+def test_a_loss_that_has_been_as_high_before_does_not_grow_on_and_on() -> None:
+    tooth = [0.001 * 1.25**k for k in range(36)]
+    fresh, swinging = Baseline().losses, Baseline().losses
+    fresh.recall(tooth)
+    swinging.recall([*tooth, *tooth])
+    assert fresh.growing
+    assert not swinging.growing
