@@ -1,4 +1,4 @@
-"""``python -m benchmarks.strangers``: tell how the two sets ended at first sight, or any results file of theirs."""
+"""``python -m benchmarks.strangers``: tell how the three sets ended at first sight, or any results file of theirs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GOOD = 0.95
+SETS = ("first", "second", "third")
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
 
@@ -47,12 +48,12 @@ def table(rows: Rows) -> Iterator[str]:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strangers", description=__doc__)
-    parser.add_argument(
-        "--first", type=Path, help="newer results of the first set, whose rows replace those at first sight"
-    )
-    parser.add_argument("--second", type=Path, help="the same of the second set")
-    options = parser.parse_args()
-    for name, newer in (("first", options.first), ("second", options.second)):
+    for name in SETS:
+        parser.add_argument(
+            f"--{name}", type=Path, help=f"newer results of the {name} set, whose rows replace those at first sight"
+        )
+    options = vars(parser.parse_args())
+    for name, newer in options.items():
         rows = read(file for file in (HERE / name / "results.jsonl", newer) if file is not None)
         print(f"## The {name} set\n\n" + "\n".join(table(rows)) + "\n")
 
