@@ -5,10 +5,11 @@ One model is trained; blocks of plain, clipped and guarded steps take turns, so 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from lightning_gradguard import Guard
 PLAIN, CLIPPED, GUARDED = "unguarded", "gradient_clip_val=1.0", "GradGuard"
 STEPS = 100
 """Steps of a block: one snapshot and two windows, as in any 100 steps of a long run."""
+
+WATCHED = 20
+"""Steps that are made under the strictest watch for waits."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -72,7 +76,7 @@ def measure(
     steps: int = STEPS,
     told: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Return milliseconds of a training step of each kind, and their ratio to an unguarded one: medians over rounds.
+    """Return milliseconds of a training step of each kind, their ratio to an unguarded one (medians over rounds), and waits of calm steps.
 
     Args:
         build: Makes the model and one batch on the device.
@@ -87,15 +91,18 @@ def measure(
     # So low a rate keeps three kinds of steps on one model from disturbing each other.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, **({"fused": True} if fused else {}))
     guard = Guard(model)
-    guard.attach(optimizer)
+    track = guard.attach(optimizer)
 
-    def step(kind: str) -> None:
+    def step(kind: str, watch: str = "default") -> None:
+        if kind == GUARDED:
+            guard.augment((inputs, targets))
         optimizer.zero_grad()
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             loss = nn.functional.cross_entropy(model(inputs), targets)
         loss.backward()
         if kind == GUARDED:
-            guard.before_step(optimizer, loss=loss.detach(), batch=(inputs, targets))
+            with _watching(device, watch):
+                guard.before_step(optimizer, loss=loss.detach(), batch=(inputs, targets))
         elif kind == CLIPPED:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -113,6 +120,17 @@ def measure(
             _wait(device)
             taken[kind].append((time.perf_counter() - start) / steps)
         told()
+    waits: list[str] = []
+    for number in range(2 * WATCHED):
+        # At a snapshot the host waits, which is no wait of a calm step; the first steps look at what the other kinds have done.
+        strict = number >= WATCHED and not track.snapshots.due(track.steps + track.gate.waiting)
+        try:
+            step(GUARDED, "error" if strict else "default")
+        except RuntimeError as error:
+            if not strict:
+                raise
+            waits.append(f"{error}"[:300])
+            optimizer.step()
     incidents = len(guard.incidents)
     guard.close()
     if incidents:
@@ -121,7 +139,22 @@ def measure(
     return {
         "milliseconds": {k: 1e3 * statistics.median(t) for k, t in taken.items()},
         "ratio": {k: statistics.median(r) for k, r in ratios.items()},
+        "waits": len(waits),
+        **({"first wait": waits[0]} if waits else {}),
     }
+
+
+@contextlib.contextmanager
+def _watching(device: str, mode: str) -> Iterator[None]:
+    """Let torch raise at what waits for the GPU, where ``mode`` is ``"error"``."""
+    if mode == "default" or torch.device(device).type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _wait(device: str) -> None:

@@ -12,14 +12,18 @@ from torch.optim import Optimizer
 from lightning_gradguard import twins
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics import Event, Sink
+from lightning_gradguard.evidence import Evidence
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.trainer.averages import averages_of
+from lightning_gradguard.trainer.checkpoints import checkpoints_of
 from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
+from lightning_gradguard.trainer.evidence_place import place_evidence
+from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.processes import collectives_of
 from lightning_gradguard.trainer.record import RunRecord
 from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
@@ -39,7 +43,8 @@ class GradGuard(Callback):
     ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
-        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step: it is not applied, the evidence is written,
+            and TrainingDiverged is raised on all processes before the weights are touched; ``"watch"`` only reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
             gradients) a NaN reaches the weights, of which a warning tells.
@@ -53,6 +58,8 @@ class GradGuard(Callback):
         sinks: Where the record goes besides, on the first process; one that is added to ``guard.guard.sinks`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
         histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
+        evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
+            ``mode="halt"`` only.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and holding steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` once and go on without it.
@@ -70,7 +77,7 @@ class GradGuard(Callback):
     def __init__(
         self,
         *,
-        mode: Literal["guard", "watch"] = "guard",
+        mode: Literal["guard", "halt", "watch"] = "guard",
         detectors: Sequence[Detector] | None = None,
         remedies: Sequence[Remedy] | None = None,
         exclude: Sequence[str] = (),
@@ -82,6 +89,7 @@ class GradGuard(Callback):
         journal: bool = True,
         progress_bar: bool = False,
         histograms: bool = False,
+        evidence: Evidence | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -96,6 +104,7 @@ class GradGuard(Callback):
             policy=policy,
             snapshots=snapshots,
             log_every=log_every,
+            evidence=evidence,
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
@@ -105,6 +114,7 @@ class GradGuard(Callback):
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
         self._inputs = StepInputs()
         self._clipping = SuspendedClipping()
+        self._marks = CheckpointMarks()
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""
@@ -138,10 +148,13 @@ class GradGuard(Callback):
         self.guard.bind(pl_module)
         self._clipping.look(trainer, pl_module)
         self.guard.share(collectives_of(trainer))
-        self._record.open(trainer, self.guard.sinks)
+        self._record.open(trainer, self.guard.sinks, self._marks)
+        self._marks.tell = self.guard.tell_of_checkpoint
+        place_evidence(trainer, self.guard.evidence, self._record.run)
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
         self.guard.followers = averages_of(trainer)
+        self.guard.checkpoints = checkpoints_of(trainer, self.state_key)
         for optimizer in trainer.optimizers:
             self.guard.attach(optimizer)
         if self._swaps:
@@ -164,6 +177,7 @@ class GradGuard(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take every hook off and close the sinks."""
         if stage == "fit":
+            self._marks.look(trainer)
             self._put_back()
 
     def _put_back(self) -> None:
@@ -174,11 +188,16 @@ class GradGuard(Callback):
         finally:
             # The strategy's collectives end with the run, and cannot be pickled.
             self.guard.share()
+            self.guard.checkpoints = None
             self._inputs.forget()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
+        if self._marks.busy:
+            self._marks.look(trainer)
         self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
+        # Last, right before the module draws random numbers.
+        self.guard.before_forward(batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step."""
@@ -199,6 +218,8 @@ class GradGuard(Callback):
             scaler=scaler,
             clips_follow=self._clipping.follows(trainer),
         )
+        if self._marks.busy and report.verdict is None:
+            self._marks.fine(report.statistics.step)
         if report.skipped:
             self._clipping.suspend(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
@@ -212,11 +233,14 @@ class GradGuard(Callback):
         self._clipping.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the losses of every process into the one state that is saved."""
+        """Mark the checkpoint, and let the losses of every process into the one state that is saved."""
+        self.guard.saved()
+        self._marks.mark(checkpoint, trainer.global_step, self.incidents)
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
+            state = self.guard.state_dict(together=True)
+            checkpoint["callbacks"][self.state_key] = {**state, "run": self._record.run}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""

@@ -1,4 +1,4 @@
-"""The command line: ``lightning-gradguard report RUN_DIR``, and ``follow RUN_DIR`` for a run that is under way."""
+"""The command line: ``lightning-gradguard`` with the commands ``report``, ``follow``, ``replay`` and ``checkpoints``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_gradguard import __version__
+from lightning_gradguard.replay import command as replaying
 from lightning_gradguard.report import RunStory, find_journals, follow, read_stories, render_page, render_text
+from lightning_gradguard.report.checkpoints import checkpoints
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
@@ -20,6 +22,10 @@ written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parser().parse_args(arguments)
+    if options.command == "replay":
+        return replaying.run(options)
+    if options.command == "checkpoints":
+        return list_of_checkpoints(options.run_dir)
     color = not options.no_color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if options.command == "follow":
         return watch(options.run_dir, every=options.every, color=color)
@@ -56,6 +62,16 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
         return NOTHING
     damaged = closed or any(story.contents.unreadable or story.contents.empty for story in stories)
     return INCOMPLETE if damaged else COMPLETE
+
+
+def list_of_checkpoints(directory: Path) -> int:
+    """Print the checkpoints below a directory with the verdict on each; return the exit status."""
+    found = checkpoints(directory)
+    if not found:
+        _complain(f"no checkpoint below {directory}")
+        return NOTHING
+    _print("".join(f"{one}\n" for one in found))
+    return COMPLETE
 
 
 def _write(target: Path, stories: Sequence[RunStory]) -> bool:
@@ -100,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     follower.add_argument(
         "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often to look (default: 2)"
     )
+    replaying.add_to(commands)
+    lister = commands.add_parser(
+        "checkpoints", help="list the checkpoints of a run, and which of them are to be trusted"
+    )
+    lister.add_argument("run_dir", type=Path, metavar="DIR", help="directory to search for checkpoints and journals")
     for one in (command, follower):
         one.add_argument(
             "--no-color", action="store_true", help="plain text; NO_COLOR in the environment does the same"

@@ -22,11 +22,13 @@ from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.statistics.collectives import Own
+from lightning_gradguard.statistics.measure import still_scaled
 from lightning_gradguard.statistics.norms import global_norm
 from lightning_gradguard.step import Run, StepReport
-from lightning_gradguard.step.copying import worth_copying
+from lightning_gradguard.step.copying import stands_in, worth_copying
 from lightning_gradguard.step.judging import heard, suspects_of
-from lightning_gradguard.step.learning import accept
+from lightning_gradguard.step.keeping import keep
+from lightning_gradguard.step.learning import accept, reject
 from lightning_gradguard.step.measuring import context_of, joint_loss
 from lightning_gradguard.step.passing import look_for_life
 from lightning_gradguard.step.recording import note, notice
@@ -73,17 +75,30 @@ class DeferredStep:
         scaler: Any,
     ) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
-        if track.device not in DEVICES:
-            return None
+        if track.device not in DEVICES or self._run.halts:
+            return None  # A run that ends before its weights are touched waits for each answer.
         act = self._run.acts
-        found = ready(track, act=act, scaler=scaler, awaited=self._run.investigation.awaits(track.index))
+        found = ready(track, act=act, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
             return None
+        scaled = scaler is not None and scaler.is_enabled()
+        scale = scaler._get_scale_async() if still_scaled(track.optimizer, scaler) else None
+        if scale is not None and track.steps % self._run.recorder.log_every == 0:
+            return None  # Who is shown the gradients has to know their scale, which is waited for.
         names, grads = found
         number = track.number = track.steps if step is None else step
         self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
         passed = self._launch(
-            track, names, grads, act=act, step=number, loss=loss, batch=batch, batch_index=batch_index
+            track,
+            names,
+            grads,
+            act=act,
+            step=number,
+            loss=loss,
+            batch=batch,
+            batch_index=batch_index,
+            scaled=scaled,
+            scale=scale,
         )
         if act:
             context = context_of(self._run, track, track.last)
@@ -103,6 +118,8 @@ class DeferredStep:
         loss: Tensor | float | None,
         batch: Any,
         batch_index: int | None,
+        scaled: bool,
+        scale: Tensor | None,
     ) -> Tensor:
         """Leave a step to the device; return whether its update is made, as a tensor there."""
         limit, device = track.limit(), grads[0].device
@@ -114,9 +131,14 @@ class DeferredStep:
             target=track.target(limit),
             gentle=GENTLE,
             act=act,
+            sharded=track.sharded,
+            scaled=scaled,
+            scale=scale,
             loss=loss if there else None,  # type: ignore[arg-type]
             peaks=largest(batch, device) if batch is not None else (),
-            flight=Flight(step, names, None if there or loss is None else float(loss), track.rate(), batch_index),
+            flight=Flight(
+                step, names, None if there or loss is None else float(loss), track.rate(), batch_index, scaled
+            ),
         )
 
     def _collect(self, track: OptimizerTrack) -> Finding | None:
@@ -135,7 +157,14 @@ class DeferredStep:
             else tuple((flight.names[i], 0) for i in np.flatnonzero(~np.isfinite(reading.norms)))
         )
         statistics = GradientStatistics(
-            flight.step, flight.names, reading.norms, norm, loss, rate=flight.rate, nonfinite=bad
+            flight.step,
+            flight.names,
+            reading.norms,
+            norm,
+            loss,
+            rate=flight.rate,
+            nonfinite=bad,
+            scaled=flight.scaled,
         )
         accused = Own(track.batches.accuse_peaks(reading.peaks))
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
@@ -172,6 +201,8 @@ class DeferredStep:
             track.policy.rest(statistics.step)
             accept(track, statistics, math.inf)
             look_for_life(self._run, track)
+        elif statistics.scaled:
+            reject(track, statistics)  # The overflow that a GradScaler expects, and has skipped.
         note(self._run, track, statistics, found.coefficient, alarm=alarm is not None)
 
     def _first_aid(self, track: OptimizerTrack, found: Finding, verdict: Verdict) -> None:
@@ -187,7 +218,9 @@ class DeferredStep:
             outcomes = (_outcome(track, found),)
             decision = dataclasses.replace(decision, remedies=(outcomes[0].remedy,))
         action = Action(statistics.step, verdict, decision, outcomes)
-        conclude(self._run, track, statistics, action, named, found.batch_index, limit)
+        made = found.coefficient > 0.0
+        bundle, named = keep(self._run, track, statistics, verdict, named, late=True, made=made)
+        conclude(self._run, track, statistics, action, named, found.batch_index, limit, bundle=bundle)
 
 
 def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:
@@ -201,9 +234,7 @@ def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:
     return Outcome(by, True, detail, (), coefficient)
 
 
-def ready(
-    track: OptimizerTrack, *, act: bool, scaler: Any, awaited: bool
-) -> tuple[tuple[str, ...], list[Tensor]] | None:
+def ready(track: OptimizerTrack, *, act: bool, awaited: bool) -> tuple[tuple[str, ...], list[Tensor]] | None:
     """Return names and gradients of a step that may be left to one of :data:`DEVICES`; None where the host must judge it."""
     if (
         track.device not in DEVICES
@@ -215,13 +246,13 @@ def ready(
         or track.steps < track.watchful
     ):
         return None
-    if (scaler is not None and scaler.is_enabled()) or track.sharded or not _parts_can_wait(track, act=act):
+    if not _parts_can_wait(track, act=act):
         return None
     rate, last = track.rate(), track.last
     if last is None or rate is None or track.baseline.updates.rate_leapt(rate):
         return None
     # No treatment is on trial where no incident is open.
-    if act and worth_copying(track, track.steps, last):
+    if act and (stands_in(track) or worth_copying(track, track.steps, last)):
         return None
     names, grads = track.trained.gradients()
     return (names, grads) if names == last.names and DeviceGate.fits(grads) else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard.records import FloatArray
-from lightning_gradguard.statistics.norms import gradient_norms
+from lightning_gradguard.statistics.norms import gradient_norms, local
 
 WORDS = {2: torch.int16, 4: torch.int32}
 """Integers by their bytes."""
@@ -54,6 +54,7 @@ class Flight:
         loss: Its loss, where that was on the host.
         rate: Its learning rate.
         batch_index: The number of its batch.
+        scaled: Whether a GradScaler owns it.
     """
 
     step: int
@@ -61,6 +62,7 @@ class Flight:
     loss: float | None
     rate: float | None
     batch_index: int | None
+    scaled: bool = False
 
 
 class DeviceGate:
@@ -106,6 +108,9 @@ class DeviceGate:
         target: float,
         gentle: float,
         act: bool,
+        sharded: bool = False,
+        scaled: bool = False,
+        scale: Tensor | None = None,
         loss: Tensor | None = None,
         peaks: Sequence[Tensor] = (),
         flight: Flight | None = None,
@@ -119,6 +124,9 @@ class DeviceGate:
             target: Norm to clip down to.
             gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
             act: False only measures.
+            sharded: Whether some gradients are DTensors, whose norms are summed over their mesh: by the devices, so nobody waits.
+            scaled: Whether a GradScaler owns the step; what is not finite it must find itself, and skip.
+            scale: What the gradients are still multiplied by, where it has left that to a fused optimizer; one element.
             loss: The step's loss, one element.
             peaks: Largest absolute elements of the batch's tensors, one element each.
             flight: What the host knows of the step, to be read together with what the device finds.
@@ -126,10 +134,13 @@ class DeviceGate:
         Returns:
             Whether the step's update is made, as a bool tensor of no dimension on the gradients' device.
         """
-        norms = gradient_norms(grads)
+        norms = gradient_norms(grads, sharded=sharded)
+        if scale is not None:
+            norms = norms / scale.to(norms.device, non_blocking=True)
         total = torch.linalg.vector_norm(norms, dtype=torch.float64)
         limit = min(limit, sys.float_info.max)
-        fused = _fused(optimizer, len(grads))
+        # What a fused kernel is told would have to be a DTensor too, and a GradScaler tells it something else.
+        fused = not (sharded or scaled) and _fused(optimizer, len(grads))
         # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where: that
         # would make a tensor of them on the host first, and wait for its way to the device.
         skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
@@ -139,7 +150,7 @@ class DeviceGate:
         elif fused:
             self._mark(optimizer, grads, coefficient, skip, target)
         else:
-            _multiply_bits(grads, ~skip)
+            _multiply_bits(grads, ~(skip & total.isfinite()) if scaled else ~skip)
         given = [] if loss is None else [loss]
         self._send(norms, [coefficient, *given, *peaks], len(given))
         self._flight = flight
@@ -250,6 +261,6 @@ def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
 def _multiply_bits(grads: list[Tensor], factor: Tensor) -> None:
     by_size: dict[int, list[Tensor]] = {}
     for grad in grads:
-        by_size.setdefault(grad.element_size(), []).append(grad.view(WORDS[grad.element_size()]))
+        by_size.setdefault(grad.element_size(), []).append(local(grad).view(WORDS[grad.element_size()]))
     for size, words in by_size.items():
         torch._foreach_mul_(words, factor.to(WORDS[size]))

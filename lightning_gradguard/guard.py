@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,16 +18,20 @@ from lightning_gradguard.detectors import Detector
 from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.evidence import Evidence
+from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.guarded_step import GuardedStep
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.parts import chosen
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import Incident
+from lightning_gradguard.records import CheckpointRecord, Incident
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.session import Session
+from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step.copying import copy_ahead
 
 
 class Guard:
@@ -37,7 +42,8 @@ class Guard:
 
     Args:
         module: The module that is trained; it may be named later, with :meth:`bind`.
-        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step, with the evidence, by raising
+            :class:`TrainingDiverged` before the weights are touched; ``"watch"`` changes nothing and only reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without :class:`Skip` (or without a detector of
             non-finite gradients) a NaN reaches the weights, of which a warning tells.
@@ -47,6 +53,8 @@ class Guard:
         sinks: Where the record goes.
         on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
+        evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
+            ``mode="halt"`` only.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and holding steps only.
         on_error: What to do when a detector or remedy itself fails: ``"raise"`` :class:`GuardError`, or ``"warn"`` once
@@ -72,7 +80,7 @@ class Guard:
         self,
         module: nn.Module | None = None,
         *,
-        mode: Literal["guard", "watch"] = "guard",
+        mode: Literal["guard", "halt", "watch"] = "guard",
         detectors: Sequence[Detector] | None = None,
         remedies: Sequence[Remedy] | None = None,
         policy: Policy | None = None,
@@ -81,10 +89,11 @@ class Guard:
         sinks: Sequence[Sink] = (),
         on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
+        evidence: Evidence | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
-        self.mode = checks.choice("mode", mode, ("guard", "watch"))
+        self.mode = checks.choice("mode", mode, ("guard", "halt", "watch"))
         self.on_exhausted = checks.choice("on_exhausted", on_exhausted, ("stop", "raise", "continue"))
         self.on_error = checks.choice("on_error", on_error, ("raise", "warn"))
         sinks = checks.instances("sinks", sinks, Sink)
@@ -92,15 +101,21 @@ class Guard:
             sinks.append(Listener(checks.function("on_incident", on_incident)))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._run = Run(mode, self._recorder)
+        if evidence is not None or mode == "halt":
+            kept = checks.instance("evidence", Evidence() if evidence is None else evidence, Evidence)
+            self._run.evidence = Keeper(kept, batch=mode == "halt", warn=partial(self._recorder.warn, "evidence"))
         deferred = DeferredStep(self._run)
-        self._step = GuardedStep(self._run, deferred, on_exhausted=on_exhausted, on_error=on_error)
+        ends = "raise" if mode == "halt" else on_exhausted
+        self._step = GuardedStep(self._run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
         self._parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
         self._session = Session(self._run, self._parts, deferred)
         self._tracks = self._session.tracks
-        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them.
+        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them; what a
+        # trainer saves.
         self.resumed = False
         self.followers: tuple[nn.Module, ...] = ()
+        self.checkpoints: Checkpoints | None = None
         if module is not None:
             self.bind(module)
 
@@ -136,6 +151,10 @@ class Guard:
         """Where the record goes; a sink may be added at any time."""
         return self._recorder.sinks
 
+    def tell_of_checkpoint(self, record: CheckpointRecord) -> None:
+        """Send a verdict on a checkpoint to the sinks."""
+        self._recorder.tell("checkpoint", record)
+
     @property
     def incidents(self) -> tuple[Incident, ...]:
         """The incidents of the run, oldest first, the open one included."""
@@ -150,15 +169,33 @@ class Guard:
         Raises:
             TypeError: It is no optimizer, and wraps none.
         """
-        return self._session.attach(optimizer, resumed=self.resumed, followers=self.followers)
+        return self._session.attach(
+            optimizer, resumed=self.resumed, followers=self.followers, checkpoints=self.checkpoints
+        )
 
     def augment(self, batch: Any) -> Any:
         """Augment the tensors of a batch, and return it, if an incident has lately made :class:`Augment` do so.
 
-        Call it before the forward pass of a loop of your own; the callback does. :meth:`before_step` puts the batch back.
+        On a GPU a snapshot that is due is copied beside the batch's work from here on. Call it before the forward pass of
+        a loop of your own; the callback does. :meth:`before_step` puts the batch back.
         """
+        for track in self._tracks:
+            copy_ahead(self._run, track)
         self._tracks.augment(batch)
         return batch
+
+    def before_forward(self, batch: Any, batch_index: int | None = None) -> None:
+        """Note a batch that is about to be computed, and the random states, for a bundle; nothing where none is kept.
+
+        Call it right before the forward pass of a loop of your own, of each micro-batch; the callback does.
+        """
+        if self._run.evidence is not None:
+            self._run.evidence.before_forward(self.module, batch, batch_index)
+
+    @property
+    def evidence(self) -> Keeper | None:
+        """What keeps the evidence, or None."""
+        return self._run.evidence
 
     def follow(self, loss: Tensor) -> None:
         """Learn the order in which the heatmap lists layers from the graph of a loss: once, as it is being computed.
@@ -195,10 +232,17 @@ class Guard:
 
         Raises:
             GuardError: A detector or remedy failed and ``on_error="raise"``.
-            TrainingDiverged: The budget is spent and ``on_exhausted="raise"``.
+            TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
         return self._step.take(track, loss, batch, batch_index, step, scaler, clips_follow=clips_follow)
+
+    def saved(self) -> None:
+        """Learn that a checkpoint is being written, to which a run short of memory may go back.
+
+        Every process must call it at the same point.
+        """
+        self._session.saved()
 
     def settle(self) -> None:
         """Learn of the last step, and average the losses of all processes, so that the state of one is that of all.
@@ -227,9 +271,14 @@ class Guard:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
         self._session.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything learned: tensors, numbers, strings, lists and dicts only."""
-        return self._session.state_dict()
+    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
+        """Return everything learned: tensors, numbers, strings, lists and dicts only.
+
+        Args:
+            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they hold
+                in shards is gathered where it belongs in a checkpoint.
+        """
+        return self._session.state_dict(together=together)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.

@@ -13,6 +13,7 @@ from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.step import Run, Step, StepReport
+from lightning_gradguard.step.keeping import written
 from lightning_gradguard.step.preparing import prepare
 from lightning_gradguard.step.recording import stop
 
@@ -70,7 +71,7 @@ class GuardedStep:
             return
         stop(self._run, track, report.statistics.step)
         if self._on_exhausted == "raise":
-            raise TrainingDiverged(self._run.recorder.report())
+            raise TrainingDiverged("\n".join([self._run.recorder.report(), *written(self._run, track)]))
 
     def _never_worse(self, track: OptimizerTrack, error: Exception) -> None:
         """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""

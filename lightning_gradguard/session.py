@@ -18,6 +18,8 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.optimizer_wrappers import innermost
 from lightning_gradguard.parts import Parts
 from lightning_gradguard.records import incident_from_json, to_json
+from lightning_gradguard.snapshots import Checkpoints
+from lightning_gradguard.snapshots.budget import Keeping
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.step import Run
 from lightning_gradguard.step.recording import log
@@ -60,7 +62,12 @@ class Session:
         self._module = self._run.module = module
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, *, resumed: bool, followers: tuple[nn.Module, ...]
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        resumed: bool,
+        followers: tuple[nn.Module, ...],
+        checkpoints: Checkpoints | None = None,
     ) -> OptimizerTrack:
         """Meet an optimizer, and go on from what was learned of it before.
 
@@ -68,6 +75,7 @@ class Session:
             optimizer: The optimizer; wrappers are taken as what they wrap.
             resumed: Whether the weights come from a checkpoint.
             followers: Averages of the weights, kept elsewhere, that go back with them.
+            checkpoints: Those that a trainer writes.
         """
         investigation = self._run.investigation
         if self._run.running is None:
@@ -78,12 +86,19 @@ class Session:
         if track is None:
             track, learned = self.tracks.meet(self.module, optimizer)
             track.begin_run(resumed=resumed, followers=followers)
+            track.snapshots.checkpoints, track.snapshots.index = checkpoints, track.index
             if learned is not None:
                 go_on_from(track, learned)
             elif track.untouched and (not compiled(self.module) or (can_leave_graphs() and outlandish(self.module))):
                 # Weights and gradients of a start tell nothing without their scale; what becomes of the signal does.
                 investigation.arm(track.index, self.module, backward=False)
         return track
+
+    def saved(self) -> None:
+        """Look at the checkpoint that is being written at the next step, where snapshots are checkpoints."""
+        for track in self.tracks:
+            if track.snapshots.keeping is Keeping.DISK:
+                track.snapshots.hurry(track.steps)
 
     def settle(self) -> None:
         """Learn of the last step, and average the losses that are still each process's own."""
@@ -114,15 +129,21 @@ class Session:
         try:
             self.tracks.leave()
         finally:
+            if self._run.evidence is not None:
+                self._run.evidence.close()
             self._run.running = None
             self._run.recorder.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything learned. Its keys are those of older versions, whatever the parts are called now."""
+    def state_dict(self, *, together: bool) -> dict[str, Any]:
+        """Return everything learned. Its keys are those of older versions, whatever the parts are called now.
+
+        Args:
+            together: Whether every process calls this at the same point.
+        """
         self.catch_up()
         return {
             "version": VERSION,
-            "lanes": self.tracks.state_dict(),
+            "lanes": self.tracks.state_dict(self._run.collectives if together else None),
             "incidents": [to_json(incident) for incident in self._run.recorder.incidents],
             **self._run.investigation.state_dict(),
         }

@@ -9,19 +9,32 @@ from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import incident_from_json, plain_statistics, statistics_from, to_json
-from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.snapshots.shards import parts, whole
+from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.statistics.collectives import Collectives
 
 
-def state_of(track: OptimizerTrack) -> dict[str, Any]:
-    """Return everything learned, for a checkpoint."""
+def state_of(track: OptimizerTrack, together: Collectives | None = None) -> dict[str, Any]:
+    """Return everything learned, for a checkpoint.
+
+    It holds one process's state, whose shards are of no use to the others. ``together``, where all processes call this at the same
+    point, lets them be made whole.
+    """
+
+    def readable(snapshot: Snapshot) -> Snapshot | None:
+        if not track.sharded:
+            return snapshot
+        share = track.snapshots.max_share
+        return None if together is None else whole(snapshot, track.parameters, together, share=share)
+
+    incident = track.incident is not None or track.treatment.under_way
     return {
         "memory": track.memory(),
         "remedies": track.remedies.state_dict(),
         "policy": track.policy.state_dict(),
         "untouched": track.untouched,
-        # A checkpoint holds one process's state, and its shards are of no use to the others.
-        "snapshots": track.snapshots.state_dict() if not track.sharded else SnapshotStore().state_dict(),
-        **track.treatment.state_dict(sharded=track.sharded),
+        "snapshots": track.snapshots.state_dict(incident=incident, whole=readable),
+        **track.treatment.state_dict(whole=readable),
         "batches": track.batches.state_dict(),
         "meter": track.accumulator.state_dict(),
         "incident": to_json(
@@ -53,6 +66,10 @@ def load_state(track: OptimizerTrack, state: dict[str, Any]) -> None:
     track.treatment.load_state_dict(state, () if track.incident is None else track.incident.trials)
     if (trial := track.treatment.trial) is not None:
         trial.lowers_rate = Act.BACKOFF in track.remedies.done_by(trial.treatment)
+    if track.sharded:
+        track.snapshots.cut(track.parameters)
+        untreated = track.treatment.untreated
+        track.treatment.untreated = None if untreated is None else parts(untreated, track.parameters)
     track.incident = track.incident and dataclasses.replace(track.incident, trials=())
     track.steps, track.watchful = int(state["steps"]), int(state["watchful"])
     track.odd_loss_interval = ExponentialInterval(*map(int, state["glances"]))

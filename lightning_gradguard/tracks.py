@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.parts import Parts
+from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.track_state import go_on_from, state_of
 
 
@@ -83,9 +84,12 @@ class Tracks:
         finally:
             self._met.clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what was learned of each, by its index; of those that have not been met yet what was loaded for them."""
-        return {**self._waiting, **{str(track.index): state_of(track) for track in self}}
+    def state_dict(self, together: Collectives | None = None) -> dict[str, Any]:
+        """Return what was learned of each, by its index; of those that have not been met yet what was loaded for them.
+
+        ``together`` are the processes, where all of them call this at the same point.
+        """
+        return {**self._waiting, **{str(track.index): state_of(track, together) for track in self}}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are met."""

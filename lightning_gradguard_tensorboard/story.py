@@ -91,7 +91,11 @@ def verdict(
         {"text": f" at step {newest['step']:,}"},
     ]
     if culprit := culprit_of(newest):
-        words += [{"text": ", the batch"}] if culprit == "batch" else [{"text": ", first in "}, {"layer": culprit}]
+        words += (
+            [{"text": f", the {culprit}"}]
+            if culprit in ("batch", "loss function")
+            else [{"text": ", first in "}, {"layer": culprit}]
+        )
     words.append({"text": f"; {', '.join(done) or done_by(newest)}"})
 
     if state(newest) in ("failed", "stopped") or any(_exhausted(record) for record in records):

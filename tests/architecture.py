@@ -16,7 +16,7 @@ RIVER = (
     ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "learning_rate"),
     ("statistics",),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
-    ("attribution",),
+    ("attribution", "evidence"),
     ("policy",),
     ("remedies",),
     ("treatment", "defaults"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import lightning_gradguard
-from lightning_gradguard import attribution, detectors, diagnostics, remedies
+from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay
 from tests.architecture import PACKAGE, RANKS, ROOT, drawn, imports, inner
 
 
@@ -120,8 +120,11 @@ PUBLIC = {
         ),
         *("SwapActivation", "restore_activations"),
     },
+    evidence: {"Bundle", "BundleError", "Evidence", "Pass", "read_bundle"},
+    replay: {"Answer", "ReplayError", "replay"},
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {
+        *("AlertSink", "Webhook"),
         *("Console", "Event", "Journal", "JournalContents", "MetricsSink", "Notice", "Problem", "Sink"),
         *("TensorBoardSink", "pinned_link", "read_journal", "read_runs", "scalars"),
     },

@@ -52,6 +52,7 @@ class Writer:
 DETECTORS, REMEDIES, SINKS = discovered(Detector), discovered(Remedy), discovered(Sink)
 # Sinks that cannot be built from nothing, and the least that they need.
 NEEDED: dict[str, Callable[[Path], tuple[Any, ...]]] = {
+    "AlertSink": lambda root: (lambda **told: None,),
     "Journal": lambda root: (root,),
     "Listener": lambda root: (lambda incident, event: None,),
     "MetricsSink": lambda root: (lambda metrics, step: None,),

@@ -192,7 +192,7 @@ def test_going_back_to_the_start_does_not_let_a_corrupt_batch_be_the_measure() -
     """The snapshot of step 0 knows no norm, but the run did."""
     loop = Loop(detectors=[Alarm(at=[40]), *default_detectors()])
     loop.run(regression(1))
-    loop.guard.attach(loop.optimizer).snapshots.hurry(10**6)  # the first one stays the only one
+    loop.guard.attach(loop.optimizer).snapshots.schedule.due = 10**6  # the first one stays the only one
     loop.run(regression(40))
     assert loop.guard.attach(loop.optimizer).baseline.count == 0, "it went back to the start"
     report = loop.step(regression(1)[0], by=1e4)

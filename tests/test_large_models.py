@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import SnapshotStore
-from lightning_gradguard.snapshots.budget import Keeping, Need, fitting, need, size
+from lightning_gradguard.snapshots.budget import Budget, Keeping, Need, fitting, need, size
 
 PAGE = Path(__file__).parents[1] / "docs" / "large-models.md"
 MODELS = {"100 M": 10**8, "1 B": 10**9, "7 B": 7 * 10**9, "70 B": 7 * 10**10}
@@ -20,10 +20,14 @@ PROCESSES = 8
 """Processes on a host."""
 WAYS = {"DDP": 1, "FSDP2, 8 processes": 8, "FSDP2, 64 processes": 64}
 """Processes that each parameter is cut for."""
+OF_WHOLE = {Keeping.NODE, Keeping.DISK}
+"""What can be done only where parameters are whole: shards are no other process's, and lie in no single file."""
 WORDS = {
     Keeping.ALL: "two",
     Keeping.ONE: "one",
+    Keeping.NODE: "one for the host",
     Keeping.LEAN: "one, without the optimizer's state",
+    Keeping.DISK: "the last checkpoint on disk",
     Keeping.NOTHING: "none",
 }
 
@@ -37,7 +41,9 @@ def table() -> list[str]:
     for name, count in MODELS.items():
         for way, cuts in WAYS.items():
             one = Need(4 * count // cuts, 8 * count // cuts)
-            keeping, _ = fitting(one, 2, available=HOST, processes=PROCESSES, max_bytes=None, max_share=0.25)
+            budget = Budget(HOST, PROCESSES, max_bytes=None, max_share=0.25)
+            possible = set(Keeping) if cuts == 1 else set(Keeping) - OF_WHOLE
+            keeping = fitting([budget.allows(one, 2)], possible)
             whole = PROCESSES * one.bytes(Keeping.ALL, 2)
             lines.append(f"| {name} | {way} | {size(one.whole)} | {size(whole)} | {WORDS[keeping]} |")
     return lines

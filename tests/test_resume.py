@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import GradGuard, Policy, SnapshotStore
 from lightning_gradguard.defaults import default_remedies
@@ -44,13 +45,13 @@ class Sick(Net):
         self.network(batch[0] * 100.0)
 
 
-def guard(optional: bool = False) -> GradGuard:
+def guard(optional: bool = False, in_checkpoint: bool = True) -> GradGuard:
     policy = Policy(patience=2, calm=30)
     more = [Regularize(steps=15), Augment(steps=15), SwapActivation()] if optional else []
     return GradGuard(
         journal=False,
         policy=policy,
-        snapshots=SnapshotStore(every=10),
+        snapshots=SnapshotStore(every=10, in_checkpoint=in_checkpoint),
         remedies=[*default_remedies(), *more],
     )
 
@@ -63,8 +64,9 @@ def fit(
     ckpt: Any = None,
     validate: bool = False,
     optional: bool = False,
+    in_checkpoint: bool = True,
 ) -> Any:
-    module, watcher = Sick(mlp(norm=True), sick), guard(optional)
+    module, watcher = Sick(mlp(norm=True), sick), guard(optional, in_checkpoint)
     run = trainer(root, callbacks=[watcher, Keep()], max_epochs=epochs, num_sanity_val_steps=0)
     run.fit(module, loader(regression(EPOCH)), loader(regression(3)) if validate else None, ckpt_path=ckpt)
     return frozen_copy(run), watcher
@@ -98,6 +100,47 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(name: str, validate: bool
         resumed, second = fit(sick, tmp_path / "resumed", epochs=4, ckpt=checkpoint, validate=validate)
         assert same(whole, resumed)
         assert same(second.state_dict(), first.state_dict())
+
+
+def held(checkpoint: Path) -> Any:
+    """Return the snapshots that a checkpoint holds, and the bytes of all tensors of the guard in it."""
+    found = torch.load(checkpoint, weights_only=False)["callbacks"]["GradGuard{'mode': 'guard'}"]
+    tensors = [t for t in tree_leaves(found) if isinstance(t, Tensor)]
+    return found["lanes"]["0"]["snapshots"]["kept"], sum(t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize("name", ["calm", "right after a NaN"])
+def test_by_default_a_checkpoint_outside_an_incident_holds_no_snapshot_and_is_resumed_bit_by_bit(
+    name: str, tmp_path: Path
+) -> None:
+    """Where a run goes back after that, it may go back to the checkpoint's own weights, where the other has an older copy."""
+    sick = {} if name == "calm" else {step + 20: by for step, by in INCIDENTS[name].items() if math.isnan(by)}
+    whole, first = fit(sick, tmp_path / "whole", epochs=4, in_checkpoint=False)
+    assert held(tmp_path / "whole" / "0.ckpt") == ([], 0)
+    resumed, second = fit(sick, tmp_path / "resumed", epochs=4, ckpt=tmp_path / "whole" / "0.ckpt", in_checkpoint=False)
+    assert same(whole, resumed)
+    assert same(second.state_dict(), first.state_dict())
+
+
+@pytest.mark.parametrize("name", ["between two NaN", "before a rollback", "over two epoch ends"])
+def test_by_default_a_checkpoint_in_an_incident_carries_the_last_good_snapshot(name: str, tmp_path: Path) -> None:
+    sick = INCIDENTS[name]
+    _, first = fit(sick, tmp_path / "whole", epochs=4, in_checkpoint=False)
+    at = 0 if name != "before a rollback" else 1
+    checkpoint = tmp_path / "whole" / f"{at}.ckpt"
+    (kept, *more), _ = held(checkpoint)
+    assert more == [] and all(bool(value.isfinite().all()) for value in kept["parameters"].values())
+    ends, second = fit(sick, tmp_path / "resumed", epochs=4, ckpt=checkpoint, in_checkpoint=False)
+    assert all(bool(t.isfinite().all()) for t in tree_leaves(ends) if isinstance(t, Tensor))
+    assert [i.step for i in second.incidents] == [i.step for i in first.incidents]
+
+
+def test_a_run_resumed_right_before_trouble_goes_back_to_the_checkpoint_s_own_weights(tmp_path: Path) -> None:
+    fit({}, tmp_path / "whole", epochs=1, in_checkpoint=False)
+    checkpoint = tmp_path / "whole" / "0.ckpt"
+    _, watcher = fit(spikes(*range(21, 27)), tmp_path, epochs=2, ckpt=checkpoint, in_checkpoint=False)
+    went = [o.back_to for i in watcher.incidents for a in i.actions for o in a.outcomes if o.back_to is not None]
+    assert went and set(went) <= {20}
 
 
 def test_the_incidents_above_try_the_remedies(tmp_path: Path) -> None:

@@ -18,9 +18,17 @@ from lightning_gradguard.detectors import Spike
 from tests.builders import mlp, regression, same, spoil
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
-TREES = {3: "c91d4a82ddb4f556"}
-"""Hash of the keys of a state of each version. Where this fails, add a version and its migration to ``checkpoint.py``, a line
+TREES = {4: "bd8b0084a899206b"}
+"""Hash of the keys of a state of this version. Where this fails, add a version and its migration to ``checkpoint.py``, a line
 here, and a golden state with ``python -m tests.fixtures.golden``."""
+OLD = {
+    "version_1": "4f694df",
+    "version_2_first": "053c1cb",
+    "version_2_last": "d87dd49",
+    "version_3": "f999297",
+}
+"""Commits that the golden states of earlier versions were written by: the last one before the package's rooms were built, and the last
+one before states had defaults, among them."""
 
 
 def keys(value: Any, path: str = "") -> list[str]:
@@ -68,6 +76,10 @@ def test_a_golden_state_is_resumed(path: Path) -> None:
     assert len(guard.incidents) >= 3  # The NaN after the upgrade was seen too.
 
 
+def test_there_is_a_golden_state_of_each_old_version() -> None:
+    assert {path.stem for path in STATES.glob("*.pt")} == {*OLD, f"version_{VERSION}"}
+
+
 def test_there_is_a_golden_state_of_this_version_and_it_fits_whole() -> None:
     told, _ = resume(STATES / f"version_{VERSION}.pt")
     assert told == []
@@ -98,7 +110,7 @@ def test_what_does_not_fit_is_named_in_one_warning_and_the_rest_is_kept() -> Non
     track = other.attach(optimizer)
     assert track.incident is None and track.baseline.count == guard.attach(optimizer).baseline.count
     assert all(incident.closed is not None for incident in other.incidents)
-    assert not track.snapshots.empty
+    assert not track.snapshots.empty, "it was written in an incident"
 
 
 def test_without_what_was_learned_a_trained_network_is_not_taken_for_a_fresh_one() -> None:

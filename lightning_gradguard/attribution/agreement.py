@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Collection, Iterable
@@ -68,9 +69,15 @@ def suspects(
         changes = ask == "changes"
         layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh=fresh, sharded=sharded)
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
-    merged = _merged(mine.told(collectives))
+    told = mine.told(collectives)
+    merged = _merged(map(_seen_on, told, range(len(told))) if collectives.size > 1 else told)
     owners = _owners(module, parameters, broken=any(suspect.broken for suspect in merged))
-    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners)
+    return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners or s.part != "layer")
+
+
+def _seen_on(suspects: Iterable[Suspect], rank: int) -> list[Suspect]:
+    """Return suspects with the process that saw them, where they are a batch: layers are the same on all."""
+    return [dataclasses.replace(one, rank=rank) if one.is_batch else one for one in suspects]
 
 
 def _merged(told: Iterable[Iterable[Suspect]]) -> Collection[Suspect]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ TAILS = 3.0
 tails exceed themselves."""
 SEEN = 32
 """Healthy batches that are remembered."""
+MANY = 32
+"""Samples of a batch that are named at most."""
 ENOUGH = 3
 """Healthy batches that must have been seen before a scale can be called corrupt."""
 
@@ -79,6 +82,12 @@ def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
     return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
 
 
+def _samples(tensor: Tensor, limit: float) -> tuple[int, ...]:
+    """Return the samples of a tensor, counted along its first dimension, with an element that is NaN, inf or beyond a limit."""
+    fine = tensor.reshape(len(tensor) if tensor.ndim else 1, -1).abs().amax(1) <= limit
+    return tuple((~fine).nonzero().flatten().tolist()[:MANY])
+
+
 class BatchWitness:
     """Remember how large healthy batches are, and accuse one that is not finite or far larger.
 
@@ -111,8 +120,13 @@ class BatchWitness:
         for tensor in tensors:
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                return Suspect(BATCH, math.inf, f"{bad} of {tensor.numel()} elements of the batch are NaN or inf")
-        return self.accuse_peaks([float(peak) for peak in largest(batch)])
+                reason = f"{bad} of {tensor.numel()} elements of the batch are NaN or inf"
+                return Suspect(BATCH, math.inf, reason, samples=_samples(tensor, sys.float_info.max))
+        peaks = [float(peak) for peak in largest(batch)]
+        found, beyond = self.accuse_peaks(peaks), self._beyond(peaks)
+        if found is None or beyond is None:
+            return found
+        return dataclasses.replace(found, samples=_samples(tensors[beyond[0]], beyond[1]))
 
     def accuse_peaks(self, peaks: Sequence[float]) -> Suspect | None:
         """Return the evidence against a batch of which only the largest absolute elements are left, or None."""
@@ -120,18 +134,25 @@ class BatchWitness:
             return None
         if not all(map(math.isfinite, peaks)):
             return Suspect(BATCH, math.inf, "the batch holds NaN or inf")
+        if (found := self._beyond(peaks)) is None:
+            return None
+        which, _, largest_seen = found
+        ratio = peaks[which] / largest_seen
+        reason = f"the batch's largest element is {peaks[which]:.3g}, {ratio:.3g} x the largest of healthy batches"
+        return Suspect(BATCH, math.log(ratio), reason)
+
+    def _beyond(self, peaks: Sequence[float]) -> tuple[int, float, float] | None:
+        """Return which tensor is far larger than in healthy batches, its limit, and the largest seen; None for none."""
         if len(self._peaks) < ENOUGH or len(peaks) != len(self._peaks[0]):
             return None
-        for peak, *seen in zip(peaks, *self._peaks, strict=True):
+        for which, (peak, *seen) in enumerate(zip(peaks, *self._peaks, strict=True)):
             known = sorted(seen)
             middle, largest_seen = known[len(known) // 2], known[-1]
             if not middle > 0.0:
                 continue
             beyond = max(LOUD, (largest_seen / middle) ** TAILS)
             if peak > beyond * largest_seen:
-                ratio = peak / largest_seen
-                reason = f"the batch's largest element is {peak:.3g}, {ratio:.3g} x the largest of healthy batches"
-                return Suspect(BATCH, math.log(ratio), reason)
+                return which, beyond * largest_seen, largest_seen
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class Cause(str, Enum):
     """Updates that are too large."""
     OPTIMIZER = "optimizer"
     """The optimizer's state or its numbers."""
+    ACTIVATION = "activation"
+    """A function inside the network that turns finite numbers into inf or NaN."""
     LOSS = "loss"
     """The loss function, or code between the model's output and it."""
     REGIME = "new regime"
@@ -45,9 +47,10 @@ def cause_of(
         large: Whether updates have replaced weights.
         signal: What becomes of the signal in a fresh network, where it was measured.
     """
-    layers = [suspect for suspect in blame if not suspect.is_batch]
-    if len(layers) < len(blame):
+    if any(suspect.is_batch for suspect in blame):
         return Cause.BATCH
+    layers = [suspect for suspect in blame if suspect.is_layer]
+    functions = {suspect.part for suspect in blame} - {"layer"}
     if verdict.of_optimizer:
         return Cause.OPTIMIZER
     if layers and large and not start and not any(suspect.broken for suspect in layers):
@@ -59,6 +62,8 @@ def cause_of(
             return Cause.START
     if layers and len(layers) <= FEW_LAYERS:
         return Cause.LAYER
+    if functions and not large:
+        return Cause.ACTIVATION if "activation" in functions else Cause.LOSS
     if start and signal is not None and not signal.sound:
         return Cause.START
     if verdict.diverges or (large and verdict.of_one_step):

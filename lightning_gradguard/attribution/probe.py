@@ -41,7 +41,7 @@ class Probe:
         >>> model(torch.randn(4, 8)).sum().backward()
         >>> probe.disarm()
         >>> [reading.layer for reading in probe.readings()]
-        ['0', '2']
+        ['0', '1', '2']
     """
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class Probe:
         self.outside = compiled(module) and can_leave_graphs()
         if self.outside:
             self._stance = torch.compiler.set_stance("force_eager")  # in effect from here on
-        for name, layer in _targets(module):
-            self._names[layer] = (name, kind_of(layer))
+        for name, kind, layer in _targets(module):
+            self._names[layer] = (name, kind)
             self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._after))
 
@@ -114,7 +114,7 @@ class Probe:
         call.rms_in = _size(source)
         if call.kind == "norm" and (maker := self._maker(source)) is not None:
             self._followed[maker] = call.layer
-        if not (self._backward and torch.is_grad_enabled() and source.requires_grad):
+        if not (self._backward and source.requires_grad) or call.kind == "function":
             return None
         alias = source.view_as(source)
         alias.register_hook(lambda grad: _note_grad_in(call, grad))
@@ -130,12 +130,14 @@ class Probe:
         if not outputs:
             return
         call.rms_out, call.ceiling = _size(outputs[0]), torch.finfo(outputs[0].dtype).max
+        self._calls.append(call)
+        if call.kind == "function":
+            return
         if outputs[0].dim() > 1 and len(outputs[0]) > 1:
             call.varied = _size(outputs[0].detach() - outputs[0].detach().mean(0))
             axis = 1 if call.kind == "conv" else -1
             if call.kind in ("linear", "conv") and outputs[0].shape[axis] >= UNITS:
                 call.differed = _size(outputs[0].detach() - outputs[0].detach().mean(axis, keepdim=True))
-        self._calls.append(call)
         base = _base(outputs[0])
         self._made[id(base)] = (weakref.ref(base), outputs[0].numel(), call.layer)
         for index, tensor in enumerate(outputs):
@@ -150,8 +152,8 @@ class Probe:
         return layer if reference is not None and reference() is base and count == source.numel() else None
 
 
-def _targets(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield layers that do one thing: those that own parameters and hold no other layer, and every normalisation."""
+def _targets(module: nn.Module) -> Iterator[tuple[str, Kind, nn.Module]]:
+    """Yield what does one thing: layers that own parameters and hold no other layer, every normalisation, and functions."""
     owners = layers(module)
     seen = set[nn.Module]()
     for name, child in module.named_modules():
@@ -164,7 +166,10 @@ def _targets(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         tied = any(True for _ in child.parameters(recurse=False))  # a tied weight has one owner but several users
         if name in owners or tied or kind == "norm":
             seen.add(child)
-            yield name, child
+            yield name, kind, child
+        elif child is not module and not any(True for _ in child.children()):
+            seen.add(child)
+            yield name, "function", child
 
 
 def _measurable(value: Any) -> bool:

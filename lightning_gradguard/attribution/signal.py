@@ -40,6 +40,7 @@ class Signal:
 
 def signal(readings: tuple[LayerReading, ...]) -> Signal:
     """Return what became of the batch that the readings are of."""
+    readings = tuple(r for r in readings if r.kind != "function")
     ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
     # An embedding takes no signal in, and should give one of the order of 1.
     source = 1.0 if not readings or readings[0].largest_in is None else readings[0].largest_in

@@ -12,7 +12,8 @@ from lightning_gradguard.attribution.gains import excessive, growing
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.attribution.weights import WeightTraits, examine
 from lightning_gradguard.layers.names import layer_of
-from lightning_gradguard.records import BATCH, GradientStatistics, Suspect
+from lightning_gradguard.records import BATCH, LOSS, GradientStatistics, Suspect
+from lightning_gradguard.records.verdict import Part
 from lightning_gradguard.snapshots.snapshot import Snapshot
 
 
@@ -50,7 +51,7 @@ def blame(
     found = _broken(traits) + displaced(traits, explained(module, snapshot, older, updates, statistics))
     if not changes_only and all(t.finite for t in traits):  # else every reading is polluted by it
         history = snapshot is not None and snapshot.step > 0
-        found += _origins(readings, statistics)
+        found += _origins(readings, statistics) or _between(readings, statistics)
         if fresh:
             found += excessive(traits, by_layer, history)
             found += [] if found else growing(traits, readings)
@@ -77,6 +78,7 @@ def _complete(suspect: Suspect, traits: WeightTraits | None, reading: LayerReadi
         backward_gain=None if reading is None else reading.backward_gain,
         weight_ratio=None if traits is None else traits.excess,
         broken=suspect.broken,
+        part=suspect.part,
     )
 
 
@@ -90,24 +92,38 @@ def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | 
     if statistics is not None:
         pairs = zip(statistics.names, statistics.norms.tolist(), strict=True)
         spoilt = {layer_of(name) for name, norm in pairs if not math.isfinite(norm)}
+    last = max((r.order for r in readings if r.kind != "function"), default=-1)
     found = []
     for r in readings:
         if r.input_finite and not r.output_finite:
-            found += _overflow(r, r.rms_in, "its output is not finite though its input is")
+            part: Part = "layer" if r.kind != "function" else "loss" if r.order > last else "activation"
+            found += _overflow(r, r.rms_in, "its output is not finite though its input is", part)
         elif r.grad_out_finite and (r.grad_in_finite is False or r.layer in spoilt):
             found += _overflow(r, r.grad_out, "its gradients are not finite though the gradient that reached it is")
     return found
 
 
-def _overflow(reading: LayerReading, came_in: float | None, reason: str) -> list[Suspect]:
+def _between(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Suspect]:
+    """Accuse what lies between the last module's output and the loss, where that is finite and what comes back to it is not."""
+    last = max((r for r in readings if r.grad_out_finite is not None), key=lambda r: r.order, default=None)
+    # A GradScaler's own scale makes such gradients, too.
+    if last is None or last.grad_out_finite or (statistics is not None and statistics.scaled):
+        return []
+    if not all(r.rms_out is None or r.rms_out < math.sqrt(last.ceiling) for r in readings):
+        return []  # Any loss would overflow by such an output, and a NaN makes another.
+    reason = "the outputs of all modules are finite, and the gradient that comes back to the last of them is not"
+    return [Suspect(LOSS, 0.5 * math.log(last.ceiling), reason, part="loss")]
+
+
+def _overflow(reading: LayerReading, came_in: float | None, reason: str, part: Part = "layer") -> list[Suspect]:
     """The gain was at least ``ceiling / came_in``; half the dtype's range (in log) must be its own doing."""
     lowest = math.log(reading.ceiling) - math.log(max(came_in or 1.0, 1e-3))
-    return [Suspect(reading.layer, lowest, reason)] if lowest >= 0.5 * math.log(reading.ceiling) else []
+    return [Suspect(reading.layer, lowest, reason, part=part)] if lowest >= 0.5 * math.log(reading.ceiling) else []
 
 
 def _batch(readings: Sequence[LayerReading]) -> list[Suspect]:
     """Accuse the data if the first layer to see it got something that is not finite, or absurdly large."""
-    first = min(readings, key=lambda r: r.order, default=None)
+    first = min((r for r in readings if r.kind != "function"), key=lambda r: r.order, default=None)
     if first is None or first.rms_in is None:
         return []
     if not first.input_finite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 """Of the state. It moves with every change of the state's keys; what was saved under an earlier one is migrated step by step."""
 
 
@@ -34,12 +34,12 @@ def _from_1(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, **empty(), "version": 2, "incidents": kept}
 
 
-def _from_2(state: dict[str, Any]) -> dict[str, Any]:
+def _next(state: dict[str, Any]) -> dict[str, Any]:
     """Change nothing but the number: what is new since then is completed, and what has another name is learned anew."""
-    return {**state, "version": 3}
+    return {**state, "version": state["version"] + 1}
 
 
-_MIGRATIONS = {1: _from_1, 2: _from_2}
+_MIGRATIONS = {1: _from_1, 2: _next, 3: _next}
 
 
 def over(incident: Any) -> Any:

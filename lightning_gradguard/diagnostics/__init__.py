@@ -11,6 +11,7 @@ from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.tags import pinned_link
 
 if TYPE_CHECKING:
+    from lightning_gradguard.diagnostics.alerts import AlertSink
     from lightning_gradguard.diagnostics.journal_reader import (
         JournalContents,
         Notice,
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
         read_runs,
     )
     from lightning_gradguard.diagnostics.tensorboard import TensorBoardSink
+    from lightning_gradguard.diagnostics.webhook import Webhook
 
 __all__ = [
+    "AlertSink",
     "Console",
     "Event",
     "Journal",
@@ -30,6 +33,7 @@ __all__ = [
     "Problem",
     "Sink",
     "TensorBoardSink",
+    "Webhook",
     "pinned_link",
     "read_journal",
     "read_runs",
@@ -37,8 +41,8 @@ __all__ = [
 ]
 
 
-# TensorBoard's protocol buffers take longer to import than all the rest, and a run that starts reads no journal.
-_LATE = {"TensorBoardSink": "tensorboard"} | dict.fromkeys(
+# TensorBoard's protocol buffers take longer to import than all the rest, a run that starts reads no journal, and few call anybody.
+_LATE = {"TensorBoardSink": "tensorboard", "Webhook": "webhook", "AlertSink": "alerts"} | dict.fromkeys(
     ("JournalContents", "Notice", "Problem", "read_journal", "read_runs"), "journal_reader"
 )
 

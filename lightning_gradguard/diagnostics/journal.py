@@ -1,9 +1,10 @@
 """The journal on disk: ``gradguard.jsonl``, one JSON object a line, readable without TensorBoard and after a crash.
 
-Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session begins),
-``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``, ``closed`` and
-``notice``. Each line is flushed as it is written, so that a killed run loses at most the end of its last line; what
-reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
+Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session
+begins), ``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``,
+``closed``, ``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed
+run loses at most the end of its last line; what reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`)
+copes with that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
 from lightning_gradguard.diagnostics.widening import LEAD, Widening
-from lightning_gradguard.records import FloatArray, Incident, Window, to_json
+from lightning_gradguard.records import CheckpointRecord, FloatArray, Incident, Window, to_json
 
 FILE_NAME = "gradguard.jsonl"
 VERSION = 1
@@ -88,6 +89,11 @@ class Journal(Sink):
         """Write one sentence that asks for no remedy."""
         if not self._asleep:
             self._write({"event": "notice", "step": step, "message": message})
+
+    def checkpoint(self, record: CheckpointRecord) -> None:
+        """Write a verdict on a checkpoint."""
+        if not self._asleep:
+            self._write({"event": "checkpoint", **to_json(record)})
 
     def _wake(self) -> None:
         self._asleep = False

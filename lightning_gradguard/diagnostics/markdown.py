@@ -25,7 +25,7 @@ def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> s
         incident: The incident to tell.
         earlier: Incidents to list below it, newest first.
     """
-    culprit = f", first in **{wording.markdown(incident.culprit)}**" if incident.culprit else ""
+    culprit = incident.where("**{}**", wording.markdown)
     parts = [
         f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
         f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",

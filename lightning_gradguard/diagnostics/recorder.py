@@ -59,6 +59,7 @@ class Recorder:
         form: Form,
         batch_index: int | None,
         trials: Sequence[TrialRecord] = (),
+        bundle: str = "",
     ) -> Incident:
         """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
 
@@ -70,6 +71,7 @@ class Recorder:
             form: The form of trouble, for an incident that opens.
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
+            bundle: The file with the evidence of this step, or empty.
         """
         event: Event = "acted"
         if incident is None:
@@ -88,7 +90,14 @@ class Recorder:
         last = incident.actions[-1] if incident.actions else None
         looked = last is not None and last.decision.look and bool(last.outcomes)
         named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
-        incident = dataclasses.replace(incident, actions=actions, alarms=alarms, blame=named, trials=tuple(trials))
+        incident = dataclasses.replace(
+            incident,
+            actions=actions,
+            alarms=alarms,
+            blame=named,
+            trials=tuple(trials),
+            bundle=bundle or incident.bundle,
+        )
         self.replace(incident)
         if event == "opened" or changed or alarms & (alarms - 1) == 0:
             self.tell("incident", incident, event)
@@ -165,7 +174,7 @@ class Recorder:
         lines = []
         for i in self.incidents:
             tried = f"tried {', '.join(i.remedies) or 'nothing'}"
-            culprit = f", first in {i.culprit or 'the root module'}" if i.culprit is not None else ""
+            culprit = i.where()
             reason = wording.reason(i.actions[0]) if i.actions else ""
             line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
             lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]

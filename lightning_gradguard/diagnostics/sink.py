@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_gradguard.records import Incident, Window
+from lightning_gradguard.records import CheckpointRecord, Incident, Window
 
 Event = Literal["opened", "acted", "closed"]
 
@@ -40,6 +40,9 @@ class Sink(ABC):
 
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
+
+    def checkpoint(self, record: CheckpointRecord) -> None:
+        """Write a verdict on a checkpoint; it may be the second one on the same."""
 
     def epoch(self) -> None:
         """Write what is worth writing once an epoch."""

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "other"]
+Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "function", "other"]
+"""What a module is; a *function* has neither parameters nor parts: an activation, or a loss."""
 
 # torch.compile, FSDP1, the checkpoint wrapper and Fabric insert these; attribute look-up passes through them, so names may drop them.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")

@@ -17,6 +17,7 @@ REDRAW: Treatment = (Act.ROLLBACK, Act.INITIALIZE, Act.BACKOFF)
 START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (REPAIR, REDRAW, SLOWER),
     Cause.START: (REDRAW, SLOWER),
+    Cause.ACTIVATION: (REDRAW, SLOWER),
     Cause.RATE: (SLOWER, REDRAW),
     Cause.UNKNOWN: (SLOWER, REDRAW),
     Cause.OPTIMIZER: (BACK, SLOWER),
@@ -26,6 +27,7 @@ START: dict[Cause, tuple[Treatment, ...]] = {
 UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (REPAIR, BACK, SLOWER),
     Cause.START: (SLOWER,),
+    Cause.ACTIVATION: (BACK, SLOWER),
     Cause.RATE: (SLOWER,),
     Cause.UNKNOWN: (BACK, SLOWER),
     Cause.OPTIMIZER: (BACK, SLOWER),

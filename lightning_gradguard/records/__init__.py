@@ -3,15 +3,18 @@
 Every record can be written to the journal as JSON with :func:`to_json`; none of them holds a tensor.
 """
 
+from lightning_gradguard.records.checkpoint import CheckpointRecord
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, StepReport, TrialRecord
 from lightning_gradguard.records.measured import FloatArray, GradientStatistics, plain_statistics, statistics_from
 from lightning_gradguard.records.plain import incident_from_json, to_json
-from lightning_gradguard.records.verdict import BATCH, Form, Suspect, Verdict, verdict_from_json
+from lightning_gradguard.records.verdict import BATCH, LOSS, Form, Suspect, Verdict, verdict_from_json
 from lightning_gradguard.records.window import Window
 
 __all__ = [
     "BATCH",
+    "LOSS",
     "Action",
+    "CheckpointRecord",
     "Decision",
     "FloatArray",
     "Form",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightning_gradguard.records.measured import GradientStatistics
@@ -133,6 +134,7 @@ class Incident:
             open, where one stays of which that cannot be said, and where first aid was all, of which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
+        bundle: File with the evidence of its first alarm, as one process has written it, or empty.
     """
 
     number: int
@@ -147,6 +149,7 @@ class Incident:
     helped: bool | None = None
     trials: tuple[TrialRecord, ...] = ()
     stopped: int | None = None
+    bundle: str = ""
 
     def _repr_html_(self) -> str:
         from lightning_gradguard.records.plain import to_json
@@ -158,6 +161,19 @@ class Incident:
     def culprit(self) -> str | None:
         """The first suspect's name, or None where nobody is blamed."""
         return self.blame[0].layer if self.blame else None
+
+    def where(self, layer: str = "{}", escape: Callable[[str], str] = str) -> str:
+        """Return ``", first in conv4"``, or ``", the batch"``; an empty string where nobody is blamed.
+
+        Args:
+            layer: How a layer's name is set off.
+            escape: Makes a name fit for where it is written.
+        """
+        if not self.blame:
+            return ""
+        if not self.blame[0].is_module:
+            return f", the {self.blame[0].layer}"
+        return f", first in {layer.format(escape(self.blame[0].layer or 'the root module'))}"
 
     @property
     def remedies(self) -> tuple[str, ...]:

@@ -46,7 +46,11 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
             outcomes=tuple(Outcome(**{**o, "layers": tuple(o["layers"])}) for o in a["outcomes"]),
         )
 
-    blame = (Suspect(**floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")) for b in data["blame"])
+    def suspect(b: dict[str, Any]) -> Suspect:
+        numbers = floats(b, "score", "forward_gain", "backward_gain", "weight_ratio")
+        return Suspect(**{**numbers, "samples": tuple(b.get("samples", ()))})
+
+    blame = map(suspect, data["blame"])
     trials = (
         TrialRecord(**{**floats(t, "before", "trouble", "after"), "treatment": tuple(t["treatment"])})
         for t in data.get("trials", ())

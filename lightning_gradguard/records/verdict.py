@@ -23,6 +23,9 @@ optimizer's own. ``rate``, a rate that had leapt, is found in journals of older 
 
 BATCH = "batch"
 """What a suspect is called that is no layer but the data."""
+LOSS = "loss function"
+"""What a suspect is called that lies between the last module's output and the loss."""
+Part = Literal["layer", "activation", "loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +107,16 @@ class Suspect:
     """One suspect: a layer (or the batch) with the evidence against it.
 
     Args:
-        layer: Qualified module name; :data:`BATCH` accuses the data.
+        layer: Qualified module name; :data:`BATCH` accuses the data, :data:`LOSS` what makes the loss of the output.
         score: Natural logarithm of how far the strongest evidence lies above what is healthy; higher is worse.
         forward_gain: RMS(out) / RMS(in), or None where it was not measured.
         backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
         weight_ratio: RMS of the weights over what its history, or its fan, calls for; None where unknown.
         reason: One sentence for a person.
         broken: True if its parameters are NaN or inf, which no batch can be blamed for.
+        part: What of a training program it is.
+        rank: The process that saw it, where it is a batch and several processes train together.
+        samples: Positions in the batch of the samples that are beyond what is healthy.
     """
 
     layer: str
@@ -120,6 +126,19 @@ class Suspect:
     backward_gain: float | None = None
     weight_ratio: float | None = None
     broken: bool = False
+    part: Part = "layer"
+    rank: int | None = None
+    samples: tuple[int, ...] = ()
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether a module with parameters is accused."""
+        return self.part == "layer" and not self.is_batch
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it bears a module's name."""
+        return self.layer not in (BATCH, LOSS)
 
     @property
     def is_batch(self) -> bool:

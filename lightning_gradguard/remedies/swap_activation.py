@@ -23,7 +23,7 @@ _UNBOUNDED = (
 
 
 class SwapActivation(Remedy):
-    """Swap the unbounded activation (ReLU, GELU, SiLU, ...) of the worst block that is blamed.
+    """Swap the activation that was seen to overflow, or else the unbounded one (ReLU, GELU, SiLU, ...) of the worst block that is blamed.
 
     The block's activation is the first one registered after the blamed layer, before the next layer with weights of its own; a
     module that is called several times in a block, and stands before the layer, counts too. One block is swapped at a time,
@@ -59,7 +59,10 @@ class SwapActivation(Remedy):
 
     def apply(self, context: RemedyContext) -> Outcome:
         """Swap one activation in place."""
-        found = layers(context.module)
+        found, modules = layers(context.module), _modules(context.module)
+        overflows = [s.layer for s in context.blame if s.part == "activation" and s.layer in modules]
+        if overflows:
+            return self._swap(context.module, overflows[0])
         suspects = [suspect.layer for suspect in context.blame if suspect.layer in found]
         if not suspects:
             return Outcome(self.name, False, "no layer is blamed, so there is no block whose activation to swap")
@@ -67,14 +70,18 @@ class SwapActivation(Remedy):
             place = activation_of(context.module, layer)
             if place is None:
                 continue
-            old = type(_modules(context.module)[place]).__name__
-            _swap(context.module, place, self.to)
-            self._swapped[place] = self.to
+            outcome = self._swap(context.module, place, layer)
             for parameter in parameters_of(found[layer]).values():
                 forget(context.optimizer, parameter)
-            return Outcome(self.name, True, f"{place}: {old} swapped for {self.to}", (layer,))
+            return outcome
         reason = "has no unbounded activation module (one called as a function cannot be swapped)"
         return Outcome(self.name, False, f"the block of {', '.join(suspects)} {reason}")
+
+    def _swap(self, module: nn.Module, place: str, *layers: str) -> Outcome:
+        old = type(_modules(module)[place]).__name__
+        _swap(module, place, self.to)
+        self._swapped[place] = self.to
+        return Outcome(self.name, True, f"{place}: {old} swapped for {self.to}", layers)
 
     def resume(self, module: nn.Module) -> None:
         """Swap again what the loaded state says."""

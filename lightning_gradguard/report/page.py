@@ -72,7 +72,7 @@ def answers(told: Sequence[tuple[str, str]]) -> str:
 def _incident(incident: Incident) -> str:
     level = STATES[wording.state(incident)][0]
     batch = f", batch {incident.batch:,}" if incident.batch is not None else ""
-    culprit = f", first in <code>{text(incident.culprit)}</code>" if incident.culprit else ""
+    culprit = incident.where("<code>{}</code>", text)
     result = wording.result(incident)
     return (
         f'<article class="{level}" id="incident-{incident.optimizer}-{incident.number}-{incident.step}">'

@@ -7,7 +7,7 @@ it is held against what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,9 +32,13 @@ class Keeping(IntEnum):
     ALL = 0
     ONE = 1
     """One snapshot in place of two."""
-    LEAN = 2
+    NODE = 2
+    """One for all processes of a host, which train the same weights."""
+    LEAN = 3
     """One, without the optimizer's state: after a rollback that begins anew."""
-    NOTHING = 3
+    DISK = 4
+    """None but the run's own last checkpoint."""
+    NOTHING = 5
 
     @property
     def told(self) -> str:
@@ -42,7 +46,9 @@ class Keeping(IntEnum):
         return (
             "",
             "one is kept, not two",
+            "one is kept for all processes of this host",
             "one is kept, without the optimizer's state, which a rollback then resets",
+            "none is kept, and a rollback goes back to the run's last checkpoint on disk",
             "none is kept, and rollback is switched off",
         )[self]
 
@@ -63,7 +69,7 @@ class Need:
         """Return what so many snapshots take, with the one that a treatment adds."""
         copies = (keep if keeping is Keeping.ALL else min(keep, 1)) + ONE_MORE
         one = self.values + (0 if keeping is Keeping.LEAN else self.state)
-        return 0 if keeping is Keeping.NOTHING or keep == 0 else copies * one
+        return 0 if keeping >= Keeping.DISK or keep == 0 else copies * one
 
     @property
     def whole(self) -> int:
@@ -121,27 +127,53 @@ def left(root: Path = Path("/")) -> float:
     return max(min(found), 0.0)
 
 
-def fitting(
-    need: Need, keep: int, *, available: float, processes: int, max_bytes: int | None, max_share: float
-) -> tuple[Keeping, str]:
-    """Return the most that may be kept, and a warning where that is not all.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the snapshots of this process may take.
 
     Args:
-        need: What one snapshot of this process takes.
-        keep: Snapshots that are wanted.
         available: Bytes that the host has left.
         processes: Processes on this host, each of which keeps as much.
         max_bytes: Most bytes of one process's snapshots; None for no bound but the share.
         max_share: Share of what the host has left that all its processes' snapshots may take.
     """
-    most = min(math.inf if max_bytes is None else max_bytes, max_share * available / max(processes, 1))
-    keeping = next((one for one in Keeping if need.bytes(one, keep) <= most), Keeping.NOTHING)
-    if keep == 0 or keeping is Keeping.ALL:
-        return Keeping.ALL, ""
-    wanted = need.bytes(Keeping.ALL, keep)
-    return (
-        keeping,
-        f"snapshots would take {size(wanted)} of host memory a process where {size(most)} may be taken: {keeping.told}",
+
+    available: float
+    processes: int
+    max_bytes: int | None
+    max_share: float
+
+    def most(self, keeping: Keeping) -> float:
+        """Return the bytes that one process may take; where one keeps for all it may take what they may."""
+        share = self.max_share * self.available / (1 if keeping is Keeping.NODE else max(self.processes, 1))
+        return share if self.max_bytes is None else min(self.max_bytes, share)
+
+    def allows(self, need: Need, keep: int) -> list[bool]:
+        """Return of each way to keep snapshots whether there is room for it."""
+        return [need.bytes(one, keep) <= self.most(one) for one in Keeping]
+
+    def told(self, need: Need, keep: int, keeping: Keeping) -> str:
+        """Return a warning of what is kept in place of all."""
+        wanted, most = need.bytes(Keeping.ALL, keep), self.most(Keeping.ALL)
+        return (
+            f"snapshots would take {size(wanted)} of host memory a process where {size(most)} may be taken: "
+            f"{keeping.told}"
+        )
+
+
+def fitting(allowed: Sequence[Sequence[bool]], possible: Collection[Keeping]) -> Keeping:
+    """Return the most that may be kept alike by all processes.
+
+    Args:
+        allowed: What :meth:`Budget.allows` has told each of them.
+        possible: What they can do at all.
+
+    >>> fitting([[False, True, True, True, True, True]], {Keeping.ALL, Keeping.ONE, Keeping.NOTHING}).name
+    'ONE'
+    """
+    return next(
+        (one for one in Keeping if one in possible and all(mine[one] for mine in allowed)),
+        Keeping.NOTHING,
     )
 
 

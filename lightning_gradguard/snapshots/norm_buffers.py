@@ -124,6 +124,12 @@ class RunningStatistics:
         self._saved, self._spare = fresh, self._saved
         return False
 
+    def remember(self) -> None:
+        """Remember the values of now and change none, whatever they are."""
+        self._awaken()
+        self._read(self._spare)
+        self._saved, self._spare = self._spare, self._saved
+
     @torch.no_grad()
     def repair(self) -> None:
         """Put the values back if one of them is no longer finite: unlike weights, they never recover from that."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +13,6 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_gradguard.statistics.sharding import as_part, comparable
 
-PINNED = 2**30
-"""Bytes of a tensor up to which its copy is pinned: what is pinned cannot be swapped, and its size is rounded up to a power of two."""
 COUNTS = frozenset({"step", "mu_product"})
 """Entries of an optimizer's state that torch keeps on the host, unless it is fused or capturable."""
 
@@ -47,35 +44,6 @@ class Snapshot:
     def number(self) -> int:
         """The step before which it was taken, as the record counts it; with several optimizers that is the trainer's."""
         return int(self.extra.get("number", self.step))
-
-
-def host_copy(value: Any, used: Any = None) -> Any:
-    """Return a copy in host memory, written over ``used`` where that fits: fresh memory costs as much as the copy."""
-    if isinstance(value, Tensor):
-        value = value.to_local() if hasattr(value, "to_local") else value
-        # Asked of every tensor of the state, so by what costs least.
-        fits = isinstance(used, Tensor) and used.dtype is value.dtype and used.is_same_size(value)
-        if value.is_cpu:
-            # .to("cpu") would alias the live tensor.
-            return used.copy_(value) if fits else value.detach().clone()
-        # One from a checkpoint, or from a copy of the guard, is not pinned, and each copy into it would be waited for.
-        target = used if fits and (used.is_pinned() or not _pinnable(value)) else _room(value)
-        # Into pinned memory the device copies by itself, before the update that comes after.
-        return target.copy_(value, non_blocking=value.is_cuda and target.is_pinned())
-    # LBFGS keeps lists of tensors, which it changes in place.
-    return tree_map_only(Tensor, host_copy, value)
-
-
-def _room(value: Tensor) -> Tensor:
-    """Return host memory for a copy, pinned where that is to be had and not too much."""
-    if _pinnable(value):
-        with suppress(RuntimeError):
-            return torch.empty_like(value, device="cpu", pin_memory=True)
-    return torch.empty_like(value, device="cpu")
-
-
-def _pinnable(value: Tensor) -> bool:
-    return value.is_cuda and value.nbytes <= PINNED
 
 
 def _write(target: Tensor, source: Tensor) -> None:

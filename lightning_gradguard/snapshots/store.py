@@ -1,25 +1,31 @@
-"""Snapshots of parameters, buffers and optimizer state in host memory, for rollback and layer repair."""
+"""Snapshots of parameters, buffers and optimizer state, for rollback and layer repair: which are kept, and for how long.
+
+One idea: which states there are to go back to. How they are copied, what they may take and where they lie is said by its neighbours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard import checks
-from lightning_gradguard.snapshots.budget import Keeping, fitting, left, need
-from lightning_gradguard.snapshots.snapshot import PINNED, Snapshot, host_copy, plain
+from lightning_gradguard.snapshots import node, on_disk
+from lightning_gradguard.snapshots.budget import Budget, Keeping, left, need
+from lightning_gradguard.snapshots.copier import PINNED, Copier
+from lightning_gradguard.snapshots.lending import Lending
+from lightning_gradguard.snapshots.on_disk import Checkpoints, OnDisk
+from lightning_gradguard.snapshots.planning import agreed
+from lightning_gradguard.snapshots.schedule import Schedule
+from lightning_gradguard.snapshots.shards import parts
+from lightning_gradguard.snapshots.snapshot import Snapshot
 from lightning_gradguard.statistics.collectives import Collectives
 
 UNFORESEEN = 2**16
 """Bytes by which a snapshot may grow before it is held anew against what the host has left."""
-PATIENT = 3
-"""Intervals after which a state is copied though the loss is worse than it was."""
-EARLY = 10
-"""Steps between the first snapshots; the gap then doubles with the age of the run."""
 
 
 class SnapshotStore:
@@ -34,43 +40,61 @@ class SnapshotStore:
             them off.
         max_bytes: Most bytes of host memory that the snapshots of one process may take; None for no bound but the share.
         max_share: Share of the memory that the host has left before the first snapshot, which those of all its processes may take.
-            What does not fit is made smaller, with a warning: one snapshot, one without the optimizer's state, none.
+            What does not fit is made smaller, with a warning: one snapshot, one for all processes of a host, one without the
+            optimizer's state, the run's own last checkpoint on disk, none.
+        in_checkpoint: Whether a checkpoint holds the snapshots too, each as large as the checkpoint itself. Without them the checkpoint's
+            own weights are the newest snapshot of the run that is resumed from it; one that is written in an incident carries the last
+            good snapshot in any case.
     """
 
     def __init__(
-        self, *, every: int = 100, keep: int = 2, max_bytes: int | None = None, max_share: float = 0.25
+        self,
+        *,
+        every: int = 100,
+        keep: int = 2,
+        max_bytes: int | None = None,
+        max_share: float = 0.25,
+        in_checkpoint: bool = False,
     ) -> None:
         self.every = checks.whole("every", every, least=1)
         self.keep = checks.whole("keep", keep)
         self.max_bytes = None if max_bytes is None else checks.whole("max_bytes", max_bytes)
         self.max_share = checks.number("max_share", max_share, above=0.0)
+        self.in_checkpoint = checks.flag("in_checkpoint", in_checkpoint)
         # How much of the state is kept, and the bytes of a snapshot that this was decided for.
         self.keeping = Keeping.ALL
         self._planned = 0
-        self._kept: list[Snapshot] = []
-        self._due = self._taken = 0
-        # Steps of those that a checkpoint holds too.
-        self._lent: set[int] = set()
+        self._kept: list[Snapshot | OnDisk] = []
+        self.schedule = Schedule(self.every)
         # Whether the first is kept, in place of the second newest.
         self.pinned = False
-        # Set where the newest may still be on its way from the device.
-        self._coming: dict[tuple[torch.device, int], torch.cuda.Event] = {}
+        # The checkpoints of the run, which may have to do, the position of the optimizer in them, and one that a checkpoint refers to.
+        self.checkpoints: Checkpoints | None = None
+        self.index = 0
+        self._referred = ""
+        self._copier = Copier()
+        # Memory that the next copy is written over.
+        self._spare: Snapshot | None = None
+        self._lending = Lending()
 
     def __repr__(self) -> str:
         """Return it as it would be constructed."""
         return checks.described(self)
 
+    def _nth(self, place: int) -> Snapshot | None:
+        self._copier.arrive()
+        found = self._kept[place] if -len(self._kept) <= place < len(self._kept) else None
+        return found.snapshot() if isinstance(found, OnDisk) else found
+
     @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot, or None; waits for it to arrive."""
-        self._arrive()
-        return self._kept[-1] if self._kept else None
+        return self._nth(-1)
 
     @property
     def older(self) -> Snapshot | None:
         """The snapshot before the newest, or None."""
-        self._arrive()
-        return self._kept[-2] if len(self._kept) > 1 else None
+        return self._nth(-2)
 
     @property
     def empty(self) -> bool:
@@ -80,16 +104,17 @@ class SnapshotStore:
     @property
     def first(self) -> Snapshot | None:
         """The copy from before the first update, or None once it was dropped."""
-        self._arrive()
-        return next((snapshot for snapshot in self._kept if snapshot.updates == 0), None)
+        self._copier.arrive()
+        return next((one for one in self._kept if isinstance(one, Snapshot) and one.updates == 0), None)
+
+    @property
+    def missing(self) -> bool:
+        """Whether the checkpoint that the run was resumed from did not hold what there was to go back to; its weights stand in for that."""
+        return self.keep > 0 and not self._kept and self.schedule.due > 0 and self.keeping is not Keeping.DISK
 
     def due(self, step: int, *, soon: bool = False) -> bool:
-        """Tell whether it is time for the next snapshot; ``soon`` while a treatment is on trial: ten steps after the last one."""
-        return self.keep > 0 and (step >= self._due or (soon and step >= self._taken + EARLY))
-
-    def overdue(self, step: int) -> bool:
-        """Tell whether the next snapshot has been due for several intervals."""
-        return step >= self._due + PATIENT * self.every
+        """Tell whether it is time for the next snapshot; ``soon``, while a treatment is on trial, ten steps after the last one."""
+        return self.keep > 0 and self.schedule.has_come(step, soon=soon)
 
     def plan(
         self,
@@ -107,33 +132,18 @@ class SnapshotStore:
             return None
         # With room for what could not be foreseen: counts of steps, and a buffer or two.
         self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN
-        mine, told = fitting(
-            wanted,
-            self.keep,
-            available=left(),
-            processes=collectives.neighbours,
-            max_bytes=self.max_bytes,
-            max_share=self.max_share,
-        )
-        level = mine
-        if collectives.size > 1:
-            # Of those that it does not fit alike, the one with the least room decides.
-            levels = [Keeping.ONE, Keeping.LEAN, Keeping.NOTHING]
-            short = collectives.mean([float(mine >= one) for one in levels])
-            level = max(
-                [one for one, share in zip(levels, short, strict=True) if not share <= 0.0], default=Keeping.ALL
-            )
+        budget = Budget(left(), collectives.neighbours, self.max_bytes, self.max_share)
+        on_disk = self.checkpoints is not None
+        level, told = agreed(wanted, self.keep, budget, parameters, optimizer, collectives, on_disk=on_disk)
         if level <= self.keeping:
             return None
-        self.keeping = level
+        self.keeping, self.keep = level, min(self.keep, 1)
+        del self._kept[: -self.keep]
+        self._spare = None
         if level is Keeping.NOTHING:
             self.switch_off()
-        else:
-            self.keep = min(self.keep, 1)
-            del self._kept[: -self.keep]
-        return told if level is mine and told else f"another process has too little memory for snapshots: {level.told}"
+        return told
 
-    @torch.no_grad()
     def take(
         self,
         step: int,
@@ -141,13 +151,27 @@ class SnapshotStore:
         buffers: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         extra: dict[str, Any] | None = None,
+        collectives: Collectives | None = None,
     ) -> None:
-        """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``."""
-        self._due, self._taken = step + min(max(step, EARLY), self.every), step
-        taken = self.capture(step, parameters, buffers, optimizer, extra, over=self._make_room())
+        """Copy the state to host memory as the newest snapshot, dropping what is beyond ``keep``; every process must at the same point."""
+        if not self.missing:  # What stands in for another moves no later one.
+            self.schedule.took(step)
+        state = parameters, buffers, optimizer
+        if self.keeping is Keeping.DISK:
+            assert self.checkpoints is not None
+            known = [one.path for one in self._kept if isinstance(one, OnDisk)] or [self._referred]
+            found = on_disk.newest(self.checkpoints, known, self.index, *state, collectives or Collectives())
+            self._kept = [found] if found is not None else []
+            return
+        if (begun := self._copier.begun(step, parameters, optimizer)) is not None:
+            changing = self._copier.copy(step, {}, buffers, optimizer, extra)
+            taken = dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra)
+            self._make_room(step)
+        else:
+            self._make_room(step)
+            taken = self.capture(step, *state, extra, collectives)
         self._kept.append(taken)
 
-    @torch.no_grad()
     def capture(
         self,
         step: int,
@@ -155,47 +179,38 @@ class SnapshotStore:
         buffers: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         extra: dict[str, Any] | None = None,
-        *,
-        over: Snapshot | None = None,
+        collectives: Collectives | None = None,
     ) -> Snapshot:
-        """Return a copy of the state in host memory that is not kept here, written over the memory of ``over`` where that fits."""
-        old = over or Snapshot(0, {}, {}, {})
-        state: dict[str, dict[str, Any]] = {}
-        for name, p in parameters.items():
-            if (held := optimizer.state.get(p)) is not None and self.keeping is not Keeping.LEAN:
-                used = old.optimizer_state.get(name, {})
-                state[name] = {key: host_copy(value, used.get(key)) for key, value in held.items()}
-        values = {name: host_copy(p, old.parameters.get(name)) for name, p in parameters.items()}
-        kept = {name: host_copy(b, old.buffers.get(name)) for name, b in buffers.items()}
-        read = [*parameters.values(), *buffers.values(), *(optimizer.state.get(p) for p in parameters.values())]
-        for device in {t.device for t in tree_leaves(read) if isinstance(t, Tensor) and t.is_cuda}:
-            # One event a stream, behind all that it has been told: the next one stands for those before it too.
-            stream = torch.cuda.current_stream(device)
-            self._coming[device, stream.cuda_stream] = stream.record_event()
-        return Snapshot(step, values, kept, state, extra or {})
+        """Return a copy of the state in host memory that is not kept here; with several processes each must call this at the same point."""
+        spare, self._spare = self._spare or self._copier.abandoned(), None
+        if self.keeping is Keeping.NODE and collectives is not None:
+            return node.take(step, parameters, buffers, optimizer, extra, collectives, spare)
+        lean = self.keeping is Keeping.LEAN
+        return self._copier.copy(step, parameters, buffers, optimizer, extra, lean=lean, over=spare)
 
-    def _arrive(self) -> None:
-        while self._coming:
-            self._coming.popitem()[1].synchronize()
+    def begin(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Begin the copy for a snapshot that may be taken at this step, beside the device's work on the batch."""
+        if self._planned and self.keeping in (Keeping.ALL, Keeping.ONE, Keeping.LEAN):
+            spare, self._spare = self._spare, None
+            self._copier.begin(step, parameters, optimizer, lean=self.keeping is Keeping.LEAN, over=spare)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy begins with: nothing is on its way into the memory that it has."""
-        self._arrive()
-        return vars(self)
+    def hurry(self, step: int) -> None:
+        """Let the next snapshot be due at ``step``."""
+        self.schedule.due = step
 
-    def _make_room(self) -> Snapshot:
-        """Drop what the next snapshot leaves no room for, and return it, so that its memory may be used again.
+    def _make_room(self, step: int) -> None:
+        """Drop what the next snapshot leaves no room for; its memory may be used again, unless it was lent to a checkpoint.
 
         The oldest goes before the new one is made, so that the bound on memory holds meanwhile as well. What a checkpoint was
-        given is never written over: it may be on its way to the disk in another thread.
+        given is not written over until that is gone: it may be on its way to the disk in another thread.
         """
-        excess = max(len(self._kept) + 1 - self.keep, 0)
+        same = self._kept[-1:] if self._kept and self._kept[-1].step == step else []
+        older = self._kept[: len(self._kept) - len(same)]
+        excess = max(len(older) + 1 - self.keep, 0)
         stay = int(self.pinned and self.keep > 1)
-        dropped = self._kept[stay : stay + excess]
-        self._kept = self._kept[:stay] + self._kept[stay + excess :]
-        free = [s for s in dropped if s.step not in self._lent]
-        self._lent &= {s.step for s in self._kept}
-        return free[-1] if free else Snapshot(0, {}, {}, {})
+        dropped = older[stay : stay + excess] + same
+        self._kept = older[:stay] + older[stay + excess :]
+        self._spare = self._lending.free(one for one in dropped if isinstance(one, Snapshot))
 
     def discard_latest(self) -> None:
         """Drop the newest snapshot, because going back to it did not help; the last one stays."""
@@ -211,19 +226,33 @@ class SnapshotStore:
         self.keep = 0
         self._kept.clear()
 
-    def hurry(self, step: int) -> None:
-        """Let the next snapshot be due at ``step``."""
-        self._due = step
+    def state_dict(
+        self, *, incident: bool = False, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one
+    ) -> dict[str, Any]:
+        """Return what a resumed run must know, with snapshots where that is wanted, and with the last good one or where it is in any case.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the snapshots themselves: a resumed run must be able to go back to where this one would."""
-        self._arrive()
-        self._lent = {s.step for s in self._kept}
-        kept = [plain(s) for s in self._kept]
-        return {"due": self._due, "taken": self._taken, "pinned": self.pinned, "kept": kept}
+        Args:
+            incident: Whether this is written in an incident.
+            whole: Returns a snapshot as it can be read by other processes, or None where that cannot be had.
+        """
+        self._copier.arrive()
+        held = [one for one in self._kept if isinstance(one, Snapshot)]
+        carried = held if self.in_checkpoint else held[-1:] if incident else []
+        kept = [self._lending.lend(found) for one in carried if (found := whole(one)) is not None]
+        path = next((one.path for one in self._kept if isinstance(one, OnDisk)), self._referred)
+        due, taken = self.schedule.due, self.schedule.taken
+        return {"due": due, "taken": taken, "pinned": self.pinned, "kept": kept, "on_disk": path}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self._due, self._taken, self.pinned = int(state["due"]), int(state["taken"]), bool(state["pinned"])
-        self._kept = [Snapshot(**kept) for kept in state["kept"]]
-        self._lent = {s.step for s in self._kept}
+        self.schedule.due, self.schedule.taken = int(state["due"]), int(state["taken"])
+        self.pinned = bool(state["pinned"])
+        self._kept, self._referred = [self._lending.borrow(kept) for kept in state["kept"]], str(state["on_disk"])
+
+    def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Keep of snapshots that a checkpoint held whole this process's part."""
+        self._kept = [parts(one, parameters) if isinstance(one, Snapshot) else one for one in self._kept]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy begins with: the trainer's checkpoints are the trainer's."""
+        return {**vars(self), "checkpoints": None}

@@ -41,7 +41,7 @@ def worth_keeping(
         return True
     if incident and not (trial is not None and known.losses.at_best and trial > RECENT):
         return False
-    overdue = store.overdue(step)
+    overdue = store.schedule.overdue(step)
     # Where the first copy stays in any case, a newer one takes nothing away.
     large = known.updates.ratio > LARGE and not (overdue or store.pinned)
     if known.losses.first and not known.losses.learned and (known.count < YOUNG or large):
@@ -53,15 +53,13 @@ def worth_keeping(
     return not worse and not known.losses.elevated(statistics.loss)
 
 
-def attempt(store: SnapshotStore, take: Callable[[], None], collectives: Collectives) -> str | None:
-    """Take a snapshot by ``take``; where memory does not allow it, switch the store off and return what to warn of."""
+def attempt(make: Callable[[], None], collectives: Collectives, what: str) -> str | None:
+    """Make a copy by ``make``; return what to warn of where memory does not allow it, on all processes if on one."""
     failure: str | None = None
     try:
-        take()
+        make()
     except (MemoryError, RuntimeError) as error:
-        failure = f"no memory for a snapshot: {error}" if out_of_memory(error) else f"a snapshot failed: {error!r}"
-    # Where one process has no snapshot to go back to, the others must not go back either.
+        failure = f"no memory for {what}: {error}" if out_of_memory(error) else f"{what} failed: {error!r}"
     if not collectives.mean([float(failure is not None)]) > [0.0]:
         return None
-    store.switch_off()
-    return f"{failure or 'no snapshot on another process'}; rollback is switched off, training goes on"
+    return failure or f"no memory for {what} on another process"

@@ -23,13 +23,15 @@ class Collectives:
         size: Number of processes.
         mean: Averages each number over the processes.
         gather: Returns one object of each process, in the order of their ranks.
-        neighbours: Processes on this host, which share its memory.
+        neighbours: Processes on this host, which share its memory; their ranks follow one another.
+        rank: Which of them this is.
     """
 
     size: int = 1
     mean: Callable[[list[float]], list[float]] = list
     gather: Callable[[Any], list[Any]] = _alone
     neighbours: int = 1
+    rank: int = 0
 
 
 class Own(Generic[T]):

@@ -53,8 +53,11 @@ def _over_shards(tensors: list[Tensor], values: Tensor) -> Tensor:
             groups.setdefault((tensor.device_mesh, split), []).append(i)
     for (mesh, split), indices in groups.items():
         placements = [Partial() if cut else Replicate() for cut in split]
-        mine = values[indices].to(mesh.device_type)
-        values[indices] = DTensor.from_local(mine, mesh, placements, run_check=False).full_tensor().to(values)
+        # A list as an index would be copied to the device, and waited for.
+        index = torch.tensor(indices, pin_memory=values.is_cuda).to(values.device, non_blocking=True)
+        mine = values.index_select(0, index).to(mesh.device_type)
+        found = DTensor.from_local(mine, mesh, placements, run_check=False).full_tensor()
+        values.index_copy_(0, index, found.to(values))
     return values
 
 

@@ -46,19 +46,22 @@ def as_part(part: Tensor, like: Any) -> Tensor:
     )
 
 
-def write(target: Any, value: Tensor) -> None:
-    """Copy a whole value into a tensor: of a sharded one each process copies its own part."""
-    if not sharded(target):
-        target.copy_(value)
-        return
+def cut(value: Tensor, like: Any) -> Tensor:
+    """Return this process's part of a whole value, if ``like`` is sharded and of its shape; else the value itself."""
+    if not sharded(like) or value.shape != like.shape:
+        return value
     from torch.distributed.tensor import DTensor, Replicate
 
-    mesh = target.device_mesh
-    everywhere = DTensor.from_local(
-        value.to(target.to_local().device), mesh, [Replicate()] * mesh.ndim, run_check=False
-    )
+    mesh = like.device_mesh
+    everywhere = DTensor.from_local(value.to(like.to_local().device), mesh, [Replicate()] * mesh.ndim, run_check=False)
     # What every process has whole is cut without a word between them.
-    target.to_local().copy_(everywhere.redistribute(placements=target.placements).to_local())
+    mine: Tensor = everywhere.redistribute(placements=like.placements).to_local()
+    return mine.to(value.device, copy=True)
+
+
+def write(target: Any, value: Tensor) -> None:
+    """Copy a whole value into a tensor: of a sharded one each process copies its own part."""
+    (target.to_local() if sharded(target) else target).copy_(cut(value, target))
 
 
 def comparable(part: Tensor, like: Any) -> bool:

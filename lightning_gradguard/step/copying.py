@@ -24,6 +24,11 @@ def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatisti
     )
 
 
+def stands_in(track: OptimizerTrack) -> bool:
+    """Return whether the state before the step at hand is to be copied because a checkpoint did not hold what there was to go back to."""
+    return track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies)
+
+
 def copy(run: Run, track: OptimizerTrack, step: int) -> None:
     """Keep a copy of the state before ``step``, as far as memory allows; every process does so at the same step."""
     state = track.parameters, track.trained.buffers(), track.optimizer
@@ -31,15 +36,31 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
         run.recorder.warn(told, told)
     if track.snapshots.keep == 0:
         return
-    take = partial(track.snapshots.take, step, *state, track.memory())
-    if failure := attempt(track.snapshots, take, run.collectives):
-        run.recorder.warn("snapshots", failure)
+    take = partial(track.snapshots.take, step, *state, track.memory(), run.collectives)
+    if failure := attempt(take, run.collectives, "a snapshot"):
+        # Where one process has none to go back to, the others must not go back either.
+        track.snapshots.switch_off()
+        run.recorder.warn("snapshots", f"{failure}; rollback is switched off, training goes on")
 
 
-def captured(track: OptimizerTrack) -> Snapshot:
-    """Return a copy of the state of now."""
-    state = track.parameters, track.trained.buffers(), track.optimizer, track.memory()
-    return track.snapshots.capture(track.steps, *state)
+def copy_ahead(run: Run, track: OptimizerTrack) -> None:
+    """Begin to copy the state beside the batch's own work, where a snapshot is likely to be taken before its update."""
+    step = track.steps + track.gate.waiting
+    calm = run.acts and track.incident is None and track.last is not None
+    if calm and track.device == "cuda" and worth_copying(track, step, track.last):  # type: ignore[arg-type]
+        track.snapshots.begin(step, track.parameters, track.optimizer)
+
+
+def captured(run: Run, track: OptimizerTrack) -> Snapshot | None:
+    """Return a copy of the state from before a treatment; None, with a warning, where some process has no memory for it."""
+    state = track.parameters, track.trained.buffers(), track.optimizer, track.memory(), run.collectives
+    made: list[Snapshot] = []
+    if failure := attempt(
+        lambda: made.append(track.snapshots.capture(track.steps, *state)), run.collectives, "a copy before a treatment"
+    ):
+        run.recorder.warn("untreated", f"{failure}; if the treatment does not help, its weights stay")
+        return None
+    return made[0]
 
 
 def put_back(track: OptimizerTrack, snapshot: Snapshot) -> None:

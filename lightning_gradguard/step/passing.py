@@ -17,6 +17,9 @@ from lightning_gradguard.step.recording import close
 from lightning_gradguard.step.run import Run
 from lightning_gradguard.treatment import LIFE
 
+MEASURE_BATCH_EVERY = 100
+"""Steps between two batches whose largest elements are measured where no snapshot is taken."""
+
 
 def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> None:
     """Let the step through, learning from it."""
@@ -36,6 +39,11 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
         if not track.check_up:
             _keep(run, track, statistics, batch)
         track.remedies.before_update(context)
+    elif run.halts:
+        # What a bad step is compared with, and put back to; nothing is changed meanwhile.
+        context.running.remember()
+        if batch is not None and (track.steps <= FEW or track.steps % MEASURE_BATCH_EVERY == 0):
+            track.batches.remember(batch)
     accept(track, statistics, math.inf)
     look_for_life(run, track)
 

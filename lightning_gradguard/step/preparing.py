@@ -10,6 +10,8 @@ from lightning_gradguard.step.run import Run
 
 def prepare(run: Run, track: OptimizerTrack, loss: Tensor | float | None) -> None:
     """Look up the parameters, who has written to the optimizer's state, and the order of the layers in the loss's graph."""
+    if run.evidence is not None:
+        run.evidence.hand.step(loss)
     if track.trained.changed():
         track.take_over()
     track.watch.look(track.steps, alone=run.collectives.size == 1)

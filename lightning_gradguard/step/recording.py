@@ -50,7 +50,13 @@ def notice(run: Run, track: OptimizerTrack, step: int, verdict: Verdict) -> None
 
 
 def record(
-    run: Run, track: OptimizerTrack, action: Action, suspects: tuple[Suspect, ...], batch_index: int | None
+    run: Run,
+    track: OptimizerTrack,
+    action: Action,
+    suspects: tuple[Suspect, ...],
+    batch_index: int | None,
+    *,
+    bundle: str = "",
 ) -> None:
     """Record an alarm, and measure the next batch layer by layer."""
     # In case the trouble is not over. The first time without a trace: a run that lost one batch must go on exactly as if it
@@ -76,6 +82,7 @@ def record(
         form=track.policy.form(action.verdict, action.step),
         batch_index=batch_index,
         trials=track.treatment.trials,
+        bundle=bundle,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import StepReport
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.copying import copy, stands_in
 from lightning_gradguard.step.judging import judge
 from lightning_gradguard.step.measuring import measured
 from lightning_gradguard.step.passing import let_pass
@@ -37,6 +38,9 @@ class Step:
         scaler: Any,
     ) -> StepReport:
         """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn from them and record them."""
+        if self._run.acts and stands_in(track):
+            track.number = track.steps if step is None else step
+            copy(self._run, track, track.steps)
         return self.go_on(track, measured(self._run, track, loss, step, scaler), batch, batch_index)
 
     def go_on(self, track: OptimizerTrack, context: RemedyContext, batch: Any, batch_index: int | None) -> StepReport:

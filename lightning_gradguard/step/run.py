@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_gradguard.attribution.investigation import Investigation
 from lightning_gradguard.diagnostics.recorder import Recorder
+from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
@@ -18,11 +19,13 @@ class Run:
     """The run that is guarded.
 
     Args:
-        mode: ``"guard"`` acts; ``"watch"`` changes nothing and only reports.
+        mode: ``"guard"`` acts; ``"halt"`` ends the run at a bad step; ``"watch"`` changes nothing and only reports.
         recorder: Keeps the record.
 
     Attributes:
         acts: Whether anything may be changed.
+        halts: Whether a bad step ends the run.
+        evidence: Keeps what a bad step was computed from, where that is wanted.
         module: The root module.
         tracks: The optimizers that have been met.
         running: Running statistics of its normalisations.
@@ -33,9 +36,10 @@ class Run:
     module: nn.Module
 
     def __init__(
-        self, mode: Literal["guard", "watch"], recorder: Recorder, tracks: Collection[OptimizerTrack] = ()
+        self, mode: Literal["guard", "halt", "watch"], recorder: Recorder, tracks: Collection[OptimizerTrack] = ()
     ) -> None:
-        self.acts = mode == "guard"
+        self.acts, self.halts = mode == "guard", mode == "halt"
+        self.evidence: Keeper | None = None
         self.recorder, self.tracks = recorder, tracks
         self.collectives = Collectives()
         self.investigation = Investigation()

@@ -16,6 +16,8 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.companions import another_on_trial, go_back_too
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
+from lightning_gradguard.step.halting import halted, halts
+from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.learning import accept, learn_anew, reject
 from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
@@ -38,6 +40,10 @@ def treat(
     else:
         called_for = _decide(track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
+    ends = halts(run, called_for)
+    bundle, suspects = keep(run, track, statistics, verdict, suspects, ends=ends)
+    if ends:
+        decision = halted(context, decision)
     _tell(track, context, verdict, decision, suspects, limit)
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
@@ -52,17 +58,17 @@ def treat(
             copy(run, track, track.steps)
         _open_trial(track, decision, outcomes, statistics.step)
     if not any(outcome.skips for outcome in outcomes):
-        if not statistics.finite:
+        if not statistics.finite and not ends:
             tell_of_poison(run, context)
         elif run.acts:
             hidden(run, track, context, None)
             track.remedies.before_update(context)
     action = Action(statistics.step, verdict, decision, outcomes)
-    skipped = conclude(run, track, statistics, action, suspects, batch_index, limit)
+    skipped = conclude(run, track, statistics, action, suspects, batch_index, limit, bundle=bundle)
     if run.acts and (decision.resign or decision.cause == Cause.REGIME.value):
         _let_go(run, track, context, decision)
     # Who only watches has spent nothing, and must not end the run.
-    return StepReport(statistics, verdict, decision, outcomes, skipped, decision.exhausted and run.acts)
+    return StepReport(statistics, verdict, decision, outcomes, skipped, decision.exhausted and (run.acts or ends))
 
 
 def conclude(
@@ -73,14 +79,16 @@ def conclude(
     suspects: tuple[Suspect, ...],
     batch_index: int | None,
     limit: float,
+    *,
+    bundle: str = "",
 ) -> bool:
     """Learn from an alarming step what may be learned, and record it; return whether it was skipped."""
     skipped = any(outcome.skips for outcome in action.outcomes)
-    if skipped:
+    if skipped or (run.halts and action.decision.exhausted):
         reject(track, statistics)
     elif statistics.finite:
         accept(track, statistics, limit)
-    record(run, track, action, suspects, batch_index)
+    record(run, track, action, suspects, batch_index, bundle=bundle)
     return skipped
 
 
@@ -142,7 +150,7 @@ def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: b
         finite=finite,
         unlearned=track.treatment.unlearned(known),
         snapshots=track.snapshots,
-        capture=lambda: captured(track),
+        capture=lambda: captured(run, track),
     )
 
 

@@ -22,6 +22,7 @@ def collectives_of(trainer: Trainer) -> Collectives:
         mean=lambda values: _mean(strategy, values),
         gather=lambda value: [strategy.broadcast(value, src=rank) for rank in range(size)],
         neighbours=trainer.num_devices,
+        rank=trainer.global_rank,
     )
 
 

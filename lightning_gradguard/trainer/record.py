@@ -49,10 +49,10 @@ class RunRecord:
             return show(self._path)._repr_html_()
         return "".join(one._repr_html_() for one in incidents) or "<p>GradGuard: no incident so far.</p>"
 
-    def open(self, trainer: Trainer, sinks: list[Sink]) -> None:
-        """Put the sinks of this run before those that the user has added; every process must call it."""
+    def open(self, trainer: Trainer, sinks: list[Sink], *more: Sink) -> None:
+        """Put the sinks of this run, and some more, before those that the user has added; every process must call it."""
         self._own += [sink for sink in sinks if not any(sink is own for own in self._own)]
-        sinks[:] = self._sinks(trainer) + (self._own if trainer.is_global_zero else [])
+        sinks[:] = self._sinks(trainer) + ([*more, *self._own] if trainer.is_global_zero else [])
 
     def _sinks(self, trainer: Trainer) -> list[Sink]:
         # Every process must ask for the directory: Lightning broadcasts it.
@@ -76,12 +76,22 @@ class RunRecord:
 
                 sinks.append(TensorBoardSink(logger.experiment, optimizers=optimizers, histograms=self._histograms))
             else:
-                sinks.append(MetricsSink(logger.log_metrics, optimizers=optimizers))
+                sinks += [MetricsSink(logger.log_metrics, optimizers=optimizers), *_alerts(logger)]
         return sinks
 
 
+def _alerts(logger: object) -> list[Sink]:
+    """Return a sink for the alerts of a logger that has some."""
+    if not any(word in type(logger).__name__.lower() for word in ("wandb", "trackio")):
+        return []
+    from lightning_gradguard.diagnostics.alerts import AlertSink, alert_of  # only now, since few have any
+
+    alert = alert_of(logger)
+    return [] if alert is None else [AlertSink(alert)]
+
+
 def _journal(trainer: Trainer, given: str, run: str) -> Journal | None:
-    directory = _directory(trainer, given, run)
+    directory = run_directory(trainer, given, run)
     if directory is None:
         log.warning("GradGuard: no journal is written: %s is on no disk of this machine", given)
         return None
@@ -92,7 +102,7 @@ def _journal(trainer: Trainer, given: str, run: str) -> Journal | None:
     return Journal(directory, lazy=lazy, run=run, on_open=None if known else told)
 
 
-def _directory(trainer: Trainer, given: str, run: str) -> Path | None:
+def run_directory(trainer: Trainer, given: str, run: str) -> Path | None:
     """Return the directory of this very run; None for a remote one.
 
     It is ``trainer.log_dir``, given here, with Lightning's own file loggers only.

@@ -35,7 +35,10 @@ class StepInputs:
     def take_loss(self, optimizer: torch.optim.Optimizer, scaler: Any) -> Tensor | None:
         """Return the loss of an optimizer's step; None where nobody knows whose loss it is."""
         loss = self._losses.of(optimizer)
-        return loss / scaler.get_scale() if loss is not None and scaler is not None and scaler.is_enabled() else loss
+        if loss is None or scaler is None or not scaler.is_enabled():
+            return loss
+        scale: Tensor = scaler._get_scale_async()  # get_scale() would wait for the device
+        return loss / scale
 
     def forget(self) -> None:
         """Let go of loss and batch."""

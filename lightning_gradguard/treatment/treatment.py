@@ -37,6 +37,7 @@ class Treatment:
         self.signal = SignalWatch()
         self.trial: Trial | None = None
         self.untreated: Snapshot | None = None
+        self._uncopied = False
         # Levels of the loss before the trouble and in it, and whether something had been learned.
         self._levels: tuple[list[float], list[float], bool] | None = None
         self.trials: list[TrialRecord] = []
@@ -126,15 +127,17 @@ class Treatment:
         finite: bool,
         unlearned: bool,
         snapshots: SnapshotStore,
-        capture: Callable[[], Snapshot],
+        capture: Callable[[], Snapshot | None],
     ) -> None:
-        """Make ready for a treatment, if one is about to be made: have the state from before it copied."""
+        """Make ready for a treatment, if one is about to be made: have the state from before it copied, if there is room."""
         if not ON_TRIAL & set(decision.remedies) or snapshots.keep == 0:
             return
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
             snapshots.only_first()
-        if self.untreated is None and finite:
+        # Where there was no memory for it, a later copy would be of what the treatment has made.
+        if self.untreated is None and finite and not self._uncopied:
             self.untreated = capture()
+            self._uncopied = self.untreated is None
 
     def open_trial(
         self, decision: Decision, done: Sequence[str], step: int, accepted: int, *, lowers_rate: bool
@@ -162,7 +165,7 @@ class Treatment:
         if self.trial is None or (ending := self.trial.verdict()) not in (Ending.KEPT, Ending.CALM):
             return False
         self._end(step, ending, accepted)
-        self.untreated, self._at_start = None, False
+        self.untreated, self._at_start, self._uncopied = None, False, False
         return True
 
     def _end(self, step: int, ending: Ending, accepted: int) -> None:
@@ -189,26 +192,31 @@ class Treatment:
         trial, untreated = self.trial, self.untreated
         level = trial.level if trial is not None else self.trials[-1].after if self.trials else math.nan
         self._end(step, Ending.TAKEN_BACK, accepted)
-        self.untreated = None
+        self.untreated, self._uncopied = None, False
         worse = bool(self._trouble) and not level_of(self._trouble) <= level
         return None if worse and copied else untreated
 
     def close(self) -> None:
         """Forget the trouble of the incident that is closed."""
         self.trials, self._trouble, self._levels, self._at_start = [], [], None, False
+        self._uncopied = False
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
-        """Return what a treatment under way goes by, in the same form where there is none."""
+    def state_dict(self, *, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one) -> dict[str, Any]:
+        """Return what a treatment under way goes by, in the same form where there is none.
+
+        Args:
+            whole: Returns a snapshot as it can be read by other processes, or None where that cannot be had.
+        """
+        untreated = None if self.untreated is None else whole(self.untreated)
         before, trouble, learned = self._levels or ([], [], False)
         return {
             "trial": [self.trial.state_dict()] if self.trial is not None else [],
             "trouble": list(self._trouble),
             "next_look": self.signal.next_look,
             "treating": {
-                # A checkpoint holds one process's state, and its shards are of no use to the others.
-                "untreated": [plain(self.untreated)] if self.untreated is not None and not sharded else [],
+                "untreated": [] if untreated is None else [plain(untreated)],
                 "measured": self._levels is not None,
                 "before": list(before),
                 "trouble": list(trouble),

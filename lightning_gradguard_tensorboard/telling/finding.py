@@ -15,6 +15,11 @@ _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 
+_FEW_SAMPLES = 8
+_NO_LAYER = ("batch", "loss function")
+"""Suspects that are no layer."""
+
+
 def suspect(record: Record) -> str:
     """Return ``first in conv4 (forward gain 57 x)``; nothing where nobody is blamed, or no single layer is at fault."""
     blame = dicts(record.get("blame"))
@@ -22,11 +27,22 @@ def suspect(record: Record) -> str:
         return ""
     layer = str(blame[0].get("layer", "?"))
     told = [decision_of(action).get("cause") for action in actions_of(record)]
-    if layer != "batch" and told and told[-1] in _NO_LAYERS:
+    if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
         return ""
-    name = "the batch" if layer == "batch" else f"first in {clean(layer) or 'the root module'}"
+    if layer in _NO_LAYER:
+        name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}"
+    else:
+        name = f"first in {clean(layer) or 'the root module'}"
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
+
+
+def _the_batch(blame: Record) -> str:
+    """Return ``the batch of rank 1, sample 5``."""
+    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
+    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
+    return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
 
 
 def opening(record: Record) -> str:
@@ -67,6 +83,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "new regime", "what is healthy is learned anew from here on"
     if remains := left(record):
         yield "left to try", remains
+    if isinstance(kept := record.get("bundle"), str) and kept:
+        yield "evidence", clean(kept)
 
 
 def cause(record: Record) -> str:

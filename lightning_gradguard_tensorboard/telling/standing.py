@@ -67,6 +67,13 @@ def remedies(record: Record) -> list[str]:
     return list(dict.fromkeys(str(o.get("remedy")) for action in actions_of(record) for o in applied(action)))
 
 
+def halted(record: Record) -> bool:
+    """Tell whether the run was ended at its first bad step, as in ``mode="halt"``."""
+    actions = actions_of(record)
+    last = decision_of(actions[-1]) if actions else {}
+    return state(record) == "stopped" and last.get("exhausted") is True and not decided(actions[-1])
+
+
 def result(record: Record) -> str:
     """Return how an incident ended: ``calm again after 12 steps, helped``."""
     if record.get("closed") is None:
@@ -74,6 +81,8 @@ def result(record: Record) -> str:
     after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
     first_aid = not dicts(record.get("trials")) and remedies(record) and FIRST_AID.issuperset(remedies(record))
     calm = "only watched" if watched(record) else "first aid only" if first_aid else ""
+    if halted(record):
+        return "the run was halted before this step was made"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",

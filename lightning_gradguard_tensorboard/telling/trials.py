@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
-from .standing import FIRST_AID, remedies, state, watched
+from .standing import FIRST_AID, halted, remedies, state, watched
 from .words import DONE, clean, done, level, tidy
 
 _REPAIRS = {
@@ -151,6 +151,8 @@ def would_have(record: Record) -> str:
 def left(record: Record) -> str:
     """Return what is left when no treatment is, or the budget is spent; else nothing."""
     actions, stands = actions_of(record), state(record)
+    if halted(record):
+        return ""
     if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
         return "nothing: the budget is spent"
     gone = _resigned(record) and stands in ("open", "failed", "calm")

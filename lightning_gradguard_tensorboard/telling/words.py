@@ -25,6 +25,7 @@ _CAUSES = {
     "start": "the initialisation as a whole, or the scale of what it meets",
     "learning rate": "updates that are too large: the learning rate",
     "optimizer": "the optimizer's state or its numbers",
+    "activation": "a function inside the network that turns finite numbers into inf or NaN",
     "loss": "the loss function, or what lies between the model's output and it",
     "new regime": "data, loss or task have changed for good",
     "unknown": "could not be told",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import first_gpu
+from benchmarks.first_gpu import __main__ as first_gpu
 
 
 def test_every_part_runs_on_the_simulated_device_and_finds_nothing_wrong(tmp_path: Path) -> None:

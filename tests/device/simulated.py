@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -39,6 +40,8 @@ class Device:
         pinned_bytes: Bytes of pinned memory that were asked for.
         memory: Bytes that one new tensor on a device may have at most.
         seeded: Devices whose state of random numbers was read.
+        beside: The stream that work is given to in place of the one of a device, or None.
+        work: How much the latter was given.
     """
 
     def __init__(self) -> None:
@@ -47,9 +50,10 @@ class Device:
         self.pinned_bytes = 0
         self.memory = 2**40
         self.seeded: set[int] = set()
-        self.made = 0
+        self.made = self.work = 0
+        self.beside: Stream | None = None
         self._sent = 0
-        self._coming: list[tuple[int, Tensor, Tensor]] = []
+        self._coming: list[tuple[int, Tensor, Tensor, int]] = []
         self._pinned: set[int] = set()
 
     @property
@@ -62,24 +66,42 @@ class Device:
         """How many of them have not arrived."""
         return len(self._coming)
 
-    def wait(self, why: str) -> None:
-        """Wait for all that the device was told, and count it."""
-        self.arrive(self._sent)
+    def wait(self, why: str, *, everywhere: bool = False) -> None:
+        """Wait for all that the device was told, beside its own stream only where it is said so, and count it."""
+        self.arrive(self._sent, None if everywhere else 0)
         self.waits.append(why)
         if self.strict:
             raise Waited(why)
 
-    def arrive(self, until: int) -> None:
-        """Let the copies that were sent first reach the host."""
-        for number, target, value in self._coming:
-            if number <= until:
+    def arrive(self, until: int, stream: int | None = 0) -> None:
+        """Let the copies of one stream (None of all) that were sent first reach the host."""
+        coming = []
+        for number, target, value, there in self._coming:
+            if number <= until and stream in (None, there):
                 target.copy_(value)
-        self._coming = [one for one in self._coming if one[0] > until]
+            else:
+                coming.append((number, target, value, there))
+        self._coming = coming
+
+    def catch_up(self, stream: Stream) -> None:
+        """Let a stream read what it copies: from here on others may write to it, and wait for it with the device's own."""
+        self._coming = [
+            (number, target, value.clone(), 0) if there == stream.cuda_stream else (number, target, value, there)
+            for number, target, value, there in self._coming
+        ]
 
     def send(self, target: Tensor, value: Tensor) -> None:
-        """Begin a copy to the host, where there is nothing to be read until it arrives."""
+        """Begin a copy to the host, where there is nothing to be read until it arrives.
+
+        On a stream beside it is read late, so by what nobody waits for it is torn; and it is nothing where that did not wait for the work
+        before it.
+        """
         self._sent += 1
-        self._coming.append((self._sent, target, value.detach().to(target.dtype, copy=True)))
+        side = self.beside
+        read = value.detach().to(target.dtype) if side is not None else value.detach().to(target.dtype, copy=True)
+        if side is not None and side.behind != self.work:
+            read = torch.full_like(read, torch.nan if read.is_floating_point() else 0x5A)
+        self._coming.append((self._sent, target, read, 0 if side is None else side.cuda_stream))
         target.fill_(torch.nan if target.is_floating_point() or target.is_complex() else 0x5A)
 
     def pin(self, tensor: Tensor) -> Tensor:
@@ -196,6 +218,7 @@ def _place(device: Any) -> torch.device:
 def _do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do on the host what the device was told, as strictly as the device."""
     name = func.name().removeprefix("aten::").partition(".")[0]
+    DEVICE.work += DEVICE.beside is None
     if name == "is_same_size":
         return args[0].shape == args[1].shape
     if name == "is_pinned":
@@ -312,14 +335,14 @@ class Event:
     """A mark in what the device has been told."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.at = -1
+        self.at, self.stream = -1, 0
         DEVICE.made += 1
 
-    def record(self, stream: Any = None) -> None:
-        self.at = DEVICE.sent
+    def record(self, stream: Stream | None = None) -> None:
+        self.at, self.stream = DEVICE.sent, 0 if stream is None else stream.cuda_stream
 
     def synchronize(self) -> None:
-        DEVICE.arrive(self.at)
+        DEVICE.arrive(self.at, self.stream)
 
     def query(self) -> bool:
         return True
@@ -329,16 +352,42 @@ class Event:
 
 
 class Stream:
-    """The one queue of a device."""
+    """A queue of work; number 0 is the one that a device has by itself.
 
-    def __init__(self, device: Any = None) -> None:
+    Attributes:
+        behind: How much work of that one it waits for.
+    """
+
+    numbers = itertools.count(1)
+
+    def __init__(self, device: Any = None, *, number: int | None = None) -> None:
         self.device = None if device is None else _place(device)
-        self.cuda_stream = 0
+        self.cuda_stream = next(self.numbers) if number is None else number
+        self.behind = -1
 
     def record_event(self, event: Event | None = None) -> Event:
         event = event or Event()
-        event.record()
+        event.record(self)
         return event
+
+    def wait_stream(self, other: Stream) -> None:
+        if self.cuda_stream:
+            self.behind = DEVICE.work
+        else:
+            DEVICE.catch_up(other)
+
+
+def _current(device: Any = None) -> Stream:
+    return DEVICE.beside or Stream(device, number=0)
+
+
+@contextlib.contextmanager
+def _on(stream: Stream) -> Iterator[None]:
+    before, DEVICE.beside = DEVICE.beside, stream
+    try:
+        yield
+    finally:
+        DEVICE.beside = before
 
 
 @contextlib.contextmanager
@@ -354,9 +403,11 @@ def simulated() -> Iterator[Device]:
     stands: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "Event": Event,
-        "current_stream": Stream,
+        "Stream": Stream,
+        "stream": _on,
+        "current_stream": _current,
         "device": lambda device: contextlib.nullcontext(),
-        "synchronize": lambda device=None: DEVICE.wait("synchronize"),
+        "synchronize": lambda device=None: DEVICE.wait("synchronize", everywhere=True),
         "get_rng_state": seed,
         "set_rng_state": lambda state, device=0: None,
     }

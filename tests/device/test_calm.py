@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import SnapshotStore
 from tests.builders import same, through_a_file
-from tests.device.simulated import Device, Far, far, moved, near, simulated
+from tests.device.simulated import DEVICE, Device, Far, far, moved, near, simulated
 from tests.device.training import CALM, OPTIMIZERS, TAKEN, Loop, batches, network
 
 
@@ -85,7 +86,58 @@ def test_events_of_snapshots_that_nobody_asks_for_do_not_pile_up() -> None:
     store = SnapshotStore()
     for step in range(100):
         store.take(step, dict(net.named_parameters()), dict(net.named_buffers()), optimizer)
-    assert len(store._coming) == 1
+    assert len(store._copier._coming) == 1
+
+
+def ahead(loop: Loop) -> list[Tensor]:
+    """Train up to a step at which a snapshot is taken in a calm run; return the weights before it."""
+    made = iter(batches(200))
+    for _ in range(60):
+        loop.step(*next(made))
+    due = loop.track.snapshots.schedule.due
+    for _ in range(60, due):
+        loop.step(*next(made))
+    before = loop.weights
+    loop.step(*next(made))
+    assert loop.track.snapshots._kept[-1].step == due
+    return before
+
+
+@pytest.mark.parametrize("kind", ["AdamW fused", "AdamW foreach", "SGD foreach", "Adam capturable"])
+def test_a_snapshot_is_copied_beside_the_batch_and_the_update_waits_for_it(kind: str) -> None:
+    loop = Loop(network(), OPTIMIZERS[kind])
+    before = ahead(loop)
+    assert loop.track.snapshots._copier._streams, "a stream of its own"
+    assert not same(loop.weights, before)
+    assert same(list(loop.track.snapshots.latest.parameters.values()), before)  # type: ignore[union-attr]
+
+
+def test_what_is_written_to_after_the_copy_was_begun_is_copied_again() -> None:
+    loop = Loop(network(), OPTIMIZERS["SGD foreach"])
+    store = loop.track.snapshots
+
+    def begin(*args: Any) -> None:
+        SnapshotStore.begin(store, *args)
+        with torch.no_grad():
+            next(loop.module.parameters()).mul_(2.0)
+
+    store.begin = begin  # type: ignore[method-assign]
+    before = ahead(loop)
+    before[0] *= 2.0
+    assert same(list(store.latest.parameters.values()), before)  # type: ignore[union-attr]
+
+
+def test_memory_of_copies_is_used_again() -> None:
+    loop = Loop(network(), OPTIMIZERS["AdamW fused"], snapshots=SnapshotStore(every=20))
+    made = list(batches(200))
+    for inputs, targets in made[:140]:
+        loop.step(inputs, targets)
+    before, taken = DEVICE.pinned_bytes, loop.track.snapshots.schedule.taken
+    for inputs, targets in made[140:]:
+        loop.step(inputs, targets)
+    assert loop.track.snapshots.schedule.taken >= taken + 40
+    # A snapshot takes 2,248; norms on their way take little.
+    assert DEVICE.pinned_bytes - before < 1000
 
 
 class Scaled(nn.Module):

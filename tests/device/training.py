@@ -71,6 +71,8 @@ class Loop:
     def step(
         self, inputs: Tensor, targets: Tensor, by: float = 1.0, *, strict: bool = False, clip: float | None = None
     ) -> Any:
+        if self.guarded:
+            self.guard.augment((inputs, targets))
         self.optimizer.zero_grad()
         self.twin.zero_grad()
         loss = nn.functional.mse_loss(self.twin(inputs), targets) * by

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.snapshots import budget, snapshot, store
-from lightning_gradguard.snapshots.budget import Keeping, Need, fitting, left, need
+from lightning_gradguard.snapshots.budget import Budget, Keeping, Need, fitting, left, need
 from lightning_gradguard.statistics.collectives import Collectives
 from tests.builders import mlp, regression
 
@@ -54,22 +53,41 @@ def test_what_is_needed_is_foreseen_before_the_first_step() -> None:
     assert plain.state == 0
 
 
+ALONE = frozenset(Keeping) - {Keeping.NODE, Keeping.DISK}
+"""What a process can do that is the only one of its host, and writes no checkpoints."""
+
+
+def found(wanted: Need, possible: Collection[Keeping] = ALONE, **limits: Any) -> Keeping:
+    budget = Budget(**{"processes": 1, "max_bytes": None, "max_share": 0.25, **limits})
+    return fitting([budget.allows(wanted, 2)], possible)
+
+
 @pytest.mark.parametrize(
     ("available", "keeping"),
     [(100.0, Keeping.ALL), (8.0, Keeping.ONE), (5.0, Keeping.LEAN), (1.0, Keeping.NOTHING)],
 )
 def test_what_does_not_fit_is_made_smaller_step_by_step(available: float, keeping: Keeping) -> None:
     # Two and one for a treatment take 9, one and that one 6, without the state 2.
-    found, told = fitting(Need(1, 2), 2, available=available, processes=1, max_bytes=None, max_share=0.75)
-    assert found is keeping
-    assert keeping.told in told and bool(told) is (keeping is not Keeping.ALL)
+    assert found(Need(1, 2), available=available, max_share=0.75) is keeping
+    told = Budget(available, 1, None, 0.75).told(Need(1, 2), 2, keeping)
+    assert told.startswith("snapshots would take 9 B of host memory") and told.endswith(keeping.told)
 
 
 def test_all_processes_of_a_host_share_its_memory() -> None:
-    one = fitting(Need(1, 2), 2, available=100.0, processes=1, max_bytes=None, max_share=0.25)
-    eight = fitting(Need(1, 2), 2, available=100.0, processes=8, max_bytes=None, max_share=0.25)
-    assert (one[0], eight[0]) == (Keeping.ALL, Keeping.LEAN)
-    assert fitting(Need(1, 2), 2, available=1e9, processes=1, max_bytes=6, max_share=0.25)[0] is Keeping.ONE
+    assert found(Need(1, 2), available=100.0) is Keeping.ALL
+    assert found(Need(1, 2), available=100.0, processes=8) is Keeping.LEAN
+    assert found(Need(1, 2), available=1e9, max_bytes=6) is Keeping.ONE
+
+
+def test_processes_of_a_host_that_train_the_same_weights_keep_one_copy_together() -> None:
+    together = ALONE | {Keeping.NODE}
+    assert found(Need(1, 2), together, available=100.0, processes=8) is Keeping.NODE
+    assert found(Need(1, 2), together, available=100.0, processes=8, max_bytes=5) is Keeping.LEAN
+    assert found(Need(1, 2), together, available=200.0, processes=8) is Keeping.ONE
+
+
+def test_a_checkpoint_on_disk_is_better_than_nothing() -> None:
+    assert found(Need(1, 2), ALONE | {Keeping.DISK}, available=1.0) is Keeping.DISK
 
 
 def train(memory: float, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Guard, Any, list[str], nn.Module]:
@@ -127,9 +145,13 @@ def test_the_process_with_the_least_room_decides_for_all(monkeypatch: pytest.Mon
     monkeypatch.setattr(store, "left", lambda: 1e12)
     network = mlp()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    other: Callable[[list[float]], list[float]] = lambda mine: [0.5, 0.5, 0.0]  # noqa: E731, it needs a type
+
+    def gather(mine: Any) -> list[Any]:
+        _, *more = mine
+        return [mine, ([level >= Keeping.LEAN for level in Keeping], *more)]
+
     kept = SnapshotStore()
-    told = kept.plan(dict(network.named_parameters()), {}, optimizer, Collectives(2, mean=other))
+    told = kept.plan(dict(network.named_parameters()), {}, optimizer, Collectives(2, gather=gather))
     assert kept.keeping is Keeping.LEAN and told is not None and "another process" in told
 
 
@@ -139,7 +161,7 @@ def test_a_failure_that_is_no_lack_of_memory_is_not_called_one() -> None:
 
     from lightning_gradguard.snapshots.when import attempt
 
-    told = attempt(SnapshotStore(), fails, Collectives())
+    told = attempt(fails, Collectives(), "a snapshot")
     assert told is not None and "a hook of somebody's" in told and "no memory" not in told
 
 
@@ -154,6 +176,8 @@ def test_pinned_memory_is_counted_as_torch_takes_it() -> None:
 
 def test_seven_billion_parameters_do_not_fit_a_host_of_a_terabyte() -> None:
     """By arithmetic: fp32 with AdamW, eight processes of one host."""
-    found = partial(fitting, Need(28 * 10**9, 56 * 10**9), 2, max_bytes=None)
-    assert found(available=1e12, processes=8, max_share=0.25)[0] is Keeping.NOTHING
-    assert found(available=1e12, processes=1, max_share=0.25)[0] is Keeping.ONE
+    wanted, with_disk = Need(28 * 10**9, 56 * 10**9), set(Keeping)
+    assert found(wanted, available=1e12, processes=8) is Keeping.NOTHING
+    assert found(wanted, with_disk, available=1e12, processes=8) is Keeping.NODE
+    assert found(wanted, with_disk, available=5e11, processes=8) is Keeping.DISK
+    assert found(wanted, available=1e12) is Keeping.ONE

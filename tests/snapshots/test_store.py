@@ -44,7 +44,7 @@ def take(store: SnapshotStore, step: int, module: nn.Module, optimizer: Any) -> 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("through", [lambda s: s, through_a_file], ids=["memory", "file"])
 def test_a_run_that_went_back_repeats_itself_bit_by_bit(name: str, through: Any) -> None:
-    module, batches, store = mlp(norm=True), regression(12), SnapshotStore()
+    module, batches, store = mlp(norm=True), regression(12), SnapshotStore(in_checkpoint=True)
     optimizer = OPTIMIZERS[name](module.parameters())
     for batch in batches[:6]:
         step(module, optimizer, batch)
@@ -53,7 +53,7 @@ def test_a_run_that_went_back_repeats_itself_bit_by_bit(name: str, through: Any)
     for batch in batches[6:]:
         step(module, optimizer, batch)
     end = [v.clone() for v in module.state_dict().values()]
-    again.load_state_dict(through(store.state_dict()))
+    again.load_state_dict(through(store.state_dict(incident=True)))
     assert again.latest is not None
     for _ in range(2):  # what was restored must not change with the run that goes on from it
         restore(again.latest, dict(module.named_parameters()), dict(module.named_buffers()), optimizer)
@@ -101,7 +101,7 @@ def test_memory_is_bounded_and_gaps_are_at_most_every(every: int, keep: int, ste
         if store.due(number):
             take(store, number, module, optimizer)
             taken.append(number)
-        assert len(store.state_dict()["kept"]) <= keep
+        assert len(store._kept) <= keep
     gaps = [b - a for a, b in itertools.pairwise(taken)]
     assert taken[:1] == ([0] if keep else [])
     assert all(gap <= every for gap in gaps) and gaps == sorted(gaps)
@@ -127,7 +127,7 @@ def test_switched_off_it_takes_no_more() -> None:
 
 
 def steps_of(store: SnapshotStore) -> list[int]:
-    return [kept["step"] for kept in store.state_dict()["kept"]]
+    return [kept.step for kept in store._kept]
 
 
 def taken_at(store: SnapshotStore, *steps: int) -> SnapshotStore:
@@ -158,8 +158,8 @@ def test_where_only_one_is_kept_it_is_the_newest_though_pinned() -> None:
 def test_the_first_is_one_with_no_update_behind_it_whatever_its_step() -> None:
     module, store = nn.Linear(1, 1), SnapshotStore()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for count in (3, 0):
-        store.take(7, dict(module.named_parameters()), {}, optimizer, {"baseline": {"count": count}})
+    for step_, count in ((7, 3), (8, 0)):
+        store.take(step_, dict(module.named_parameters()), {}, optimizer, {"baseline": {"count": count}})
     assert store.first is store.latest is not None and store.older is not None and store.older.updates == 3
 
 
@@ -170,7 +170,7 @@ def test_all_but_the_oldest_can_be_dropped() -> None:
 
 
 def test_a_pinned_first_outlives_a_resume() -> None:
-    store, again = SnapshotStore(), SnapshotStore()
+    store, again = SnapshotStore(in_checkpoint=True), SnapshotStore()
     store.pinned = True
     again.load_state_dict(through_a_file(taken_at(store, 0, 10).state_dict()))
     assert steps_of(taken_at(again, 20)) == steps_of(taken_at(store, 20)) == [0, 20]
@@ -192,7 +192,7 @@ def test_while_a_treatment_is_on_trial_the_next_is_due_ten_steps_after_the_last(
     store = taken_at(SnapshotStore(), 500)
     assert [store.due(step) for step in (509, 510, 599, 600)] == [False, False, False, True]
     assert [store.due(step, soon=True) for step in (509, 510)] == [False, True]
-    assert [store.overdue(step) for step in (600, 899, 900)] == [False, False, True]
+    assert [store.schedule.overdue(step) for step in (600, 899, 900)] == [False, False, True]
     assert not SnapshotStore(keep=0).due(10, soon=True)
 
 
@@ -204,7 +204,7 @@ def _bytes(state: Any) -> int:
 
 @pytest.mark.parametrize("keep", [0, 1, 2])
 def test_snapshots_hold_no_more_than_keep_times_parameters_and_optimizer_state(keep: int) -> None:
-    module, store = mlp(), SnapshotStore(keep=keep)
+    module, store = mlp(), SnapshotStore(keep=keep, in_checkpoint=True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.05)
     for number, batch in enumerate(regression(8)):
         step(module, optimizer, batch)
@@ -215,21 +215,43 @@ def test_snapshots_hold_no_more_than_keep_times_parameters_and_optimizer_state(k
     assert held == keep * live
 
 
-def test_memory_is_used_again_but_never_that_of_a_checkpoint() -> None:
-    module, store = nn.Linear(2, 2), SnapshotStore(keep=1)
+def test_memory_is_used_again_but_that_of_a_checkpoint_only_once_it_is_written() -> None:
+    module, store = nn.Linear(2, 2), SnapshotStore(keep=1, in_checkpoint=True)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
 
-    def next_snapshot(number: int) -> torch.Tensor:
+    def next_snapshot(number: int) -> int:
         nn.init.constant_(module.weight, number)
         take(store, number, module, optimizer)
         assert store.latest is not None and bool((store.latest.parameters["weight"] == number).all())
-        return store.latest.parameters["weight"]
+        return store.latest.parameters["weight"].data_ptr()
 
     first = next_snapshot(0)
-    assert next_snapshot(10) is first
+    assert next_snapshot(10) == first
     checkpoint = store.state_dict()
-    assert next_snapshot(20) is not first
+    assert next_snapshot(20) != first
     assert bool((checkpoint["kept"][0]["parameters"]["weight"] == 10).all())
+    checkpoint, second = store.state_dict(), store.latest.parameters["weight"].data_ptr()  # type: ignore[union-attr]
+    del checkpoint  # as a writer does that is done with it
+    assert next_snapshot(30) == second
+
+
+@pytest.mark.parametrize("in_checkpoint", [False, True])
+@pytest.mark.parametrize("incident", [False, True])
+def test_a_checkpoint_holds_snapshots_if_asked_and_the_last_good_one_in_an_incident(
+    in_checkpoint: bool, incident: bool
+) -> None:
+    store = taken_at(SnapshotStore(in_checkpoint=in_checkpoint), 0, 10, 20)
+    kept = [one["step"] for one in store.state_dict(incident=incident)["kept"]]
+    assert kept == ([10, 20] if in_checkpoint else [20] if incident else [])
+
+
+def test_a_resumed_run_copies_its_own_weights_at_once_and_then_at_the_steps_of_the_uninterrupted_one() -> None:
+    store, again = taken_at(SnapshotStore(), 0, 10, 20, 40), SnapshotStore()
+    again.load_state_dict(through_a_file(store.state_dict()))
+    assert again.missing and not store.missing and not SnapshotStore().missing
+    taken_at(again, 50)
+    assert again.latest is not None and not again.missing
+    assert [again.due(step) for step in (51, 79, 80)] == [store.due(step) for step in (51, 79, 80)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -12,7 +12,7 @@ from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
-from lightning_gradguard.snapshots.store import PATIENT
+from lightning_gradguard.snapshots.schedule import PATIENT
 from lightning_gradguard.step.copying import worth_copying
 from tests.builders import calm, statistics, taught
 

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradguard import GradGuard, Policy
+from lightning_gradguard import GradGuard, Policy, SnapshotStore
 from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.records import to_json
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
@@ -106,7 +106,7 @@ def scaled(batches: list[Batch], index: int, by: float) -> list[Batch]:
 def run(module: Net, batches: list[Batch], root: Path, guard: GradGuard | None, **options: Any) -> dict[str, Any]:
     """Train on all processes; return how this one ended."""
     save, load = options.pop("save", None), options.pop("load", None)
-    more = {name: options.pop(name) for name in ("accumulate_grad_batches",) if name in options}
+    more = {name: options.pop(name) for name in ("accumulate_grad_batches", "enable_checkpointing") if name in options}
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=30), **options)
     callbacks: list[Callback] = [guard] if guard else []
     callbacks += [save] if save else []
@@ -217,7 +217,8 @@ def late(rank: int, root: Path, *, save: Any = None, load: Any = None) -> dict[s
     # A resumed epoch goes on counting, but its loader begins anew.
     batches = data(rank, 160)
     batches = batches[54:] + batches[:54] if load else batches
-    return run(module, batches, root, GradGuard(policy=quick()), save=save, load=load)
+    guard = GradGuard(policy=quick(), snapshots=SnapshotStore(in_checkpoint=True))
+    return run(module, batches, root, guard, save=save, load=load)
 
 
 def resumed_in_calm(rank: int, root: Path) -> dict[str, Any]:

@@ -71,13 +71,15 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor().detach().clone() if hasattr(tensor, "full_tensor") else tensor
 
 
-def run(module: Sharded, batches: Any, root: Path, guard: GradGuard | None, *others: Callback) -> dict[str, Any]:
+def run(
+    module: Sharded, batches: Any, root: Path, guard: GradGuard | None, *others: Callback, load: Path | None = None
+) -> dict[str, Any]:
     strategy = ModelParallelStrategy(
         data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=timedelta(seconds=30)
     )
     callbacks = [*others, *([guard] if guard else [])]
     fit = trainer(root, strategy=strategy, devices=2, callbacks=callbacks, use_distributed_sampler=False)
-    fit.fit(module, loader(batches))
+    fit.fit(module, loader(batches), ckpt_path=load)
     state = fit.optimizers[0].state
     return {
         "weights": {name: whole(p) for name, p in module.named_parameters()},

@@ -80,7 +80,7 @@ def told(incidents: list[Any]) -> list[str]:
 @pytest.mark.parametrize("name", SCENARIOS)
 @cell(
     "sick",
-    note="a resumed run can go back again after its first healthy step",
+    note="a resumed run can go back at once",
 )
 def test_ranks_end_alike(ranks: Ranks, name: str) -> None:
     first, second = (rank[name] for rank in ranks)

@@ -1,0 +1,109 @@
+"""Keeping evidence while a run goes on: what is at hand at each step, and a bundle where one is called for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_gradguard.evidence.bundle import Bundle, bundle_name
+from lightning_gradguard.evidence.collecting import Facts, Place, collect
+from lightning_gradguard.evidence.hand import Hand
+from lightning_gradguard.evidence.settings import Evidence
+from lightning_gradguard.evidence.versions import commit_of, source_directory, versions
+from lightning_gradguard.evidence.writer import Writer, write_whole
+
+DIRECTORY = "gradguard_evidence"
+
+
+class Keeper:
+    """Keep the evidence of one process.
+
+    Whatever goes wrong here costs the bundle and never the run.
+
+    Args:
+        evidence: What is kept, and how much.
+        batch: Whether batches are kept where ``evidence`` does not say.
+        warn: Told a sentence where something could not be kept.
+
+    Attributes:
+        place: Returns where the run is.
+        directory: Where bundles go by default.
+    """
+
+    def __init__(self, evidence: Evidence, *, batch: bool, warn: Callable[[str], None]) -> None:
+        self._evidence = evidence
+        self._batch = batch if evidence.batch is None else evidence.batch
+        self._warn = warn
+        self.hand = Hand()
+        self._writer = Writer(self._failed)
+        self._written = 0
+        self._devices: tuple[nn.Module, tuple[torch.device, ...]] | None = None
+        self.place: Callable[[], Place] = Place
+        self.directory = Path(DIRECTORY)
+
+    def before_forward(self, module: nn.Module, batch: Any, batch_index: int | None) -> None:
+        """Note a batch that is about to be computed, and the random states."""
+        if self._devices is None or self._devices[0] is not module:
+            self._devices = module, tuple({p.device for p in module.parameters() if p.device.type == "cuda"})
+        self.hand.take(batch if self._batch else None, batch_index, self._devices[1])
+
+    def keep(
+        self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, late: bool, last: bool = False
+    ) -> Path | None:
+        """Begin to write the bundle of a bad step; return where it will be, or None where none is written.
+
+        Args:
+            facts: What is known of the step.
+            module: The root module.
+            optimizer: The optimizer.
+            late: Whether it is the step before the one under way.
+            last: Whether the run ends with it, so that it is written even if there are as many as are allowed.
+        """
+        self._writer.tell()
+        most = self._evidence.bundles
+        if self._written >= most + (last and most > 0):
+            return None
+        moments, other = self.hand.passes(late=late)
+        settings, place = self._evidence, self.place()
+        path = (settings.directory or self.directory) / bundle_name(facts.step, place.rank, facts.optimizer)
+        try:
+            made = collect(
+                facts,
+                place,
+                module,
+                optimizer,
+                moments=moments,
+                other=other,
+                batch=self._batch,
+                weights=settings.weights,
+                optimizer_state=settings.optimizer_state,
+                max_bytes=settings.max_bytes,
+            )
+        except Exception as error:  # Out of memory, or a batch of a kind that nobody has thought of.
+            self._failed(error)
+            return None
+        self._written += 1
+        self._writer.start(partial(_write, path, made, source_directory(type(module))))
+        return path
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until all bundles are written; return whether they are."""
+        return self._writer.wait(seconds)
+
+    def close(self) -> None:
+        """Wait for what is being written, and let go of batches."""
+        self.wait()
+        self.hand.drop()
+
+    def _failed(self, error: Exception) -> None:
+        self._warn(f"no bundle of evidence was written: {error!r}")
+
+
+def _write(path: Path, bundle: Bundle, source: Path | None) -> None:
+    bundle.versions, bundle.commit = versions(), commit_of(source)
+    write_whole(path, bundle.plain())

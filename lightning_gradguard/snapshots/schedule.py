@@ -1,0 +1,33 @@
+"""When the next snapshot is due."""
+
+from __future__ import annotations
+
+PATIENT = 3
+"""Intervals after which a state is copied though the loss is worse than it was."""
+EARLY = 10
+"""Steps between the first snapshots; the gap then doubles with the age of the run."""
+
+
+class Schedule:
+    """Let snapshots be due at steps 0, 10, 20, 40, 80 and so on, until the gap reaches ``every``.
+
+    Attributes:
+        due: Step at which the next one is due.
+        taken: Step of the last one.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.due = self.taken = 0
+
+    def took(self, step: int) -> None:
+        """Note that one was taken."""
+        self.due, self.taken = step + min(max(step, EARLY), self.every), step
+
+    def has_come(self, step: int, *, soon: bool) -> bool:
+        """Tell whether the next one is due; ``soon`` ten steps after the last one."""
+        return step >= self.due or (soon and step >= self.taken + EARLY)
+
+    def overdue(self, step: int) -> bool:
+        """Tell whether the next one has been due for several intervals."""
+        return step >= self.due + PATIENT * self.every

@@ -1,0 +1,101 @@
+"""Evidence of an incident's first alarm: who has seen it, and a bundle where evidence is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from lightning_gradguard.evidence.collecting import Facts
+from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.records import BATCH, GradientStatistics, Suspect, Verdict, to_json
+from lightning_gradguard.statistics.joint_loss import value_of
+from lightning_gradguard.step.run import Run
+
+FEW_RANKS = 8
+"""Processes that write a bundle each where none of them stands out."""
+
+Kept = tuple[str, tuple[Suspect, ...]]
+
+
+def keep(
+    run: Run,
+    track: OptimizerTrack,
+    statistics: GradientStatistics,
+    verdict: Verdict,
+    suspects: tuple[Suspect, ...],
+    *,
+    late: bool = False,
+    made: bool = False,
+    ends: bool = False,
+) -> Kept:
+    """Begin to write the bundle of an alarm that opens an incident or ends the run; return its file, and the suspects with their rank.
+
+    Args:
+        run: The run.
+        track: The optimizer.
+        statistics: The step.
+        verdict: The alarm.
+        suspects: Whom the evidence speaks against.
+        late: Whether it is the step before the one under way.
+        made: Whether its update has been made all the same.
+        ends: Whether the run ends here, which is worth a bundle whatever came before.
+    """
+    keeper = run.evidence
+    if keeper is None or (track.incident is not None and not ends):
+        return "", suspects
+    loss = value_of(keeper.hand.loss)
+    ranks = {s.rank for s in suspects if s.rank is not None}
+    if run.collectives.size > 1 and not ranks:
+        # Every process comes here at the same step, since all have judged alike.
+        ranks = _odd(run.collectives.gather(math.nan if loss is None else loss), statistics)
+        suspects = tuple(_on(suspect, ranks) for suspect in suspects) or _accused(ranks)
+    rank = keeper.place().rank
+    if run.collectives.size > 1 and rank not in (ranks or range(FEW_RANKS)):
+        return "", suspects
+    facts = Facts(
+        step=statistics.step,
+        form=verdict.form,
+        reason=verdict.reason,
+        limit=track.limit(),
+        norm=statistics.norm,
+        loss=loss,
+        optimizer=track.index,
+        names=statistics.names,
+        norms=statistics.norms.tolist(),
+        suspects=[to_json(suspect) for suspect in suspects],
+        weights_step=statistics.step + 1 if made else None,
+    )
+    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends)
+    return "" if path is None else str(path), suspects
+
+
+def _odd(losses: list[Any], statistics: GradientStatistics) -> set[int]:
+    """Return the processes whose loss is not finite while others' are, where gradients are not either."""
+    bad = {rank for rank, loss in enumerate(losses) if not math.isfinite(loss)}
+    return bad if not statistics.finite and 0 < len(bad) < len(losses) else set()
+
+
+def _on(suspect: Suspect, ranks: set[int]) -> Suspect:
+    batch = suspect.is_batch and len(ranks) == 1
+    return dataclasses.replace(suspect, rank=min(ranks)) if batch else suspect
+
+
+def _accused(ranks: set[int]) -> tuple[Suspect, ...]:
+    """Return the batch of the one process whose loss is not finite, as a suspect where there is no other."""
+    if len(ranks) != 1:
+        return ()
+    [rank] = ranks
+    return (Suspect(BATCH, math.inf, f"the loss of rank {rank} is not finite, and those of the others are", rank=rank),)
+
+
+def written(run: Run, track: OptimizerTrack) -> list[str]:
+    """Return how to replay the bundles of the incident that ends the run, once they are written.
+
+    All processes wait for those that write, since the first to raise ends the others.
+    """
+    if run.evidence is None:
+        return []
+    run.evidence.wait()
+    paths = run.collectives.gather("" if track.incident is None else track.incident.bundle)
+    return [f"lightning-gradguard replay {path} --module <package.Module>" for path in paths if path]

@@ -1,0 +1,114 @@
+"""Checkpoints that a run saves: each is marked with what is known of its weights, and the last healthy one is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradguard.diagnostics.sink import Event, Sink
+from lightning_gradguard.evidence.checkpoints import KEY, mark
+from lightning_gradguard.evidence.healthy_copy import HealthyCopy
+from lightning_gradguard.records import CheckpointRecord, Incident
+from lightning_gradguard.trainer.evidence_place import saved_by
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def _nobody(record: CheckpointRecord) -> None:
+    """Tell nobody."""
+
+
+class CheckpointMarks(Sink):
+    """Mark checkpoints, and tell the verdict on each; what a ModelCheckpoint does is left to it.
+
+    Attributes:
+        tell: Told of each verdict.
+        busy: Whether something was saved of which the verdict is still to come; asked at every step.
+    """
+
+    def __init__(self) -> None:
+        self.tell: Callable[[CheckpointRecord], None] = _nobody
+        self.busy = False
+        self._copy = HealthyCopy()
+        self._saving: CheckpointRecord | None = None
+        # Those of which no step has been judged yet; those that an open incident speaks against.
+        self._untried: list[CheckpointRecord] = []
+        self._doubtful: list[CheckpointRecord] = []
+        self._known: dict[str, int] = {}
+
+    def mark(self, checkpoint: dict[str, Any], step: int, incidents: Sequence[Incident]) -> None:
+        """Put the verdict into a checkpoint that is about to be saved; ``step`` is the one that will be made from it."""
+        self._saving = _verdict(step, incidents[-1] if incidents else None)
+        checkpoint[KEY] = mark(self._saving)
+        self.busy = True
+
+    def look(self, trainer: Trainer) -> None:
+        """Find what was saved since the last look, and tell the verdict on it."""
+        verdict, self._saving = self._saving, None
+        if verdict is None or not trainer.is_global_zero:
+            return
+        for path in _new(trainer, self._known):
+            record = CheckpointRecord(str(path), verdict.step, verdict.healthy, verdict.reason, verdict.incident)
+            self.tell(record)
+            if record.healthy:
+                self._copy.saved(path)
+            (self._untried if record.healthy else self._doubtful).append(record)
+
+    def fine(self, step: int) -> None:
+        """Note that nothing was amiss at a step: what was saved before it is healthy."""
+        if self._untried and self._untried[-1].step <= step:
+            self._copy.judged(healthy=True)
+            self._untried.clear()
+        self.busy = self._saving is not None or bool(self._untried)
+
+    def incident(self, incident: Incident, event: Event) -> None:
+        """Doubt what no step has spoken for when an incident opens, and say what became of it when it closes."""
+        if event == "opened":
+            self._copy.judged(healthy=False)
+            self._copy.show()
+            for one in self._untried:
+                why = "the step after it raised an alarm"
+                self._doubtful.append(CheckpointRecord(one.path, one.step, False, why, incident.number))
+                self.tell(self._doubtful[-1])
+            self._untried.clear()
+        elif event == "closed":
+            good = incident.stopped is None and incident.helped is not False
+            how = "calm again" if good else "it did not help" if incident.stopped is None else "the run was ended"
+            for one in self._doubtful:
+                why = f"incident {incident.number} ended at step {incident.closed}: {how}"
+                self.tell(CheckpointRecord(one.path, one.step, good, why, incident.number))
+            self._doubtful.clear()
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        self._copy.close()
+        self._untried.clear()
+        self._doubtful.clear()
+        self._known.clear()
+        self._saving, self.busy, self.tell = None, False, _nobody
+
+
+def _verdict(step: int, incident: Incident | None) -> CheckpointRecord:
+    if incident is None or (incident.closed is not None and incident.stopped is None):
+        return CheckpointRecord("", step, True)
+    since = f"incident {incident.number}, at step {incident.step}"
+    reason = f"{since}, is open" if incident.stopped is None else f"the run was ended by {since}"
+    return CheckpointRecord("", step, False, reason, incident.number)
+
+
+def _new(trainer: Trainer, known: dict[str, int]) -> list[Path]:
+    """Return the checkpoints that were written since the last look."""
+    found = []
+    for name in (path for one in trainer.checkpoint_callbacks for path in saved_by(one)):
+        path = Path(name)
+        try:
+            written = path.stat().st_mtime_ns
+        except OSError:
+            continue  # Rotated away, or on no disk of this machine.
+        if known.get(name) != written:
+            known[name] = written
+            found.append(path)
+    # last.ckpt may be a link to another one: each file once, and that by its own name first.
+    return sorted(found, key=lambda path: path.is_symlink())
