@@ -13,7 +13,6 @@ from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.step import Run, Step, StepReport
-from lightning_gradguard.step.copying import make_up
 from lightning_gradguard.step.keeping import written
 from lightning_gradguard.step.preparing import prepare
 from lightning_gradguard.step.recording import stop
@@ -54,8 +53,7 @@ class GuardedStep:
         try:
             if track.gate.waiting:
                 self._deferred.before(track)
-            prepare(self._run, track, loss)
-            make_up(self._run, track, step)
+            prepare(self._run, track, loss, step)
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
                 report = self._step.take(track, loss, batch, batch_index, step, scaler)

@@ -17,6 +17,7 @@ from lightning_gradguard import GradGuard, Guard
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Rollback, Skip
+from lightning_gradguard.snapshots import SnapshotStore
 from tests.builders import Net, loader, mlp, regression, same, through_a_file, trainer
 
 ALARM = 145
@@ -38,7 +39,8 @@ class Loop:
         self.network = mlp(norm=True)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01)
         self.average = AveragedModel(self.network, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
-        self.guard = Guard(self.network, detectors=[Accuses()], remedies=[Skip(), Rollback()])
+        kept = SnapshotStore(in_checkpoint=True)
+        self.guard = Guard(self.network, detectors=[Accuses()], remedies=[Skip(), Rollback()], snapshots=kept)
         self.guard.followers = (self.average,) if known else ()
         self.seen: list[Any] = []
 

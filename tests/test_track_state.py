@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_gradguard.policy.act import Act
+from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.track_state import load_state, state_of
 from tests.builders import same, through_a_file
 from tests.step.loop import Loop
@@ -22,7 +23,7 @@ def test_all_that_was_learned_comes_back_through_a_file() -> None:
 
 
 def test_shards_of_one_process_are_not_saved_for_all() -> None:
-    loop = Loop()
+    loop = Loop(snapshots=SnapshotStore(in_checkpoint=True))
     assert state_of(loop.track)["snapshots"]["kept"]
     loop.track.sharded = True
     assert state_of(loop.track)["snapshots"]["kept"] == []

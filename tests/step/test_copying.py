@@ -21,18 +21,20 @@ def test_where_nothing_reads_copies_none_are_taken() -> None:
 
 def test_going_back_takes_weights_and_expectations_back() -> None:
     loop = Loop()
-    kept, weights = captured(loop.track), {k: v.clone() for k, v in loop.network.state_dict().items()}
+    kept, weights = captured(loop.run, loop.track), {k: v.clone() for k, v in loop.network.state_dict().items()}
     norms = loop.track.baseline.state_dict()
     for _ in range(10):
         loop.step()
     assert not same(weights, dict(loop.network.state_dict()))
+    assert kept is not None
     put_back(loop.track, kept)
     assert same(weights, dict(loop.network.state_dict())) and same(norms, loop.track.baseline.state_dict())
 
 
 def test_what_is_known_of_rates_outlasts_going_back() -> None:
     loop = Loop()
-    kept = captured(loop.track)
+    kept = captured(loop.run, loop.track)
+    assert kept is not None
     loop.track.baseline.updates.ratio, loop.track.baseline.updates.convicted = 3.0, True
     expect_as_then(loop.track, kept, look=False)
     assert loop.track.baseline.updates.ratio == 3.0 and loop.track.baseline.updates.convicted
