@@ -132,8 +132,10 @@ class Policy:
             return Decision((Act.SKIP,), reason, Cause.LOSS.value)
         if verdict.of_a_start and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
+            # It is said of an earlier batch, or of this one, which must not pass then.
+            acts = (Act.ROLLBACK,) if verdict.value > statistics.norm else (Act.SKIP, Act.ROLLBACK)
             # The treatment on trial began after that batch, and goes on.
-            return Decision((Act.ROLLBACK,), reason, Cause.BATCH.value, again=case.trial is not None)
+            return Decision(acts, reason, Cause.BATCH.value, again=case.trial is not None)
         if case.vanishing is not None and any(suspect.broken for suspect in suspects):
             return self._attempts.treat(
                 Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_gradguard.guard import Guard
+from lightning_gradguard.snapshots import SnapshotStore
 from tests.builders import mlp, regression, same, through_a_file
 
 BATCHES = regression(8)
@@ -28,7 +29,8 @@ class Loop:
     def __init__(self) -> None:
         self.network = mlp(norm=True)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.01)
-        self.guard = Guard(self.network, on_exhausted="continue")
+        kept = SnapshotStore(in_checkpoint=True)  # to go on exactly, in an incident or not
+        self.guard = Guard(self.network, on_exhausted="continue", snapshots=kept)
         self.guard.attach(self.optimizer)
         self.count = 0
 

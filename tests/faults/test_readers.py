@@ -84,15 +84,16 @@ def test_a_large_run_that_is_being_read_keeps_nobody_from_the_others(tmp_path: P
             writer.window(tick, np.arange(19.0) + tick)
         writer.close()
     local, reading, done = Local(tmp_path), threading.Event(), threading.Event()
-    read = local.plugin._read
+    data = local.plugin._reader.data
+    read = data.read_tensors
 
-    def slow(request: Any, plugin_name: str, run: str, tag: str, most: int) -> Any:
-        if run == "large":
+    def slow(context: Any, *, run_tag_filter: Any, **more: Any) -> Any:
+        if "large" in run_tag_filter.runs:
             reading.set()
             assert done.wait(20.0)
-        return read(request, plugin_name, run, tag, most)
+        return read(context, run_tag_filter=run_tag_filter, **more)
 
-    local.plugin._read = slow  # type: ignore[method-assign]
+    data.read_tensors = slow
     other = threading.Thread(target=lambda: local.get("/story", run="large"))
     other.start()
     try:

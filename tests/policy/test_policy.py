@@ -50,9 +50,11 @@ def decide(
     examine: bool = False,
     loss: float | None = None,
     growth: float | None = None,
+    norm: float | None = None,
     **known: Any,
 ) -> Decision:
-    seen = statistics(math.nan if form == "non-finite" else excess, step=step, loss=loss, growth=growth)
+    measured = excess if norm is None else norm
+    seen = statistics(math.nan if form == "non-finite" else measured, step=step, loss=loss, growth=growth)
     return policy.decide(verdict(form, excess, examine=examine), seen, blame, case(**known))
 
 
@@ -161,8 +163,15 @@ def test_so_many_large_batches_in_a_row_are_no_accident_and_so_many_nans_stay_co
 
 
 def test_a_memorable_first_batch_is_undone() -> None:
-    said = decide(Policy(), form="cold-start", baseline=taught([1e5, 1.0, 1.0, 1.0]), blame=(LAYER,))
+    said = decide(
+        Policy(), form="cold-start", excess=1e5, norm=1.0, baseline=taught([1e5, 1.0, 1.0, 1.0]), blame=(LAYER,)
+    )
     assert said.remedies == ("rollback",) and said.cause == Cause.BATCH.value
+
+
+def test_a_gradient_that_no_optimizer_can_hold_does_not_pass_after_an_empty_step() -> None:
+    said = decide(Policy(), form="cold-start", excess=1e30, baseline=taught([0.0]))
+    assert "skip" in said.remedies
 
 
 def test_what_only_asks_for_an_examination_changes_nothing_without_a_culprit() -> None:
