@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors import callback_connector
 
-from lightning_gradguard.callback import _directory, from_environment
+from lightning_gradguard.callback import from_environment
+from lightning_gradguard.trainer.record import run_directory
 
 VARIABLE = "GRADGUARD_SUITE"
 
@@ -32,7 +33,7 @@ class Writes(Nothing):
         """Write the file."""
         given = str(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            directory = _directory(trainer, given, "nothing")
+            directory = run_directory(trainer, given, "nothing")
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / "gradguard.jsonl").touch()
