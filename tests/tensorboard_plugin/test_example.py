@@ -98,7 +98,7 @@ def test_a_click_zooms_and_outlines(tab: Tab) -> None:
     whole = extent(frame)
     frame.locator(".incident").click()
     frame.locator(".label.blamed").first.wait_for()
-    assert frame.locator(".label.blamed").first.inner_text() == "conv4"
+    assert frame.locator(".label.blamed").first.inner_text().splitlines()[0] == "conv4"
     frame.locator(f".panel[data-loaded]:not([data-loaded='{whole[0]}-{whole[1]}'])").first.wait_for()
     assert extent(frame)[1] < whole[1] and "p.gradguard.incident=1" in tab.page.url
     assert colours(frame)[(28, 36, 48)] > 500, "the outline"
