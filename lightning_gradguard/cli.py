@@ -21,7 +21,15 @@ be written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    options = _parser().parse_args(arguments)
+    try:
+        return _run(_parser().parse_args(arguments))
+    except BrokenPipeError:
+        # Whoever read has seen enough (``| head``). What Python flushes at its end must find an open file.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOTHING
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.command == "replay":
         return replaying.run(options)
     if options.command == "checkpoints":

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +27,21 @@ def test_report_prints_the_story_and_writes_the_page(run, capsys):
         and "gradguard-report.html" in out
     )
     assert "<svg" in (run / "gradguard-report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_from_its_own_directory_has_that_directorys_name(run, capsys, monkeypatch):
+    monkeypatch.chdir(run / "version_0")
+    assert main(["report", ".", "--no-html"]) == COMPLETE
+    assert "version_0" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(run):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lightning_gradguard", "report", str(run), "--no-html"]
+    with os.fdopen(write, "wb") as closed:
+        ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stderr) == (NOTHING, "")
 
 
 def test_the_page_goes_where_it_is_asked_or_nowhere(run, tmp_path):

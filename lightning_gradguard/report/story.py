@@ -79,7 +79,10 @@ def find_journals(directory: str | os.PathLike[str], complain: Callable[[OSError
 
 def read_stories(path: Path, root: str | os.PathLike[str]) -> list[RunStory]:
     """Read one journal, a story for each run in it; a file that cannot be opened becomes a story that says so."""
-    name = os.path.relpath(path.parent if path.name == FILE_NAME else path, root)
+    place = path.parent if path.name == FILE_NAME else path
+    name = os.path.relpath(place, root)
+    if name == os.curdir:  # The search began at the run itself.
+        name = place.resolve().name
     try:
         runs = read_runs(path)
     except OSError as error:
