@@ -54,8 +54,9 @@ def summary(record: Record) -> list[str]:
     for one in dicts(record.get("trials")):
         told = tried(one, record).replace(" to a good snapshot", "")
         made.append(f"{told} ({ends.get(str(one.get('outcome')), 'not measured')})")
-    if pending(record) is not None:
-        made.append(f"{_on_trial(record)} (on trial)".replace(" to a good snapshot", ""))
+    if (last := _unended(record)) is not None and (record.get("closed") is None or record.get("stopped") is not None):
+        ends_with_run = "on trial" if record.get("closed") is None else "on trial when the run was stopped"
+        made.append(f"{_made(last)} ({ends_with_run})".replace(" to a good snapshot", ""))
     return [f"{told}, {made.count(told)} times" if made.count(told) > 1 else told for told in dict.fromkeys(made)]
 
 
@@ -104,18 +105,23 @@ def levels(one: Record) -> str:
 def on_trial(record: Record) -> str:
     """Return the treatment that is still on trial in an open incident, as ``rolled back at step 40``, or nothing."""
     last = pending(record)
-    return "" if last is None else f"{_on_trial(record)} at step {whole(last.get('step'))}"
+    return "" if last is None else f"{_made(last)} at step {whole(last.get('step'))}"
 
 
-def _on_trial(record: Record) -> str:
-    done = applied(pending(record) or {})
+def _made(action: Record) -> str:
+    done = applied(action)
     return treatment([name for o in done if (name := str(o.get("remedy"))) in _ON_TRIAL], done)
 
 
 def pending(record: Record) -> dict[str, Any] | None:
     """Return the action whose treatment is still on trial, or None."""
+    return _unended(record) if record.get("closed") is None else None
+
+
+def _unended(record: Record) -> dict[str, Any] | None:
+    """Return the last treating action of which no trial has told the end, or None."""
     treating = [action for action in actions_of(record) if treats(action) and dicts(action.get("outcomes"))]
-    if record.get("closed") is not None or not treating or _resigned(record):
+    if not treating or _resigned(record):
         return None
     ended = any(one.get("opened") == treating[-1].get("step") for one in dicts(record.get("trials")))
     return None if ended else treating[-1]
@@ -154,7 +160,7 @@ def left(record: Record) -> str:
     if halted(record):
         return ""
     if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
-        return "nothing: the budget is spent"
+        return f"nothing: {tidy(clean(str(decision_of(actions[-1]).get('reason') or 'the budget is spent')))}"
     gone = _resigned(record) and stands in ("open", "failed", "calm")
     return "first aid only: the run goes on as you wrote it" if gone else ""
 

@@ -205,7 +205,13 @@ def test_a_treatment_without_a_loss_to_measure_it_by_is_said_to_be_so() -> None:
 
 def test_a_budget_that_is_spent() -> None:
     spent = act(150, "skip", reason="100 steps in a row were held", exhausted=True)
-    assert "left to try: nothing: the budget is spent" in told(case(FIRST_AID, spent, helped=False))
+    assert "left to try: nothing: 100 steps in a row were held" in told(case(FIRST_AID, spent, helped=False))
+
+
+def test_a_treatment_on_trial_when_the_run_was_stopped_is_told() -> None:
+    stopped = dataclasses.replace(case(FIRST_AID, REDRAWN, helped=False), stopped=170)
+    assert "repaired the layer (on trial when the run was stopped)" in wording.deeds(stopped)
+    assert "when the run was stopped" not in wording.deeds(case(FIRST_AID, REDRAWN, helped=False))
 
 
 def test_an_open_incident_tells_what_is_on_trial() -> None:
