@@ -115,11 +115,15 @@ def verdict(
     states = {state(record) for record in records}
     if state(newest) == "anew":
         words.append({"text": "; data, loss or task have changed for good, and what is healthy was learned anew"})
-    if all(map(watched, records)):
+    only_watched = all(map(watched, records))
+    if only_watched:
         words.append({"text": "; nothing was changed, only watched"})
-    how = "healthy" if "helped" in states else "calm"
+    # Of a run that was left alone no alarm says little: it may be lost, and still.
+    how = "healthy" if "helped" in states else "without alarm" if only_watched else "calm"
     words.append({"text": f"; {how} for {calm:,.0f} steps since." if calm >= 1 else f"; {how} since."})
     now = f"{how} for {calm:,.0f} steps" if calm >= 1 else f"{how} again"
+    if only_watched:
+        return _verdict("warning", "No more alarms", words, answered(now))
     if states == {"calm"}:
         return _verdict("good", "Calm again", words, answered(now))
     headline = "Learned anew" if state(newest) == "anew" else "Recovered" if "helped" in states else "Calm again"

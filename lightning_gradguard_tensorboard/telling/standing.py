@@ -80,14 +80,15 @@ def result(record: Record) -> str:
         return f"still open after {count(integer(record.get('alarms')), 'alarming step')}"
     after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
     first_aid = not dicts(record.get("trials")) and remedies(record) and FIRST_AID.issuperset(remedies(record))
-    calm = "only watched" if watched(record) else "first aid only" if first_aid else ""
     if halted(record):
         return "the run was halted before this step was made"
+    if watched(record) and state(record) == "calm":
+        return f"no more alarms after {after}, only watched"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
         "kept": f"calm again after {after}, what was done is kept",
-        "calm": f"calm again after {after}" + (f", {calm}" if calm else ""),
+        "calm": f"calm again after {after}" + (", first aid only" if first_aid else ""),
         "anew": f"what is healthy is learned anew after {after}",
         "failed": f"given up after {after}, did not help",
     }[state(record)]

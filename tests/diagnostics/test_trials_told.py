@@ -156,7 +156,7 @@ def test_a_new_regime_is_said() -> None:
 
 def test_watching_tells_what_would_have_been_done() -> None:
     text = told(WATCHED)
-    assert "calm again after 50 steps, only watched" in text and "cause: layer conv2" in text
+    assert "no more alarms after 50 steps, only watched" in text and "cause: layer conv2" in text
     assert (
         "would have skipped the step; then repaired the layer; then rolled back to a good snapshot and lowered" in text
     )

@@ -51,7 +51,7 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
     ("one", "level", "word", "words"),
     [
         (CALM, "good", "Calm again", "calm for 209 steps since"),
-        (WATCHED, "good", "Calm again", "nothing was changed, only watched; calm"),
+        (WATCHED, "warning", "No more alarms", "nothing was changed, only watched; without alarm for"),
         (ANEW, "warning", "Learned anew", "have changed for good, and what is healthy was learned anew"),
         (KEPT_ONLY, "warning", "Calm again", "calm for 209 steps since"),
         (KEPT_AT_ONCE, "warning", "Recovered", "healthy for 209 steps since"),

@@ -58,7 +58,7 @@ def watched(**changes: Any) -> dict[str, Any]:
     ("made", "level", "headline", "words"),
     [
         (record("skip", closed=1920), "good", "Calm again", "calm for 499 steps since"),
-        (watched(closed=1920), "good", "Calm again", "nothing was changed, only watched"),
+        (watched(closed=1920), "warning", "No more alarms", "nothing was changed, only watched"),
         (record("skip", cause="new regime", closed=1924), "warning", "Learned anew", "have changed for good"),
         (record("skip", trials=[BACK, KEPT], closed=2028, helped=True), "warning", "Recovered", "healthy for 499"),
         (
