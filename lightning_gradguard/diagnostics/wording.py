@@ -119,7 +119,7 @@ def undone(action: Action) -> str:
 
 
 def evidence(action: Action) -> str:
-    """Return what was measured, and what it was compared with: ``310 against a limit of 3.7 (84 x)``."""
+    """Return what was measured, and what it was compared with: ``norm 310 against a limit of 3.7 (84 x)``."""
     return telling.evidence(to_json(action))
 
 

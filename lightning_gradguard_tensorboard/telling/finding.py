@@ -14,7 +14,11 @@ _RATE = "learning rate "
 _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
-
+_QUANTITIES = {
+    **dict.fromkeys(("spike", "drift", "vanishing", "non-finite", "cold-start", "check-up"), "norm "),
+    **dict.fromkeys(("overshoot", "loss-leap", "trial"), "loss "),
+}
+"""What a detector measures; those of others say it in their reasons."""
 _FEW_SAMPLES = 8
 _NO_LAYER = ("batch", "loss function")
 """Suspects that are no layer."""
@@ -120,15 +124,16 @@ def _at_fault(record: Record) -> list[str]:
 
 
 def evidence(action: Record) -> str:
-    """Return what was measured, and what it was compared with: ``310 against a limit of 3.7 (84 x)``."""
+    """Return what was measured, and what it was compared with: ``norm 310 against a limit of 3.7 (84 x)``."""
     verdict = verdict_of(action)
+    quantity = _QUANTITIES.get(str(verdict.get("detector")), "")
     value, limit = number(verdict.get("value")), number(verdict.get("limit"))
     if not math.isfinite(value):
-        return f"{short(value)}: not finite"
+        return f"{quantity}{short(value)}: not finite"
     if not math.isfinite(limit):
-        return short(value)
+        return f"{quantity}{short(value)}"
     times = f" ({short(float(f'{value / limit:.2g}'))} x)" if 0.0 < limit < value else ""
-    return f"{short(value)} against a limit of {short(limit)}{times}"
+    return f"{quantity}{short(value)} against a limit of {short(limit)}{times}"
 
 
 def reason(action: Record) -> str:

@@ -151,3 +151,15 @@ def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
     assert "loss before the trouble 0.25, in it 6.12, at the end 6.5" in text and "in it inf, at the end 0.24" in text
     assert "would have repaired the layer" in frame.locator(".incident[data-number='2']").inner_text()
     assert "the run goes on as you wrote it" in frame.locator(".incident[data-number='5']").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("detector", "told"),
+    [
+        ("spike", "norm 310 against a limit of 3.7 (84 x)"),
+        ("overshoot", "loss 310 against a limit of 3.7 (84 x)"),
+        ("of-another-package", "310 against a limit of 3.7 (84 x)"),
+    ],
+)
+def test_evidence_says_what_was_measured(detector: str, told: str) -> None:
+    assert telling.evidence({"verdict": {"detector": detector, "value": 310.0, "limit": 3.7}}) == told
