@@ -15,10 +15,10 @@ _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 _QUANTITIES = {
-    **dict.fromkeys(("spike", "drift", "vanishing", "non-finite", "cold-start", "check-up"), "norm "),
+    **dict.fromkeys(("spike", "drift", "vanishing", "non-finite", "check-up"), "norm "),
     **dict.fromkeys(("overshoot", "loss-leap", "trial"), "loss "),
 }
-"""What a detector measures; those of others say it in their reasons."""
+"""What a detector measures; one that measures several things, or another package's, says it in its reason."""
 _FEW_SAMPLES = 8
 _NO_LAYER = ("batch", "loss function")
 """Suspects that are no layer."""

@@ -158,7 +158,7 @@ def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
     [
         ("spike", "norm 310 against a limit of 3.7 (84 x)"),
         ("overshoot", "loss 310 against a limit of 3.7 (84 x)"),
-        ("of-another-package", "310 against a limit of 3.7 (84 x)"),
+        ("cold-start", "310 against a limit of 3.7 (84 x)"),
     ],
 )
 def test_evidence_says_what_was_measured(detector: str, told: str) -> None:
