@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -57,4 +59,11 @@ def _same_conditions() -> Iterator[None]:
         # Lightning's advice on workers and loggers; what the guard itself warns of is checked where it matters.
         warnings.filterwarnings("ignore", module="lightning.*")
         warnings.filterwarnings("ignore", message=".*num_workers.*")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Lightning's launcher writes ranks and a port into the environment, which a later script takes for its own."""
+    with mock.patch.dict(os.environ):
         yield
