@@ -57,9 +57,14 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
 
 def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
     """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
-    if statistics.finite and isinstance(track.optimizer, torch.optim.LBFGS):
+    if statistics.finite and _searches(track.optimizer):
         return []  # It tries points along a line before it takes one, and what it finds there is its own business.
     return track.detectors.judge(statistics, track.baseline)
+
+
+def _searches(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the gradients between two updates are those of points that are only tried."""
+    return isinstance(optimizer, torch.optim.LBFGS) and any(g["line_search_fn"] for g in optimizer.param_groups)
 
 
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:

@@ -39,6 +39,8 @@ def test_an_optimizer_that_tries_points_is_asked_only_of_what_is_not_finite() ->
     wild = replace(found, norm=1e9)
     assert heard(loop.track, wild)
     loop.track.optimizer = torch.optim.LBFGS(loop.network.parameters())
+    assert heard(loop.track, wild)
+    loop.track.optimizer = torch.optim.LBFGS(loop.network.parameters(), line_search_fn="strong_wolfe")
     assert heard(loop.track, wild) == []
     assert heard(loop.track, replace(found, norm=math.nan))
 
