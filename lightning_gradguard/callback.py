@@ -61,6 +61,8 @@ class GradGuard(Callback):
         histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
+        skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
+            not applied, where they come again at the same place; for a run that is started anew.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
             ``"continue"`` with clipping and skipping steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
@@ -91,6 +93,7 @@ class GradGuard(Callback):
         progress_bar: bool = False,
         histograms: bool = False,
         evidence: Evidence | None = None,
+        skip_batches: str | os.PathLike[str] | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -106,6 +109,7 @@ class GradGuard(Callback):
             snapshots=snapshots,
             log_every=log_every,
             evidence=evidence,
+            skip_batches=skip_batches,
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
@@ -198,7 +202,7 @@ class GradGuard(Callback):
             self._marks.look(trainer)
         self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
         # Last, right before the module draws random numbers.
-        self.guard.before_forward(batch, batch_idx)
+        self.guard.before_forward(batch, batch_idx, trainer.current_epoch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step."""

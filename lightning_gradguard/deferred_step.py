@@ -76,6 +76,8 @@ class DeferredStep:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
         if track.device not in DEVICES or self._run.halts:
             return None  # A run that ends before its weights are touched waits for each answer.
+        if self._run.accused is not None and self._run.accused.now:
+            return None
         act = self._run.acts
         found = deferrable(track, act=act, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:

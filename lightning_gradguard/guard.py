@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, StepReport
 from lightning_gradguard.step.copying import copy_ahead
+from lightning_gradguard.step.leaving_out import to_leave_out
 
 
 class Guard:
@@ -55,6 +57,8 @@ class Guard:
         log_every: Optimizer steps between two windows sent to the sinks.
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
+        skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
+            not applied, where they come again at the same place; for a run that is started anew.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and skipping steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
@@ -89,6 +93,7 @@ class Guard:
         on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
         evidence: Evidence | None = None,
+        skip_batches: str | os.PathLike[str] | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -108,6 +113,7 @@ class Guard:
         self._step = GuardedStep(self._run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
         self._parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
+        self._run.accused = to_leave_out(skip_batches, mode, self._parts.remedies, self._recorder)
         self._session = Session(self._run, self._parts, deferred)
         self._tracks = self._session.tracks
         # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them; what a
@@ -183,11 +189,14 @@ class Guard:
         self._tracks.augment(batch)
         return batch
 
-    def before_forward(self, batch: Any, batch_index: int | None = None) -> None:
-        """Note a batch that is about to be computed, and the random states, for a bundle; nothing where none is kept.
+    def before_forward(self, batch: Any, batch_index: int | None = None, epoch: int | None = None) -> None:
+        """Note a batch that is about to be computed: where it comes in the run, and, for a bundle, the random states.
 
         Call it right before the forward pass of a loop of your own, of each micro-batch; the callback does.
         """
+        self._run.epoch = epoch
+        if self._run.accused is not None:
+            self._run.accused.before_forward(epoch, batch_index, batch, self._run.collectives)
         if self._run.evidence is not None:
             self._run.evidence.before_forward(self.module, batch, batch_index)
 

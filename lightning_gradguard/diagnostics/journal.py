@@ -2,9 +2,9 @@
 
 Lines have a field ``"run"``, the id of the run that wrote them, and a field ``"event"``: ``start`` (a session
 begins), ``layers`` (the names that later windows of that optimizer refer to), ``window``, ``opened``, ``acted``,
-``closed``, ``notice`` and ``checkpoint`` (a verdict on one). Each line is flushed as it is written, so that a killed
-run loses at most the end of its last line; what reads it (:mod:`lightning_gradguard.diagnostics.journal_reader`)
-copes with that.
+``closed``, ``notice``, ``checkpoint`` (a verdict on one) and ``accused`` (a batch, and what it is known by). Each line
+is flushed as it is written, so that a killed run loses at most the end of its last line; what reads it
+(:mod:`lightning_gradguard.diagnostics.journal_reader`) copes with that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
 from lightning_gradguard.diagnostics.widening import LEAD, Widening
-from lightning_gradguard.records import CheckpointRecord, FloatArray, Incident, Window, to_json
+from lightning_gradguard.records import AccusedBatch, CheckpointRecord, FloatArray, Incident, Window, to_json
 
 FILE_NAME = "gradguard.jsonl"
 VERSION = 1
@@ -94,6 +94,11 @@ class Journal(Sink):
         """Write a verdict on a checkpoint."""
         if not self._asleep:
             self._write({"event": "checkpoint", **to_json(record)})
+
+    def accused(self, batch: AccusedBatch) -> None:
+        """Write what an accused batch is known by."""
+        if not self._asleep:
+            self._write({"event": "accused", **to_json(batch)})
 
     def _wake(self) -> None:
         self._asleep = False

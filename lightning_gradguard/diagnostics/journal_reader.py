@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from lightning_gradguard.diagnostics.decode import Malformed, decode
-from lightning_gradguard.records import CheckpointRecord, Incident, Window
+from lightning_gradguard.records import AccusedBatch, CheckpointRecord, Incident, Window
 
 MAX_PROBLEMS = 100
 LONGEST = 2**24
@@ -42,6 +42,7 @@ class JournalContents:
         incidents: Each once, as it was last written, in the order they opened.
         notices: In the order they were written.
         checkpoints: Verdicts on checkpoints, in the order they were given.
+        accused: Batches that the evidence spoke against, in the order in which it did.
         sessions: Count of times the run was started or resumed.
         problems: Lines that could not be read, at most :data:`MAX_PROBLEMS`.
         unreadable: Count of all lines that could not be read.
@@ -51,6 +52,7 @@ class JournalContents:
     incidents: list[Incident] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    accused: list[AccusedBatch] = field(default_factory=list)
     sessions: int = 0
     problems: list[Problem] = field(default_factory=list)
     unreadable: int = 0
@@ -146,6 +148,8 @@ class _Reader:
             self._result.notices.append(decode(Notice, entry))
         elif event == "checkpoint":
             self._result.checkpoints.append(decode(CheckpointRecord, entry))
+        elif event == "accused":
+            self._result.accused.append(decode(AccusedBatch, entry))
         elif event in ("opened", "acted", "closed"):
             incident = decode(Incident, entry.get("incident"))
             # Numbers start again when a run is repeated in the same directory; together with the step they do not.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_gradguard.records import CheckpointRecord, Incident, Window
+from lightning_gradguard.records import AccusedBatch, CheckpointRecord, Incident, Window
 
 Event = Literal["opened", "acted", "closed"]
 
@@ -43,6 +43,9 @@ class Sink(ABC):
 
     def checkpoint(self, record: CheckpointRecord) -> None:
         """Write a verdict on a checkpoint; it may be the second one on the same."""
+
+    def accused(self, batch: AccusedBatch) -> None:
+        """Write that the evidence speaks against a batch, and by what it is known again."""
 
     def epoch(self) -> None:
         """Write what is worth writing once an epoch."""

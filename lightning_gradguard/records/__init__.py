@@ -3,6 +3,7 @@
 Every record can be written to the journal as JSON with :func:`to_json`; none of them holds a tensor.
 """
 
+from lightning_gradguard.records.accused import AccusedBatch
 from lightning_gradguard.records.checkpoint import CheckpointRecord
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, StepReport, TrialRecord
 from lightning_gradguard.records.measured import FloatArray, GradientStatistics, plain_statistics, statistics_from
@@ -13,6 +14,7 @@ from lightning_gradguard.records.window import Window
 __all__ = [
     "BATCH",
     "LOSS",
+    "AccusedBatch",
     "Action",
     "CheckpointRecord",
     "Decision",

@@ -10,6 +10,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import StepReport
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.step.judging import judge
+from lightning_gradguard.step.leaving_out import accuse, leave_out
 from lightning_gradguard.step.measuring import measured
 from lightning_gradguard.step.passing import let_pass
 from lightning_gradguard.step.recording import note
@@ -42,6 +43,9 @@ class Step:
     def go_on(self, track: OptimizerTrack, context: RemedyContext, batch: Any, batch_index: int | None) -> StepReport:
         """Judge a step that has been measured, act on it, learn from it and record it."""
         run = self._run
+        if run.accused is not None and (why := run.accused.take()):
+            track.steps += 1
+            return leave_out(run, track, context, why)
         verdict, suspects = judge(run, track, context, batch)
         track.steps += 1
         if verdict is None:
@@ -49,6 +53,7 @@ class Step:
             note(run, track, context.statistics, 1.0, alarm=False)
             return StepReport(context.statistics)
         report = treat(run, track, context, verdict, suspects, batch_index)
+        accuse(run, context.statistics.step, suspects, batch, batch_index)
         coefficient = min((outcome.coefficient for outcome in report.outcomes), default=1.0)
         note(run, track, context.statistics, coefficient, alarm=True)
         return report

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_gradguard.attribution.investigation import Investigation
 from lightning_gradguard.diagnostics.recorder import Recorder
+from lightning_gradguard.evidence.accused import AccusedBatches
 from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
@@ -26,6 +27,8 @@ class Run:
         acts: Whether anything may be changed.
         halts: Whether a bad step ends the run.
         evidence: Keeps what a bad step was computed from, where that is wanted.
+        accused: Knows batches that an earlier run has accused, where they are to be left out.
+        epoch: The epoch, where it is known.
         module: The root module.
         tracks: The optimizers that have been met.
         running: Running statistics of its normalisations.
@@ -40,6 +43,8 @@ class Run:
     ) -> None:
         self.acts, self.halts = mode == "guard", mode == "halt"
         self.evidence: Keeper | None = None
+        self.accused: AccusedBatches | None = None
+        self.epoch: int | None = None
         self.recorder, self.tracks = recorder, tracks
         self.collectives = Collectives()
         self.investigation = Investigation()
