@@ -61,6 +61,8 @@ class GradGuard(Callback):
         histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
+        compare_replicas: Optimizer steps between two comparisons of the weights of all processes that should hold the
+            same, bit by bit; the ranks that have parted are named. By default none are made.
         skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
             not applied, where they come again at the same place; for a run that is started anew.
         on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
@@ -93,6 +95,7 @@ class GradGuard(Callback):
         progress_bar: bool = False,
         histograms: bool = False,
         evidence: Evidence | None = None,
+        compare_replicas: int | None = None,
         skip_batches: str | os.PathLike[str] | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -109,6 +112,7 @@ class GradGuard(Callback):
             snapshots=snapshots,
             log_every=log_every,
             evidence=evidence,
+            compare_replicas=compare_replicas,
             skip_batches=skip_batches,
             on_exhausted=on_exhausted,
             on_error=on_error,

@@ -37,6 +37,11 @@ def whole(name: str, value: int, *, least: int = 0) -> int:
     return value
 
 
+def whole_or_none(name: str, value: int | None, *, least: int = 0) -> int | None:
+    """Return ``value`` if it is None or a whole number of at least ``least``."""
+    return None if value is None else whole(name, value, least=least)
+
+
 def choice(name: str, value: str, options: Collection[str]) -> str:
     """Return ``value`` if it is one of ``options``; raise ValueError otherwise."""
     if value not in options:

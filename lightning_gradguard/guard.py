@@ -57,6 +57,8 @@ class Guard:
         log_every: Optimizer steps between two windows sent to the sinks.
         evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
             ``mode="halt"`` only.
+        compare_replicas: Optimizer steps between two comparisons of the weights of all processes that should hold the
+            same, bit by bit; the ranks that have parted are named. By default none are made.
         skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
             not applied, where they come again at the same place; for a run that is started anew.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
@@ -93,6 +95,7 @@ class Guard:
         on_incident: Callable[[Incident, Event], object] | None = None,
         log_every: int = 50,
         evidence: Evidence | None = None,
+        compare_replicas: int | None = None,
         skip_batches: str | os.PathLike[str] | None = None,
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
@@ -113,6 +116,7 @@ class Guard:
         self._step = GuardedStep(self._run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
         self._parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
+        self._run.replicas_every = checks.whole_or_none("compare_replicas", compare_replicas, least=1)
         self._run.accused = to_leave_out(skip_batches, mode, self._parts.remedies, self._recorder)
         self._session = Session(self._run, self._parts, deferred)
         self._tracks = self._session.tracks

@@ -16,6 +16,7 @@ from lightning_gradguard.step import Run, Step, StepReport
 from lightning_gradguard.step.keeping import written
 from lightning_gradguard.step.preparing import prepare
 from lightning_gradguard.step.recording import stop
+from lightning_gradguard.step.replicas import compare
 
 CLIPPED_BEFORE = (
     "every gradient of the last steps has the norm {:g}: call before_step before clipping, or no explosion is seen"
@@ -54,6 +55,7 @@ class GuardedStep:
             if track.gate.waiting:
                 self._deferred.before(track)
             prepare(self._run, track, loss, step)
+            compare(self._run, track, track.steps if step is None else step)
             report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
             if report is None:
                 report = self._step.take(track, loss, batch, batch_index, step, scaler)

@@ -28,6 +28,7 @@ class Run:
         halts: Whether a bad step ends the run.
         evidence: Keeps what a bad step was computed from, where that is wanted.
         accused: Knows batches that an earlier run has accused, where they are to be left out.
+        replicas_every: Steps between two comparisons of the replicas, or None.
         epoch: The epoch, where it is known.
         module: The root module.
         tracks: The optimizers that have been met.
@@ -44,6 +45,7 @@ class Run:
         self.acts, self.halts = mode == "guard", mode == "halt"
         self.evidence: Keeper | None = None
         self.accused: AccusedBatches | None = None
+        self.replicas_every: int | None = None
         self.epoch: int | None = None
         self.recorder, self.tracks = recorder, tracks
         self.collectives = Collectives()
