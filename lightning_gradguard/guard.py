@@ -30,7 +30,7 @@ from lightning_gradguard.session import Session
 from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.copying import copy_ahead
 
 
@@ -234,7 +234,8 @@ class Guard:
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
-        return self._step.take(track, loss, batch, batch_index, step, scaler, clips_follow=clips_follow)
+        inputs = StepInputs(loss, batch, batch_index, step, scaler)
+        return self._step.take(track, inputs, clips_follow=clips_follow)
 
     def saved(self) -> None:
         """Learn that a checkpoint is being written, to which a run short of memory may go back.
