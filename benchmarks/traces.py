@@ -37,7 +37,7 @@ from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Roll
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.update_ratio import build_up
-from lightning_gradguard.step import Run, Step, StepReport, judging, treating
+from lightning_gradguard.step import Run, Step, StepInputs, StepReport, judging, treating
 from lightning_gradguard.step.measuring import context_of
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
@@ -247,7 +247,7 @@ class Replay:
             patch.object(self.run.investigation, "readings", lambda optimizer: measured),
             patch.object(judging, "signal", lambda readings: Signal(*row["signal"])),
         ):
-            report = self.host.go_on(track, context_of(self.run, track, statistics), None, None)
+            report = self.host.go_on(track, context_of(self.run, track, statistics), StepInputs())
         return outputs(self.heard, report.verdict, report.decision)
 
     def _heard(self, track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:

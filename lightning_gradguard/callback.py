@@ -24,11 +24,11 @@ from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
 from lightning_gradguard.trainer.evidence_place import place_evidence
 from lightning_gradguard.trainer.marking import CheckpointMarks
+from lightning_gradguard.trainer.micro_batches import MicroBatches
 from lightning_gradguard.trainer.processes import collectives_of
 from lightning_gradguard.trainer.record import RunRecord
 from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
 from lightning_gradguard.trainer.standby import Standby
-from lightning_gradguard.trainer.step_inputs import StepInputs
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -121,7 +121,7 @@ class GradGuard(Callback):
         self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # Made once, since Lightning asks for it at every hook.
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
-        self._inputs = StepInputs()
+        self._inputs = MicroBatches()
         self._clipping = SuspendedClipping()
         self._marks = CheckpointMarks()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +22,7 @@ from lightning_gradguard.records import Action, GradientStatistics, Outcome, Sus
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import still_scaled
 from lightning_gradguard.statistics.norms import global_norm
-from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.deferrable import deferrable
 from lightning_gradguard.step.judging import heard, suspects_of
 from lightning_gradguard.step.keeping import keep
@@ -64,15 +63,7 @@ class DeferredStep:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def leave(
-        self,
-        track: OptimizerTrack,
-        loss: Tensor | float | None,
-        batch: Any,
-        batch_index: int | None,
-        step: int | None,
-        scaler: Any,
-    ) -> StepReport | None:
+    def leave(self, track: OptimizerTrack, inputs: StepInputs) -> StepReport | None:
         """Let the device judge a step in whose run nothing is amiss; return None where the host must."""
         if track.device not in DEVICES or self._run.halts:
             return None  # A run that ends before its weights are touched waits for each answer.
@@ -82,25 +73,15 @@ class DeferredStep:
         found = deferrable(track, act=act, awaited=self._run.investigation.awaits(track.index))
         if found is None or track.last is None:
             return None
+        scaler = inputs.scaler
         scaled = scaler is not None and scaler.is_enabled()
         scale = scaler._get_scale_async() if still_scaled(track.optimizer, scaler) else None
         if scale is not None and track.steps % self._run.recorder.log_every == 0:
             return None  # Who is shown the gradients has to know their scale, which is waited for.
         names, grads = found
-        number = track.number = track.steps if step is None else step
+        number = track.number = track.steps if inputs.step is None else inputs.step
         self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
-        passed = self._launch(
-            track,
-            names,
-            grads,
-            act=act,
-            step=number,
-            loss=loss,
-            batch=batch,
-            batch_index=batch_index,
-            scaled=scaled,
-            scale=scale,
-        )
+        passed = self._launch(track, names, grads, inputs, act=act, scaled=scaled, scale=scale)
         if act:
             context = context_of(self._run, track, track.last)
             context.running.accept(passed=passed)
@@ -113,17 +94,14 @@ class DeferredStep:
         track: OptimizerTrack,
         names: tuple[str, ...],
         grads: list[Tensor],
+        inputs: StepInputs,
         *,
         act: bool,
-        step: int,
-        loss: Tensor | float | None,
-        batch: Any,
-        batch_index: int | None,
         scaled: bool,
         scale: Tensor | None,
     ) -> Tensor:
         """Leave a step to the device; return whether its update is made, as a tensor there."""
-        limit, device = track.limit(), grads[0].device
+        limit, device, loss = track.limit(), grads[0].device, inputs.loss
         there = isinstance(loss, Tensor) and loss.device == device
         return track.gate.judge(
             track.optimizer,
@@ -136,9 +114,14 @@ class DeferredStep:
             scaled=scaled,
             scale=scale,
             loss=loss if there else None,  # type: ignore[arg-type]
-            peaks=largest(batch, device) if batch is not None else (),
+            peaks=largest(inputs.batch, device) if inputs.batch is not None else (),
             flight=Flight(
-                step, names, None if there or loss is None else float(loss), track.rate(), batch_index, scaled
+                track.number,
+                names,
+                None if there or loss is None else float(loss),
+                track.rate(),
+                inputs.batch_index,
+                scaled,
             ),
         )
 

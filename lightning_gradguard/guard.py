@@ -20,7 +20,7 @@ from lightning_gradguard.diagnostics.listener import Listener
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.evidence import Evidence
-from lightning_gradguard.evidence.keeper import Keeper
+from lightning_gradguard.evidence.keeper import Keeper, keeper_of
 from lightning_gradguard.guarded_step import GuardedStep
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.parts import chosen
@@ -31,7 +31,7 @@ from lightning_gradguard.session import Session
 from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
-from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.copying import copy_ahead
 from lightning_gradguard.step.leaving_out import to_leave_out
 
@@ -108,9 +108,7 @@ class Guard:
             sinks.append(Listener(checks.function("on_incident", on_incident)))
         self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
         self._run = Run(mode, self._recorder)
-        if evidence is not None or mode == "halt":
-            kept = checks.instance("evidence", Evidence() if evidence is None else evidence, Evidence)
-            self._run.evidence = Keeper(kept, batch=mode == "halt", warn=partial(self._recorder.warn, "evidence"))
+        self._run.evidence = keeper_of(evidence, mode, partial(self._recorder.warn, "evidence"))
         deferred = DeferredStep(self._run)
         ends = "raise" if mode == "halt" else on_exhausted
         self._step = GuardedStep(self._run, deferred, on_exhausted=ends, on_error=on_error)
@@ -247,7 +245,8 @@ class Guard:
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
-        return self._step.take(track, loss, batch, batch_index, step, scaler, clips_follow=clips_follow)
+        inputs = StepInputs(loss, batch, batch_index, step, scaler)
+        return self._step.take(track, inputs, clips_follow=clips_follow)
 
     def saved(self) -> None:
         """Learn that a checkpoint is being written, to which a run short of memory may go back.

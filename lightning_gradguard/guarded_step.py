@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lightning_gradguard.deferred_step import DeferredStep
 from lightning_gradguard.errors import GuardError, TrainingDiverged
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
-from lightning_gradguard.step import Run, Step, StepReport
+from lightning_gradguard.step import Run, Step, StepInputs, StepReport
 from lightning_gradguard.step.keeping import written
 from lightning_gradguard.step.preparing import prepare
 from lightning_gradguard.step.recording import stop
@@ -37,28 +35,18 @@ class GuardedStep:
         self._run, self._step, self._deferred = run, Step(run), deferred
         self._on_exhausted, self._on_error = on_exhausted, on_error
 
-    def take(
-        self,
-        track: OptimizerTrack,
-        loss: Tensor | float | None,
-        batch: Any,
-        batch_index: int | None,
-        step: int | None,
-        scaler: Any,
-        *,
-        clips_follow: bool,
-    ) -> StepReport:
+    def take(self, track: OptimizerTrack, inputs: StepInputs, *, clips_follow: bool) -> StepReport:
         """Judge the gradients that an optimizer is about to step with, and act on them."""
         track.begin()
         track.gate.clips_follow = clips_follow
         try:
             if track.gate.waiting:
                 self._deferred.before(track)
-            prepare(self._run, track, loss, step)
-            compare(self._run, track, track.steps if step is None else step)
-            report = self._deferred.leave(track, loss, batch, batch_index, step, scaler)
+            prepare(self._run, track, inputs)
+            compare(self._run, track, track.steps if inputs.step is None else inputs.step)
+            report = self._deferred.leave(track, inputs)
             if report is None:
-                report = self._step.take(track, loss, batch, batch_index, step, scaler)
+                report = self._step.take(track, inputs)
             if (bound := track.clipping_seen.add(report.statistics.norm)) is not None:
                 self._run.recorder.warn(f"clipped {track.index}", CLIPPED_BEFORE.format(bound))
             if report.stop:
@@ -66,7 +54,8 @@ class GuardedStep:
             return report
         except Exception as error:
             self._never_worse(track, error)
-        return StepReport(GradientStatistics(track.steps if step is None else step, (), np.zeros(0), math.nan))
+        number = track.steps if inputs.step is None else inputs.step
+        return StepReport(GradientStatistics(number, (), np.zeros(0), math.nan))
 
     def _exhausted(self, track: OptimizerTrack, report: StepReport) -> None:
         if self._on_exhausted == "continue":

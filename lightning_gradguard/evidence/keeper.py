@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_gradguard import checks
 from lightning_gradguard.evidence.bundle import Bundle, bundle_name
 from lightning_gradguard.evidence.collecting import Facts, Place, collect
 from lightning_gradguard.evidence.hand import Hand
@@ -107,3 +108,15 @@ class Keeper:
 def _write(path: Path, bundle: Bundle, source: Path | None) -> None:
     bundle.versions, bundle.commit = versions(), commit_of(source)
     write_whole(path, bundle.plain())
+
+
+def keeper_of(evidence: Evidence | None, mode: str, warn: Callable[[str], None]) -> Keeper | None:
+    """Return what keeps the evidence that is asked for, and that of a run that halts in any case; None for none.
+
+    Raises:
+        ValueError: ``evidence`` is something else.
+    """
+    if evidence is None and mode != "halt":
+        return None
+    settings = checks.instance("evidence", Evidence() if evidence is None else evidence, Evidence)
+    return Keeper(settings, batch=mode == "halt", warn=warn)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.evidence.accused import AccusedBatches
@@ -14,6 +13,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import AccusedBatch, StepReport, Suspect
 from lightning_gradguard.remedies import Remedy, RemedyContext
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.learning import reject
 from lightning_gradguard.step.recording import note
 from lightning_gradguard.step.run import Run
@@ -47,9 +47,11 @@ def leave_out(run: Run, track: OptimizerTrack, context: RemedyContext, reason: s
     return StepReport(context.statistics, outcomes=outcomes, skipped=any(outcome.skips for outcome in outcomes))
 
 
-def accuse(run: Run, step: int, suspects: Sequence[Suspect], batch: Any, batch_index: int | None) -> None:
+def accuse(run: Run, step: int, suspects: Sequence[Suspect], inputs: StepInputs) -> None:
     """Put a batch on record, if the evidence speaks against it before all others and its place is known."""
-    if not suspects or not suspects[0].is_batch or run.epoch is None or batch_index is None or batch is None:
+    if not suspects or not suspects[0].is_batch or run.epoch is None or inputs.batch_index is None:
         return
     rank, reason = run.collectives.rank, suspects[0].reason
-    run.recorder.tell("accused", AccusedBatch(step, run.epoch, batch_index, digest_of(batch), rank, reason))
+    run.recorder.tell(
+        "accused", AccusedBatch(step, run.epoch, inputs.batch_index, digest_of(inputs.batch), rank, reason)
+    )

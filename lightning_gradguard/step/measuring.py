@@ -16,16 +16,16 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.measure import measure, scale_of, with_update
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.run import Run
 
 
-def measured(
-    run: Run, track: OptimizerTrack, loss: Tensor | float | None, step: int | None, scaler: Any
-) -> RemedyContext:
+def measured(run: Run, track: OptimizerTrack, inputs: StepInputs) -> RemedyContext:
     """Measure the gradients, and return all that remedies work with."""
+    loss, scaler = inputs.loss, inputs.scaler
     scaled = scaler is not None and scaler.is_enabled()
-    scale, number = scale_of(track.optimizer, scaler), track.steps if step is None else step
-    track.number = number
+    scale = scale_of(track.optimizer, scaler)
+    number = track.number = track.steps if inputs.step is None else inputs.step
     names, grads = track.trained.gradients()
     run.recorder.show(track.steps, number, track.index, names, grads, scale)
     statistics = measure(

@@ -6,14 +6,16 @@ from torch import Tensor
 
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.step.copying import make_up
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.run import Run
 
 
-def prepare(run: Run, track: OptimizerTrack, loss: Tensor | float | None, step: int | None = None) -> None:
+def prepare(run: Run, track: OptimizerTrack, inputs: StepInputs) -> None:
     """Look up the parameters, who has written to the optimizer's state, and the order of layers in the graph.
 
-    Also copy the state where a checkpoint did not hold what there was to go back to; ``step`` is its number.
+    Also copy the state where a checkpoint did not hold what there was to go back to.
     """
+    loss = inputs.loss
     if run.evidence is not None:
         run.evidence.hand.step(loss)
     if track.trained.changed():
@@ -21,4 +23,4 @@ def prepare(run: Run, track: OptimizerTrack, loss: Tensor | float | None, step: 
     track.watch.look(track.steps, alone=run.collectives.size == 1)
     if track.order.to_follow and isinstance(loss, Tensor) and loss.grad_fn is not None:
         track.follow(loss)
-    make_up(run, track, step)
+    make_up(run, track, inputs.step)

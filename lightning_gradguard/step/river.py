@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import StepReport
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.judging import judge
 from lightning_gradguard.step.leaving_out import accuse, leave_out
 from lightning_gradguard.step.measuring import measured
@@ -28,32 +25,24 @@ class Step:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def take(
-        self,
-        track: OptimizerTrack,
-        loss: Tensor | float | None,
-        batch: Any,
-        batch_index: int | None,
-        step: int | None,
-        scaler: Any,
-    ) -> StepReport:
+    def take(self, track: OptimizerTrack, inputs: StepInputs) -> StepReport:
         """Measure the gradients that an optimizer is about to step with, judge them, act on them, learn and record."""
-        return self.go_on(track, measured(self._run, track, loss, step, scaler), batch, batch_index)
+        return self.go_on(track, measured(self._run, track, inputs), inputs)
 
-    def go_on(self, track: OptimizerTrack, context: RemedyContext, batch: Any, batch_index: int | None) -> StepReport:
+    def go_on(self, track: OptimizerTrack, context: RemedyContext, inputs: StepInputs) -> StepReport:
         """Judge a step that has been measured, act on it, learn from it and record it."""
         run = self._run
         if run.accused is not None and (why := run.accused.take()):
             track.steps += 1
             return leave_out(run, track, context, why)
-        verdict, suspects = judge(run, track, context, batch)
+        verdict, suspects = judge(run, track, context, inputs.batch)
         track.steps += 1
         if verdict is None:
-            let_pass(run, track, context, batch)
+            let_pass(run, track, context, inputs.batch)
             note(run, track, context.statistics, 1.0, alarm=False)
             return StepReport(context.statistics)
-        report = treat(run, track, context, verdict, suspects, batch_index)
-        accuse(run, context.statistics.step, suspects, batch, batch_index)
+        report = treat(run, track, context, verdict, suspects, inputs.batch_index)
+        accuse(run, context.statistics.step, suspects, inputs)
         coefficient = min((outcome.coefficient for outcome in report.outcomes), default=1.0)
         note(run, track, context.statistics, coefficient, alarm=True)
         return report

@@ -11,7 +11,7 @@ from lightning_gradguard import Guard
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.step import Run, StepReport
+from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.measuring import measured
 from tests.builders import mlp, regression
 
@@ -48,7 +48,7 @@ class Loop:
         """Measure the gradients of the next batch."""
         loss = self.backward(by)
         self.track.begin()
-        return measured(self.run, self.track, loss, None, None)
+        return measured(self.run, self.track, StepInputs(loss))
 
 
 def alarm(found: GradientStatistics, form: Any = "sudden", limit: float = 1.0, **more: Any) -> Verdict:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_gradguard.statistics.collectives import Collectives
+from lightning_gradguard.step import StepInputs
 from lightning_gradguard.step.measuring import joint_loss, measured
 from tests.step.loop import Loop
 
@@ -16,7 +17,7 @@ from tests.step.loop import Loop
 def test_the_norm_and_the_loss_are_those_of_the_batch() -> None:
     loop = Loop()
     loss = loop.backward()
-    found = measured(loop.run, loop.track, loss, 17, None).statistics
+    found = measured(loop.run, loop.track, StepInputs(loss, step=17)).statistics
     squares = [p.grad.square().sum() for p in loop.network.parameters() if p.grad is not None]
     assert found.norm == pytest.approx(float(torch.stack(squares).sum().sqrt()))
     assert (found.step, found.loss, found.rate) == (17, pytest.approx(loss.item()), 0.01)
@@ -59,6 +60,6 @@ def test_a_loss_waits_where_several_processes_are_calm_and_not_where_the_norm_is
 def test_the_context_knows_the_scaler_only_where_it_is_in_use() -> None:
     loop = Loop()
     off = torch.amp.GradScaler("cpu", enabled=False)
-    context = measured(loop.run, loop.track, loop.backward(), None, off)
+    context = measured(loop.run, loop.track, StepInputs(loop.backward(), scaler=off))
     assert context.scaler is None and not context.statistics.scaled
     assert dataclasses.fields(context) and context.grad_scale == 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_gradguard.statistics.loss_owners import LossOwners
 
 
-class StepInputs:
+class MicroBatches:
     """Keep loss and batch from where Lightning shows them until the step.
 
     Attributes:
