@@ -20,7 +20,7 @@ from lightning_gradguard_tensorboard.telling import done as done
 from lightning_gradguard_tensorboard.telling import level as level
 from lightning_gradguard_tensorboard.telling import short as number
 
-State = Literal["open", "stopped", "helped", "kept", "calm", "anew", "failed"]
+State = Literal["open", "stopped", "helped", "kept", "calm", "watched", "anew", "failed"]
 __all__ = ["cause_named", "clean", "count", "done", "level", "number"]
 
 

@@ -111,7 +111,7 @@ def cause(record: Record) -> str:
         found = (kept or treated or tried or named or told or [""])[-1]
         if found == "unknown" and state(record) == "open":
             return "not known yet"
-        if found == "unknown" and state(record) == "calm" and not trials:
+        if found == "unknown" and state(record) in ("calm", "watched") and not trials:
             return ""  # The trouble went by with first aid, and nobody looked for its cause.
     layers = [clean(layer) for layer in _at_fault(record)] if found == "layer" else []
     return f"{'layer' if len(layers) == 1 else 'layers'} {' and '.join(layers)}" if layers else cause_named(found)

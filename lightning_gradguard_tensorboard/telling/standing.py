@@ -13,12 +13,14 @@ STATES = {
     "helped": ("good", "✓", "helped"),
     "kept": ("warning", "–", "kept"),
     "calm": ("good", "✓", "calm again"),
+    "watched": ("warning", "○", "only watched"),
     "anew": ("warning", "↻", "learned anew"),
     "failed": ("bad", "✕", "did not help"),
 }
 """For each state the colour, a glyph, and a word or two.
 
 ``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
+``watched``: nothing was done, so that no more alarms say little;
 ``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
 """
 FIRST_AID = frozenset({"skip", "clip"})
@@ -38,7 +40,9 @@ def state(record: Record) -> str:
         return "anew"
     trials = dicts(record.get("trials"))
     if not isinstance(record.get("helped"), bool):
-        return "kept" if any(trial.get("outcome") == "kept" for trial in trials) else "calm"
+        if any(trial.get("outcome") == "kept" for trial in trials):
+            return "kept"
+        return "watched" if watched(record) else "calm"
     if record["helped"] is False:
         return "failed"
     return "helped" if not trials or any(improved(trial, record) for trial in trials) else "kept"
@@ -82,13 +86,12 @@ def result(record: Record) -> str:
     first_aid = not dicts(record.get("trials")) and remedies(record) and FIRST_AID.issuperset(remedies(record))
     if halted(record):
         return "the run was halted before this step was made"
-    if watched(record) and state(record) == "calm":
-        return f"no more alarms after {after}, only watched"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
         "kept": f"calm again after {after}, what was done is kept",
         "calm": f"calm again after {after}" + (", first aid only" if first_aid else ""),
+        "watched": f"no more alarms after {after}, only watched",
         "anew": f"what is healthy is learned anew after {after}",
         "failed": f"given up after {after}, did not help",
     }[state(record)]

@@ -161,7 +161,7 @@ def left(record: Record) -> str:
         return ""
     if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
         return f"nothing: {tidy(clean(str(decision_of(actions[-1]).get('reason') or 'the budget is spent')))}"
-    gone = _resigned(record) and stands in ("open", "failed", "calm")
+    gone = _resigned(record) and stands in ("open", "failed", "calm", "watched")
     return "first aid only: the run goes on as you wrote it" if gone else ""
 
 
