@@ -1,4 +1,4 @@
-"""The guard in pure torch. One idea: what a training loop calls, and nothing else, stands here.
+"""The guard in pure torch. One idea: what it is made of, and what a training loop calls at each step.
 
 :class:`Guard` serves Lightning (through :class:`lightning_gradguard.GradGuard`), Fabric and plain loops alike.
 """
@@ -22,21 +22,18 @@ from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.evidence import Evidence
 from lightning_gradguard.evidence.keeper import Keeper, keeper_of
 from lightning_gradguard.guarded_step import GuardedStep
-from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.parts import chosen
 from lightning_gradguard.policy import Policy
-from lightning_gradguard.records import CheckpointRecord, Incident
+from lightning_gradguard.records import Incident
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.session import Session
-from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.copying import copy_ahead
 from lightning_gradguard.step.leaving_out import to_leave_out
 
 
-class Guard:
+class Guard(Session):
     """Watch the gradients of a module's optimizers, and act before a bad update is applied.
 
     Call :meth:`before_step` between ``backward()`` and ``optimizer.step()``; nothing else is needed. With a GradScaler,
@@ -106,23 +103,17 @@ class Guard:
         sinks = checks.instances("sinks", sinks, Sink)
         if on_incident is not None:
             sinks.append(Listener(checks.function("on_incident", on_incident)))
-        self._recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
-        self._run = Run(mode, self._recorder)
-        self._run.evidence = keeper_of(evidence, mode, partial(self._recorder.warn, "evidence"))
-        deferred = DeferredStep(self._run)
+        recorder = Recorder(sinks, checks.whole("log_every", log_every, least=1))
+        run = Run(mode, recorder)
+        run.evidence = keeper_of(evidence, mode, partial(recorder.warn, "evidence"))
+        run.replicas_every = checks.whole_or_none("compare_replicas", compare_replicas, least=1)
+        deferred = DeferredStep(run)
         ends = "raise" if mode == "halt" else on_exhausted
-        self._step = GuardedStep(self._run, deferred, on_exhausted=ends, on_error=on_error)
+        self._step = GuardedStep(run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
-        self._parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
-        self._run.replicas_every = checks.whole_or_none("compare_replicas", compare_replicas, least=1)
-        self._run.accused = to_leave_out(skip_batches, mode, self._parts.remedies, self._recorder)
-        self._session = Session(self._run, self._parts, deferred)
-        self._tracks = self._session.tracks
-        # Whether the weights come from a checkpoint; averages of them, kept elsewhere, that go back with them; what a
-        # trainer saves.
-        self.resumed = False
-        self.followers: tuple[nn.Module, ...] = ()
-        self.checkpoints: Checkpoints | None = None
+        parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
+        run.accused = to_leave_out(skip_batches, mode, parts.remedies, recorder)
+        super().__init__(run, parts, deferred)
         if module is not None:
             self.bind(module)
 
@@ -130,55 +121,6 @@ class Guard:
         """Return what it looks for and what it may do, by name."""
         shown = {"mode": self.mode, **self._parts.named()}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
-
-    def share(self, collectives: Collectives | None = None) -> None:
-        """Set the collectives of several processes; without an argument those of one process."""
-        self._run.collectives = collectives or Collectives()
-
-    @property
-    def processes(self) -> int:
-        """Number of processes that train together."""
-        return self._run.collectives.size
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that is guarded."""
-        return self._session.module
-
-    def bind(self, module: nn.Module) -> None:
-        """Guard this module, without what Fabric or DDP have put around it; forget what was learned of another.
-
-        Raises:
-            ValueError: A remedy names layers that the module does not have.
-        """
-        self._session.bind(module)
-
-    @property
-    def sinks(self) -> list[Sink]:
-        """Where the record goes; a sink may be added at any time."""
-        return self._recorder.sinks
-
-    def tell_of_checkpoint(self, record: CheckpointRecord) -> None:
-        """Send a verdict on a checkpoint to the sinks."""
-        self._recorder.tell("checkpoint", record)
-
-    @property
-    def incidents(self) -> tuple[Incident, ...]:
-        """The incidents of the run, oldest first, the open one included."""
-        return tuple(self._recorder.incidents)
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack:
-        """Begin to guard an optimizer; :meth:`before_step` does so by itself at its first call.
-
-        Attach before the first forward pass, so that a first batch that is corrupt leaves no trace in BatchNorm either.
-        Wrappers of accelerate, Fabric and Lightning are taken as what they wrap.
-
-        Raises:
-            TypeError: It is no optimizer, and wraps none.
-        """
-        return self._session.attach(
-            optimizer, resumed=self.resumed, followers=self.followers, checkpoints=self.checkpoints
-        )
 
     def augment(self, batch: Any) -> Any:
         """Augment the tensors of a batch, and return it, if an incident has lately made :class:`Augment` do so.
@@ -248,62 +190,6 @@ class Guard:
         inputs = StepInputs(loss, batch, batch_index, step, scaler)
         return self._step.take(track, inputs, clips_follow=clips_follow)
 
-    def saved(self) -> None:
-        """Learn that a checkpoint is being written, to which a run short of memory may go back.
-
-        Every process must call it at the same point.
-        """
-        self._session.saved()
-
-    def settle(self) -> None:
-        """Learn of the last step, and average the losses of all processes, so that the state of one is that of all.
-
-        Every process must call it at the same point; what is learned from the losses, and when, does not change.
-        """
-        self._session.settle()
-
-    def report(self) -> str:
-        """Return what happened and what was tried, one line an incident."""
-        return self._recorder.report()
-
     def after_step(self) -> None:
         """Put learning rates back; only needed where ``optimizer.step()`` was not reached."""
         self._tracks.after_step()
-
-    def epoch(self) -> None:
-        """Tell the sinks that an epoch has ended."""
-        self._recorder.tell("epoch")
-
-    def flush(self) -> None:
-        """Send the window under way to the sinks."""
-        self._session.flush()
-
-    def close(self) -> None:
-        """Put everything back, and close the sinks; the guard can be attached again afterwards."""
-        self._session.close()
-
-    def state_dict(self, *, together: bool = False) -> dict[str, Any]:
-        """Return everything learned: tensors, numbers, strings, lists and dicts only.
-
-        Args:
-            together: Whether every process calls this at the same point, right after :meth:`settle`: then what they
-                hold in shards is gathered where it belongs in a checkpoint.
-        """
-        return self._session.state_dict(together=together)
-
-    def load_state_dict(self, state: dict[str, Any], *, strict: bool = False) -> None:
-        """Take back what :meth:`state_dict` returned; optimizers are matched in the order in which they are attached.
-
-        What an earlier version has saved is migrated, and what is new since then takes its default. What does not fit
-        is forgotten with one warning that names it. Of a state of version 1 only the incidents are taken.
-
-        Args:
-            state: What was saved.
-            strict: Whether to refuse a state of which anything does not fit.
-
-        Raises:
-            GuardError: ``strict``, and it does not fit, or a part cannot load its own; nothing has been changed then.
-        """
-        self._session.load_state_dict(state, strict=strict)
-        # Weights that come with a state have been trained, whether or not it tells.
-        self.resumed = True

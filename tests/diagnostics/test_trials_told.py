@@ -162,7 +162,9 @@ def test_watching_tells_what_would_have_been_done() -> None:
     )
     assert "goes on as you wrote it" not in text and "helped" not in text and "tried" not in text
     anew = dataclasses.replace(WATCHED, actions=(*WATCHED.actions, dataclasses.replace(REGIME, outcomes=())))
-    assert wording.state(anew) == "watched" and "would have" in told(anew) and "learned anew what is healthy" in told(anew)
+    assert (
+        wording.state(anew) == "watched" and "would have" in told(anew) and "learned anew what is healthy" in told(anew)
+    )
     markdown = incident_markdown(WATCHED)
     assert "| would have skipped the step and repaired the layer: why |" in markdown
 

@@ -140,8 +140,8 @@ def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
         "did not help",
         "learned anew",
         "helped",
-        "calm again",
         "only watched",
+        "calm again",
     ]
     kinds = [one.get_attribute("class") for one in frame.locator(".dot").all()]
     assert sorted(kind.split()[1] for kind in kinds) == ["bad", "good", "good", "warning", "warning"]
