@@ -159,7 +159,7 @@ class GradGuard(Callback):
         self.guard.share(collectives_of(trainer))
         self._record.open(trainer, self.guard.sinks, self._marks)
         self._marks.tell = self.guard.tell_of_checkpoint
-        place_evidence(trainer, self.guard.evidence, self._record.run)
+        place_evidence(trainer, pl_module, self.guard.evidence, self._record.run)
         # Weights that come from a checkpoint have been trained, whatever they look like.
         self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
         self.guard.followers = averages_of(trainer)

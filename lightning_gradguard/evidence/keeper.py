@@ -14,6 +14,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.evidence.bundle import Bundle, bundle_name
 from lightning_gradguard.evidence.collecting import Facts, Place, collect
 from lightning_gradguard.evidence.hand import Hand
+from lightning_gradguard.evidence.recompute import Compute, recomputed
 from lightning_gradguard.evidence.settings import Evidence
 from lightning_gradguard.evidence.versions import commit_of, source_directory, versions
 from lightning_gradguard.evidence.writer import Writer, write_whole
@@ -46,12 +47,14 @@ class Keeper:
         self._devices: tuple[nn.Module, tuple[torch.device, ...]] | None = None
         self.place: Callable[[], Place] = Place
         self.directory = Path(DIRECTORY)
+        # Returns the loss of a batch, where steps can be computed again.
+        self.compute: Compute | None = None
 
     def before_forward(self, module: nn.Module, batch: Any, batch_index: int | None) -> None:
         """Note a batch that is about to be computed, and the random states."""
         if self._devices is None or self._devices[0] is not module:
             self._devices = module, tuple({p.device for p in module.parameters() if p.device.type == "cuda"})
-        self.hand.take(batch if self._batch else None, batch_index, self._devices[1])
+        self.hand.take(batch if self._batch or self.recomputes else None, batch_index, self._devices[1])
 
     def keep(
         self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, late: bool, last: bool = False
@@ -91,6 +94,30 @@ class Keeper:
         self._written += 1
         self._writer.start(partial(_write, path, made, source_directory(type(module))))
         return path
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether bad steps are to be computed again."""
+        return bool(self._evidence.recompute)
+
+    def compute_again(self, module: nn.Module, *, loss: float | None, norm: float | None) -> list[str]:
+        """Compute the step at hand again, where that is asked for; return a sentence for each number that was odd.
+
+        Args:
+            module: The root module, with the weights of before the step.
+            loss: The loss of this process, or None.
+            norm: The gradient norm; None where it is of more than this process's batch.
+        """
+        given = self._evidence.recompute
+        compute = (lambda batch, _: given(module, batch)) if callable(given) else self.compute if given else None
+        moments, _ = self.hand.passes(late=False)
+        if compute is None or not moments:
+            return []
+        try:
+            return [str(one) for one in recomputed(module, moments, compute, loss=loss, norm=norm) if one.odd]
+        except Exception as error:  # A module that cannot be asked out of turn must not cost the run.
+            self._warn(f"the step could not be computed again: {error!r}")
+            return []
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all bundles are written; return whether they are."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
 
 from lightning_gradguard import checks
 
@@ -23,6 +27,9 @@ class Evidence:
         batch: Whether the batch is kept; None for only under ``mode="halt"``.
         weights: Whether weights and buffers from before the step are kept; otherwise the newest checkpoint is named.
         optimizer_state: Whether the optimizer's state is kept too.
+        recompute: Whether the first bad step of an incident is computed three times again on the spot, so that a
+            machine that computed it wrongly is named: True for the ``training_step`` of a LightningModule, or a
+            function that returns the loss of a module and a batch.
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
@@ -42,6 +49,7 @@ class Evidence:
         batch: bool | None = None,
         weights: bool = True,
         optimizer_state: bool = False,
+        recompute: bool | Callable[[nn.Module, Any], Tensor] = False,
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.bundles = checks.whole("bundles", bundles)
@@ -49,6 +57,7 @@ class Evidence:
         self.batch = None if batch is None else checks.flag("batch", batch)
         self.weights = checks.flag("weights", weights)
         self.optimizer_state = checks.flag("optimizer_state", optimizer_state)
+        self.recompute = recompute if callable(recompute) else checks.flag("recompute", recompute)
 
     def __repr__(self) -> str:
         """Return it as it would be constructed."""

@@ -45,6 +45,8 @@ def keep(
     if keeper is None or (track.incident is not None and not ends):
         return "", suspects
     loss = value_of(keeper.hand.loss)
+    if not late:
+        _suspect_machines(run, track, statistics, loss)
     ranks = {s.rank for s in suspects if s.rank is not None}
     if run.collectives.size > 1 and not ranks:
         # Every process comes here at the same step, since all have judged alike.
@@ -56,6 +58,19 @@ def keep(
     # The journal is the first process's, and the bundle may be another's.
     paths = run.collectives.gather("" if path is None else str(path))
     return next((one for one in paths if one), ""), suspects
+
+
+def _suspect_machines(run: Run, track: OptimizerTrack, statistics: GradientStatistics, loss: float | None) -> None:
+    """Compute the step again, where that is asked for, and name the ranks whose numbers were not what they are now."""
+    if run.evidence is None or not run.evidence.recomputes:
+        return
+    alone = run.collectives.size == 1 and not track.sharded and not statistics.scaled and len(run.tracks) == 1
+    own = run.evidence.compute_again(run.module, loss=loss, norm=statistics.norm if alone else None)
+    for rank, told in enumerate(run.collectives.gather(own)):
+        if told:
+            sentence = f"rank {rank} computed the step wrongly: {'; '.join(told)}. Suspect its machine"
+            run.recorder.tell("notice", statistics.step, f"machine: {sentence}")
+            run.recorder.warn(f"machine {rank}", sentence)
 
 
 def _facts(

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_gradguard import GradGuard, TrainingDiverged
+from lightning_gradguard.evidence import Evidence
 from tests.builders import Net, mlp, spoil
 from tests.strategies.ddp_scenarios import ADAM, data, run
 
@@ -43,6 +45,25 @@ def flipped(mode: Literal["guard", "halt"], rank: int, root: Path) -> dict[str, 
     return found | {"told": told, "ended": ended}
 
 
+class WrongOnce(Net):
+    """A module whose loss one rank computes wrongly once: a bit of its exponent flips."""
+
+    calls = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.calls += 1
+        return loss * 2.0**64 if self.global_rank == 1 and self.calls == FLIPPED + 1 else loss
+
+
+def wrong_once(rank: int, root: Path) -> dict[str, Any]:
+    guard = GradGuard(evidence=Evidence(recompute=True), journal=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run(WrongOnce(mlp(), ADAM), data(rank), root, guard)
+    return found | {"told": [str(w.message) for w in caught if "computed the step" in str(w.message)]}
+
+
 def healthy(every: int | None, rank: int, root: Path) -> dict[str, Any]:
     return run(Net(mlp(norm=True), ADAM), data(rank), root, GradGuard(compare_replicas=every))
 
@@ -64,6 +85,7 @@ def started_again(same: bool, rank: int, root: Path) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "flipped": partial(flipped, "guard"),
     "flipped, halting": partial(flipped, "halt"),
+    "wrong once": wrong_once,
     "compared": partial(healthy, 1),
     "not compared": partial(healthy, None),
     "left out": partial(started_again, True),

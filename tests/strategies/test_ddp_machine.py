@@ -31,6 +31,12 @@ def test_a_run_that_halts_ends_on_both(ranks: Ranks) -> None:
         assert rank["flipped, halting"]["ended"].startswith(f"at step {due}: ranks 0, 1 no longer")
 
 
+def test_the_rank_that_computed_a_step_wrongly_is_named_on_both(ranks: Ranks) -> None:
+    for rank in ranks:
+        [told] = rank["wrong once"]["told"]
+        assert "rank 1 computed the step wrongly: the loss was " in told and "rank 0" not in told
+
+
 def test_comparing_changes_nothing(ranks: Ranks) -> None:
     for rank in ranks:
         assert same(rank["compared"]["end"], rank["not compared"]["end"])
