@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,19 +15,16 @@ from lightning_gradguard.evidence import Evidence
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
-from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.remedies import Remedy, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.trainer.averages import averages_of
-from lightning_gradguard.trainer.checkpoints import checkpoints_of
 from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
-from lightning_gradguard.trainer.evidence_place import place_evidence
 from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.micro_batches import MicroBatches
-from lightning_gradguard.trainer.processes import collectives_of
 from lightning_gradguard.trainer.record import RunRecord
-from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
-from lightning_gradguard.trainer.standby import Standby
+from lightning_gradguard.trainer.refusal import refuse
+from lightning_gradguard.trainer.run import begin, end
+from lightning_gradguard.trainer.standby import Standby, asked_for
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -110,12 +106,11 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._record = RunRecord(journal=journal, progress_bar=progress_bar, histograms=histograms)
-        self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # Made once, since Lightning asks for it at every hook.
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
         self._inputs = MicroBatches()
         self._clipping = SuspendedClipping()
-        self._marks = CheckpointMarks()
+        self._marks = CheckpointMarks(self.guard.tell_of_checkpoint)
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""
@@ -148,18 +143,8 @@ class GradGuard(Callback):
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
         self._clipping.look(trainer, pl_module)
-        self.guard.share(collectives_of(trainer))
         self._record.open(trainer, self.guard.sinks, self._marks)
-        self._marks.tell = self.guard.tell_of_checkpoint
-        place_evidence(trainer, self.guard.evidence, self._record.run)
-        # Weights that come from a checkpoint have been trained, whatever they look like.
-        self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
-        self.guard.followers = averages_of(trainer)
-        self.guard.checkpoints = checkpoints_of(trainer, self.state_key)
-        for optimizer in trainer.optimizers:
-            self.guard.attach(optimizer)
-        if self._swaps:
-            warn_of_weights_only(trainer)
+        begin(self.guard, trainer, key=self.state_key, run=self._record.run)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the heatmap of the epoch."""
@@ -184,18 +169,12 @@ class GradGuard(Callback):
     def _put_back(self) -> None:
         self.guard.after_step()
         self._clipping.resume()
-        try:
-            self.guard.close()
-        finally:
-            # The strategy's collectives end with the run, and cannot be pickled.
-            self.guard.share()
-            self.guard.checkpoints = None
-            self._inputs.forget()
+        self._inputs.forget()
+        end(self.guard)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
-        if self._marks.busy:
-            self._marks.look(trainer)
+        self._marks.look(trainer)
         self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
         # Last, right before the module draws random numbers.
         self.guard.before_forward(batch, batch_idx)
@@ -240,8 +219,7 @@ class GradGuard(Callback):
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()
-            state = self.guard.state_dict(together=True)
-            checkpoint["callbacks"][self.state_key] = {**state, "run": self._record.run}
+            checkpoint["callbacks"][self.state_key] = {**self.guard.state_dict(together=True), "run": self._record.run}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""
@@ -258,17 +236,14 @@ class GradGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        state, run = state_dict, self._record.run
+        self.guard.load_state_dict(state_dict)
         if isinstance(state_dict, dict):
-            state = dict(state_dict)
-            run = str(state.pop("run", run))  # Older versions wrote none.
-        self.guard.load_state_dict(state)
-        self._record.run = run
+            self._record.run = str(state_dict.get("run", self._record.run))  # Older versions wrote none.
 
 
 def from_environment() -> list[Callback]:
     """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; each Trainer calls this."""
-    if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
+    if not asked_for():
         return []
     guard = GradGuard()
     guard.standby.on = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_gradguard.evidence.collecting import Place
 from lightning_gradguard.evidence.keeper import DIRECTORY, Keeper
+from lightning_gradguard.trainer.checkpoints import saved_by
 from lightning_gradguard.trainer.record import run_directory
 
 if TYPE_CHECKING:
@@ -26,9 +27,3 @@ def place_evidence(trainer: Trainer, keeper: Keeper | None, run: str) -> None:
         epoch=trainer.current_epoch,
         checkpoint=next((path for one in trainer.checkpoint_callbacks for path in saved_by(one)), ""),
     )
-
-
-def saved_by(checkpoints: Any) -> list[str]:
-    """Return the checkpoints that a ModelCheckpoint has written last, the newest first."""
-    names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
-    return list(dict.fromkeys(str(path) for name in names if (path := getattr(checkpoints, name, ""))))
