@@ -16,19 +16,16 @@ from lightning_gradguard.evidence import Evidence
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.records import Incident
-from lightning_gradguard.remedies import Remedy, SwapActivation, restore_activations
+from lightning_gradguard.remedies import Remedy, restore_activations
 from lightning_gradguard.snapshots.store import SnapshotStore
-from lightning_gradguard.trainer.averages import averages_of
-from lightning_gradguard.trainer.checkpoints import checkpoints_of
 from lightning_gradguard.trainer.clipping import SuspendedClipping
 from lightning_gradguard.trainer.ending import put_back_after, stop
-from lightning_gradguard.trainer.evidence_place import place_evidence
 from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.micro_batches import MicroBatches
-from lightning_gradguard.trainer.processes import collectives_of
 from lightning_gradguard.trainer.record import RunRecord
-from lightning_gradguard.trainer.refusal import refuse, warn_of_weights_only
-from lightning_gradguard.trainer.standby import Standby
+from lightning_gradguard.trainer.refusal import refuse
+from lightning_gradguard.trainer.run import begin, end
+from lightning_gradguard.trainer.standby import Standby, asked_for
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,30 +40,23 @@ class GradGuard(Callback):
     ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
-        mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step: it is not applied, the evidence is
-            written, and TrainingDiverged is raised on all processes before the weights are touched; ``"watch"`` only
-            reports.
+        mode: ``"guard"`` acts; ``"halt"`` raises TrainingDiverged on all processes at the first bad step, which is not
+            applied, with the evidence written; ``"watch"`` only reports.
         detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off. Without Skip (or without a detector of non-finite
-            gradients) a NaN reaches the weights, of which a warning tells.
+        remedies: What may be done; leave one out to switch it off. Without Skip a NaN reaches the weights.
         exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
-        journal: Whether incidents are also written to ``gradguard.jsonl`` in the run's directory; without a logger the
-            file is made by the first incident, and below ``gradguard_logs`` where the Trainer was given no directory.
+        journal: Whether the record is also written to ``gradguard.jsonl`` in the run's directory, or ``gradguard_logs``.
         progress_bar: Whether the progress bar says how it goes, beside its numbers (``gg: ok``, ``gg: 2 skipped``).
         sinks: Where the record goes besides, on the first process; one added to ``guard.guard.sinks`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
         histograms: Whether TensorBoard also gets histograms of log10 of each layer's gradients, once in ``log_every``.
-        evidence: Whether what a bad step was computed from is kept in a bundle, and how much of it; by default under
-            ``mode="halt"`` only.
-        compare_replicas: Optimizer steps between two comparisons of the weights of all processes that should hold the
-            same, bit by bit; the ranks that have parted are named. By default none are made.
-        skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
-            not applied, where they come again at the same place; for a run that is started anew.
-        on_exhausted: When the budget is spent: ``"stop"`` the run with a report, ``"raise"`` TrainingDiverged, or
-            ``"continue"`` with clipping and skipping steps only.
+        evidence: How much is kept of what a bad step was computed from; None for nothing but under ``mode="halt"``.
+        compare_replicas: Steps between two comparisons of the processes' weights, bit by bit; None for no comparison.
+        skip_batches: Journal, bundle or directory of an earlier run: the batches accused there are left out again.
+        on_exhausted: When the budget is spent: ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
@@ -118,12 +108,11 @@ class GradGuard(Callback):
             on_error=on_error,
         )
         self._record = RunRecord(journal=journal, progress_bar=progress_bar, histograms=histograms)
-        self._swaps = any(isinstance(remedy, SwapActivation) for remedy in remedies or ())
         # Made once, since Lightning asks for it at every hook.
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
         self._inputs = MicroBatches()
         self._clipping = SuspendedClipping()
-        self._marks = CheckpointMarks()
+        self._marks = CheckpointMarks(self.guard.tell_of_checkpoint)
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""
@@ -156,18 +145,8 @@ class GradGuard(Callback):
         # A module that is built in configure_model has no layers before.
         self.guard.bind(pl_module)
         self._clipping.look(trainer, pl_module)
-        self.guard.share(collectives_of(trainer))
         self._record.open(trainer, self.guard.sinks, self._marks)
-        self._marks.tell = self.guard.tell_of_checkpoint
-        place_evidence(trainer, pl_module, self.guard.evidence, self._record.run)
-        # Weights that come from a checkpoint have been trained, whatever they look like.
-        self.guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
-        self.guard.followers = averages_of(trainer)
-        self.guard.checkpoints = checkpoints_of(trainer, self.state_key)
-        for optimizer in trainer.optimizers:
-            self.guard.attach(optimizer)
-        if self._swaps:
-            warn_of_weights_only(trainer)
+        begin(self.guard, trainer, key=self.state_key, run=self._record.run)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the heatmap of the epoch."""
@@ -192,18 +171,12 @@ class GradGuard(Callback):
     def _put_back(self) -> None:
         self.guard.after_step()
         self._clipping.resume()
-        try:
-            self.guard.close()
-        finally:
-            # The strategy's collectives end with the run, and cannot be pickled.
-            self.guard.share()
-            self.guard.checkpoints = None
-            self._inputs.forget()
+        self._inputs.forget()
+        end(self.guard)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, as a suspect; augment it if that was decided."""
-        if self._marks.busy:
-            self._marks.look(trainer)
+        self._marks.look(trainer)
         self._inputs.batch, self._inputs.batch_index = self.guard.augment(batch), batch_idx
         # Last, right before the module draws random numbers.
         self.guard.before_forward(batch, batch_idx, trainer.current_epoch)
@@ -227,8 +200,7 @@ class GradGuard(Callback):
             scaler=scaler,
             clips_follow=self._clipping.follows(trainer),
         )
-        if self._marks.busy and report.verdict is None:
-            self._marks.fine(report.statistics.step)
+        self._marks.judged(report)
         if report.skipped:
             self._clipping.suspend(pl_module)
         if report.stop and self.guard.on_exhausted == "stop":
@@ -248,8 +220,7 @@ class GradGuard(Callback):
         # Lightning enters this on all processes, and waits for them right after; after an exception it may be only one.
         if self.guard.processes > 1 and not trainer.interrupted:
             self.guard.settle()
-            state = self.guard.state_dict(together=True)
-            checkpoint["callbacks"][self.state_key] = {**state, "run": self._record.run}
+            checkpoint["callbacks"][self.state_key] = {**self.guard.state_dict(together=True), "run": self._record.run}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the guard has learned, and the id by which the journal knows the run."""
@@ -266,18 +237,14 @@ class GradGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        state, run = state_dict, self._record.run
+        self.guard.load_state_dict(state_dict)
         if isinstance(state_dict, dict):
-            state = dict(state_dict)
-            run = str(state.pop("run", run))  # Older versions wrote none.
-        self.guard.load_state_dict(state)
-        self._record.run = run
+            self._record.run = str(state_dict.get("run", self._record.run))  # Older versions wrote none.
 
 
 def from_environment() -> list[Callback]:
     """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; each Trainer calls this."""
-    if os.environ.get("LIGHTNING_GRADGUARD", "").lower() in ("", "0", "false", "no", "off"):
-        return []
-    guard = GradGuard()
-    guard.standby.on = True
-    return [guard]
+    guards = [GradGuard()] if asked_for() else []
+    for guard in guards:
+        guard.standby.on = True
+    return [*guards]

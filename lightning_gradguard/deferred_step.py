@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
-from lightning_gradguard.device_gate import Flight
+from lightning_gradguard.device_gate import Bounds, Flight
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import GENTLE, Case
 from lightning_gradguard.policy.act import Act
@@ -102,28 +102,21 @@ class DeferredStep:
     ) -> Tensor:
         """Leave a step to the device; return whether its update is made, as a tensor there."""
         limit, device, loss = track.limit(), grads[0].device, inputs.loss
-        there = isinstance(loss, Tensor) and loss.device == device
-        return track.gate.judge(
+        there = loss if isinstance(loss, Tensor) and loss.device == device else None
+        known = None if there is not None or loss is None else float(loss)
+        peaks = largest(inputs.batch, device) if inputs.batch is not None else ()
+        flight = Flight(track.number, names, known, track.rate(), inputs.batch_index, scaled)
+        judged = track.gate.judge(
             track.optimizer,
             grads,
-            limit=limit,
-            target=track.target(limit),
-            gentle=GENTLE,
+            Bounds(limit, track.target(limit), GENTLE),
             act=act,
             sharded=track.sharded,
             scaled=scaled,
             scale=scale,
-            loss=loss if there else None,  # type: ignore[arg-type]
-            peaks=largest(inputs.batch, device) if inputs.batch is not None else (),
-            flight=Flight(
-                track.number,
-                names,
-                None if there or loss is None else float(loss),
-                track.rate(),
-                inputs.batch_index,
-                scaled,
-            ),
         )
+        track.gate.send(judged, loss=there, peaks=peaks, flight=flight)
+        return judged.made
 
     def _collect(self, track: OptimizerTrack) -> Finding | None:
         """Return what the device found at the last step, if it was left to it."""

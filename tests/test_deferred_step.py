@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_gradguard import Guard, Policy, SnapshotStore, deferred_step
 from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector, Spike
-from lightning_gradguard.device_gate import DeviceGate
+from lightning_gradguard.device_gate import Bounds, DeviceGate
 from lightning_gradguard.records import Verdict
 from lightning_gradguard.remedies import Clip
 from tests.builders import mlp, regression, same, spoil, through_a_file
@@ -139,7 +139,7 @@ def test_every_bit_of_a_healthy_gradient_is_kept() -> None:
         grad = odd.clamp(-6e4, 6e4).to(dtype).reshape(6, 1)
         network.weight.grad = grad.clone()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        DeviceGate().judge(optimizer, [network.weight.grad], limit=math.inf, target=1.0, gentle=10.0, act=True)
+        DeviceGate().judge(optimizer, [network.weight.grad], Bounds(math.inf, 1.0, 10.0), act=True)
         word = torch.int32 if dtype == torch.float32 else torch.int16
         assert torch.equal(network.weight.grad.view(word), grad.view(word))
 
@@ -463,9 +463,8 @@ def test_what_is_kept_on_the_device_is_small() -> None:
     for p in network:
         p.grad = torch.ones(4)
     gate = DeviceGate()
-    gate.judge(
-        torch.optim.SGD(network.parameters()), [p.grad for p in network], limit=1e9, target=1.0, gentle=10.0, act=True
-    )
+    optimizer = torch.optim.SGD(network.parameters())
+    gate.send(gate.judge(optimizer, [p.grad for p in network], Bounds(1e9, 1.0, 10.0), act=True))
     assert gate._pinned is not None and gate._pinned.nbytes < 1e6
     kept = [v for v in vars(gate).values() if isinstance(v, Tensor)]
     assert sum(v.nbytes for v in kept) < 1e6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -121,21 +121,13 @@ def worst(calls: list[LayerReading]) -> LayerReading:
     """Join the calls of one layer: the forward half of the worst forward, the backward half of the worst backward."""
     ahead = max(calls, key=lambda r: (r.input_finite and not r.output_finite, r.forward_gain or 0.0))
     back = max(calls, key=lambda r: (r.backward_gain or 0.0, r.grad_out is not None))
-    return LayerReading(
-        layer=ahead.layer,
-        kind=ahead.kind,
+    return replace(
+        ahead,
         order=calls[0].order,
-        rms_in=ahead.rms_in,
-        rms_out=ahead.rms_out,
-        forward_gain=ahead.forward_gain,
         backward_gain=back.backward_gain,
         grad_out=back.grad_out,
-        input_finite=ahead.input_finite,
-        output_finite=ahead.output_finite,
         grad_out_finite=back.grad_out_finite,
         grad_in_finite=back.grad_in_finite,
-        followed_by=ahead.followed_by,
-        ceiling=ahead.ceiling,
         # A layer whose output differs in one call is alive: in another call all samples may have been alike.
         variation=max((r.variation for r in calls if r.variation is not None), default=None),
         difference=max((r.difference for r in calls if r.difference is not None), default=None),

@@ -27,7 +27,7 @@ def _from_1(state: dict[str, Any]) -> dict[str, Any]:
         "GradGuard: the saved state is of an older version: its incidents are kept, and what is usual in this run is "
         "learned anew",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=4,
     )
     incidents = state.get("incidents")
     kept = list(map(over, incidents)) if isinstance(incidents, list) else incidents

@@ -7,7 +7,6 @@ one is about to be judged.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradguard.device_gate.bounds import Bounds, Judged
 from lightning_gradguard.device_gate.reading import Flight, Reading
 from lightning_gradguard.statistics.norms import gradient_norms, local
 
@@ -65,60 +65,39 @@ class DeviceGate:
         self,
         optimizer: torch.optim.Optimizer,
         grads: list[Tensor],
+        bounds: Bounds,
         *,
-        limit: float,
-        target: float,
-        gentle: float,
         act: bool,
         sharded: bool = False,
         scaled: bool = False,
         scale: Tensor | None = None,
-        loss: Tensor | None = None,
-        peaks: Sequence[Tensor] = (),
-        flight: Flight | None = None,
-    ) -> Tensor:
-        """Clip or hold the step that is about to be made, and send its norms on their way.
+    ) -> Judged:
+        """Clip or hold the step that is about to be made; :meth:`send` then tells the host what was done.
 
         Args:
             optimizer: The optimizer that is about to step.
             grads: Its gradients.
-            limit: Largest global norm that passes untouched.
-            target: Norm to clip down to.
-            gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
+            bounds: What passes, and what is clipped.
             act: False only measures.
             sharded: Whether some gradients are DTensors, whose norms are summed over their mesh: by the devices, so
                 nobody waits.
             scaled: Whether a GradScaler owns the step; what is not finite it must find itself, and skip.
             scale: What the gradients are still multiplied by, where it has left that to a fused optimizer; one element.
-            loss: The step's loss, one element.
-            peaks: Largest absolute elements of the batch's tensors, one element each.
-            flight: What the host knows of the step, to be read together with what the device finds.
-
-        Returns:
-            Whether the step's update is made, as a bool tensor of no dimension on the gradients' device.
         """
         norms = gradient_norms(grads, sharded=sharded)
         if scale is not None:
             norms = norms / scale.to(norms.device, non_blocking=True)
-        total = torch.linalg.vector_norm(norms, dtype=torch.float64)
-        limit = min(limit, sys.float_info.max)
         # What a fused kernel is told would have to be a DTensor too, and a GradScaler tells it something else.
         fused = not (sharded or scaled) and _fused(optimizer, len(grads))
-        # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where:
-        # that would make a tensor of them on the host first, and wait for its way to the device.
-        skip = ~(total <= (min(limit * gentle, sys.float_info.max) if fused else limit))
-        coefficient = (target / total).masked_fill(total <= limit, 1.0).masked_fill(skip, 0.0)
+        total = torch.linalg.vector_norm(norms, dtype=torch.float64)
+        coefficient, skip = bounds.compared(total, fused=fused)
         if not act:
             coefficient = torch.ones_like(coefficient)
         elif fused:
-            self._mark(optimizer, grads, coefficient, skip, target)
+            self._mark(optimizer, grads, coefficient, skip, bounds.target)
         else:
             _multiply_bits(grads, ~(skip & total.isfinite()) if scaled else ~skip)
-        given = [] if loss is None else [loss]
-        self._send(norms, [coefficient, *given, *peaks], len(given))
-        self._flight = flight
-        made: Tensor = coefficient > 0.0
-        return made
+        return Judged(norms, coefficient)
 
     def _mark(
         self, optimizer: torch.optim.Optimizer, grads: list[Tensor], coefficient: Tensor, skip: Tensor, target: float
@@ -145,7 +124,19 @@ class DeviceGate:
         self._marked.grad_scale = left.float()  # type: ignore[attr-defined]
         told.writes = _writes(told.grads)
 
-    def _send(self, norms: Tensor, more: Sequence[Tensor], losses: int) -> None:
+    @torch.no_grad()
+    def send(
+        self, judged: Judged, *, loss: Tensor | None = None, peaks: Sequence[Tensor] = (), flight: Flight | None = None
+    ) -> None:
+        """Send what was found and done at a step on its way to the host.
+
+        Args:
+            judged: What :meth:`judge` has returned.
+            loss: The step's loss, one element.
+            peaks: Largest absolute elements of the batch's tensors, one element each.
+            flight: What the host knows of the step, to be read together with what the device finds.
+        """
+        norms, more = judged.norms, [judged.coefficient, *([] if loss is None else [loss]), *peaks]
         numbers = torch.stack([m.detach().to(norms.device, torch.float32, non_blocking=True).reshape(()) for m in more])
         packet = torch.cat([norms, numbers])
         pinned = self._event is not None or not packet.is_cuda
@@ -156,7 +147,7 @@ class DeviceGate:
         self._pinned.copy_(packet, non_blocking=True)
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(packet.device))
-        self._waiting = len(norms), losses
+        self._waiting, self._flight = (len(norms), int(loss is not None)), flight
 
     def collect(self) -> Reading | None:
         """Return what was found at the last step that was judged here, once; None if there is none.

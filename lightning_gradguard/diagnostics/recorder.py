@@ -80,26 +80,16 @@ class Recorder:
             incident = Incident(number, optimizer, action.step, form, batch=batch_index)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
-        alarms = incident.alarms + 1
-        actions = (*incident.actions, action)
-        if len(actions) > KEPT_ACTIONS:
-            half = KEPT_ACTIONS // 2
-            actions = actions[:half] + actions[-half:]
-        # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in
-        # order to measure.
-        last = incident.actions[-1] if incident.actions else None
-        looked = last is not None and last.decision.look and bool(last.outcomes)
-        named = suspects if looked and suspects and suspects[0].layer != "batch" else incident.blame or suspects
         incident = dataclasses.replace(
             incident,
-            actions=actions,
-            alarms=alarms,
-            blame=named,
+            actions=_shortened((*incident.actions, action)),
+            alarms=incident.alarms + 1,
+            blame=_blamed(incident, suspects),
             trials=tuple(trials),
             bundle=bundle or incident.bundle,
         )
         self.replace(incident)
-        if event == "opened" or changed or alarms & (alarms - 1) == 0:
+        if event == "opened" or changed or incident.alarms.bit_count() == 1:
             self.tell("incident", incident, event)
         return incident
 
@@ -194,3 +184,17 @@ class Recorder:
             except Exception as error:
                 self.warn(type(sink).__name__, f"{type(sink).__name__} could not be closed: {error!r}")
         self.sinks.clear()
+
+
+def _shortened(actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    half = KEPT_ACTIONS // 2
+    return actions if len(actions) <= KEPT_ACTIONS else actions[:half] + actions[-half:]
+
+
+def _blamed(incident: Incident, suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
+    """Return whom an incident blames once more suspects have been named."""
+    # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order
+    # to measure.
+    last = incident.actions[-1] if incident.actions else None
+    looked = last is not None and last.decision.look and bool(last.outcomes)
+    return suspects if looked and suspects and not suspects[0].is_batch else incident.blame or suspects

@@ -14,6 +14,7 @@ from lightning_gradguard.evidence.bundle import Bundle, Pass
 from lightning_gradguard.evidence.hand import Moment
 from lightning_gradguard.evidence.plain import host_copy, plain, size_of
 from lightning_gradguard.evidence.randomness import plain as plain_states
+from lightning_gradguard.evidence.settings import Evidence
 from lightning_gradguard.layers.names import clean
 
 NAMES_OF_SAMPLES = ("index", "indices", "idx", "id", "ids", "sample_id", "sample_ids")
@@ -96,9 +97,7 @@ def collect(
     moments: Sequence[Moment],
     other: Moment | None,
     batch: bool,
-    weights: bool,
-    optimizer_state: bool,
-    max_bytes: int,
+    settings: Evidence,
 ) -> Bundle:
     """Return the bundle of a step, all of it copied, so that the run may go on.
 
@@ -110,17 +109,30 @@ def collect(
         moments: The forward passes of the step.
         other: A forward pass of another step, or None.
         batch: Whether batches are kept.
-        weights: Whether weights are kept.
-        optimizer_state: Whether the optimizer's state is kept.
-        max_bytes: Most bytes of it.
+        settings: What else is kept, and how much.
     """
-    room = Allowance(max_bytes)
+    room, made = Allowance(settings.max_bytes), _begun(facts, place, module)
+    # In the order in which they are granted room.
+    made.passes = [_passed(one, room, keep=batch) for one in moments]
     live = {clean(name): value for name, value in (*module.named_parameters(), *module.named_buffers())}
-    passes = [_passed(one, room, keep=batch) for one in moments]
-    fits = weights and room.grants("the weights", sum(t.numel() * t.element_size() for t in live.values()))
-    held = {name: host_copy(value) for name, value in live.items()} if fits else {}
+    if settings.weights and room.grants("the weights", sum(t.numel() * t.element_size() for t in live.values())):
+        made.weights = {name: host_copy(value) for name, value in live.items()}
+    else:
+        made.weights_from = place.checkpoint
+    made.other = None if other is None or not batch else _passed(other, room, keep=True)
+    if settings.optimizer_state:
+        state = {clean(name): dict(optimizer.state.get(p, {})) for name, p in module.named_parameters()}
+        if room.grants("the optimizer's state", size_of(state)):
+            made.optimizer_state = plain(state, room.left_out, "optimizer_state")
+    made.indices = [named for one in moments if (named := _named(one.batch)) is not None]
+    made.left_out = room.left_out
+    return made
+
+
+def _begun(facts: Facts, place: Place, module: nn.Module) -> Bundle:
+    """Return a bundle with what is small."""
     kind = type(module)
-    made = Bundle(
+    return Bundle(
         step=facts.step,
         rank=place.rank,
         processes=place.processes,
@@ -134,25 +146,14 @@ def collect(
         norms=[float(norm) for norm in facts.norms],
         weights_seen={name: seen(value) for name, value in module.named_parameters()},
         suspects=[dict(suspect) for suspect in facts.suspects],
-        passes=passes,
-        other=None if other is None or not batch else _passed(other, room, keep=True),
-        weights=held,
-        weights_from="" if fits else place.checkpoint,
         weights_step=facts.weights_step,
         frozen=[clean(name) for name, child in module.named_modules() if not child.training],
         module=f"{kind.__module__}.{kind.__qualname__}",
         hyperparameters=_hyperparameters(module),
         precision=place.precision,
         epoch=place.epoch,
-        indices=[named for one in moments if (named := _named(one.batch)) is not None],
         created=time.time(),
     )
-    if optimizer_state:
-        state = {clean(name): dict(optimizer.state.get(p, {})) for name, p in module.named_parameters()}
-        if room.grants("the optimizer's state", size_of(state)):
-            made.optimizer_state = plain(state, room.left_out, "optimizer_state")
-    made.left_out = room.left_out
-    return made
 
 
 def _passed(moment: Moment, room: Allowance, *, keep: bool) -> Pass:

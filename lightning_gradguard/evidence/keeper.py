@@ -84,9 +84,7 @@ class Keeper:
                 moments=moments,
                 other=other,
                 batch=self._batch,
-                weights=settings.weights,
-                optimizer_state=settings.optimizer_state,
-                max_bytes=settings.max_bytes,
+                settings=settings,
             )
         except Exception as error:  # Out of memory, or a batch of a kind that nobody has thought of.
             self._failed(error)

@@ -42,43 +42,53 @@ def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tenso
     if not bool(weight.any()) or not bool(output.isfinite().all()):
         return None
     axis = output.dim() - 1 if isinstance(layer, nn.Linear) else 1 if output.dim() > weight.dim() - 1 else 0
-    rest = [d for d in range(output.dim()) if d != axis]
-    units = output.shape[axis]
-    samples = output.shape[0] if axis else 1
-    whole = float(wide(output).std(correction=0))
-    by_unit = samples >= SAMPLES and not isinstance(layer, _ConvTransposeNd)
-    if by_unit:
-        deviation = output.std(rest, correction=0)
-        rms = float(wide(output).square().mean().sqrt())
-        alive = deviation > ALIVE * rms
-        if not bool(alive.any()):
-            return None
-        by_unit = float(wide(deviation).square().mean().sqrt()) < BY_UNIT * rms
-    if by_unit:
-        scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
-        shift = torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
-    else:
-        if not torch.finfo(output.dtype).tiny < whole < math.inf:
-            return None
-        scale = output.new_full((units,), 1.0 / whole)
-        shift = output.new_zeros(units)
+    transposed = isinstance(layer, _ConvTransposeNd)
+    found = (
+        _by_unit(output, axis) if axis and output.shape[0] >= SAMPLES and not transposed else _as_a_whole(output, axis)
+    )
+    if found is None:
+        return None
+    scale, shift = found
     shape = [1] * output.dim()
-    shape[axis] = units
+    shape[axis] = output.shape[axis]
     bias = layer._parameters.get("bias")
     if bias is None:
         shift = torch.zeros_like(shift)
     drawn = weight.clone()
     # Through .data: the graph of this very pass, whose step is skipped, must not find its weights changed.
-    across = [1] * weight.dim()
-    if isinstance(layer, _ConvTransposeNd):
-        weight.mul_(scale[0].to(weight.dtype))
-    else:
-        across[0] = units
-        weight.mul_(scale.view(across).to(weight.dtype))
+    weight.mul_(_across(layer, weight, scale))
     if bias is not None:
         bias.data.copy_(((bias.data.to(shift.dtype) + shift) * scale).to(bias.dtype))
     kept = Scaled(layer, drawn, scale, bias.data.clone() if bias is not None else shift)
     return kept, scale.view(shape), shift.view(shape)
+
+
+def _by_unit(output: Tensor, axis: int) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of each unit; of the layer as a whole where units differ over the batch as they should."""
+    rest = [d for d in range(output.dim()) if d != axis]
+    deviation = output.std(rest, correction=0)
+    rms = float(wide(output).square().mean().sqrt())
+    alive = deviation > ALIVE * rms
+    if not bool(alive.any()):
+        return None
+    if float(wide(deviation).square().mean().sqrt()) >= BY_UNIT * rms:
+        return _as_a_whole(output, axis)
+    scale = torch.where(alive, 1.0 / deviation.clamp_min(1e-30), torch.ones_like(deviation))
+    return scale, torch.where(alive, -output.mean(rest), torch.zeros_like(deviation))
+
+
+def _as_a_whole(output: Tensor, axis: int) -> tuple[Tensor, Tensor] | None:
+    """Return one scale for all units, and no shift; None where the output's deviation is no number to divide by."""
+    whole, units = float(wide(output).std(correction=0)), output.shape[axis]
+    if not torch.finfo(output.dtype).tiny < whole < math.inf:
+        return None
+    return output.new_full((units,), 1.0 / whole), output.new_zeros(units)
+
+
+def _across(layer: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return the scale of each unit as what its weight is multiplied by; one number for a transposed convolution."""
+    one = isinstance(layer, _ConvTransposeNd)
+    return (scale[:1] if one else scale).view([-1] + [1] * (weight.dim() - 1)).to(weight.dtype)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -98,11 +108,8 @@ def agree(done: list[Scaled], mean: Callable[[list[float]], list[float]]) -> Non
         scale = _like(one.scale, [math.exp(next(means)) for _ in range(one.scale.numel())])
         bias = _like(one.bias, [next(means) for _ in range(one.bias.numel())])
         weight: Tensor = one.layer._parameters["weight"].data  # type: ignore[union-attr]
-        across = [1] * weight.dim()
-        if not isinstance(one.layer, _ConvTransposeNd):
-            across[0] = -1
         # From what was drawn: to divide by each process's own scale first would round differently on each.
-        weight.copy_(one.drawn * scale[: 1 if across[0] == 1 else None].view(across).to(weight.dtype))
+        weight.copy_(one.drawn * _across(one.layer, weight, scale))
         own = one.layer._parameters.get("bias")
         if own is not None:
             own.data.copy_(bias.to(own.dtype))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.snapshots.snapshot import LiveState, Snapshot
 
 PINNED = 2**30
 """Bytes of a tensor up to which its copy is pinned: that cannot be swapped, and is rounded up to a power of two."""
@@ -46,38 +46,29 @@ class Copier:
     def copy(
         self,
         step: int,
-        parameters: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        live: LiveState,
         extra: dict[str, Any] | None = None,
         *,
         lean: bool = False,
         over: Snapshot | None = None,
     ) -> Snapshot:
         """Return a copy, written over ``over`` where that fits; ``lean`` leaves the optimizer's state out."""
+        parameters, buffers, optimizer = live
         old = over or Snapshot(0, {}, {}, {})
         held = {} if lean else {name: optimizer.state[p] for name, p in parameters.items() if p in optimizer.state}
         state = {name: _entry(entry, old.optimizer_state.get(name, {})) for name, entry in held.items()}
         values = {name: host_copy(p, old.parameters.get(name)) for name, p in parameters.items()}
         kept = {name: host_copy(b, old.buffers.get(name)) for name, b in buffers.items()}
-        for device in _devices(parameters, optimizer, buffers):
+        for device in _devices(live):
             self._mark(torch.cuda.current_stream(device), device)
         return Snapshot(step, values, kept, state, extra or {})
 
-    def begin(
-        self,
-        step: int,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        *,
-        lean: bool,
-        over: Snapshot | None,
-    ) -> None:
+    def begin(self, step: int, live: LiveState, *, lean: bool, over: Snapshot | None) -> None:
         """Begin to copy parameters and state beside the device's work, for a snapshot that may be wanted."""
         if self._ahead is not None and self._ahead.step == step:
             return  # A later part of the same step's batch.
         over = over or self.abandoned()
-        devices = _devices(parameters, optimizer)
+        devices = _devices(live)
         self._streams |= {
             device: torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             for device in devices - set(self._streams)
@@ -87,26 +78,29 @@ class Copier:
                 # Behind the last update, which made what is copied.
                 self._streams[device].wait_stream(torch.cuda.current_stream(device))
                 beside.enter_context(torch.cuda.stream(self._streams[device]))
-            copied = self.copy(step, parameters, {}, optimizer, lean=lean, over=over)
-        self._ahead = _Ahead(step, copied, _marks(parameters, optimizer))
+            copied = self.copy(step, live, lean=lean, over=over)
+        self._ahead = _Ahead(step, copied, _marks(live))
 
-    def begun(
-        self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> Snapshot | None:
+    def begun(self, step: int, live: LiveState) -> Snapshot | None:
         """Return what was begun for this step, and let the update wait; None also where somebody has written since."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead.step != step or ahead.marks != _marks(parameters, optimizer):
+        if ahead is None or ahead.step != step or ahead.marks != _marks(live):
             return None
-        for device in _devices(parameters, optimizer):
-            torch.cuda.current_stream(device).wait_stream(self._streams[device])
+        self._wait()
         return ahead.copied
 
     def abandoned(self) -> Snapshot | None:
         """Return the memory of a copy that was begun and not wanted, once."""
         ahead, self._ahead = self._ahead, None
-        for device, stream in self._streams.items() if ahead is not None else ():
+        if ahead is None:
+            return None
+        self._wait()
+        return ahead.copied
+
+    def _wait(self) -> None:
+        """Let what the devices do next wait for the copy."""
+        for device, stream in self._streams.items():
             torch.cuda.current_stream(device).wait_stream(stream)
-        return None if ahead is None else ahead.copied
 
     def arrive(self) -> None:
         """Wait for all that is on its way."""
@@ -155,19 +149,15 @@ def _pinnable(value: Tensor) -> bool:
     return value.is_cuda and value.nbytes <= PINNED
 
 
-def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    held = [*parameters.values(), *(optimizer.state.get(p) for p in parameters.values())]
+def _tensors(live: LiveState) -> list[Tensor]:
+    held = [*live.parameters.values(), *(live.optimizer.state.get(p) for p in live.parameters.values())]
     return [t for t in tree_leaves(held) if isinstance(t, Tensor)]
 
 
-def _marks(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
+def _marks(live: LiveState) -> list[tuple[int, int]]:
     """Return which tensors there are, and how often each has been written to."""
-    return [(id(t), _version(t)) for t in _tensors(parameters, optimizer)]
+    return [(id(t), _version(t)) for t in _tensors(live)]
 
 
-def _devices(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    buffers: Mapping[str, Tensor] | None = None,
-) -> set[torch.device]:
-    return {t.device for t in [*_tensors(parameters, optimizer), *(buffers or {}).values()] if t.is_cuda}
+def _devices(live: LiveState) -> set[torch.device]:
+    return {t.device for t in [*_tensors(live), *live.buffers.values()] if t.is_cuda}

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gradguard.snapshots.copier import host_copy
-from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.snapshots.snapshot import LiveState, Snapshot
 from lightning_gradguard.statistics.collectives import Collectives
 
 ALIGNED = 64
@@ -42,35 +42,27 @@ def can_share() -> bool:
     return hasattr(os, "memfd_create")
 
 
-def layout(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Layout:
+def layout(live: LiveState) -> Layout:
     """Return where each tensor of the state lies in the memory that is shared."""
     found: Layout = {}
     start = 0
-    for where, value in _tensors(parameters, optimizer):
+    for where, value in _tensors(live):
         found[where] = _Slot(start, value.nbytes, value.dtype, tuple(value.shape))
         start += -(-value.nbytes // ALIGNED) * ALIGNED
     return found
 
 
-def _tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[Where, Tensor]]:
-    for name, p in parameters.items():
+def _tensors(live: LiveState) -> Iterator[tuple[Where, Tensor]]:
+    for name, p in live.parameters.items():
         yield (name, ""), p
-        for key, value in optimizer.state.get(p, {}).items():
+        for key, value in live.optimizer.state.get(p, {}).items():
             if isinstance(value, Tensor):
                 yield (name, key), value
 
 
 @torch.no_grad()
 def take(
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    buffers: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    extra: dict[str, Any] | None,
-    collectives: Collectives,
-    over: Snapshot | None,
+    step: int, live: LiveState, extra: dict[str, Any] | None, collectives: Collectives, over: Snapshot | None
 ) -> Snapshot:
     """Return a snapshot whose tensors all processes of a host share; buffers, which may differ, are each one's own.
 
@@ -79,7 +71,8 @@ def take(
     Raises:
         MemoryError: There is no such memory to be had on some host; on all processes alike.
     """
-    slots = layout(parameters, optimizer)
+    parameters, buffers, optimizer = live
+    slots = layout(live)
     views = None if over is None else {where: _part(over, where) for where in slots}
     fits = views is not None and all(_fits(views[where], slot) for where, slot in slots.items())
     # Nobody writes to it before all have come here: until then they may be reading it.
@@ -88,7 +81,7 @@ def take(
         views = {where: _view(room, slot) for where, slot in slots.items()}
     assert views is not None
     if _first(collectives):
-        for where, value in _tensors(parameters, optimizer):
+        for where, value in _tensors(live):
             views[where].copy_(value)
     state = {
         name: {

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gradguard.layers.names import clean
-from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.snapshots.snapshot import LiveState, Snapshot
 from lightning_gradguard.statistics.collectives import Collectives
 
 
@@ -94,24 +93,22 @@ class LastCheckpoint:
     def find(
         self,
         known: Sequence[Snapshot | OnDisk],
-        parameters: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        live: LiveState,
         collectives: Collectives,
     ) -> OnDisk | None:
         """Return it, or else one that is ``known``, if all processes see the same.
 
         Every process must call this at the same point.
         """
-        names = {id(p): name for name, p in parameters.items()}
-        order = [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+        names = {id(p): name for name, p in live.parameters.items()}
+        order = [names.get(id(p), "") for group in live.optimizer.param_groups for p in group["params"]]
         found: OnDisk | None = None
         if (checkpoints := self.checkpoints) is not None:
             for path in (checkpoints.newest(), *(one.path for one in known if isinstance(one, OnDisk)), self.referred):
                 # An unfinished file, one of another format, one that was written in an incident: whatever its reader
                 # raises, it is none.
                 with suppress(Exception):
-                    load = partial(_load, checkpoints, path, self.index, order, list(buffers))
+                    load = partial(_load, checkpoints, path, self.index, order, list(live.buffers))
                     before, whole = stamp(path), load()
                     found = OnDisk(path, before, whole.step, whole.extra, load)
                     break

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-from torch import nn
-
 from lightning_gradguard.snapshots import node
 from lightning_gradguard.snapshots.budget import Budget, Keeping, Need, fitting
+from lightning_gradguard.snapshots.snapshot import LiveState
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.statistics.sharding import sharded
 
@@ -17,8 +13,7 @@ def agreed(
     wanted: Need,
     keep: int,
     budget: Budget,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    live: LiveState,
     collectives: Collectives,
     *,
     on_disk: bool,
@@ -29,15 +24,14 @@ def agreed(
         wanted: What one snapshot of this process takes.
         keep: Snapshots that are wanted.
         budget: What they may take.
-        parameters: The parameters of one optimizer.
-        optimizer: That optimizer.
+        live: The state of which snapshots are to be kept.
         collectives: The processes.
         on_disk: Whether there are checkpoints that a run can go back to.
     """
-    whole = not any(sharded(p) for p in parameters.values())
+    whole = not any(sharded(p) for p in live.parameters.values())
     # An optimizer that leaves each process a part of its state (ZeRO) is not the same on all.
     shares = whole and collectives.neighbours > 1 and node.can_share()
-    same = repr(node.layout(parameters, optimizer)) if shares else ""
+    same = repr(node.layout(live)) if shares else ""
     mine = budget.allows(wanted, keep), same, on_disk and whole
     told = collectives.gather(mine)
     possible = set(Keeping)

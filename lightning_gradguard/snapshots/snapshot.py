@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,20 @@ class Snapshot:
     def number(self) -> int:
         """The step before which it was taken, as the record counts: with several optimizers the trainer's."""
         return int(self.extra.get("number", self.step))
+
+
+class LiveState(NamedTuple):
+    """The state of one optimizer's training as it is now, from which a snapshot is copied.
+
+    Args:
+        parameters: Its parameters by name.
+        buffers: Buffers by name.
+        optimizer: The optimizer.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer
 
 
 def _write(target: Tensor, source: Tensor) -> None:

@@ -1,7 +1,6 @@
 """Snapshots of parameters, buffers and optimizer state, for rollback and layer repair: which are kept.
 
-One idea: which states there are to go back to. How they are copied, what they may take and where they lie is said by
-its neighbours.
+One idea: which states there are to go back to. Its neighbours say how they are copied, and what they may take.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from lightning_gradguard.snapshots.on_disk import LastCheckpoint, OnDisk
 from lightning_gradguard.snapshots.planning import agreed
 from lightning_gradguard.snapshots.schedule import Schedule
 from lightning_gradguard.snapshots.shards import parts
-from lightning_gradguard.snapshots.snapshot import Snapshot
+from lightning_gradguard.snapshots.snapshot import LiveState, Snapshot
 from lightning_gradguard.statistics.collectives import Collectives
 
 UNFORESEEN = 2**16
@@ -124,8 +123,7 @@ class SnapshotStore:
     ) -> str | None:
         """Hold what the next snapshot takes against what the host has left; keep less if need be, with a warning.
 
-        Asked before each, and decided before the first, and anew where one takes more than was foreseen; all processes
-        decide alike.
+        Decided before the first, and anew where one takes more than was foreseen. All processes decide alike.
         """
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
         if wanted.whole <= self._planned or self.keep == 0:
@@ -133,8 +131,8 @@ class SnapshotStore:
         # With room for what could not be foreseen: counts of steps, and a buffer or two.
         self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN
         budget = Budget(left(), collectives.neighbours, self.max_bytes, self.max_share)
-        disk = self.disk.checkpoints is not None
-        level, told = agreed(wanted, self.keep, budget, parameters, optimizer, collectives, on_disk=disk)
+        live, on_disk = LiveState(parameters, buffers, optimizer), self.disk.checkpoints is not None
+        level, told = agreed(wanted, self.keep, budget, live, collectives, on_disk=on_disk)
         if level <= self.keeping:
             return None
         self.keeping, self.keep = level, min(self.keep, 1)
@@ -154,19 +152,19 @@ class SnapshotStore:
         collectives: Collectives | None = None,
     ) -> None:
         """Copy the state as the newest snapshot, dropping what is beyond ``keep``; all processes must do so at once."""
+        live = LiveState(parameters, buffers, optimizer)
         if not self.missing:  # What stands in for another moves no later one.
             self.schedule.took(step)
         if self.keeping is Keeping.DISK:
-            found = self.disk.find(self._kept, parameters, buffers, optimizer, collectives or Collectives())
-            self._kept = [found] if found is not None else []
+            found = self.disk.find(self._kept, live, collectives or Collectives())
+            self._kept = [] if found is None else [found]
             return
         self._make_room(step)
-        if (begun := self._copier.begun(step, parameters, optimizer)) is not None:
-            changing = self._copier.copy(step, {}, buffers, optimizer, extra)
-            taken = dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra)
+        if (begun := self._copier.begun(step, live)) is None:
+            self._kept.append(self.capture(step, *live, extra, collectives))
         else:
-            taken = self.capture(step, parameters, buffers, optimizer, extra, collectives)
-        self._kept.append(taken)
+            changing = self._copier.copy(step, live._replace(parameters={}), extra)
+            self._kept.append(dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra))
 
     def capture(
         self,
@@ -178,17 +176,19 @@ class SnapshotStore:
         collectives: Collectives | None = None,
     ) -> Snapshot:
         """Return a copy of the state that is not kept here; all processes must call this at the same point."""
+        live = LiveState(parameters, buffers, optimizer)
         spare, self._spare = self._spare or self._copier.abandoned(), None
         if self.keeping is Keeping.NODE and collectives is not None:
-            return node.take(step, parameters, buffers, optimizer, extra, collectives, spare)
-        lean = self.keeping is Keeping.LEAN
-        return self._copier.copy(step, parameters, buffers, optimizer, extra, lean=lean, over=spare)
+            return node.take(step, live, extra, collectives, spare)
+        return self._copier.copy(step, live, extra, lean=self.keeping is Keeping.LEAN, over=spare)
 
     def begin(self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Begin the copy for a snapshot that may be taken at this step, beside the device's work on the batch."""
         if self._planned and self.keeping in (Keeping.ALL, Keeping.ONE, Keeping.LEAN):
             spare, self._spare = self._spare, None
-            self._copier.begin(step, parameters, optimizer, lean=self.keeping is Keeping.LEAN, over=spare)
+            self._copier.begin(
+                step, LiveState(parameters, {}, optimizer), lean=self.keeping is Keeping.LEAN, over=spare
+            )
 
     def hurry(self, step: int) -> None:
         """Let the next snapshot be due at ``step``."""

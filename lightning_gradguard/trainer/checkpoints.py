@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,19 +13,22 @@ from lightning_gradguard.snapshots import Checkpoints, Saved
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-WRITTEN = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
-"""Where checkpoint callbacks say what they have written."""
-
 
 def checkpoints_of(trainer: Trainer, state_key: str) -> Checkpoints:
     """Return the checkpoints of a Trainer, in which the guard's own state has a key."""
     return Checkpoints(partial(_newest, trainer), partial(_opened, state_key))
 
 
+def saved_by(checkpoints: Any) -> list[str]:
+    """Return the checkpoints that a ModelCheckpoint has written last, the newest first."""
+    names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
+    return list(dict.fromkeys(str(path) for name in names if (path := getattr(checkpoints, name, ""))))
+
+
 def _newest(trainer: Trainer) -> str:
     """Return the path of the newest that checkpoint callbacks have written, or of the one that the run began with."""
-    written = {str(getattr(callback, name, "")) for callback in trainer.checkpoint_callbacks for name in WRITTEN}
-    files = [Path(one) for one in written if one and Path(one).is_file()]
+    written = {path for one in trainer.checkpoint_callbacks for path in saved_by(one)}
+    files = [Path(path) for path in written if Path(path).is_file()]
     return str(max(files, key=lambda file: file.stat().st_mtime_ns)) if files else str(trainer.ckpt_path or "")
 
 

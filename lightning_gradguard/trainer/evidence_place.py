@@ -13,18 +13,20 @@ from torch import Tensor
 
 from lightning_gradguard.evidence.collecting import Place
 from lightning_gradguard.evidence.keeper import DIRECTORY, Keeper
+from lightning_gradguard.trainer.checkpoints import saved_by
 from lightning_gradguard.trainer.record import run_directory
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
-def place_evidence(trainer: Trainer, module: LightningModule, keeper: Keeper | None, run: str) -> None:
+def place_evidence(trainer: Trainer, keeper: Keeper | None, run: str) -> None:
     """Tell who keeps the evidence where the run is, and how it computes; every process must call it."""
     if keeper is None:
         return
     given = str(trainer.log_dir or trainer.default_root_dir)
     keeper.directory = (run_directory(trainer, given, run) or Path.cwd()) / DIRECTORY
+    module = trainer.lightning_module
     keeper.compute = partial(own_step, trainer, module) if module.automatic_optimization else None
     keeper.place = lambda: Place(
         rank=trainer.global_rank,
@@ -61,9 +63,3 @@ def _silent(module: LightningModule) -> Iterator[None]:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Stand in for a logger."""
-
-
-def saved_by(checkpoints: Any) -> list[str]:
-    """Return the checkpoints that a ModelCheckpoint has written last, the newest first."""
-    names = ("_last_checkpoint_saved", "last_model_path", "best_model_path")
-    return list(dict.fromkeys(str(path) for name in names if (path := getattr(checkpoints, name, ""))))

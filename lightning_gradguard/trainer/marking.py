@@ -9,28 +9,22 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.evidence.checkpoints import KEY, mark
 from lightning_gradguard.evidence.healthy_copy import HealthyCopy
-from lightning_gradguard.records import CheckpointRecord, Incident
-from lightning_gradguard.trainer.evidence_place import saved_by
+from lightning_gradguard.records import CheckpointRecord, Incident, StepReport
+from lightning_gradguard.trainer.checkpoints import saved_by
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def _nobody(record: CheckpointRecord) -> None:
-    """Tell nobody."""
-
-
 class CheckpointMarks(Sink):
     """Mark checkpoints, and tell the verdict on each; what a ModelCheckpoint does is left to it.
 
-    Attributes:
+    Args:
         tell: Told of each verdict.
-        busy: Whether something was saved of which the verdict is still to come; asked at every step.
     """
 
-    def __init__(self) -> None:
-        self.tell: Callable[[CheckpointRecord], None] = _nobody
-        self.busy = False
+    def __init__(self, tell: Callable[[CheckpointRecord], None]) -> None:
+        self._tell = tell
         self._copy = HealthyCopy()
         self._saving: CheckpointRecord | None = None
         # Those of which no step has been judged yet; those that an open incident speaks against.
@@ -42,7 +36,6 @@ class CheckpointMarks(Sink):
         """Put the verdict into a checkpoint that is about to be saved, from which ``step`` will be made."""
         self._saving = _verdict(step, incidents[-1] if incidents else None)
         checkpoint[KEY] = mark(self._saving)
-        self.busy = True
 
     def look(self, trainer: Trainer) -> None:
         """Find what was saved since the last look, and tell the verdict on it."""
@@ -51,17 +44,16 @@ class CheckpointMarks(Sink):
             return
         for path in _new(trainer, self._known):
             record = CheckpointRecord(str(path), verdict.step, verdict.healthy, verdict.reason, verdict.incident)
-            self.tell(record)
+            self._tell(record)
             if record.healthy:
                 self._copy.saved(path)
             (self._untried if record.healthy else self._doubtful).append(record)
 
-    def fine(self, step: int) -> None:
-        """Note that nothing was amiss at a step: what was saved before it is healthy."""
-        if self._untried and self._untried[-1].step <= step:
+    def judged(self, report: StepReport) -> None:
+        """Learn what was found at a step: where nothing was amiss, what was saved before it is healthy."""
+        if self._untried and report.verdict is None and self._untried[-1].step <= report.statistics.step:
             self._copy.judged(healthy=True)
             self._untried.clear()
-        self.busy = self._saving is not None or bool(self._untried)
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Doubt what no step has spoken for when an incident opens, and say what became of it when it closes."""
@@ -71,14 +63,14 @@ class CheckpointMarks(Sink):
             for one in self._untried:
                 why = "the step after it raised an alarm"
                 self._doubtful.append(CheckpointRecord(one.path, one.step, False, why, incident.number))
-                self.tell(self._doubtful[-1])
+                self._tell(self._doubtful[-1])
             self._untried.clear()
         elif event == "closed":
             good = incident.stopped is None and incident.helped is not False
             how = "calm again" if good else "it did not help" if incident.stopped is None else "the run was ended"
             for one in self._doubtful:
                 why = f"incident {incident.number} ended at step {incident.closed}: {how}"
-                self.tell(CheckpointRecord(one.path, one.step, good, why, incident.number))
+                self._tell(CheckpointRecord(one.path, one.step, good, why, incident.number))
             self._doubtful.clear()
 
     def close(self) -> None:
@@ -87,7 +79,7 @@ class CheckpointMarks(Sink):
         self._untried.clear()
         self._doubtful.clear()
         self._known.clear()
-        self._saving, self.busy, self.tell = None, False, _nobody
+        self._saving = None
 
 
 def _verdict(step: int, incident: Incident | None) -> CheckpointRecord:

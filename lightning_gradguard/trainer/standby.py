@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradguard.trainer.refusal import misconfigured
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+
+def asked_for() -> bool:
+    """Return whether the environment asks for a guard."""
+    return os.environ.get("LIGHTNING_GRADGUARD", "").lower() not in ("", "0", "false", "no", "off")
 
 
 class Standby:

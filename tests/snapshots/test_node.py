@@ -14,6 +14,7 @@ from torch import nn
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.snapshots import node, restore, store
 from lightning_gradguard.snapshots.budget import Keeping
+from lightning_gradguard.snapshots.snapshot import LiveState
 from lightning_gradguard.statistics.collectives import Collectives
 from tests.builders import mlp, same
 
@@ -69,10 +70,10 @@ def test_all_processes_of_a_host_see_one_copy() -> None:
     def work(collectives: Collectives) -> Any:
         network, optimizer = own[collectives.rank]
         next(network.buffers()).fill_(float(collectives.rank))  # running statistics are each one's own
-        first = node.take(1, *state(network, optimizer), {}, collectives, None)
+        first = node.take(1, LiveState(*state(network, optimizer)), {}, collectives, None)
         wanted = [p.detach().clone() for p in network.parameters()]
         optimizer.step()
-        again = node.take(2, *state(network, optimizer), {}, collectives, first)
+        again = node.take(2, LiveState(*state(network, optimizer)), {}, collectives, first)
         collectives.mean([0.0])  # as whoever takes one tells how it went
         reused = again.parameters["0.weight"].data_ptr() == first.parameters["0.weight"].data_ptr()
         newest = [p.detach().clone() for p in network.parameters()]
@@ -94,7 +95,7 @@ def test_where_one_host_has_no_such_memory_none_has_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "memfd_create", fails)
     own = state(*trained())
-    ended = together(lambda collectives: node.take(1, *own, {}, collectives, None))
+    ended = together(lambda collectives: node.take(1, LiveState(*own), {}, collectives, None))
     assert all(isinstance(one, MemoryError) for one in ended)
 
 
