@@ -48,7 +48,7 @@ class GradGuard(Callback):
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.
-        journal: Whether the record is also written to ``gradguard.jsonl`` in the run's directory, or ``gradguard_logs``.
+        journal: Whether the record is also written to ``gradguard.jsonl`` in the run's directory or ``gradguard_logs``.
         progress_bar: Whether the progress bar says how it goes, beside its numbers (``gg: ok``, ``gg: 2 skipped``).
         sinks: Where the record goes besides, on the first process; one added to ``guard.guard.sinks`` stays too.
         on_incident: Called as ``on_incident(incident, event)`` there when an incident opens, goes on and closes.
@@ -56,7 +56,7 @@ class GradGuard(Callback):
         evidence: How much is kept of what a bad step was computed from; None for nothing but under ``mode="halt"``.
         compare_replicas: Steps between two comparisons of the processes' weights, bit by bit; None for no comparison.
         skip_batches: Journal, bundle or directory of an earlier run: the batches accused there are left out again.
-        on_exhausted: When the budget is spent: ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
+        on_exhausted: At the end of the budget ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
