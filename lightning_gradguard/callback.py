@@ -56,7 +56,7 @@ class GradGuard(Callback):
         evidence: How much is kept of what a bad step was computed from; None for nothing but under ``mode="halt"``.
         compare_replicas: Steps between two comparisons of the processes' weights, bit by bit; None for no comparison.
         skip_batches: Journal, bundle or directory of an earlier run: the batches accused there are left out again.
-        on_exhausted: At the end of the budget ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
+        on_exhausted: With the budget spent: ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
     Raises:
