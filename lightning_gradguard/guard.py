@@ -139,6 +139,9 @@ class Guard(Session):
         Call it right before the forward pass of a loop of your own, of each micro-batch; the callback does.
         """
         self._run.epoch = epoch
+        # Host memory is plentiful; an accelerator's is spent on them only where one of them may be at fault.
+        keep = all(track.device == "cpu" or track.incident is not None for track in self._tracks)
+        self._passes.take(batch, batch_index, keep=keep)
         if self._run.accused is not None:
             self._run.accused.before_forward(epoch, batch_index, batch, self._run.collectives)
         if self._run.evidence is not None:
@@ -187,7 +190,7 @@ class Guard(Session):
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
-        inputs = StepInputs(loss, batch, batch_index, step, scaler)
+        inputs = StepInputs(loss, batch, batch_index, step, scaler, self._passes.earlier())
         return self._step.take(track, inputs, clips_follow=clips_follow)
 
     def after_step(self) -> None:

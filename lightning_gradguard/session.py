@@ -24,6 +24,7 @@ from lightning_gradguard.snapshots.budget import Keeping
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run
+from lightning_gradguard.step.inputs import Passes
 from lightning_gradguard.step.recording import log
 from lightning_gradguard.track_state import go_on_from
 from lightning_gradguard.tracks import Tracks
@@ -47,6 +48,7 @@ class Session:
         self._run, self._parts, self._deferred = run, parts, deferred
         self._tracks = self._run.tracks = Tracks(parts)
         self._module: nn.Module | None = None
+        self._passes = Passes()
         self.resumed = False
         self.followers: tuple[nn.Module, ...] = ()
         self.checkpoints: Checkpoints | None = None
@@ -166,6 +168,7 @@ class Session:
             self._catch_up()
         finally:
             self._run.investigation.rest()
+            self._passes.drop()
             self._tracks.close()
         try:
             self._tracks.leave()

@@ -75,6 +75,18 @@ def test_a_bad_micro_batch_costs_its_whole_accumulated_step(tmp_path: Path) -> N
     assert same(never_saw, run(spoil(batches, 26), OPTIMIZERS["adam"], tmp_path, guards, accumulate_grad_batches=4))
 
 
+@pytest.mark.parametrize("kind", ["nan", "scale"])
+def test_however_often_whichever_micro_batch_is_bad_nothing_but_skipping_is_done(kind: str, tmp_path: Path) -> None:
+    batches = regression(240)
+    for at in range(33, 240, 7):  # Now the first, now the last of three.
+        x, y = batches[at]
+        batches[at] = (x.clone().fill_(math.nan) if kind == "nan" else x * 1e8, y)
+    guard = GradGuard(journal=False)
+    run(batches, OPTIMIZERS["adam"], tmp_path, [guard], norm=False, accumulate_grad_batches=3)
+    assert {incident.culprit for incident in guard.incidents} == {"batch"}
+    assert {incident.remedies for incident in guard.incidents} == {("skip",)}
+
+
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_the_users_own_clipping_gets_along_with_a_held_step(algorithm: str, value: float, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ SEEN = 32
 MANY = 32
 """Samples of a batch that are named at most."""
 LEAST_SEEN = 3
-"""Healthy batches that must have been seen before a scale can be called corrupt."""
+"""Healthy batches that tell the scale of the data; each one less asks for :data:`CORRUPT` times more."""
 
 
 def tensors_in(batch: Any) -> list[Tensor]:
@@ -100,6 +100,11 @@ class BatchWitness:
         # Healthy ones hold NaN: what is missing is marked so, and the model knows.
         self._gaps = False
 
+    @property
+    def knows_few(self) -> bool:
+        """Whether fewer healthy batches have been seen than tell the scale of the data."""
+        return len(self._peaks) < LEAST_SEEN
+
     @torch.no_grad()
     def remember(self, batch: Any) -> None:
         """Note the largest absolute element of each float tensor in a healthy batch."""
@@ -143,14 +148,15 @@ class BatchWitness:
 
     def _beyond(self, peaks: Sequence[float]) -> tuple[int, float, float] | None:
         """Return which tensor is far larger than in healthy batches, its limit, and the largest seen; None for none."""
-        if len(self._peaks) < LEAST_SEEN or len(peaks) != len(self._peaks[0]):
+        if not self._peaks or len(peaks) != len(self._peaks[0]):
             return None
+        least = CORRUPT ** (1 + max(LEAST_SEEN - len(self._peaks), 0))
         for which, (peak, *seen) in enumerate(zip(peaks, *self._peaks, strict=True)):
             known = sorted(seen)
             middle, largest_seen = known[len(known) // 2], known[-1]
             if not middle > 0.0:
                 continue
-            beyond = max(CORRUPT, (largest_seen / middle) ** TAILS)
+            beyond = max(least, (largest_seen / middle) ** TAILS)
             if peak > beyond * largest_seen:
                 return which, beyond * largest_seen, largest_seen
         return None

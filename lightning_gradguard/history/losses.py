@@ -17,6 +17,8 @@ APART = 4.0
 """Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
 LOST = 0.5
 """Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
+LOST_AGAIN = 0.15
+"""The same once a rate has been convicted in the run: what is lost then, is lost by a rate that climbed too far."""
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
 GROWN = 1.5
@@ -112,8 +114,9 @@ class LossHistory:
         return self._learned
 
     def far_from_best(self, loss: float) -> bool:
-        """Return whether half of what the loss has come down by is gone in ``loss``."""
-        return loss - self.best_level > LOST * (self.untrained - self.best_level)
+        """Return whether half of what the loss has come down by is gone in ``loss``; less after a conviction."""
+        share = LOST_AGAIN if self._updates.convicted else LOST
+        return loss - self.best_level > share * (self.untrained - self.best_level)
 
     @property
     def lost(self) -> bool:

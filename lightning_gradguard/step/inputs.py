@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,6 +18,7 @@ class StepInputs(NamedTuple):
         batch_index: Its number, or None.
         step: The trainer's number of the step; None where the guard counts.
         scaler: The GradScaler that owns the step, or None.
+        earlier: The micro-batches before it that the step is made of too, with their numbers, as far as they are kept.
     """
 
     loss: Tensor | float | None = None
@@ -23,3 +26,44 @@ class StepInputs(NamedTuple):
     batch_index: int | None = None
     step: int | None = None
     scaler: Any = None
+    earlier: Sequence[tuple[Any, int | None]] = ()
+
+    @property
+    def batches(self) -> Iterator[tuple[Any, int | None]]:
+        """The micro-batches of the step, the last one first, each with its number."""
+        yield self.batch, self.batch_index
+        yield from reversed(self.earlier)
+
+
+MOST = 16
+"""Micro-batches of one step that are kept; of a longer accumulation the last ones."""
+
+
+class Passes:
+    """Keep, by reference, the micro-batches of the step under way: any of them may be at fault."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[Any, int | None]] = deque(maxlen=MOST)
+        self._over = False
+
+    def take(self, batch: Any, batch_index: int | None, *, keep: bool) -> None:
+        """Note a batch that is about to be computed.
+
+        Args:
+            batch: The batch.
+            batch_index: Its number.
+            keep: Whether those before it may be held too, for which an accelerator may lack the memory.
+        """
+        if self._over or not keep:
+            self._kept.clear()
+            self._over = False
+        self._kept.append((batch, batch_index))
+
+    def earlier(self) -> tuple[tuple[Any, int | None], ...]:
+        """Return those before the last one; the next batch begins another step."""
+        self._over = True
+        return tuple(self._kept)[:-1] if len(self._kept) > 1 else ()
+
+    def drop(self) -> None:
+        """Let go of them."""
+        self._kept.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.step.companions import another_on_trial
 from lightning_gradguard.step.copying import copy
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
 from lightning_gradguard.treatment import LIFE, own_verdicts
@@ -30,13 +30,13 @@ EXAMINE_EVERY = 10
 Alarm = tuple[Verdict | None, tuple[Suspect, ...]]
 
 
-def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -> Alarm:
+def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepInputs) -> Alarm:
     """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
     readings = run.investigation.readings(track.index)
     if run.acts and (alarm := _under_treatment(run, track, context.statistics)) is not None:
         look = not own_verdicts.is_used_up(alarm)
         track.treatment.signal.seen = _signal(run, track, readings) if readings and look else None
-        return alarm, _suspects(run, track, context.statistics, readings, batch) if look else ()
+        return alarm, _suspects(run, track, context.statistics, readings, inputs) if look else ()
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
@@ -49,8 +49,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)
         elif not verdict.examine:
-            return verdict, _suspects(run, track, statistics, readings, batch)
-        elif found := _look(run, track, statistics, readings, batch, verdict):
+            return verdict, _suspects(run, track, statistics, readings, inputs)
+        elif found := _look(run, track, statistics, readings, inputs, verdict):
             return verdict, found
     return _check_up(run, track, statistics) if track.check_up else (None, ())
 
@@ -105,7 +105,7 @@ def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...])
 def _check_up(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> Alarm:
     """Look at the layers because that was asked for, though nothing is amiss in this step."""
     track.check_up = False
-    found = _suspects(run, track, statistics, (), None, "changes")
+    found = _suspects(run, track, statistics, (), StepInputs(), "changes")
     if not found:
         return None, ()
     reason = f"{found[0].layer} is damaged, though norm and loss do not show it"
@@ -117,7 +117,7 @@ def _look(
     track: OptimizerTrack,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    batch: Any,
+    inputs: StepInputs,
     verdict: Verdict,
 ) -> tuple[Suspect, ...]:
     """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
@@ -126,7 +126,7 @@ def _look(
     if not single and not weigh:
         return ()
     ask: Asked = "batch" if not weigh else "all" if verdict.drifts else "changes"
-    found = _suspects(run, track, statistics, readings, batch, ask)
+    found = _suspects(run, track, statistics, readings, inputs, ask)
     if any(not s.is_batch for s in found):
         return found
     if found and single:
@@ -134,7 +134,7 @@ def _look(
             return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.
         if track.policy.may_skip:
             return found
-        track.batches.remember(batch)  # So many in a row are no accident: the data have changed for good.
+        track.batches.remember(inputs.batch)  # So many in a row are no accident: the data have changed for good.
     if weigh and not single:
         notice(run, track, statistics.step, verdict)
     return ()
@@ -150,10 +150,11 @@ def _suspects(
     track: OptimizerTrack,
     statistics: GradientStatistics,
     readings: tuple[LayerReading, ...],
-    batch: Any,
+    inputs: StepInputs,
     ask: Asked = "all",
 ) -> tuple[Suspect, ...]:
-    accused = Own(track.batches.accuse(batch) if batch is not None else None)
+    found = (track.batches.accuse(batch) for batch, _ in inputs.batches if batch is not None)
+    accused = Own(next((suspect for suspect in found if suspect is not None), None))
     return suspects_of(run, track, statistics, readings, accused, ask=ask)
 
 

@@ -47,11 +47,13 @@ def leave_out(run: Run, track: OptimizerTrack, context: RemedyContext, reason: s
     return StepReport(context.statistics, outcomes=outcomes, skipped=any(outcome.skips for outcome in outcomes))
 
 
-def accuse(run: Run, step: int, suspects: Sequence[Suspect], inputs: StepInputs) -> None:
+def accuse(run: Run, track: OptimizerTrack, step: int, suspects: Sequence[Suspect], inputs: StepInputs) -> None:
     """Put a batch on record, if the evidence speaks against it before all others and its place is known."""
     if not suspects or not suspects[0].is_batch or run.epoch is None or inputs.batch_index is None:
         return
+    own = (one for one in inputs.batches if one[0] is not None and track.batches.accuse(one[0]) is not None)
+    batch, index = next(own, (inputs.batch, inputs.batch_index))
+    if index is None:
+        return
     rank, reason = run.collectives.rank, suspects[0].reason
-    run.recorder.tell(
-        "accused", AccusedBatch(step, run.epoch, inputs.batch_index, digest_of(inputs.batch), rank, reason)
-    )
+    run.recorder.tell("accused", AccusedBatch(step, run.epoch, index, digest_of(batch), rank, reason))

@@ -65,7 +65,7 @@ def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> No
 def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch: Any) -> None:
     """Copy the state from before this step if it is worth it, and note how large a healthy batch is."""
     step = track.steps - 1
-    if batch is not None and step < FEW:
+    if batch is not None and (step < FEW or track.batches.knows_few):
         track.batches.remember(batch)
     if not worth_copying(track, step, statistics):
         return

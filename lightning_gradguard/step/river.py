@@ -35,14 +35,14 @@ class Step:
         if run.accused is not None and (why := run.accused.take()):
             track.steps += 1
             return leave_out(run, track, context, why)
-        verdict, suspects = judge(run, track, context, inputs.batch)
+        verdict, suspects = judge(run, track, context, inputs)
         track.steps += 1
         if verdict is None:
             let_pass(run, track, context, inputs.batch)
             note(run, track, context.statistics, 1.0, alarm=False)
             return StepReport(context.statistics)
         report = treat(run, track, context, verdict, suspects, inputs.batch_index)
-        accuse(run, context.statistics.step, suspects, inputs)
+        accuse(run, track, context.statistics.step, suspects, inputs)
         coefficient = min((outcome.coefficient for outcome in report.outcomes), default=1.0)
         note(run, track, context.statistics, coefficient, alarm=True)
         return report

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.evidence.checkpoints import KEY, mark
 from lightning_gradguard.evidence.healthy_copy import HealthyCopy
+from lightning_gradguard.policy.act import ON_TRIAL
 from lightning_gradguard.records import CheckpointRecord, Incident, StepReport
 from lightning_gradguard.trainer.checkpoints import saved_by
 
@@ -34,7 +35,7 @@ class CheckpointMarks(Sink):
 
     def mark(self, checkpoint: dict[str, Any], step: int, incidents: Sequence[Incident]) -> None:
         """Put the verdict into a checkpoint that is about to be saved, from which ``step`` will be made."""
-        self._saving = _verdict(step, incidents[-1] if incidents else None)
+        self._saving = _verdict(step, incidents)
         checkpoint[KEY] = mark(self._saving)
 
     def look(self, trainer: Trainer) -> None:
@@ -66,8 +67,8 @@ class CheckpointMarks(Sink):
                 self._tell(self._doubtful[-1])
             self._untried.clear()
         elif event == "closed":
-            good = incident.stopped is None and incident.helped is not False
-            how = "calm again" if good else "it did not help" if incident.stopped is None else "the run was ended"
+            good = incident.stopped is None and incident.helped is not False and not _untreated(incident)
+            how = "calm again" if good else "no treatment helped" if incident.stopped is None else "the run was ended"
             for one in self._doubtful:
                 why = f"incident {incident.number} ended at step {incident.closed}: {how}"
                 self._tell(CheckpointRecord(one.path, one.step, good, why, incident.number))
@@ -82,12 +83,25 @@ class CheckpointMarks(Sink):
         self._saving = None
 
 
-def _verdict(step: int, incident: Incident | None) -> CheckpointRecord:
+def _verdict(step: int, incidents: Sequence[Incident]) -> CheckpointRecord:
+    if (untreated := next(filter(_untreated, incidents), None)) is not None:
+        reason = f"incident {untreated.number}, at step {untreated.step}, called for a treatment, and was only watched"
+        return CheckpointRecord("", step, False, reason, untreated.number)
+    incident = incidents[-1] if incidents else None
     if incident is None or (incident.closed is not None and incident.stopped is None):
         return CheckpointRecord("", step, True)
     since = f"incident {incident.number}, at step {incident.step}"
     reason = f"{since}, is open" if incident.stopped is None else f"the run was ended by {since}"
     return CheckpointRecord("", step, False, reason, incident.number)
+
+
+def _untreated(incident: Incident) -> bool:
+    """Return whether a treatment was called for and none was made, as in a run that is only watched.
+
+    No more alarms speak for no weights then: a network that is dead raises none.
+    """
+    called_for = any(ON_TRIAL & set(action.decision.remedies) for action in incident.actions)
+    return called_for and not any(action.outcomes for action in incident.actions)
 
 
 def _new(trainer: Trainer, known: dict[str, int]) -> list[Path]:

@@ -80,7 +80,7 @@ def test_batches_of_another_make_up_are_learned_anew() -> None:
     seen = witness()
     for _ in range(2):
         seen.remember([torch.randn(8), torch.randn(8)])
-    assert len(seen.state_dict()["peaks"]) == 2 and seen.accuse([torch.full((8,), 1e9)] * 2) is None
+    assert len(seen.state_dict()["peaks"]) == 2 and seen.accuse([torch.full((8,), 150.0)] * 2) is None
 
 
 def test_nan_is_no_evidence_where_healthy_batches_hold_it() -> None:
@@ -94,8 +94,17 @@ def test_nan_is_no_evidence_where_healthy_batches_hold_it() -> None:
     assert again.accuse(gaps) is None
 
 
-def test_without_enough_healthy_batches_scale_is_no_evidence() -> None:
-    assert witness(1).accuse({"x": torch.full((8, 3), 1e9), "y": torch.arange(8)}) is None
+@pytest.mark.parametrize(("seen", "times"), [(1, 1000.0), (2, 100.0), (3, 10.0), (5, 10.0)])
+def test_the_fewer_healthy_batches_were_seen_the_more_is_asked(seen: int, times: float) -> None:
+    one = BatchWitness()
+    for _ in range(seen):
+        one.remember({"x": torch.ones(8, 3), "y": torch.arange(8)})
+    assert one.accuse({"x": torch.full((8, 3), 0.9 * times), "y": torch.arange(8)}) is None
+    assert one.accuse({"x": torch.full((8, 3), 1.1 * times), "y": torch.arange(8)}) is not None
+    assert one.knows_few is (seen < 3)
+
+
+def test_without_a_healthy_batch_scale_is_no_evidence() -> None:
     assert BatchWitness().accuse({"x": torch.full((8, 3), 1e9)}) is None
 
 

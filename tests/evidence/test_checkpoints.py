@@ -16,7 +16,7 @@ from lightning_gradguard.diagnostics import read_journal
 from lightning_gradguard.evidence.checkpoints import list_checkpoints, mark, read_mark
 from lightning_gradguard.evidence.healthy_copy import NAME, HealthyCopy
 from lightning_gradguard.records import CheckpointRecord
-from tests.builders import loader, trainer
+from tests.builders import Net, loader, mlp, regression, trainer
 from tests.replay.faults import Classifier, batches
 
 
@@ -141,3 +141,18 @@ def test_what_is_saved_in_an_incident_is_marked_and_acquitted_when_it_is_calm_ag
 def test_nothing_is_listed_where_there_is_nothing(tmp_path: Path, capsys: Any) -> None:
     assert main(["checkpoints", str(tmp_path)]) == 1
     assert "no checkpoint below" in capsys.readouterr().err
+
+
+def test_a_run_that_was_only_watched_has_no_healthy_checkpoint_after_what_called_for_a_treatment(
+    tmp_path: Path,
+) -> None:
+    """A network that is dead raises no alarm any more, which speaks for nobody."""
+    torch.manual_seed(0)
+    module = Net(mlp(), lambda p: torch.optim.SGD(p, lr=30.0))
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=40, save_top_k=-1)
+    guard = GradGuard(mode="watch", journal=False)
+    trainer(tmp_path, callbacks=[guard, saves], enable_checkpointing=True).fit(module, loader(regression(120)))
+    assert guard.incidents and any(len(a.decision.remedies) > 1 for i in guard.incidents for a in i.actions)
+    found = list_checkpoints(tmp_path, [])
+    assert [one.healthy for one in found] == [False] * len(found)
+    assert any("only watched" in one.reason for one in found)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.losses import LossHistory
 from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
-from lightning_gradguard.history.updates import LARGE, WHOLE
+from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
 from tests.builders import calm, taught, through_a_file
 
 
@@ -203,3 +204,14 @@ def test_a_loss_that_has_been_as_high_before_does_not_grow_on_and_on() -> None:
     swinging.recall([*tooth, *tooth])
     assert fresh.growing
     assert not swinging.growing
+
+
+@pytest.mark.parametrize(("convicted", "share"), [(False, 0.5), (True, 0.15)])
+def test_once_a_rate_was_convicted_less_has_to_be_lost(convicted: bool, share: float) -> None:
+    updates = UpdateHistory()
+    losses = LossHistory(updates)
+    for loss in [2.0] * 20 + [1.0] * 40:
+        losses.accept(loss)
+    updates.convicted = convicted
+    assert losses.learned
+    assert not losses.far_from_best(1.0 + 0.9 * share) and losses.far_from_best(1.0 + 1.1 * share)

@@ -11,6 +11,7 @@ import torch
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step import judging
+from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.judging import heard, judge
 from tests.step.loop import BATCH, Loop, alarm
 
@@ -24,12 +25,12 @@ def speaking(monkeypatch: pytest.MonkeyPatch, *verdicts: Verdict) -> None:
 
 def test_a_step_as_any_other_raises_none() -> None:
     loop = Loop()
-    assert judge(loop.run, loop.track, loop.measured(), None) == (None, ())
+    assert judge(loop.run, loop.track, loop.measured(), StepInputs()) == (None, ())
 
 
 def test_a_nan_raises_one_whatever_the_batch() -> None:
     loop = Loop()
-    verdict, suspects = judge(loop.run, loop.track, loop.measured(math.nan), None)
+    verdict, suspects = judge(loop.run, loop.track, loop.measured(math.nan), StepInputs())
     assert verdict is not None and verdict.form == "non-finite" and suspects == ()
 
 
@@ -50,9 +51,9 @@ def test_who_has_resigned_hears_no_divergence_more_unless_it_is_to_be_examined(m
     context = loop.measured()
     lost = alarm(context.statistics, "divergence")
     speaking(monkeypatch, lost)
-    assert judge(loop.run, loop.track, context, None)[0] is lost
+    assert judge(loop.run, loop.track, context, StepInputs())[0] is lost
     loop.track.treatment.resigned = True
-    assert judge(loop.run, loop.track, context, None) == (None, ())
+    assert judge(loop.run, loop.track, context, StepInputs()) == (None, ())
 
 
 @pytest.mark.parametrize(("found", "expected"), [((), False), ((Suspect("0", 2.0, "x"),), True)])
@@ -63,7 +64,7 @@ def test_what_has_innocent_causes_is_an_alarm_only_where_somebody_is_found(
     context = loop.measured()
     speaking(monkeypatch, alarm(context.statistics, examine=True))
     monkeypatch.setattr(judging, "suspects", lambda *args, **known: found)
-    assert (judge(loop.run, loop.track, context, None)[0] is not None) is expected
+    assert (judge(loop.run, loop.track, context, StepInputs())[0] is not None) is expected
 
 
 def test_an_odd_batch_of_ordinary_gradients_is_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,6 @@ def test_an_odd_batch_of_ordinary_gradients_is_let_through(monkeypatch: pytest.M
     context = loop.measured()
     speaking(monkeypatch, alarm(context.statistics, examine=True))
     monkeypatch.setattr(judging, "suspects", lambda *args, **known: (BATCH,))
-    assert judge(loop.run, loop.track, context, None)[0] is None
+    assert judge(loop.run, loop.track, context, StepInputs())[0] is None
     context.statistics = replace(context.statistics, norm=100 * loop.track.baseline.norms.typical)
-    assert judge(loop.run, loop.track, context, None)[1] == (BATCH,)
+    assert judge(loop.run, loop.track, context, StepInputs())[1] == (BATCH,)
