@@ -77,8 +77,7 @@ class DeferredStep:
         if scale is not None and track.steps % self._run.recorder.log_every == 0:
             return None  # Who is shown the gradients has to know their scale, which is waited for.
         names, grads = found
-        number = track.number = track.steps if inputs.step is None else inputs.step
-        self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
+        self._run.recorder.show(track.steps, track.number, track.index, names, grads, 1.0)
         passed = self._launch(track, names, grads, inputs, act=act, scaled=scaled, scale=scale)
         if act:
             context = context_of(self._run, track, track.last)

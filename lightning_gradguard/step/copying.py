@@ -38,10 +38,9 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
         run.recorder.warn("snapshots", f"{failure}; rollback is switched off, training goes on")
 
 
-def make_up(run: Run, track: OptimizerTrack, step: int | None) -> None:
+def make_up(run: Run, track: OptimizerTrack) -> None:
     """Copy the state before a step at once where a checkpoint did not hold what there was to go back to."""
     if run.acts and track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies):
-        track.number = track.steps if step is None else step
         copy(run, track, track.steps)
 
 
