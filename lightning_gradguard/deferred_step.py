@@ -42,7 +42,7 @@ class Finding:
 
     Args:
         statistics: Its gradients.
-        coefficient: What the device multiplied them by: 1 untouched, 0 held.
+        coefficient: What the device multiplied them by: 1 untouched, 0 skipped.
         accused: The evidence that this process has against its batch, or None.
         batch_index: The number of that batch.
     """
@@ -144,7 +144,7 @@ class DeferredStep:
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
 
     def before(self, track: OptimizerTrack) -> None:
-        """Catch up before a step whose forward pass is over: layers that are to be measured are so in the next."""
+        """Catch up before a step whose forward pass is over: layers are then measured in the next one's."""
         awaited = self._run.investigation.awaits(track.index)
         self.catch_up(track)
         if self._run.investigation.awaits(track.index) and not awaited:

@@ -50,7 +50,7 @@ class Delivery(Generic[T]):
         self._told = False
 
     def put(self, message: T) -> None:
-        """Take a message on its way, without waiting for anything."""
+        """Queue a message for delivery, without waiting for anything."""
         if self._thread is None:
             self._closing.clear()
             self._thread = threading.Thread(target=self._work, name="gradguard-delivery", daemon=True)

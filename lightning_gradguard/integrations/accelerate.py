@@ -90,7 +90,7 @@ def _of(accelerator: Accelerator) -> list[AheadOfClipping]:
 
 
 def _cover() -> None:
-    """Cover two methods of Accelerator, once; without a guard they do what they did."""
+    """Wrap two methods of Accelerator, once; without a guard they do what they did before."""
     if hasattr(Accelerator.unscale_gradients, "covered"):
         return
     backward, unscale = Accelerator.backward, Accelerator.unscale_gradients

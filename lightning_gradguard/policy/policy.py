@@ -159,7 +159,7 @@ class Policy:
     def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
         """Return whether a fresh run explodes in step after step.
 
-        Where there is nothing to lose two steps tell, unless data hold NaN.
+        In a young run, which has little to lose, two steps are enough, unless the data hold NaN.
         """
         return known.count < YOUNG and self._episode.accuses_weights(statistics, known, self.patience)
 

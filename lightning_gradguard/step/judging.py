@@ -63,7 +63,7 @@ def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict
 
 
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
-    """Return the alarm of a step that a treatment under way has something to say of, or None."""
+    """Return the alarm that a treatment under way raises at a step, or None."""
     if track.treatment.signal.looking is not None:
         return track.treatment.signal.alarm()
     mean = run.collectives.mean if run.collectives.size > 1 else None
@@ -115,7 +115,7 @@ def _look(
     batch: Any,
     verdict: Verdict,
 ) -> tuple[Suspect, ...]:
-    """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
+    """Examine a step whose verdict may have a harmless cause; return the suspects, in nearly every case none."""
     single = verdict.stands_out
     weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
     if not single and not weigh:
