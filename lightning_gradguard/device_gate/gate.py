@@ -168,7 +168,7 @@ class DeviceGate:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy begins with: it has memory of its own, into which nothing is on its way."""
         if self._event is not None:
-            self._event.synchronize()  # Who copies a guard in mid-run is in no hurry.
+            self._event.synchronize()  # A guard is seldom copied in mid-run, so this may wait.
         return {**vars(self), "_event": None, "_told": None}
 
     @property

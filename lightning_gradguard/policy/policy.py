@@ -82,8 +82,6 @@ class Policy:
         again = verdict.can_recur and len(self._episode.recent(step, self.memory)) >= 2
         return "recurrent" if again else verdict.form
 
-    # -- deciding ------------------------------------------------------------------------------------------------------
-
     def decide(
         self, verdict: Verdict, statistics: GradientStatistics, suspects: Sequence[Suspect], case: Case
     ) -> Decision:
@@ -206,8 +204,6 @@ class Policy:
         cause = Cause(self._attempts.cause or Cause.UNKNOWN.value)
         decision = self._attempts.treat(cause, reason, dataclasses.replace(case, trial=None))
         return dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
-
-    # -- resting -------------------------------------------------------------------------------------------------------
 
     def rest(self, step: int, *, ordinary: bool = False, trial: bool = False) -> bool:
         """Note a step without alarm; return True when that ends the episode.

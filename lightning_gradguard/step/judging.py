@@ -58,7 +58,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) -
 def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
     """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
     if statistics.finite and isinstance(track.optimizer, torch.optim.LBFGS):
-        return []  # It tries points along a line before it takes one, and what it finds there is its own business.
+        return []  # It tries points along a line before it takes one, and what it finds there is no trouble of the run.
     return track.detectors.judge(statistics, track.baseline)
 
 
@@ -91,7 +91,7 @@ def _see(
 
 def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...]) -> Signal:
     if len(run.tracks) > 1:
-        # What another optimizer's layers make of the signal is none of this one's doing.
+        # What another optimizer's layers make of the signal is no fault of this one.
         own = {layer_of(name) for name in track.parameters}
         readings = tuple(reading for reading in readings if reading.layer in own)
     return agreed(signal(readings), run.collectives)
