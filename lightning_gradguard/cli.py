@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int | None = None) -> int:
-    """Tell the story of the runs below ``run_dir`` anew whenever a journal grows; return the exit status at last."""
+    """Print the story of the runs below ``run_dir`` whenever a journal grows; return the exit status."""
     # A pipe gets one text below the other; a terminal keeps one place.
     begin = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
     try:

@@ -1,4 +1,4 @@
-"""What looks out for trouble, and what may be done about it, unless told otherwise."""
+"""The detectors and remedies of a guard that is given none."""
 
 from __future__ import annotations
 

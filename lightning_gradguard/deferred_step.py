@@ -42,7 +42,7 @@ class Finding:
 
     Args:
         statistics: Its gradients.
-        coefficient: What the device multiplied them by: 1 untouched, 0 held.
+        coefficient: What the device multiplied them by: 1 untouched, 0 skipped.
         accused: The evidence that this process has against its batch, or None.
         batch_index: The number of that batch.
     """
@@ -79,8 +79,7 @@ class DeferredStep:
         if scale is not None and track.steps % self._run.recorder.log_every == 0:
             return None  # Who is shown the gradients has to know their scale, which is waited for.
         names, grads = found
-        number = track.number = track.steps if inputs.step is None else inputs.step
-        self._run.recorder.show(track.steps, number, track.index, names, grads, 1.0)
+        self._run.recorder.show(track.steps, track.number, track.index, names, grads, 1.0)
         passed = self._launch(track, names, grads, inputs, act=act, scaled=scaled, scale=scale)
         if act:
             context = context_of(self._run, track, track.last)
@@ -147,7 +146,7 @@ class DeferredStep:
         return Finding(statistics, reading.coefficient, accused, flight.batch_index)
 
     def before(self, track: OptimizerTrack) -> None:
-        """Catch up before a step whose forward pass is over: layers that are to be measured are so in the next."""
+        """Catch up before a step whose forward pass is over: layers are then measured in the next one's."""
         awaited = self._run.investigation.awaits(track.index)
         self.catch_up(track)
         if self._run.investigation.awaits(track.index) and not awaited:

@@ -1,4 +1,4 @@
-"""What the guard raises in mid-run, and the one error of others that it can do without."""
+"""Errors that the guard raises during a run, and how it names and survives those of its parts."""
 
 from __future__ import annotations
 

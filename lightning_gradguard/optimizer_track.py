@@ -122,7 +122,7 @@ class OptimizerTrack:
         return self.detectors.limit(self.baseline)
 
     def target(self, limit: float) -> float:
-        """Return the norm to clip down to: the upper edge of what is usual, since a spike's length means nothing."""
+        """Return the norm to clip down to: the upper edge of what is usual, since a spike's size says nothing."""
         if self.baseline.count == 0:
             return limit
         return min(limit, self.baseline.norms.typical * math.exp(max(2.0 * self.baseline.norms.spread, math.log(2.0))))
@@ -166,7 +166,7 @@ class OptimizerTrack:
         self.watchful = self.steps + WATCHED_STEPS
 
     def memory(self) -> dict[str, Any]:
-        """Return what detectors know, for a snapshot: going back in weights goes back in expectations."""
+        """Return what detectors know, for a snapshot: a rollback takes back what was learned since, too."""
         return {
             "baseline": self.baseline.state_dict(),
             "detectors": self.detectors.state_dict(),

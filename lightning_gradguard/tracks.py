@@ -49,7 +49,7 @@ class Tracks:
         return track, self._waiting.pop(str(track.index), None)
 
     def augment(self, batch: Any) -> None:
-        """Augment a batch if a remedy does so now; a second one would put back what the first has made."""
+        """Augment a batch by the first remedy that does so now; a second one would put back what the first has made."""
         any(track.remedies.before_forward(batch) for track in self)
 
     def follow(self, loss: Tensor) -> None:

@@ -15,7 +15,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from . import events, packing, series, story, telling, thinning, wire
+from . import events, packing, story, telling, thinning, wire
 from .reading import WINDOWS_KEPT, Log, Reader
 
 PLUGIN_NAME = "gradguard"
@@ -113,16 +113,12 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             return _refuse(request, 404, "no such run")
         loaded = {i: log.windows(i) for i in optimizers}
         records = events.incidents(log.events, {i: one.axis for i, one in loaded.items()})
-        ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in loaded.values() if len(one.table)]
-        restless = [since for one in loaded.values() if (since := one.restless_since) is not None]
-        counts = {name: sum(one.total(name) for one in loaded.values()) for name in series.COUNTS}
         unusual = [one for i in optimizers for one in log.unusual(i)]
-        said = story.verdict(records, max(ends, default=None), min(restless, default=None), counts)
         return _respond_json(
             request,
             {
                 "run": run,
-                "verdict": story.amend(said, unusual),
+                "verdict": story.of_run(records, list(loaded.values()), unusual),
                 "unusual": unusual,
                 "incidents": records,
                 "notices": events.notices(log.events),

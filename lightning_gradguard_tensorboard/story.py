@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from .answers import Words, answers, culprit_of, done_by
 from .events import Event, incidents, notices, read_event
+from .series import COUNTS, Timeline
 from .telling import (
     clean,
     count,
@@ -158,6 +159,22 @@ def amend(said: dict[str, Any], unusual: Sequence[Mapping[str, Any]]) -> dict[st
     if said["answers"]:
         return {**said, "level": "warning", "words": [*said["words"], *told]}
     return {**said, "level": "warning", "headline": f"{since}:", "words": [*told, {"text": " "}, *said["words"]]}
+
+
+def of_run(
+    records: list[dict[str, Any]], timelines: Sequence[Timeline], unusual: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the verdict on a run.
+
+    Args:
+        records: Its incidents, newest first.
+        timelines: The windows of each of its optimizers.
+        unusual: Layers that have left their level for good, as :func:`amend` takes them.
+    """
+    ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines if len(one.table)]
+    restless = [since for one in timelines if (since := one.restless_since) is not None]
+    counts = {name: sum(one.total(name) for one in timelines) for name in COUNTS}
+    return amend(verdict(records, max(ends, default=None), min(restless, default=None), counts), unusual)
 
 
 def _verdict(level: Level, headline: str, words: Words, answers: list[dict[str, Any]]) -> dict[str, Any]:

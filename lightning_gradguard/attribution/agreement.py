@@ -1,4 +1,4 @@
-"""Agreement: what each process has found by itself is told to all, which must come to the same verdict."""
+"""Agreement between processes: each tells the others what it has found, so that all come to the same verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Asked = Literal["batch", "changes", "all"]
 
 
 def agreed(mine: Signal, collectives: Collectives) -> Signal:
-    """Return what became of the signal in the mean over the processes, which must come to the same verdict."""
+    """Return what was measured of the signal, averaged over the processes, so that all come to the same verdict."""
     if collectives.size == 1:
         return mine
     unknown = math.nan if mine.variation is None else mine.variation

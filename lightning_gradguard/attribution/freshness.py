@@ -62,7 +62,7 @@ def drawn(weights: Iterable[Tensor]) -> bool:
 
     Training gives a matrix rows, columns and directions that stand out. Of independent draws the energies of rows and
     columns spread as their fourth moment foretells, and no singular value lies above the edge of Marchenko and Pastur
-    (1967). A constant matrix is no training's work either.
+    (1967). A constant matrix is not the work of training either.
 
     Args:
         weights: Parameters of any shape and device; those of fewer than two dimensions, or too few elements, tell

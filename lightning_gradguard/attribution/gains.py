@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_gradguard.attribution.displacement import DISPLACED
+from lightning_gradguard.attribution.magnitude import square
 from lightning_gradguard.attribution.outliers import stands_out
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.attribution.weights import WeightTraits
@@ -94,7 +95,7 @@ def _witnesses(traits: WeightTraits, reading: LayerReading | None) -> list[_Witn
         return [max(both, key=lambda w: w.value - w.allowance)] if both else []
     if reading.forward_gain is not None and reading.rms_in:
         # A bias adds to the output whatever the input is.
-        gain = math.sqrt(max(_square(reading.forward_gain) - _square(traits.bias / reading.rms_in), 0.0))
+        gain = math.sqrt(max(square(reading.forward_gain) - square(traits.bias / reading.rms_in), 0.0))
         found.append(_Witness("forward gain", _log(gain), _SWING, not normed, traits.narrowing))
     return found + backward
 
@@ -139,7 +140,3 @@ def _span(
 def _log(value: float) -> float:
     """Return the logarithm, bounded below; inf stays inf, and NaN counts as the worst."""
     return math.inf if math.isnan(value) else math.log(max(value, 1e-12))
-
-
-def _square(value: float) -> float:
-    return value * value

@@ -12,6 +12,15 @@ PIECE = 2**21
 """Elements that are copied at a time: in an explosion there may be no memory for a whole layer or activation."""
 
 
+def square(value: float) -> float:
+    """Return the square, which overflows to inf where ``value**2`` raises.
+
+    >>> square(1e200)
+    inf
+    """
+    return value * value
+
+
 def rms(tensor: Tensor) -> Tensor:
     """Return the root mean square as a 0-d tensor on the tensor's device, in float32 or float64, without a sync.
 

@@ -35,7 +35,7 @@ _version = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class StateWatch:
-    """Tell whether an optimizer's state was written to between two steps by anybody but the optimizer.
+    """Notice where anybody but the optimizer has written to its state between two steps.
 
     An optimizer makes the same count of in-place writes at every step, so more than ever before have another author.
     What goes past that count (``.data``, another process, a bit that flips by itself) is not seen.
@@ -64,7 +64,7 @@ class StateWatch:
     def look(self, step: int, *, alone: bool) -> None:
         """Find out whether the state was written to, and is to be examined before this step.
 
-        Several processes need not agree on it, and must not part ways: it is asked only where this one is ``alone``.
+        Only where this process is ``alone``: several might find different answers, and must not decide differently.
         """
         self.tampered = alone and self.written() and self.interval.due(step)
 

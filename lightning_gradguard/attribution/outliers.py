@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 
 # Gains of up to sqrt(2), and weights of up to sqrt(2) times what the fan calls for, are what healthy initialisations
-# give; trained layers reach 2 to 4. A layer is bad on its own word from 8 on, which compounds to overflow within a few
-# layers, and with the word of its peers from 1.5 on, where signals begin to grow at all.
+# give; trained layers reach 2 to 4. A layer is bad by itself from 8 on, which compounds to overflow within a few
+# layers, and against its peers from 1.5 on, where signals begin to grow at all.
 _CERTAIN = math.log(8.0)
 _GROWING = math.log(1.5)
 # Twice as large as the peers is common; 2.5 is not. Further from the peers, less in itself is asked for: the two

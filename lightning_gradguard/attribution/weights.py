@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, to_host
+from lightning_gradguard.attribution.magnitude import joined, kept, pieces, rms, square, to_host
 from lightning_gradguard.layers.fan import expected_rms, fans
 from lightning_gradguard.layers.names import Kind, clean, kind_of, layers, parameters_of
 from lightning_gradguard.snapshots.snapshot import Snapshot
@@ -128,8 +128,8 @@ def _note(one: _Measured, numbers: list[float]) -> None:
         traits.constant = max(traits.constant or 0.0, size * terms[0])
     # A learned scalar near zero (a temperature, a log-variance) moves by many times its size in health.
     if len(numbers) == 4 and (parameter.numel() >= LEAST or not math.isfinite(size)):
-        traits._moved += parameter.numel() * _square(numbers[2])
-        traits._size += parameter.numel() * _square(_counted(parameter, numbers[3], size, expected))
+        traits._moved += parameter.numel() * square(numbers[2])
+        traits._size += parameter.numel() * square(_counted(parameter, numbers[3], size, expected))
 
 
 def _counted(parameter: Tensor, before: float, now: float, expected: float | None) -> float:
@@ -150,13 +150,9 @@ def travelled(module: nn.Module, layer: str, older: Snapshot, newer: Snapshot) -
             continue
         before, now = gathered(before, parameter), gathered(now, parameter)
         change, was, is_now = to_host([_rms_of_change(now, before), rms(before), rms(now)])
-        moved += now.numel() * _square(change)
-        size += now.numel() * _square(_counted(now, was, is_now, expected_rms(owner, name)))
+        moved += now.numel() * square(change)
+        size += now.numel() * square(_counted(now, was, is_now, expected_rms(owner, name)))
     return math.sqrt(moved / size) if size > 0.0 else 0.0
-
-
-def _square(value: float) -> float:
-    return value * value  # unlike value**2, overflows to inf instead of raising
 
 
 def outlandish(module: nn.Module) -> bool:

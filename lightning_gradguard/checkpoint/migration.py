@@ -10,7 +10,7 @@ VERSION = 4
 
 
 def empty() -> dict[str, Any]:
-    """Return a state in which nothing is known; its keys are those of older versions, whatever is called so now."""
+    """Return a state in which nothing is known. Its keys are those of older versions, whatever they name now."""
     return {"version": VERSION, "lanes": {}, "incidents": [], "armed": "", "awaiting": []}
 
 
@@ -43,7 +43,7 @@ _MIGRATIONS = {1: _from_1, 2: _next, 3: _next}
 
 
 def over(incident: Any) -> Any:
-    """Return an incident without what decisions no longer have, closed if it was open: nobody is left to close it."""
+    """Return an incident without fields that decisions no longer have; closed, since nobody is left to close it."""
     try:
         gone = ("factor", "permanent")
         actions = [

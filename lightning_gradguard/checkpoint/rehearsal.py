@@ -41,7 +41,7 @@ def rehearse(state: Any, module: nn.Module | None, parts: Parts) -> None:
 
 
 def scratch(parts: Parts, index: int = 0) -> OptimizerTrack:
-    """Return a track of nothing, to try a state on."""
+    """Return the track of an empty module, into which a state is loaded to check it."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
     # Nobody is told of what fails here: it may be left out later, or not be asked at all.
     isolate = None if parts.isolate is None else lambda error: None

@@ -57,7 +57,7 @@ class _Salvage:
         return True
 
     def take_investigation(self, state: dict[str, Any]) -> None:
-        """Take for whom layers are being measured."""
+        """Take the note of the optimizers for which layers are being measured."""
         for key in ("armed", "awaiting"):
             if key in state and self._fits(**{key: state[key]}):
                 self.usable[key] = state[key]
@@ -111,7 +111,7 @@ class _Salvage:
 
 
 def _completed(model: Any, saved: Any) -> Any:
-    """Return what was saved with the defaults of what is new, in snapshots too."""
+    """Return what was saved, completed by the defaults of what is new since; in snapshots too."""
     if not isinstance(model, dict) or not isinstance(saved, dict):
         return saved
     whole = {key: _completed(value, saved[key]) if key in saved else value for key, value in model.items()}

@@ -1,4 +1,4 @@
-"""The cold start: what can be said of a first step, when there is no history to compare it with."""
+"""The bad start: what can be said of a first step, when there is no history to compare it with."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class BadStart(Detector):
 
     Its gradients are not finite, or too large for an optimizer to hold, or the signal explodes on its way.
 
-    Large weights and large gradients alone accuse nobody: those of a trained model are rightly so. Where a weight is
-    more than four times what its fan calls for the layers are measured in the first batch, and a signal that grows more
-    than ``max_growth`` times from input to output is an alarm at the second step; the first update is made as written.
+    Large weights or large gradients alone are no evidence: those of a trained model may be so. Where a weight is more
+    than four times what its fan calls for, the layers are measured in the first batch. A signal that grows more than
+    ``max_growth`` times from input to output is then an alarm at the second step; the first update is made as written.
 
     Adam's kind take a first step of the usual size however corrupt the batch, and then remember its gradient for
     thousands of steps; so their first norm is compared with the few that follow.
@@ -42,7 +42,7 @@ class BadStart(Detector):
         self.max_growth = checks.number("max_growth", max_growth, above=1.0)
 
     def limit(self, baseline: Baseline) -> float:
-        """Return what a first step may have; later ones have a history."""
+        """Return the largest norm that a first step may have; inf once there is a history."""
         return LARGEST if math.isnan(baseline.norms.center) else math.inf
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:

@@ -38,7 +38,7 @@ class Detector(ABC):
         """Note that a step was not let through; its values must teach nothing."""
 
     def limit(self, baseline: Baseline) -> float:
-        """Return the largest global norm that may pass unseen; known before the step."""
+        """Return the largest global norm that may pass; it is known before the step."""
         return math.inf
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Slow growth, then a burst: drift that no single step betrays."""
+"""Drift: growth of the norm that is too slow for any single step to show."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LEAST_SPREAD = 0.1
 class Drift(Detector):
     """Find growth that is too slow for a spike, by a one-sided CUSUM of the log norm against a frozen reference.
 
-    ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); speaks when ``S > threshold``.
-    Norms also grow in health, while a model learns, so the loss is asked: if it has fallen since the reference was
-    frozen, the growth is healthy and becomes the new reference. If it has not, the verdict reports; where the loss is
-    worse beyond chance and the norm has grown threefold without a leap, it asks for a look at the layers. Whether the
-    run is lost, its losses say.
+    ``S = max(0, S + z - slack)`` with z in robust standard deviations (Page, 1954); the verdict comes at ``S >
+    threshold``. Norms also grow while a healthy model learns. So if the loss has fallen since the reference was frozen,
+    the growth is healthy and becomes the new reference. If it has not, the verdict reports; where the loss is worse
+    beyond chance and the norm has grown threefold without a leap, it asks for the layers to be examined. Whether the
+    run is lost is for the losses to tell.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
@@ -62,7 +62,7 @@ class Drift(Detector):
         return max(0.0, self._sum + min(z, PER_STEP + self.slack) - self.slack)
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Speak while the cumulated excess is above the threshold and the loss does not excuse it."""
+        """Return a verdict while the cumulated excess is above the threshold and the loss does not excuse it."""
         if self._sum < self.threshold - 1.01 * PER_STEP:
             return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:

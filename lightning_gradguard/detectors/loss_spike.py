@@ -22,8 +22,8 @@ class LossSpike(Detector):
 
     Layers that saturate, and normalisations, hide from the gradient what a corrupt batch or a damaged weight does to
     the outputs. A loss leaps for innocent reasons too (a hard batch, a change of the data), so only what is found
-    counts: a batch far larger than any healthy one, or a layer that no training can have moved so far. One leap asks
-    for a look now and then; where the median of the last nine has leapt as well, it stays.
+    counts: a batch far larger than any healthy one, or a layer that no training can have moved so far. A single leap
+    asks for an examination at intervals only; where the median of the last nine losses has leapt as well, it lasts.
     """
 
     name: ClassVar[str] = "loss-leap"

@@ -1,4 +1,4 @@
-"""The run's own losses as judge: updates that replaced weights, and a loss that was lost by them."""
+"""Overshoot: updates so large that they replace weights, and losses that are the worse for it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SURE = 1e-3
 class Overshoot(Detector):
     """Find a run that its updates have lost, by its own losses.
 
-    A loss alone convicts nobody: batches are hard, data change, plateaus are long. Large updates convict nobody either:
-    a steep but right start makes them. Together they do, in one of these forms:
+    A high loss alone is no evidence: batches are hard, data change, plateaus are long. Large updates alone are none
+    either: a steep but right start makes them. Together they are, in one of these forms:
 
     - nothing had been learned, updates replaced weights (their size is more than a tenth of some weight matrix), and
       all of the last nine losses lie above the untrained one, by as much again and apart from their own noise;

@@ -92,8 +92,8 @@ class Spike(Detector):
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # An update that leaves the weights of a run of a few steps what they are is its own affair, unless batch or
-            # layers are at fault.
+            # In a run of a few steps such a norm does no harm while its update leaves the weights nearly as they are,
+            # unless batch or layers are at fault.
             examine=baseline.count < RECENT
             and statistics.norm <= LARGEST
             and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,

@@ -1,4 +1,4 @@
-"""The comparison that a device makes: a norm that passes, is clipped, or whose step is held."""
+"""The comparison that a device makes: a norm passes, is clipped, or has its step skipped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Bounds:
     Args:
         limit: Largest global norm that passes untouched.
         target: Norm to clip down to.
-        gentle: Times the limit up to which a fused optimizer's step is clipped, not held.
+        gentle: Times the limit up to which a fused optimizer's step is clipped, not skipped.
     """
 
     limit: float
@@ -23,13 +23,13 @@ class Bounds:
     gentle: float
 
     def compared(self, total: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
-        """Return what gradients of this norm are to be multiplied by, and whether their step is held.
+        """Return what gradients of this norm are to be multiplied by, and whether their step is skipped.
 
         Both are tensors of no dimension on the norm's device, which is not waited for.
         """
         limit = min(self.limit, sys.float_info.max)
-        # Comparisons with NaN are false, so a NaN is held like an inf. Scalars are filled in, not put in torch.where:
-        # that would make a tensor of them on the host first, and wait for its way to the device.
+        # Comparisons with NaN are false, so a NaN is skipped like an inf. Scalars are filled in, not put in
+        # torch.where: that would make a tensor of them on the host first, and wait for its way to the device.
         skip = ~(total <= (min(limit * self.gentle, sys.float_info.max) if fused else limit))
         return (self.target / total).masked_fill(total <= limit, 1.0).masked_fill(skip, 0.0), skip
 
@@ -40,7 +40,7 @@ class Judged:
 
     Args:
         norms: L2 norm of each gradient, shape ``(gradients,)``.
-        coefficient: What the gradients were multiplied by: 1 untouched, 0 held.
+        coefficient: What the gradients were multiplied by: 1 untouched, 0 skipped.
     """
 
     norms: Tensor

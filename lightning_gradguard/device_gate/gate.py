@@ -1,4 +1,4 @@
-"""Clip or hold a step on the device, which is not waited for; the host reads one step later what was done.
+"""Clip or skip a step on the device, which is not waited for; the host reads one step later what was done.
 
 One idea: the gate only compares. The host knows the largest norm that may pass before the step, from what was accepted
 so far. The device compares, and the norms travel to pinned memory behind the step's own work, to be read when the next
@@ -33,10 +33,10 @@ class DeviceGate:
     ``grad_scale`` divides the gradients on the way. Other optimizers cannot be told from the device to do nothing.
     Their gradients are multiplied by one or zero, as integers, so that a NaN times zero is zero and a healthy gradient
     keeps every bit: the pass that a clip takes. A bad step is then one without a gradient: momentum and weight decay go
-    on, where a step held by the host touches nothing.
+    on, where a step that the host skips touches nothing.
 
-    What others clip after it counts once: by ``clips_follow`` they find a gradient that is clipped already, and
-    :meth:`settle` divides by no more than is left to divide by.
+    A gradient that others clip afterwards is not clipped twice: with ``clips_follow`` they find one that is clipped
+    already, and :meth:`settle` lowers what the optimizer divides by.
 
     Attributes:
         clips_follow: Whether somebody clips the gradients between the judgement and the update, in a place that nothing
@@ -54,7 +54,7 @@ class DeviceGate:
 
     @staticmethod
     def fits(grads: Sequence[Tensor]) -> bool:
-        """Tell whether these gradients can be judged without the host: dense, of one device, of 16 or 32 bits."""
+        """Return whether these gradients can be judged without the host: dense, of one device, of 16 or 32 bits."""
         first = grads[0].device if grads else None
         return first is not None and all(
             g.dtype in DTYPES and g.layout == torch.strided and g.device == first for g in grads
@@ -72,7 +72,7 @@ class DeviceGate:
         scaled: bool = False,
         scale: Tensor | None = None,
     ) -> Judged:
-        """Clip or hold the step that is about to be made; :meth:`send` then tells the host what was done.
+        """Clip or skip the step that is about to be made; :meth:`send` then tells the host what was done.
 
         Args:
             optimizer: The optimizer that is about to step.
@@ -114,7 +114,7 @@ class DeviceGate:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Divide a fused optimizer's gradients by what is left to divide by, if others have written to them since."""
+        """Lower what a fused optimizer divides its gradients by, if others have clipped them since."""
         told = self._told
         if told is None or self._marked is None or _writes(told.grads) == told.writes:
             return
@@ -152,8 +152,8 @@ class DeviceGate:
     def collect(self) -> Reading | None:
         """Return what was found at the last step that was judged here, once; None if there is none.
 
-        Between the two the device has been given a whole step to do, so it has long passed the point that is waited
-        for, or is still busy with what came before: in neither case does it run dry.
+        In between the device was given a whole step to do. It has passed the point that is waited for long ago, or is
+        still busy with what came before: in neither case does the wait leave it idle.
         """
         if self._waiting is None or self._pinned is None:
             return None
@@ -168,7 +168,7 @@ class DeviceGate:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy begins with: it has memory of its own, into which nothing is on its way."""
         if self._event is not None:
-            self._event.synchronize()  # Who copies a guard in mid-run is in no hurry.
+            self._event.synchronize()  # A guard is seldom copied in mid-run, so this may wait.
         return {**vars(self), "_event": None, "_told": None}
 
     @property
@@ -177,7 +177,7 @@ class DeviceGate:
         return self._waiting is not None
 
     def after_update(self) -> None:
-        """Take back what a fused optimizer was told: it would obey at the next step too."""
+        """Take back what a fused optimizer was told, since it would do the same at the next step."""
         if self._marked is not None:
             for name in ("grad_scale", "found_inf"):
                 vars(self._marked).pop(name, None)
@@ -204,7 +204,7 @@ def _writes(grads: list[Tensor]) -> int:
 
 
 def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
-    """Tell whether the optimizer's kernel can be told to clip and to do nothing.
+    """Return whether the optimizer's kernel can be told to clip and to do nothing.
 
     A first step that SGD is told not to make would leave its momentum uninitialised, so every parameter must have some
     state.

@@ -34,7 +34,7 @@ class Reading:
 
     Args:
         norms: L2 norm of each gradient, shape ``(gradients,)``.
-        coefficient: What the gradients were multiplied by: 1 untouched, 0 held.
+        coefficient: What the gradients were multiplied by: 1 untouched, 0 skipped.
         loss: The step's loss, or None where none was given.
         peaks: Largest absolute elements of the batch's tensors.
         flight: What the host knew of the step when it left it to the device.

@@ -42,7 +42,7 @@ __all__ = [
 
 
 # TensorBoard's protocol buffers take longer to import than all the rest, a run that starts reads no journal, and few
-# call anybody.
+# send webhooks.
 _LATE = {"TensorBoardSink": "tensorboard", "Webhook": "webhook", "AlertSink": "alerts"} | dict.fromkeys(
     ("JournalContents", "Notice", "Problem", "read_journal", "read_runs"), "journal_reader"
 )

@@ -25,7 +25,7 @@ class AlertSink(Sink):
         self._alert = alert
 
     def incident(self, incident: Incident, event: Event) -> None:
-        """Raise it."""
+        """Raise an alert."""
         if event != "acted":
             told = message(incident, event)
             level = "INFO" if event == "closed" and incident.stopped is None else "ERROR"

@@ -1,4 +1,4 @@
-"""A word beside the numbers of a progress bar: how it goes, while it trains."""
+"""A word in the progress bar that says how the run goes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Console(Sink):
         self._found: dict[int, set[tuple[str, str]]] = {}
         self._open: dict[int, Incident] = {}
         if not logger.hasHandlers():
-            # Where nobody has set logging up, Python would swallow the good news and keep the bad.
+            # Where nobody has set logging up, Python would print warnings only, and drop that all is well again.
             logger.addHandler(logging.StreamHandler())
             logger.setLevel(logging.INFO)
 

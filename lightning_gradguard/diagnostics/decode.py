@@ -75,13 +75,18 @@ def _record(kind: type[Any], data: Any, where: str) -> Any:
 
 
 def _tuple(arguments: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, list):
-        raise Malformed(f"{where} should be a list, not {type(data).__name__}")
+    data = _list(data, where)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if len(arguments) != len(data):
         raise Malformed(f"{where} should hold {len(arguments)} items, not {len(data)}")
     return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, data, strict=True)))
+
+
+def _list(data: Any, where: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise Malformed(f"{where} should be a list, not {type(data).__name__}")
+    return data
 
 
 def _float(data: Any, where: str) -> float:
@@ -94,6 +99,4 @@ def _float(data: Any, where: str) -> float:
 
 
 def _floats(data: Any, where: str) -> FloatArray:
-    if not isinstance(data, list):
-        raise Malformed(f"{where} should be a list, not {type(data).__name__}")
-    return np.array([_float(item, where) for item in data], dtype=np.float64)
+    return np.array([_float(item, where) for item in _list(data, where)], dtype=np.float64)

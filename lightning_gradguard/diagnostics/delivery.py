@@ -50,7 +50,7 @@ class Delivery(Generic[T]):
         self._told = False
 
     def put(self, message: T) -> None:
-        """Take a message on its way, without waiting for anything."""
+        """Queue a message for delivery, without waiting for anything."""
         if self._thread is None:
             self._closing.clear()
             self._thread = threading.Thread(target=self._work, name="gradguard-delivery", daemon=True)
@@ -76,7 +76,7 @@ class Delivery(Generic[T]):
                 if self._closing.is_set():
                     return
                 continue
-            # Whoever closes is about to end the process: it is told at once.
+            # The process is about to end, so what waits is sent at once.
             self._closing.wait(max(0.0, last + self._every - time.monotonic()))
             self._deliver([first, *self._rest()])
             last = time.monotonic()

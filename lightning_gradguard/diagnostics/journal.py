@@ -137,7 +137,7 @@ class Journal(Sink):
         if self._file is None:
             self._file = self._open()
         elif not self.path.exists():
-            # The system would take every further line without a word, and drop them with the file.
+            # The system would take every further line without an error, and drop them with the file.
             raise FileNotFoundError(errno.ENOENT, "the journal was removed in mid-run", str(self.path))
         self._file.write(dumps({**entry, "run": self.run}) + "\n")
         self._file.flush()

@@ -109,7 +109,7 @@ def _parsed(line: bytes) -> dict[str, Any] | str:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file, of one that has no end only so much that it is known to be none of ours."""
+    """Yield the lines of a file; of a line that has no end only so much as shows that it is not the journal's."""
     while line := file.readline(LONGEST + 1):
         yield line
         while len(line) > LONGEST and not line.endswith(b"\n"):

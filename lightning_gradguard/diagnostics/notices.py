@@ -1,4 +1,4 @@
-"""When each detector was last told of."""
+"""Which notices are due."""
 
 from __future__ import annotations
 

@@ -139,12 +139,12 @@ class Recorder:
     def show(
         self, steps: int, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float
     ) -> None:
-        """Let the sinks look at the gradients themselves, now and then: of an optimizer that has made ``steps``."""
+        """Show the sinks the gradients of an optimizer that has made ``steps``, once in ``log_every``."""
         if steps % self.log_every == 0:
             self.tell("gradients", step, optimizer, names, grads, grad_scale)
 
     def notice(self, noticed: Notices, step: int, verdict: Verdict) -> None:
-        """Tell what asks for no remedy, now and then."""
+        """Send a verdict that asks for no remedy to the sinks, if it is due."""
         if noticed.due(verdict.detector, step):
             self.tell("notice", step, f"{verdict.form}: {verdict.reason}")
 

@@ -48,7 +48,7 @@ class TabEvents:
             self._write_weights(weights.add(window))
 
     def trouble(self, optimizer: int) -> None:
-        """Write what waits, and merge nothing for a while."""
+        """Write the windows that wait to be merged, and merge none for a while."""
         if optimizer in self._windows:
             self._write_windows(self._windows[optimizer].trouble())
         if optimizer in self._weights:

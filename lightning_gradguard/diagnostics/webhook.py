@@ -94,12 +94,12 @@ class Webhook(Sink):
         return checks.described(self)
 
     def incident(self, incident: Incident, event: Event) -> None:
-        """Take a message on its way."""
+        """Queue a message for delivery."""
         if event != "acted":
             self._delivery.put(message(incident, event))
 
     def close(self) -> None:
-        """Wait for what is on its way, as long as one try may take."""
+        """Wait for messages that are being delivered, as long as one try may take."""
         self._delivery.close(self.timeout)
 
     def _post(self, messages: list[Message]) -> None:

@@ -47,7 +47,7 @@ class WindowAccumulator:
         self._nonfinite: FloatArray = np.zeros(len(self._names))
 
     def add(self, statistics: GradientStatistics, coefficient: float = 1.0, *, alarm: bool = False) -> None:
-        """Take in one step, whose gradients were multiplied by ``coefficient`` (0 for a held step), alarming or not."""
+        """Take in one step, alarming or not, whose gradients were multiplied by ``coefficient``: 0 if skipped."""
         norms = statistics.norms if statistics.names == self._names else self._aligned(statistics)
         if self.steps == 0:
             self._first = statistics.step

@@ -59,7 +59,7 @@ def state(incident: Incident) -> State:
 
 
 def improved(trial: TrialRecord, incident: Incident) -> bool:
-    """Tell whether a treatment was kept, and the loss was the better for it."""
+    """Return whether a treatment was kept, and the loss was the better for it."""
     return telling.improved(to_json(trial), to_json(incident))
 
 

@@ -17,7 +17,7 @@ UNMARKED = "it carries no mark: it was saved without GradGuard, or cannot be rea
 
 
 def mark(record: CheckpointRecord) -> dict[str, Any]:
-    """Return what a checkpoint holds of its own verdict."""
+    """Return the entry of a checkpoint that tells the verdict on it."""
     return {"healthy": record.healthy, "step": record.step, "reason": record.reason, "incident": record.incident}
 
 

@@ -130,7 +130,7 @@ def collect(
 
 
 def _begun(facts: Facts, place: Place, module: nn.Module) -> Bundle:
-    """Return a bundle with what is small."""
+    """Return a bundle with all that takes little room."""
     kind = type(module)
     return Bundle(
         step=facts.step,

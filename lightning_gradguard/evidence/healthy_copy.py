@@ -45,7 +45,7 @@ class HealthyCopy:
                 _remove(candidate)
 
     def show(self) -> None:
-        """Let it stand beside the others from now on."""
+        """Show the copies under their visible name from now on."""
         self._shown = True
         for directory in self._directories:
             if (directory / _CONFIRMED).exists():

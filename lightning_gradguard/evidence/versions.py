@@ -1,4 +1,4 @@
-"""With what a step was computed: versions of what took part, and the commit of the user's repository."""
+"""The versions of the software that computed a step, and the commit of the user's repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to look at the layers for no more than one odd loss."""
+"""How often layers are examined because of a single odd loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GAP, WIDEST = 10, 320
 
 @dataclass(slots=True)
 class ExponentialInterval:
-    """When layers are examined because of a single odd loss: at once, but where those are common less and less often.
+    """Space out the examinations that odd losses ask for: one at once, and where they are common at growing intervals.
 
     Args:
         last: Step of the last time.

@@ -73,7 +73,7 @@ class LossHistory:
                 self._beginning = beginning(self.first)
             else:
                 level = self.level(RECENT)[0]
-                # A median of nine shrugs off four losses of a run that is being lost, and those are no measure of the
+                # A median of nine ignores four losses of a run that is being lost, and those are no measure of the
                 # best.
                 if level <= self.best_level and loss <= level:
                     self.best_level, self._best = level, self._losses[-ENOUGH:]
@@ -107,8 +107,8 @@ class LossHistory:
             # All but the very first loss may be of the weights that large updates have made.
             self._learned = self.best_level < 0.5 * self.first[0]
             return self._learned
-        # Who learns fast has learned something within the first few losses already, so half of their level needs less
-        # proof.
+        # A run that learns fast has learned something within the first few losses already, so half of their level needs
+        # less proof.
         half = self.best_level < 0.5 * sorted(self.first)[RECENT // 2]
         self._learned = chance_of_lower(self._best, self.first) < (LIKELY if half else SURE)
         return self._learned

@@ -16,7 +16,7 @@ FADED = 0.01
 
 
 class NormHistory:
-    """Remember the norms of accepted steps; medians and quantiles make it indifferent to what slipped through.
+    """Remember the norms of accepted steps, by medians and quantiles, which a few bad ones among them do not move.
 
     Attributes:
         silent: Accepted steps in a row whose gradients were zero.

@@ -1,4 +1,4 @@
-"""The last few values of something, and how many make up what."""
+"""The last few values of something, and how many of them a statistic needs."""
 
 from __future__ import annotations
 

@@ -38,11 +38,11 @@ class UpdateHistory:
         self.ratio = max(self.ratio, ratio)
 
     def forget_ratio(self) -> None:
-        """Forget how large updates were: they say nothing of the rate, be it since the run has learned with them."""
+        """Forget how large updates were, where they no longer speak against the rate."""
         self.ratio = 0.0
 
     def slow_down(self) -> None:
-        """Note that a rate was convicted: what was measured of updates was of another rate."""
+        """Note that a rate has lost the run, and forget the updates that were measured at it."""
         self.ratio = self.first_ratio = 0.0
         self.convicted = True
 

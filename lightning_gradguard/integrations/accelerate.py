@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_gradguard.guard import Guard
 from lightning_gradguard.optimizer_wrappers import innermost
+from lightning_gradguard.statistics.loss_owners import LossOwners
 from lightning_gradguard.step import StepReport
 
 
@@ -35,7 +36,7 @@ class AheadOfClipping:
     ) -> None:
         self.guard, self.optimizer = guard, innermost(optimizer)
         self._told = told
-        self._loss: Tensor | None = None
+        self._losses = LossOwners()
         # Whether the gradients at hand have been judged; some ways of clipping ask twice, and some never.
         self._looked = False
         guard.attach(self.optimizer)
@@ -46,14 +47,14 @@ class AheadOfClipping:
         """Sum the loss over the micro-batches of a step."""
         self._looked = False
         self.guard.follow(loss)
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        self._losses.backward(loss, (self.optimizer,))
 
     def look(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Judge the gradients that are there now, unless that was done since the last backward pass."""
         if self._looked:
             return
         self._looked = True
-        loss, self._loss = self._loss, None
+        loss = self._losses.of(self.optimizer)
         self._told(self.guard.before_step(self.optimizer, loss=loss, scaler=scaler))
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ def _of(accelerator: Accelerator) -> list[AheadOfClipping]:
 
 
 def _cover() -> None:
-    """Cover two methods of Accelerator, once; without a guard they do what they did."""
+    """Wrap two methods of Accelerator, once; without a guard they do what they did before."""
     if hasattr(Accelerator.unscale_gradients, "covered"):
         return
     backward, unscale = Accelerator.backward, Accelerator.unscale_gradients

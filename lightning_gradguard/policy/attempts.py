@@ -32,7 +32,7 @@ class Attempts:
         self.cause, self._tried = "", 0
 
     def treat(self, cause: Cause, reason: str, case: Case, first_aid: Act | None = Act.SKIP) -> Decision:
-        """Return the next treatment of a cause, in the trial of a rate a lower one, or first aid where none is left."""
+        """Return the next treatment: a lower rate while one is on trial, first aid where no treatment is left."""
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")

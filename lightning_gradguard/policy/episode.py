@@ -95,7 +95,7 @@ class Episode:
         self.untested = self.untested + back if skip else 0
 
     def rest(self, *, ordinary: bool) -> None:
-        """Count a step without alarm; where it is ``ordinary``, what comes next is of another batch's making."""
+        """Count a step without alarm; an ``ordinary`` one also ends the row of alarms."""
         self.skipped = self.untested = 0
         if ordinary:
             self.row = 0

@@ -41,7 +41,7 @@ def treatments(cause: Cause, *, start: bool) -> tuple[Treatment, ...]:
 
 
 def possible(cause: Cause, can: Collection[str], *, start: bool) -> list[Treatment]:
-    """Return those of the treatments that are more than to go back, or that are meant to be no more than that.
+    """Return the treatments that can be made in full: of one that needs more than a rollback, more must be possible.
 
     Args:
         cause: What is at fault.

@@ -82,8 +82,6 @@ class Policy:
         again = verdict.can_recur and len(self._episode.recent(step, self.memory)) >= 2
         return "recurrent" if again else verdict.form
 
-    # -- deciding ------------------------------------------------------------------------------------------------------
-
     def decide(
         self, verdict: Verdict, statistics: GradientStatistics, suspects: Sequence[Suspect], case: Case
     ) -> Decision:
@@ -159,7 +157,7 @@ class Policy:
     def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
         """Return whether a fresh run explodes in step after step.
 
-        Where there is nothing to lose two steps tell, unless data hold NaN.
+        In a young run, which has little to lose, two steps are enough, unless the data hold NaN.
         """
         return known.count < YOUNG and self._episode.accuses_weights(statistics, known, self.patience)
 
@@ -206,8 +204,6 @@ class Policy:
         cause = Cause(self._attempts.cause or Cause.UNKNOWN.value)
         decision = self._attempts.treat(cause, reason, dataclasses.replace(case, trial=None))
         return dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
-
-    # -- resting -------------------------------------------------------------------------------------------------------
 
     def rest(self, step: int, *, ordinary: bool = False, trial: bool = False) -> bool:
         """Note a step without alarm; return True when that ends the episode.

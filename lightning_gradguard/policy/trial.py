@@ -105,8 +105,8 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            # The first losses after going back are the copy's, and no rate's doing; a single one that is not positive
-            # tells no scale.
+            # The first losses after going back come from the copy and not from the rate; a single one that is not
+            # positive tells no scale.
             earlier = self.before if not self.learned and min(self.before, default=0.0) > 0.0 else []
         if not earlier:
             return False

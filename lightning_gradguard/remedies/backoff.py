@@ -64,7 +64,7 @@ class LearningRateBackoff(Remedy):
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
     def take_back(self) -> None:
-        """Let the schedule go: whatever was at fault, lowering the rate was no cure."""
+        """Follow the schedule again, since a lower rate has not helped."""
         self.bracket.acquit()
         self._factor = 1.0
 

@@ -16,8 +16,8 @@ class Regularize(Remedy):
     """Pull the weights towards the last good snapshot before each update, for ``steps`` updates after an incident.
 
     Each weight w that is about to be updated first becomes ``w - s (w - w_good)``. The strength s falls linearly from
-    ``pull`` to nothing, so that the run ends as free as it was. A steady update u then moves a weight by ``u / s`` at
-    most: by ten updates at a pull of 0.1. Without a snapshot the matrices decay instead, ``w - s w`` with s from
+    ``pull`` to 0, so that the weights are free at the end. A steady update u then moves a weight by ``u / s`` at most:
+    by ten updates at a pull of 0.1. Without a snapshot the matrices decay instead, ``w - s w`` with s from
     ``decay``, by which they lose four tenths over 100 steps; biases and gains are left alone.
 
     Like AdamW's decay the pull is decoupled (Loshchilov and Hutter, 2019): it is no part of the loss, so the gradient's

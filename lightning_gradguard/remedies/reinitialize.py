@@ -45,7 +45,7 @@ class Reinitialize(Remedy):
     Running statistics of the layer and of the normalisation after it are reset too.
 
     Draws come from a private generator seeded by the layer's name and the step, so all ranks draw alike. Sharded
-    parameters are mended whole, by all ranks alike; parametrised ones among them are refused.
+    parameters are repaired whole, by all ranks alike; parametrised ones among them are refused.
 
     Args:
         method: ``"auto"`` as above, or one way only.
@@ -105,7 +105,7 @@ class Reinitialize(Remedy):
 
     @torch.no_grad()
     def apply(self, context: RemedyContext) -> Outcome:
-        """Repair the blamed layers in place; the gradients of this step are left for the guard to hold."""
+        """Repair the blamed layers in place; the step itself is left for the guard to skip."""
         found, allowed = layers(context.module), self.check_layers(context.module)
         suspects = [suspect for suspect in context.blame if suspect.layer in found and suspect.layer in allowed]
         if not suspects:
@@ -129,14 +129,14 @@ class Reinitialize(Remedy):
         from lightning_gradguard.remedies.repair import Patient  # only now: most runs never repair a layer
 
         live = {name: p for name, p in parameters_of(layer).items() if p.requires_grad or not _finite(whole(p))}
-        # All ranks mend a copy of the whole alike, and each takes its part of it.
+        # All ranks repair a copy of the whole alike, and each takes its part of it.
         own = {name: whole(p).clone() if sharded(p) else p for name, p in live.items()}
         seed = zlib.crc32(f"{self.seed}/{context.statistics.step}/{suspect.layer}".encode())
         generator = torch.Generator().manual_seed(seed)
         return Patient(context.module, suspect.layer, layer, own, live, suspect.forward_gain, generator)
 
     def _source(self, patient: Patient, snapshots: SnapshotStore) -> Snapshot | None:
-        """Return the snapshot to restore from, or None where mending is the better way."""
+        """Return the snapshot to restore from, or None where a repair is the better way."""
         latest, older = snapshots.latest, snapshots.older
         before = _earlier(patient, latest)
         wanted = self.method == "restore" or (self.method == "auto" and _damaged(patient.parameters, before))
@@ -198,7 +198,7 @@ def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
 
 
 def _discharge(patient: Patient) -> None:
-    """Write what was mended in a copy back to where it came from."""
+    """Write what was repaired in a copy back to where it came from."""
     for name, parameter in patient.live.items():
         if parameter is not patient.parameters[name]:
             write(parameter, patient.parameters[name])

@@ -49,7 +49,7 @@ class RemedySet:
 
     def _last(self, remedies: list[Remedy]) -> None:
         self._lasting = remedies
-        # None is asked in vain, at every step.
+        # Those that do nothing before an update are not asked at every step.
         self._before = [r for r in remedies if overrides(r, Remedy, "before_update")]
         self._after = [r for r in remedies if overrides(r, Remedy, "after_update")]
 
@@ -70,8 +70,6 @@ class RemedySet:
         self._last(left)
         with suppress(Exception):
             remedy.after_update()
-
-    # -- what they can do ----------------------------------------------------------------------------------------------
 
     @property
     def can(self) -> set[str]:
@@ -114,7 +112,7 @@ class RemedySet:
     def rate(self, scheduled: float) -> float:
         """Return the rate that the next update is made with, of what the schedule says."""
         for remedy in self._slowing:
-            try:  # as in judge
+            try:  # no ``with`` block, which would cost more at every step
                 scheduled = float(remedy.rate(scheduled))
             except Exception as error:
                 self._isolation.failed(remedy, "remedy", error)
@@ -152,7 +150,7 @@ class RemedySet:
     def before_update(self, context: RemedyContext) -> None:
         """Let the lasting remedies change what they change for an update that is going to be made."""
         for remedy in self._before:
-            try:  # as in judge
+            try:  # no ``with`` block, which would cost more at every step
                 remedy.before_update(context)
             except Exception as error:
                 self._isolation.failed(remedy, "remedy", error)

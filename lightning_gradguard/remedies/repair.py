@@ -14,7 +14,7 @@ from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import Initialisation, draw, fitting
 from lightning_gradguard.layers.names import kind_of
 
-# |mean| / RMS of a weight that is all but constant; its outputs are all alike, and no scale mends that.
+# |mean| / RMS of a weight that is all but constant; its outputs are all alike, and no scale repairs that.
 _CONSTANT = 0.995
 # A few elements this far above the median carry no knowledge (a flipped bit); the others do.
 _STRAY, _FEW = 50.0, 0.01
@@ -57,7 +57,7 @@ def repair(patient: Patient, *, redraw: bool = True, keep: bool = True, rescale:
     """
     done = [how for name in patient.parameters if (how := _mend_one(patient, name, redraw, keep, rescale))]
     if not done and redraw:
-        # Large gains of weights that are not large come from what they have in common, which no rescaling mends.
+        # Large gains of weights that are not large come from what they have in common, which no rescaling repairs.
         done = [how for name, p in patient.parameters.items() if p.ndim >= 2 and (how := _redraw(patient, name))]
     return list(dict.fromkeys(done)) or (_divide(patient) if rescale else [])
 

@@ -1,4 +1,4 @@
-"""Skip the step, so truly that parameters, optimizer state and running statistics stay bit-identical."""
+"""Skip the step: parameters, optimizer state and running statistics stay bit-identical."""
 
 from __future__ import annotations
 

@@ -143,11 +143,6 @@ def _float(value: float | None) -> float:
 def _headline(contents: JournalContents, optimizers: dict[int, series.Series], records: Records) -> Headline:
     if contents.empty:
         return Headline("unknown", "Unknown", "Nothing was recorded yet.")
-    timelines = [one.windows for one in optimizers.values()]
-    ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines]
-    restless = [since for one in timelines if (since := one.restless_since) is not None]
-    counts = {name: sum(one.total(name) for one in timelines) for name in series.COUNTS}
-    said = story.verdict(records, max(ends, default=None), min(restless, default=None), counts)
     told = {str(blame.get("layer")) for record in records for blame in record.get("blame", ())}
     unusual = [
         {"layer": one.names[found.layer], "step": found.step, "factor": found.factor}
@@ -155,7 +150,7 @@ def _headline(contents: JournalContents, optimizers: dict[int, series.Series], r
         for found in one.outliers
         if one.names[found.layer] not in told
     ]
-    said = story.amend(said, unusual)
+    said = story.of_run(records, [one.windows for one in optimizers.values()], unusual)
     answers = tuple((answer["question"], _plain(answer["words"])) for answer in said["answers"])
     return Headline(said["level"], said["headline"], _plain(said["words"]).strip(), answers)
 

@@ -31,7 +31,7 @@ class _Ahead:
 class Copier:
     """Copy parameters, buffers and the state of an optimizer to host memory.
 
-    From a GPU they are copied by its own hand into pinned memory. Where the copy can begin with the batch it runs on a
+    A GPU copies them into pinned memory by itself. Where the copy can begin with the batch it runs on a
     stream of its own beside the forward and backward pass, and only the stream of the update waits for it. Buffers
     change in a forward pass, and are copied once that is over.
     """

@@ -35,7 +35,7 @@ class Lending:
         return snapshot
 
     def free(self, dropped: Iterable[Snapshot]) -> Snapshot | None:
-        """Return of snapshots that nobody wants the last one whose memory may be written over."""
+        """Return the last of the dropped snapshots whose memory may be written over."""
         self._lent = [(one, given) for one, given in self._lent if any(ref() is not None for ref in given)]
         lent = [id(one) for one, _ in self._lent]
         return next((one for one in reversed([*dropped]) if id(one) not in lent), None)
@@ -44,5 +44,5 @@ class Lending:
         self._lent.append((snapshot, [weakref.ref(t) for t in tree_leaves(given) if isinstance(t, Tensor)]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy begins with: nobody was lent anything of it."""
+        """Return what a copy begins with: none of its snapshots is lent."""
         return {"_lent": []}

@@ -38,7 +38,7 @@ Layout = dict[Where, _Slot]
 
 
 def can_share() -> bool:
-    """Tell whether this system lets processes see one another's memory: Linux does."""
+    """Return whether this system lets processes see one another's memory: Linux does."""
     return hasattr(os, "memfd_create")
 
 
@@ -96,7 +96,7 @@ def take(
 
 
 def _first(collectives: Collectives) -> bool:
-    """Tell whether this is the first process of its host."""
+    """Return whether this is the first process of its host."""
     return collectives.rank % collectives.neighbours == 0
 
 

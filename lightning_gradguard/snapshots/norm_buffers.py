@@ -1,4 +1,4 @@
-"""Running statistics of normalisation layers, kept so that a held step leaves no trace in them."""
+"""Running statistics of normalisation layers, kept so that a skipped step leaves no trace in them."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def reset_statistics(layer: _NormBase) -> None:
 
 
 def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
-    """Tell whether an element is not finite, or the largest has leapt from what was saved with a corrupt batch."""
+    """Return whether an element is not finite, or the largest has leapt from what was saved with a corrupt batch."""
     if _small(values):
         return False
     # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
@@ -173,7 +173,7 @@ def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
 
 
 def _small(values: Tensor) -> bool:
-    """Tell whether all elements are far below what could be a leap.
+    """Return whether all elements are far below what could be a leap.
 
     Their squares tell it, in a third of the time of a maximum: the code for a dot product is at hand from the
     gradients' norm.

@@ -25,9 +25,9 @@ class Schedule:
         self.due, self.taken = step + min(max(step, EARLY), self.every), step
 
     def has_come(self, step: int, *, soon: bool) -> bool:
-        """Tell whether the next one is due; ``soon`` ten steps after the last one."""
+        """Return whether the next one is due; ``soon`` ten steps after the last one."""
         return step >= self.due or (soon and step >= self.taken + EARLY)
 
     def overdue(self, step: int) -> bool:
-        """Tell whether the next one has been due for several intervals."""
+        """Return whether the next one has been due for several intervals."""
         return step >= self.due + PATIENT * self.every

@@ -111,7 +111,7 @@ class SnapshotStore:
         return self.keep > 0 and not self._kept and self.schedule.due > 0 and self.keeping is not Keeping.DISK
 
     def due(self, step: int, *, soon: bool = False) -> bool:
-        """Tell whether it is time for the next snapshot; ``soon``, in a trial, ten steps after the last one."""
+        """Return whether it is time for the next snapshot; ``soon``, in a trial, ten steps after the last one."""
         return self.keep > 0 and self.schedule.has_come(step, soon=soon)
 
     def plan(
@@ -246,5 +246,5 @@ class SnapshotStore:
         self._kept, self.disk.referred = [self._lending.borrow(kept) for kept in state["kept"]], str(state["on_disk"])
 
     def cut(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Keep of snapshots that a checkpoint held whole this process's part."""
+        """Cut snapshots that a checkpoint held whole to this process's part."""
         self._kept = [parts(one, parameters) if isinstance(one, Snapshot) else one for one in self._kept]

@@ -1,4 +1,4 @@
-"""Tell that gradients have been clipped before they were measured: every norm then sits at the same bound."""
+"""Notice gradients that were clipped before they were measured: every norm then sits at the same bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose loss a backward pass is of: with several optimizers that of all of them, or nobody knows."""
+"""Which optimizers the loss of a backward pass belongs to: of several to all, or that is not known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be said of a first step, when there is no history: scale-free ratios of weights and updates."""
+"""Scale-free ratios of updates to weights, which tell something of a first step, when there is no history."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How large weights are, and how far one update moves them.
 
-Asked once in many steps, so that its cost does not show.
+Measured once in many steps, so that it costs next to nothing.
 """
 
 from __future__ import annotations

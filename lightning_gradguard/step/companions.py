@@ -1,7 +1,7 @@
 """The other optimizers of a run, which go back together with the one in trouble.
 
-They are trained on one another: an actor that has followed a wild critic for a few steps has moments full of it, and
-weights of two times do not fit together.
+They are trained on one another: an actor that has followed a diverging critic for a few steps carries it in its
+moments, and weights of different steps do not fit together.
 """
 
 from __future__ import annotations

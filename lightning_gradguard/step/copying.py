@@ -1,4 +1,4 @@
-"""Copies of the state: which are made, and going back to them, in weights and in expectations."""
+"""Copies of the state: which are made, and going back to them, in weights and in what was learned."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
         run.recorder.warn("snapshots", f"{failure}; rollback is switched off, training goes on")
 
 
-def make_up(run: Run, track: OptimizerTrack, step: int | None) -> None:
+def make_up(run: Run, track: OptimizerTrack) -> None:
     """Copy the state before a step at once where a checkpoint did not hold what there was to go back to."""
     if run.acts and track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies):
-        track.number = track.steps if step is None else step
         copy(run, track, track.steps)
 
 
@@ -66,13 +65,13 @@ def captured(run: Run, track: OptimizerTrack) -> Snapshot | None:
 
 
 def put_back(track: OptimizerTrack, snapshot: Snapshot) -> None:
-    """Go back to a copy of the state, and in expectations as well."""
+    """Go back to a copy of the state, and to what was known then."""
     restore(snapshot, track.parameters, track.trained.buffers(), track.optimizer)
     track.load_memory(snapshot.extra)
 
 
 def expect_as_then(track: OptimizerTrack, snapshot: Snapshot | None, *, look: bool) -> None:
-    """Go back in expectations, once weights have gone back to a copy; ``look`` where layers are measured there."""
+    """Take back what was learned since the copy that weights went back to; ``look`` where layers are measured."""
     # Updates and rates stay known: they do not go back with the weights.
     kept = track.baseline.outlasting()
     if snapshot is not None:

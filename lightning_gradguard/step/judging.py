@@ -58,7 +58,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
 def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
     """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
     if statistics.finite and _searches(track.optimizer):
-        return []  # It tries points along a line before it takes one, and what it finds there is its own business.
+        return []  # It tries points along a line before it takes one, and what it finds there is no trouble of the run.
     return track.detectors.judge(statistics, track.baseline)
 
 
@@ -68,7 +68,7 @@ def _searches(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
-    """Return the alarm of a step that a treatment under way has something to say of, or None."""
+    """Return the alarm that a treatment under way raises at a step, or None."""
     if track.treatment.signal.looking is not None:
         return track.treatment.signal.alarm()
     mean = run.collectives.mean if run.collectives.size > 1 else None
@@ -96,7 +96,7 @@ def _see(
 
 def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...]) -> Signal:
     if len(run.tracks) > 1:
-        # What another optimizer's layers make of the signal is none of this one's doing.
+        # What another optimizer's layers make of the signal is no fault of this one.
         own = {layer_of(name) for name in track.parameters}
         readings = tuple(reading for reading in readings if reading.layer in own)
     return agreed(signal(readings), run.collectives)
@@ -120,7 +120,7 @@ def _look(
     inputs: StepInputs,
     verdict: Verdict,
 ) -> tuple[Suspect, ...]:
-    """Return who is found guilty of what has innocent causes; nobody in nearly every case."""
+    """Examine a step whose verdict may have a harmless cause; return the suspects, in nearly every case none."""
     single = verdict.stands_out
     weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
     if not single and not weigh:

@@ -1,4 +1,4 @@
-"""What is learned from a step: of one that was let through what is usual, of one that was skipped nothing."""
+"""What is learned from a step: what is usual, and only if the step was let through."""
 
 from __future__ import annotations
 

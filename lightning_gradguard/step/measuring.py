@@ -25,13 +25,12 @@ def measured(run: Run, track: OptimizerTrack, inputs: StepInputs) -> RemedyConte
     loss, scaler = inputs.loss, inputs.scaler
     scaled = scaler is not None and scaler.is_enabled()
     scale = scale_of(track.optimizer, scaler)
-    number = track.number = track.steps if inputs.step is None else inputs.step
     names, grads = track.trained.gradients()
-    run.recorder.show(track.steps, number, track.index, names, grads, scale)
+    run.recorder.show(track.steps, track.number, track.index, names, grads, scale)
     statistics = measure(
         names,
         grads,
-        step=number,
+        step=track.number,
         loss=loss if run.collectives.size == 1 else partial(joint_loss, run, track, loss),
         rate=track.rate(),
         scale=scale,

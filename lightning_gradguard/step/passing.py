@@ -49,7 +49,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
 
 
 def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> None:
-    """Note the calm, which may keep the treatment on trial and close the incident."""
+    """Note a step without alarm, which may keep the treatment on trial and close the incident."""
     known, treatment, step = track.baseline, track.treatment, statistics.step
     ordinary = track.incident is not None and known.ordinary(statistics.norm, statistics.loss)
     rested = track.policy.rest(step, ordinary=ordinary, trial=treatment.trial is not None)
@@ -75,7 +75,7 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
 
 
 def look_for_life(run: Run, track: OptimizerTrack) -> None:
-    """Measure the layers in the next batch where the loss stands still, at longer and longer intervals."""
+    """Have layers measured in the next batch where the loss is flat, at growing intervals."""
     known = track.baseline
     if track.treatment.resigned:
         track.treatment.resigned = not known.losses.at_best
@@ -99,7 +99,7 @@ def hidden(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) 
 
 
 def tell_of_poison(run: Run, context: RemedyContext) -> None:
-    """Warn of a gradient that nobody has kept from the weights."""
+    """Warn of a non-finite gradient that reaches the weights."""
     if run.acts and context.scaler is None:
         run.recorder.warn(
             "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"

@@ -11,11 +11,12 @@ from lightning_gradguard.step.run import Run
 
 
 def prepare(run: Run, track: OptimizerTrack, inputs: StepInputs) -> None:
-    """Look up the parameters, who has written to the optimizer's state, and the order of layers in the graph.
+    """Look up the step's number, the parameters, who has written to the optimizer's state, and the order of layers.
 
     Also copy the state where a checkpoint did not hold what there was to go back to.
     """
     loss = inputs.loss
+    track.number = track.steps if inputs.step is None else inputs.step
     if run.evidence is not None:
         run.evidence.hand.step(loss)
     if track.trained.changed():
@@ -23,4 +24,4 @@ def prepare(run: Run, track: OptimizerTrack, inputs: StepInputs) -> None:
     track.watch.look(track.steps, alone=run.collectives.size == 1)
     if track.order.to_follow and isinstance(loss, Tensor) and loss.grad_fn is not None:
         track.follow(loss)
-    make_up(run, track, inputs.step)
+    make_up(run, track)

@@ -117,7 +117,7 @@ def _decide(
 def moved_too_far(track: OptimizerTrack) -> bool:
     """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
     copied = track.snapshots.latest
-    # A single alarm is first aid's: only what goes on is worth the comparison.
+    # A single alarm is left to first aid: only what goes on is worth the comparison.
     if copied is None or track.sharded or track.policy.strikes == 0:
         return False
     return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)

@@ -57,7 +57,7 @@ class CheckpointMarks(Sink):
             self._untried.clear()
 
     def incident(self, incident: Incident, event: Event) -> None:
-        """Doubt what no step has spoken for when an incident opens, and say what became of it when it closes."""
+        """Tell of untried checkpoints: doubtful when an incident opens, and what became of them when it closes."""
         if event == "opened":
             self._copy.judged(healthy=False)
             self._copy.show()

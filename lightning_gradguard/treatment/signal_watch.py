@@ -55,14 +55,14 @@ class SignalWatch:
         return verdict
 
     def go_back(self, *, look: bool) -> None:
-        """Forget what was measured of weights that were gone back from.
+        """Forget what was measured of weights that a rollback has replaced.
 
         What was measured of the first weights holds where the layers are looked at there (``look``).
         """
         self.growth, self.dead = self.growth if look else None, False
 
     def redraw(self) -> None:
-        """Forget how the signal grew in weights that are there no more."""
+        """Forget how the signal grew in weights that have been drawn anew."""
         self.growth = None
 
     def state_dict(self) -> dict[str, Any]:

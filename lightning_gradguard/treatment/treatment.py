@@ -59,8 +59,6 @@ class Treatment:
             return own_verdicts.too_fast(trial, update_ratio)
         return own_verdicts.no_better(trial) if trial.verdict() is Ending.TAKEN_BACK else None
 
-    # -- decision ------------------------------------------------------------------------------------------------------
-
     def unlearned(self, known: Baseline) -> bool:
         """Return whether nothing has been learned since the first step at hand."""
         # A run that had learned something before the trouble is at no start, wherever it has gone back to.
@@ -117,8 +115,6 @@ class Treatment:
             before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
             return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True
         return known.losses.of_untrained, known.losses.latest(WINDOW)[1:] + self._trouble, False
-
-    # -- the treatment itself ------------------------------------------------------------------------------------------
 
     def prepare(
         self,
@@ -200,8 +196,6 @@ class Treatment:
         """Forget the trouble of the incident that is closed."""
         self.trials, self._trouble, self._levels, self._at_start = [], [], None, False
         self._uncopied = False
-
-    # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self, *, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one) -> dict[str, Any]:
         """Return what a treatment under way goes by, in the same form where there is none.

@@ -11,13 +11,16 @@ import torch
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import StepInputs
 from lightning_gradguard.step.measuring import joint_loss, measured
+from lightning_gradguard.step.preparing import prepare
 from tests.step.loop import Loop
 
 
 def test_the_norm_and_the_loss_are_those_of_the_batch() -> None:
     loop = Loop()
     loss = loop.backward()
-    found = measured(loop.run, loop.track, StepInputs(loss, step=17)).statistics
+    inputs = StepInputs(loss, step=17)
+    prepare(loop.run, loop.track, inputs)
+    found = measured(loop.run, loop.track, inputs).statistics
     squares = [p.grad.square().sum() for p in loop.network.parameters() if p.grad is not None]
     assert found.norm == pytest.approx(float(torch.stack(squares).sum().sqrt()))
     assert (found.step, found.loss, found.rate) == (17, pytest.approx(loss.item()), 0.01)
