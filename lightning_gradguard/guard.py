@@ -190,7 +190,8 @@ class Guard(Session):
             TrainingDiverged: The budget is spent and ``on_exhausted="raise"``, or ``mode="halt"`` and the step is bad.
         """
         track = self._tracks.of(optimizer) or self.attach(optimizer)
-        inputs = StepInputs(loss, batch, batch_index, step, scaler, self._passes.earlier())
+        inputs = StepInputs(loss, batch, batch_index, step, scaler, self._passes.earlier)
+        self._passes.over = True
         return self._step.take(track, inputs, clips_follow=clips_follow)
 
     def after_step(self) -> None:

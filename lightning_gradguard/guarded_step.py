@@ -14,7 +14,6 @@ from lightning_gradguard.step import Run, Step, StepInputs, StepReport
 from lightning_gradguard.step.keeping import written
 from lightning_gradguard.step.preparing import prepare
 from lightning_gradguard.step.recording import stop
-from lightning_gradguard.step.replicas import compare
 
 CLIPPED_BEFORE = (
     "every gradient of the last steps has the norm {:g}: call before_step before clipping, or no explosion is seen"
@@ -43,7 +42,6 @@ class GuardedStep:
             if track.gate.waiting:
                 self._deferred.before(track)
             prepare(self._run, track, inputs)
-            compare(self._run, track, track.steps if inputs.step is None else inputs.step)
             report = self._deferred.leave(track, inputs)
             if report is None:
                 report = self._step.take(track, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,11 +39,17 @@ MOST = 16
 
 
 class Passes:
-    """Keep, by reference, the micro-batches of the step under way: any of them may be at fault."""
+    """Keep, by reference, the micro-batches of the step under way: any of them may be at fault.
+
+    Attributes:
+        earlier: Those before the last one, each with its number.
+        over: Whether the step has been made, so that the next batch begins another one.
+    """
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[Any, int | None]] = deque(maxlen=MOST)
-        self._over = False
+        self.earlier: tuple[tuple[Any, int | None], ...] = ()
+        self.over = True
+        self._last: tuple[Any, int | None] = (None, None)
 
     def take(self, batch: Any, batch_index: int | None, *, keep: bool) -> None:
         """Note a batch that is about to be computed.
@@ -54,16 +59,9 @@ class Passes:
             batch_index: Its number.
             keep: Whether those before it may be held too, for which an accelerator may lack the memory.
         """
-        if self._over or not keep:
-            self._kept.clear()
-            self._over = False
-        self._kept.append((batch, batch_index))
-
-    def earlier(self) -> tuple[tuple[Any, int | None], ...]:
-        """Return those before the last one; the next batch begins another step."""
-        self._over = True
-        return tuple(self._kept)[:-1] if len(self._kept) > 1 else ()
+        self.earlier = () if self.over or not keep else (*self.earlier, self._last)[1 - MOST :]
+        self._last, self.over = (batch, batch_index), False
 
     def drop(self) -> None:
         """Let go of them."""
-        self._kept.clear()
+        self.earlier, self._last, self.over = (), (None, None), True

@@ -13,7 +13,7 @@ FEW_NAMES = 3
 """Parameters that are named; a fault in the optimizer's step changes many."""
 
 
-def compare(run: Run, track: OptimizerTrack, step: int) -> None:
+def compare(run: Run, track: OptimizerTrack) -> None:
     """Compare parameters on all processes before a step, where that is due; name the ranks that have parted, once.
 
     Equal replicas cost one collective of a few bytes.
@@ -32,10 +32,10 @@ def compare(run: Run, track: OptimizerTrack, step: int) -> None:
     ranks, places = parted(run.collectives.gather(own))
     names = [name for at, name in enumerate(track.parameters) if at in set(places)]
     told = _told(ranks, names, of=run.collectives.size)
-    run.recorder.tell("notice", step, f"replicas: {told}")
+    run.recorder.tell("notice", track.number, f"replicas: {told}")
     run.recorder.warn(f"replicas {ranks}", f"{told}: suspect their machines, or code that runs on one rank only")
     if run.halts:
-        raise TrainingDiverged(f"at step {step}: {told}")
+        raise TrainingDiverged(f"at step {track.number}: {told}")
 
 
 def _told(ranks: list[int], names: list[str], *, of: int) -> str:
