@@ -37,7 +37,6 @@ class Vanishing(Detector):
         now, _ = baseline.losses.level(RECENT)
         if now < 0.5 * baseline.losses.untrained:
             return None
-        reason = (
-            f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and the loss has not fallen"
-        )
+        fallen = "no loss is known" if math.isnan(now) else "the loss has not fallen"
+        reason = f"norm {statistics.norm:.3g} is {self.factor:.0e} x below the largest seen, and {fallen}"
         return Verdict("vanishing", self.name, statistics.norm, limit, reason, alarm=False)

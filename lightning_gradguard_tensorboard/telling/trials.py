@@ -23,7 +23,8 @@ _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 
 def trial(one: Record, record: Record) -> str:
     """Return what was tried, what became of it and why, as ``restored the layer at step 40: taken back ...``."""
-    return f"{tried(one, record)} at step {whole(one.get('opened'))}: {became(one, record)} ({levels(one)})"
+    what = f"{tried(one, record)} at step {whole(one.get('opened'))}: {became(one, record)}"
+    return what if one.get("outcome") == "calm" else f"{what} ({levels(one)})"
 
 
 def tried(one: Record, record: Record) -> str:
@@ -94,12 +95,13 @@ def _why(outcome: str, before: float, trouble: float, after: float) -> str:
 
 
 def levels(one: Record) -> str:
-    """Return the levels of the loss: ``loss before the trouble 0.04, in it 6.1, at the end 6``."""
-    known = [number(one.get(key)) for key in ("before", "trouble", "after")]
-    if all(map(math.isnan, known)):
-        return "no loss was known"
-    before, trouble, after = map(level, known)
-    return f"loss before the trouble {before}, in it {trouble}, at the end {after}"
+    """Return the levels of the loss as far as they are known: ``loss before the trouble 0.04, in it 6.1, at the end 6``.
+
+    Of losses that are all NaN no more is known than of none.
+    """
+    told = {"before the trouble": "before", "in it": "trouble", "at the end": "after"}
+    known = [f"{words} {level(value)}" for words, key in told.items() if not math.isnan(value := number(one.get(key)))]
+    return f"loss {', '.join(known)}" if known else "no loss was known"
 
 
 def on_trial(record: Record) -> str:

@@ -194,14 +194,14 @@ def test_a_loss_that_was_lost_and_is_known_again_has_helped() -> None:
     action = dataclasses.replace(REDRAWN, verdict=verdict)
     record = dataclasses.replace(KEPT, trouble=math.nan)
     text = told(case(action, trials=(record,), helped=True))
-    assert "helped" in text and "in it NaN or unknown" in text
+    assert "helped" in text and "in it" not in text and "loss before the trouble" in text
     assert not wording.improved(dataclasses.replace(record, after=math.nan), case(action))
 
 
 def test_a_treatment_without_a_loss_to_measure_it_by_is_said_to_be_so() -> None:
     nan = dict.fromkeys(("before", "trouble", "after"), math.nan)
     text = told(case(LOWERED, trials=(dataclasses.replace(KEPT, outcome="calm", **nan),)))
-    assert "left as it is at step 170, no loss was known to measure it by (no loss was known)" in text
+    assert "left as it is at step 170, no loss was known to measure it by" in text and "(no loss" not in text
     assert "helped" not in text and "first aid" not in text
 
 
