@@ -95,7 +95,7 @@ def _why(outcome: str, before: float, trouble: float, after: float) -> str:
 
 
 def levels(one: Record) -> str:
-    """Return the levels of the loss as far as they are known: ``loss before the trouble 0.04, in it 6.1, at the end 6``.
+    """Return the known levels of the loss: ``loss before the trouble 0.04, in it 6.1, at the end 6``.
 
     Of losses that are all NaN no more is known than of none.
     """
