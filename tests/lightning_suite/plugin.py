@@ -10,6 +10,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors import callback_connector
 
 from lightning_gradguard.callback import from_environment
+from lightning_gradguard.diagnostics.journal import new_run
+from lightning_gradguard.records import Incident
+from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.record import run_directory
 
 VARIABLE = "GRADGUARD_SUITE"
@@ -27,13 +30,34 @@ class Nothing(Callback):
 
 
 class Writes(Nothing):
-    """Do nothing to the run, but write a file where the guard has its journal, and metrics where it has its own."""
+    """Do nothing to the run, but write what the guard writes: a journal, metrics, and marks and copies of checkpoints."""
+
+    def __init__(self) -> None:
+        self._marks = CheckpointMarks(lambda record: None)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Mark the checkpoint."""
+        self._marks.mark(checkpoint, trainer.global_step, ())
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Copy what was saved."""
+        self._copy(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Copy what was saved last."""
+        if stage == "fit":
+            self._copy(trainer)
+
+    def _copy(self, trainer: Any) -> None:
+        self._marks.look(trainer)
+        # As where an incident opens: the copies are shown.
+        self._marks.incident(Incident(1, 0, trainer.global_step, "sudden"), "opened")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Write the file."""
         given = str(trainer.log_dir or trainer.default_root_dir)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            directory = run_directory(trainer, given, "nothing")
+            directory = run_directory(trainer, given, new_run())
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
                 (directory / "gradguard.jsonl").touch()
