@@ -30,7 +30,7 @@ class Nothing(Callback):
 
 
 class Writes(Nothing):
-    """Do nothing to the run, but write what the guard writes: a journal, metrics, and marks and copies of checkpoints."""
+    """Do nothing to the run, but write what the guard writes: journal, metrics, and marks and copies of checkpoints."""
 
     def __init__(self) -> None:
         self._marks = CheckpointMarks(lambda record: None)
