@@ -18,6 +18,7 @@ START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (REPAIR, REDRAW, SLOWER),
     Cause.START: (REDRAW, SLOWER),
     Cause.ACTIVATION: (REDRAW, SLOWER),
+    Cause.LOSS: (REDRAW,),
     Cause.RATE: (SLOWER, REDRAW),
     Cause.UNKNOWN: (SLOWER, REDRAW),
     Cause.OPTIMIZER: (BACK, SLOWER),

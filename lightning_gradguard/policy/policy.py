@@ -31,6 +31,7 @@ AT_START = {
     Cause.LAYER: "a layer stands out from its first step",
     Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
     Cause.ACTIVATION: "a function inside the network turns finite numbers into inf or NaN",
+    Cause.LOSS: "the loss is not finite for finite outputs: their scale is at fault, or the loss",
     Cause.RATE: "no layer stands out: the rate is too high",
 }
 """What is said of a run that is bad from its first step, by its cause."""

@@ -16,14 +16,15 @@ def test_a_run_under_way_has_nothing_drawn_anew() -> None:
     assert not any("initialize" in row for rows in UNDER_WAY.values() for row in rows)
 
 
-@pytest.mark.parametrize("cause", [Cause.BATCH, Cause.LOSS, Cause.REGIME])
 @pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("cause", [Cause.BATCH, Cause.REGIME])
 def test_what_no_treatment_can_help_has_none(cause: Cause, start: bool) -> None:
     assert treatments(cause, start=start) == ()
 
 
-def test_the_same_causes_are_treated_at_the_start_and_later() -> None:
-    assert START.keys() == UNDER_WAY.keys()
+def test_the_same_causes_are_treated_at_the_start_and_later_but_for_the_scale_of_outputs() -> None:
+    """A loss that is not finite for the outputs of a fresh network may be so by their scale; later it is the code."""
+    assert START.keys() == UNDER_WAY.keys() | {Cause.LOSS}
 
 
 def test_every_treatment_is_one_that_goes_on_trial_and_that_the_guard_has() -> None:
