@@ -162,7 +162,7 @@ class SnapshotStore:
             return
         self._make_room(step)
         if (begun := self._copier.begun(step, parameters, optimizer)) is not None:
-            changing = self._copier.copy(step, {}, buffers, optimizer, extra)
+            changing = self._copier.copy(step, {}, buffers, optimizer, extra, over=begun)
             taken = dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra)
         else:
             taken = self.capture(step, parameters, buffers, optimizer, extra, collectives)
