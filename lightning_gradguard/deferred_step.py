@@ -159,6 +159,7 @@ class DeferredStep:
             return
         statistics, alarm = found.statistics, None
         track.steps += 1
+        track.send_rate()
         for verdict in heard(track, statistics):
             if not verdict.alarm:
                 notice(self._run, track, statistics.step, verdict)

@@ -146,6 +146,10 @@ class OptimizerTrack:
             return None
         return self.remedies.rate(self._rate.read())
 
+    def send_rate(self) -> None:
+        """Send what a device was told of the rate on its way: it is known one step late, and not waited for."""
+        self._rate.send()
+
     def rates(self) -> tuple[float, float, float]:
         """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
         rate = self.rate()

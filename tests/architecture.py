@@ -13,8 +13,8 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "learning_rate"),
-    ("statistics",),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "arriving"),
+    ("statistics", "learning_rate"),
     ("detectors", "snapshots", "diagnostics", "device_gate"),
     ("attribution", "evidence"),
     ("policy",),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_gradguard.learning_rate import largest_rate
+from lightning_gradguard.learning_rate import largest_rate, on_a_device
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.rate_bracket import RateBracket
 from lightning_gradguard.records import Outcome
@@ -75,12 +75,15 @@ class LearningRateBackoff(Remedy):
     def before_update(self, context: RemedyContext) -> None:
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
         self.after_update()
-        bracket = self.bracket
-        if bracket.free and bracket.good > 0.0 and bracket.bad == float("inf"):
+        bracket, known = self.bracket, None
+        if bracket.free and bracket.bad == float("inf"):
             rate = context.statistics.rate
-            if rate is None or not rate > bracket.good:
+            if bracket.good > 0.0 and (rate is None or not rate > bracket.good):
                 return  # As in nearly every step.
-        scheduled = largest_rate(context.optimizer)
+            # A schedule that is followed as it is need not be known before the update: from a device it would be
+            # waited for.
+            known = rate if on_a_device(context.optimizer) else None
+        scheduled = largest_rate(context.optimizer) if known is None else known
         best, learned = context.progress()
         share = self._factor = bracket.next_share(scheduled, best=best, learned=learned)
         if share == 1.0:

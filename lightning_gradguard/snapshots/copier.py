@@ -79,6 +79,8 @@ class Copier:
                 self._streams[device].wait_stream(torch.cuda.current_stream(device))
                 beside.enter_context(torch.cuda.stream(self._streams[device]))
             copied = self.copy(step, live, lean=lean, over=over)
+        # The buffers' memory is kept for them: they are copied later.
+        copied.buffers.update({} if over is None else over.buffers)
         self._ahead = _Ahead(step, copied, _marks(live))
 
     def begun(self, step: int, live: LiveState) -> Snapshot | None:

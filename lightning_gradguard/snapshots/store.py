@@ -163,7 +163,7 @@ class SnapshotStore:
         if (begun := self._copier.begun(step, live)) is None:
             self._kept.append(self.capture(step, *live, extra, collectives))
         else:
-            changing = self._copier.copy(step, live._replace(parameters={}), extra)
+            changing = self._copier.copy(step, live._replace(parameters={}), extra, over=begun)
             self._kept.append(dataclasses.replace(begun, buffers=changing.buffers, extra=changing.extra))
 
     def capture(

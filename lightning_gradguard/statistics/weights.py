@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_gradguard.arriving import Arriving
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import FloatArray
 from lightning_gradguard.statistics.norms import gradient_norms
@@ -39,9 +40,9 @@ class WeightScale:
         self._views: list[Tensor] = []
         self._weights: list[Tensor] = []  # not detached, which would go on showing memory that they have left
         self._pointers: list[int] = []
-        self._norms: _Arriving | None = None
-        self._before: _Arriving | None = None
-        self._after: _Arriving | None = None
+        self._norms: Arriving | None = None
+        self._before: Arriving | None = None
+        self._after: Arriving | None = None
         self._off = False
 
     @property
@@ -63,7 +64,7 @@ class WeightScale:
             if self._before is None:
                 self._begin(parameters)
             elif [weight.data_ptr() for weight in self._weights] == self._pointers:
-                self._after = _Arriving(torch.cat(self._views))
+                self._after = Arriving(torch.cat(self._views))
             else:
                 self._before = None
         except (RuntimeError, TypeError, NotImplementedError):
@@ -72,8 +73,8 @@ class WeightScale:
     def _begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._choose(parameters)
         if self._views:
-            self._norms = _Arriving(gradient_norms(self._weights))
-            self._before = _Arriving(torch.cat(self._views))
+            self._norms = Arriving(gradient_norms(self._weights))
+            self._before = Arriving(torch.cat(self._views))
 
     def take(self, layers: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """Return norms and update-to-weight ratios, and begin anew; NaN where nothing is known, or not yet."""
@@ -106,28 +107,6 @@ class WeightScale:
         # An odd stride falls on all columns of a matrix whose width is even.
         self._views = [view[:: (len(view) // SAMPLE) | 1] for _, view in found.values()]
         self._starts = np.cumsum([0, *(len(view) for view in self._views[:-1])])
-
-
-class _Arriving:
-    """Numbers on their way to the host, which goes on meanwhile."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self.values = values.float() if values.dtype != torch.float64 else values
-        if values.is_cuda:
-            there = torch.empty(values.shape, dtype=self.values.dtype, pin_memory=True)
-            there.copy_(self.values, non_blocking=True)
-            self.values, self._event = there, torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-        elif not values.is_cpu:
-            self.values = self.values.cpu()
-
-    def read(self) -> FloatArray:
-        """Return the numbers, which have arrived long ago where the step of the question lies some steps back."""
-        if self._event is not None:
-            self._event.synchronize()
-        numbers: FloatArray = self.values.numpy().astype(np.float64)
-        return numbers
 
 
 def _flat(weight: Tensor) -> Tensor | None:
