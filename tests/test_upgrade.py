@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradguard import Guard
+from lightning_gradguard import GradGuard, Guard
 from lightning_gradguard.checkpoint import VERSION
 from lightning_gradguard.detectors import Spike
-from tests.builders import mlp, regression, same, spoil
+from tests.builders import SAFELY, loader, mlp, regression, same, spoil, trainer
+from tests.fixtures import make
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
 TREES = {4: "bd8b0084a899206b"}
@@ -74,6 +75,34 @@ def test_a_golden_state_is_resumed(path: Path) -> None:
     assert [incident.step for incident in guard.incidents][:2] == [NAN, OPEN]
     assert all(incident.closed is not None for incident in guard.incidents[:2])
     assert len(guard.incidents) >= 3  # The NaN after the upgrade was seen too.
+
+
+RUNS = {
+    "4f694df": "older version",
+    "053c1cb": None,
+    "d87dd49": None,
+}
+"""Commits whose Trainers wrote ``fixtures/checkpoints``, and what is warned of: the one that the GPU path was first looked
+at on, the last before the package had rooms, and the last before it had a simulated device."""
+
+
+@pytest.mark.parametrize("commit", RUNS)
+def test_a_trainer_goes_on_from_a_checkpoint_of_an_earlier_commit(commit: str, tmp_path: Path) -> None:
+    watcher, learner = GradGuard(journal=False), make.module()
+    run = trainer(tmp_path, callbacks=[watcher], max_epochs=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run.fit(
+            learner,
+            loader(spoil(regression(make.STEPS, seed=2), 40)),
+            ckpt_path=make.CHECKPOINTS / f"{commit}.ckpt",
+            **SAFELY,
+        )
+    about = [str(one.message) for one in told if "GradGuard" in str(one.message)]
+    assert len(about) == (RUNS[commit] is not None) and all(str(RUNS[commit]) in one for one in about)
+    assert run.global_step == 2 * make.STEPS
+    assert {make.NAN, make.HUGE[0], make.STEPS + 40} <= {incident.step for incident in watcher.incidents}
+    assert all(bool(p.isfinite().all()) for p in learner.parameters())
 
 
 def test_there_is_a_golden_state_of_each_old_version() -> None:
