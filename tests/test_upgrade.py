@@ -100,8 +100,8 @@ RUNS = {
     "053c1cb": None,
     "d87dd49": None,
 }
-"""Commits whose Trainers wrote ``fixtures/checkpoints``, and what is warned of: the one that the GPU path was first looked
-at on, the last before the package had rooms, and the last before it had a simulated device."""
+"""Commits whose Trainers wrote ``fixtures/checkpoints``, and what is warned of: the one that the GPU path was first
+looked at on, the last before the package had rooms, and the last before it had a simulated device."""
 
 
 @pytest.mark.parametrize("commit", RUNS)
