@@ -8,6 +8,7 @@ import pytest
 
 from lightning_gradguard.statistics.collectives import Collectives, Own
 from tests.builders import same
+from tests.strategies.ddp_all_late import SCENARIOS as EVERY
 from tests.strategies.ddp_on_a_device import SCENARIOS
 from tests.strategies.launch import group
 
@@ -34,6 +35,19 @@ def test_a_bad_batch_of_one_rank_is_held_and_named_by_both(ranks: Ranks, name: s
         (incident,) = rank[name]["incidents"]
         assert incident["blame"][0]["layer"] == "batch"
         assert all(value.isfinite().all() for value in rank[name]["end"]["weights"].values())
+
+
+@pytest.fixture(scope="module")
+def all_late(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return group("ddp_all_late", tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_scenario_of_ddp_keeps_the_ranks_together_on_a_device_too(all_late: Ranks, name: str) -> None:
+    first, second = (rank[name] for rank in all_late)
+    assert first["left"] == second["left"]
+    assert first["collectives"] == second["collectives"] and all(first["collectives"])
+    assert first["incidents"] == second["incidents"]
 
 
 def test_what_only_this_process_knows_is_no_ground_for_a_decision() -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_large_run_that_is_being_read_keeps_nobody_from_the_others(tmp_path: P
         answers: list[int] = []
         small = threading.Thread(target=lambda: answers.append(local.get("/story", run="small").status_code))
         small.start()
-        small.join(5.0)
+        small.join(SECONDS)
         assert answers == [200]
     finally:
         done.set()
@@ -135,6 +136,22 @@ def test_a_line_without_an_end_is_left_out_and_what_follows_is_read(
     contents = read_journal(journal.path)
     assert [problem.reason for problem in contents.problems] == ["is longer than 65,536 bytes"]
     assert len(contents.incidents) == 1
+
+
+def test_an_endless_line_is_neither_kept_nor_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "gradguard.jsonl"
+    with open(path, "wb") as file:
+        file.truncate(10 * journal_reader.LONGEST)
+    tracemalloc.start()
+    begun = time.monotonic()
+    try:
+        contents = read_journal(path)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - begun < SECONDS
+    assert contents.unreadable == 1 and contents.problems[0].reason.startswith("is longer than")
+    assert most < 4 * journal_reader.LONGEST
 
 
 @pytest.mark.parametrize("key", ["step", "number", "closed"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.snapshots import store
@@ -33,7 +33,9 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "left", lambda: 0.0)
 
 
-def fit(root: Path, module: Net, *, count: int = 60, ckpt: Any = None, meddle: Any = None) -> tuple[GradGuard, Any]:
+def fit(
+    root: Path, module: Net, *more: Callback, count: int = 60, every: int = SAVED, ckpt: Any = None, meddle: Any = None
+) -> tuple[GradGuard, Any]:
     guard = GradGuard(policy=Policy(patience=2), exclude=["reinitialize"], journal=False)
     kept: dict[str, Any] = {}
 
@@ -45,10 +47,10 @@ def fit(root: Path, module: Net, *, count: int = 60, ckpt: Any = None, meddle: A
 
     inner = guard.on_train_batch_end
     guard.on_train_batch_end = lambda *args: (inner(*args), watch())[0]  # type: ignore[method-assign]
-    saver = ModelCheckpoint(root, every_n_train_steps=SAVED, save_top_k=1)
+    saver = ModelCheckpoint(root, every_n_train_steps=every, save_top_k=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = trainer(root, callbacks=[guard, saver], enable_checkpointing=True)
+        run = trainer(root, callbacks=[guard, saver, *more], enable_checkpointing=True)
         run.fit(module, loader(regression(count)), ckpt_path=ckpt)
     return guard, kept["store"]
 
@@ -104,3 +106,23 @@ def test_a_checkpoint_that_was_written_in_an_incident_is_none_to_go_back_to(tmp_
     assert guard.incidents[0].step == 2 * SAVED - 1
     # The one before is gone, as only one is kept.
     assert went_back(guard) == []
+
+
+class SavesInTheIncident(Callback):
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == TROUBLE + 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "in the incident.ckpt")
+
+
+def test_a_checkpoint_of_an_incident_refers_to_the_last_good_one(tmp_path: Path) -> None:
+    fit(tmp_path, Damaged(mlp(norm=True), torch.optim.AdamW), SavesInTheIncident(), count=TROUBLE + 5)
+    written = tmp_path / "in the incident.ckpt"
+    saved = torch.load(written, weights_only=False)["callbacks"]
+    (state,) = (found for key, found in saved.items() if "GradGuard" in key)
+    lane = state["lanes"]["0"]
+    assert lane["incident"] is not None and lane["snapshots"]["kept"] == []
+    assert torch.load(lane["snapshots"]["on_disk"], weights_only=False)["global_step"] == 2 * SAVED
+    # Another checkpoint callback than that of the first run: none that still knows what was written.
+    module = Net(mlp(norm=True), torch.optim.AdamW)
+    _, kept = fit(tmp_path / "resumed", module, count=TROUBLE + 5, every=10**6, ckpt=written)
+    assert kept.latest is not None and kept.latest.step == 2 * SAVED
