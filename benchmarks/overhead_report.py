@@ -155,7 +155,8 @@ def record_section(record: dict[str, int]) -> str:
 
 NO_GPU = """**No GPU was measured**: none was at hand. `python -m benchmarks.overhead` trains a ResNet-50 and a GPT of
 124 M parameters in bf16 wherever torch finds one, and puts the table here; the aim is 1.01 x an unguarded step, and no more
-than `gradient_clip_val=1.0`."""
+than `gradient_clip_val=1.0`. `python -m benchmarks.first_gpu` goes through all that is done there, in nine minutes; without a GPU
+it does so in short form on a simulated one, in the test suite too."""
 HOW_GPU = """What is done there: once a run is calm (32 accepted steps, no incident) the host does not wait for the
 step at hand. It knows the largest norm that may pass beforehand, and the device compares, clips and holds. On fused
 optimizers that is free (`found_inf`, `grad_scale`); on others it takes the pass that a clip takes, and a bad step becomes one

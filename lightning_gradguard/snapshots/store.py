@@ -126,7 +126,8 @@ class SnapshotStore:
         Decided before the first, and anew where one takes more than was foreseen. All processes decide alike.
         """
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
-        if wanted.whole <= self._planned or self.keep == 0:
+        # What one process needs more the others must plan with it, or it would wait for them for ever.
+        if self.keep == 0 or not collectives.mean([float(wanted.whole > self._planned)]) > [0.0]:
             return None
         # With room for what could not be foreseen: counts of steps, and a buffer or two.
         self._planned = wanted.whole + wanted.whole // 4 + UNFORESEEN

@@ -155,6 +155,26 @@ def test_the_process_with_the_least_room_decides_for_all(monkeypatch: pytest.Mon
     assert kept.keeping is Keeping.LEAN and told is not None and "another process" in told
 
 
+def test_what_one_process_alone_needs_more_is_planned_by_all() -> None:
+    """Or the one would wait for the others, which make their snapshots without a word."""
+    network = mlp()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    asked: list[Any] = []
+
+    def gather(mine: Any) -> list[Any]:
+        asked.append(mine)
+        return [mine, mine]
+
+    kept, state = SnapshotStore(max_share=1.0), (dict(network.named_parameters()), {}, optimizer)
+    for others, times in ((1.0, 1), (0.0, 1), (1.0, 2)):
+
+        def mean(values: list[float], others: float = others) -> list[float]:
+            return [(value + others) / 2 for value in values]
+
+        kept.plan(*state, Collectives(2, mean, gather))
+        assert len(asked) == times
+
+
 def test_a_failure_that_is_no_lack_of_memory_is_not_called_one() -> None:
     def fails() -> None:
         raise RuntimeError("a hook of somebody's")

@@ -88,10 +88,10 @@ def test_a_nan_in_a_static_graph_leaves_no_trace(ranks: Ranks) -> None:
 def test_a_healthy_step_costs_no_collective_but_the_losses_once_in_eight(ranks: Ranks) -> None:
     for rank in ranks:
         late = dict(enumerate(rank["counted"]["collectives"]))
-        # A mean is a barrier and a reduction; snapshots have one too: all must have been able to take them.
+        # A mean is a barrier and a reduction; snapshots have two: all must have room for them, and have taken them.
         turns = {step: count for step, count in late.items() if step > RECENT and count}
         assert list(turns) == list(range(16, 60, LOSS_EVERY))
-        assert set(turns.values()) <= {2, 4} and list(turns.values()).count(4) <= 2
+        assert set(turns.values()) <= {2, 6} and list(turns.values()).count(6) <= 2
 
 
 @cell("DDP, accumulating under `no_sync`", "sick")
