@@ -220,8 +220,7 @@ class SnapshotStore:
 
     def switch_off(self) -> None:
         """Drop all snapshots and take no more."""
-        self.keep = 0
-        self._kept.clear()
+        self.keep, self._kept = 0, []
 
     def state_dict(
         self, *, incident: bool = False, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one
@@ -237,8 +236,8 @@ class SnapshotStore:
         carried = held if self.in_checkpoint else held[-1:] if incident else []
         kept = [self._lending.lend(found) for one in carried if (found := whole(one)) is not None]
         path = next((one.path for one in self._kept if isinstance(one, OnDisk)), self.disk.referred)
-        due, taken = self.schedule.due, self.schedule.taken
-        return {"due": due, "taken": taken, "pinned": self.pinned, "kept": kept, "on_disk": path}
+        dates = {"due": self.schedule.due, "taken": self.schedule.taken, "pinned": self.pinned}
+        return dates | {"kept": kept, "on_disk": path}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
