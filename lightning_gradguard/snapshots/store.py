@@ -123,10 +123,10 @@ class SnapshotStore:
     ) -> str | None:
         """Hold what the next snapshot takes against what the host has left; keep less if need be, with a warning.
 
-        Decided before the first, and anew where one takes more than was foreseen. All processes decide alike.
+        Asked before each, and decided before the first, and anew where one takes more than was foreseen on any process:
+        all decide alike, and at once, or one would wait for the others for ever.
         """
         wanted = need(parameters.values(), buffers.values(), optimizer, pinned=PINNED)
-        # What one process needs more the others must plan with it, or it would wait for them for ever.
         if self.keep == 0 or not collectives.mean([float(wanted.whole > self._planned)]) > [0.0]:
             return None
         # With room for what could not be foreseen: counts of steps, and a buffer or two.
