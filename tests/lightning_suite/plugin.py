@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors import callback_connector
 
 from lightning_gradguard.callback import from_environment
 from lightning_gradguard.diagnostics.journal import new_run
-from lightning_gradguard.records import Incident
+from lightning_gradguard.records import GradientStatistics, Incident, StepReport
 from lightning_gradguard.trainer.marking import CheckpointMarks
 from lightning_gradguard.trainer.record import run_directory
 
@@ -50,7 +51,8 @@ class Writes(Nothing):
 
     def _copy(self, trainer: Any) -> None:
         self._marks.look(trainer)
-        # As where an incident opens: the copies are shown.
+        # As where a step was fine, and an incident opens later: the copy of what was saved before it is shown.
+        self._marks.judged(StepReport(GradientStatistics(trainer.global_step, (), np.zeros(0), 0.0)))
         self._marks.incident(Incident(1, 0, trainer.global_step, "sudden"), "opened")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
