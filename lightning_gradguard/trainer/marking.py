@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
+def _nobody(record: CheckpointRecord) -> None:
+    """Hear a verdict, and do nothing."""
+
+
 class CheckpointMarks(Sink):
     """Mark checkpoints, and tell the verdict on each; what a ModelCheckpoint does is left to it.
 
     Args:
-        tell: Told of each verdict.
+        tell: Told of each verdict; by default nobody is.
     """
 
-    def __init__(self, tell: Callable[[CheckpointRecord], None]) -> None:
+    def __init__(self, tell: Callable[[CheckpointRecord], None] = _nobody) -> None:
         self._tell = tell
         self._copy = HealthyCopy()
         self._saving: CheckpointRecord | None = None

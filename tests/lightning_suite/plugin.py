@@ -34,7 +34,7 @@ class Writes(Nothing):
     """Do nothing to the run, but write what the guard writes: journal, metrics, and marks and copies of checkpoints."""
 
     def __init__(self) -> None:
-        self._marks = CheckpointMarks(lambda record: None)
+        self._marks = CheckpointMarks()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Mark the checkpoint."""
