@@ -98,9 +98,10 @@ def test_what_comes_again_accuses_nobody(tmp_path: Path, times: int) -> None:
     assert told == [] and same(ended, run(tmp_path, Noisy(1.0), data, None)[0])
 
 
-def test_a_loop_of_ones_own_names_its_loss() -> None:
+def test_a_loop_of_ones_own_names_its_loss(tmp_path: Path) -> None:
     module, made = mlp(), regression(40)
-    guard = Guard(module, evidence=Evidence(recompute=lambda m, batch: nn.functional.mse_loss(m(batch[0]), batch[1])))
+    again = Evidence(directory=tmp_path, recompute=lambda m, batch: nn.functional.mse_loss(m(batch[0]), batch[1]))
+    guard = Guard(module, evidence=again)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
 
     def train() -> None:
