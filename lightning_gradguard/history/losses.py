@@ -119,11 +119,14 @@ class LossHistory:
         return loss - self.best_level > share * (self.untrained - self.best_level)
 
     @property
+    def mostly_lost(self) -> bool:
+        """Whether the last few losses are as far from the best level as those of a run that has lost it."""
+        return self.learned and self.far_from_best(self.level(RECENT)[0])
+
+    @property
     def lost(self) -> bool:
         """Whether most of what had been learned is lost, beyond chance."""
-        if not self.learned or len(self._losses) < 2 * RECENT:
-            return False
-        return self.far_from_best(self.level(RECENT)[0]) and self.worse
+        return len(self._losses) >= 2 * RECENT and self.mostly_lost and self.worse
 
     @property
     def worse(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.case import Case
-from lightning_gradguard.policy.ladder import Treatment, possible, strangers
+from lightning_gradguard.policy.ladder import SLOWER, Treatment, possible, strangers
 from lightning_gradguard.records import Decision
 
 
@@ -36,7 +36,7 @@ class Attempts:
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
-        if trial is not None and trial.lowers_rate and trial.descend():
+        if trial is not None and trial.lowers_rate and trial.tested and trial.descend():
             slower = (Act.SKIP, Act.ROLLBACK, Act.BACKOFF)
             return Decision(slower, "lost again: a lower rate", trial.cause, again=True)
         if trial is not None:
@@ -45,6 +45,8 @@ class Attempts:
             self.cause, self._tried = cause.value, 0
         while (found := self._next(case)) is not None:
             self._tried += 1
+            if trial is not None and not trial.tested and Act.INITIALIZE in trial.treatment and found == SLOWER:
+                continue  # What was drawn cannot take a single batch: no rate is to blame.
             if set(found) & set(case.can) or strangers(case.can):
                 self.trials += 1
                 return Decision((Act.SKIP, *found), reason, self.cause, last=self._next(case) is None)

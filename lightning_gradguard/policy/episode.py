@@ -92,7 +92,7 @@ class Episode:
             self.convicted += self.row  # The weights brought these about, and no data.
         self.skipped = self.skipped + 1 if skip else 0
         # Weights that were gone back to, and that no update has touched since.
-        self.untested = self.untested + back if skip else 0
+        self.untested = self.untested + back if skip and Act.INITIALIZE not in decision.remedies else 0
 
     def rest(self, *, ordinary: bool) -> None:
         """Count a step without alarm; an ``ordinary`` one also ends the row of alarms."""

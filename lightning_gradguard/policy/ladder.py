@@ -16,9 +16,9 @@ REDRAW: Treatment = (Act.ROLLBACK, Act.INITIALIZE, Act.BACKOFF)
 
 START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (REPAIR, REDRAW, SLOWER),
-    Cause.START: (REDRAW, SLOWER),
-    Cause.ACTIVATION: (REDRAW, SLOWER),
-    Cause.LOSS: (REDRAW,),
+    Cause.START: (REDRAW, SLOWER, REDRAW),
+    Cause.ACTIVATION: (REDRAW, SLOWER, REDRAW),
+    Cause.LOSS: (REDRAW, REDRAW),
     Cause.RATE: (SLOWER, REDRAW),
     Cause.UNKNOWN: (SLOWER, REDRAW),
     Cause.OPTIMIZER: (BACK, SLOWER),

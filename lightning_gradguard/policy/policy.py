@@ -186,7 +186,7 @@ class Policy:
             return Decision((aid,), "first aid", cause.value)
         if episode.untested and statistics.finite:
             return accept_regime("weights that were good explode as well: the data or the loss have changed")
-        small = known.updates.ratio <= LARGE and known.count >= YOUNG and not case.displaced
+        small = known.updates.ratio <= LARGE and known.count >= YOUNG and not case.displaced and not case.searching
         if statistics.finite and small and case.trial is None:
             if episode.row >= ANEW:
                 return accept_regime("what has come is no accident, and no update brought it")
@@ -197,7 +197,7 @@ class Policy:
             "weights that are NaN or inf stay so" if broken else "fresh batches explode too, so the weights are damaged"
         )
         return self._attempts.treat(
-            Cause.RATE if known.updates.ratio > LARGE else Cause.UNKNOWN, reason, case, first_aid=aid
+            Cause.RATE if known.updates.ratio > LARGE or case.searching else Cause.UNKNOWN, reason, case, first_aid=aid
         )
 
     def next_treatment(self, case: Case, reason: str) -> Decision:

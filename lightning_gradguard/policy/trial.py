@@ -82,6 +82,11 @@ class Trial:
         self.unmeasured = 0
         self.descents = 0
 
+    @property
+    def tested(self) -> bool:
+        """Whether an update was made since it began: before that nothing is the rate's doing."""
+        return bool(self.losses or self.unmeasured or self.descents)
+
     def descend(self) -> bool:
         """Begin anew at a lower rate; return False if that was done too often already."""
         self.descents += 1
@@ -105,9 +110,10 @@ class Trial:
         if len(now) < QUICK:
             return False
         if len(earlier) < FIRST:
-            # The first losses after going back come from the copy and not from the rate; a single one that is not
-            # positive tells no scale.
-            earlier = self.before if not self.learned and min(self.before, default=0.0) > 0.0 else []
+            # The first losses after going back come from the copy and not from the rate, the very first from it alone;
+            # a single one that is not positive tells no scale.
+            untrained = [*self.before, *self.losses[:1]]
+            earlier = untrained if not self.learned and min(untrained) > 0.0 else []
         if not earlier:
             return False
         level = statistics.median(earlier)

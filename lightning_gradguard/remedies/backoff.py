@@ -33,6 +33,8 @@ class LearningRateBackoff(Remedy):
     def __init__(self) -> None:
         self.bracket = RateBracket()
         self._factor = 1.0
+        # The bracket as it was before the trouble at hand was treated.
+        self._untreated = self.bracket.state_dict()
         self._applied: list[tuple[dict[str, Any], Any]] = []
 
     @property
@@ -54,6 +56,8 @@ class LearningRateBackoff(Remedy):
         scheduled = largest_rate(context.optimizer)
         if not scheduled > 0.0:
             return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
+        if not context.treated:
+            self._untreated = self.bracket.state_dict()
         if Act.INITIALIZE in context.acts:
             self.bracket.begin(scheduled)
             self._factor = self.bracket.share(scheduled)
@@ -64,9 +68,10 @@ class LearningRateBackoff(Remedy):
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
     def take_back(self) -> None:
-        """Follow the schedule again, since a lower rate has not helped."""
-        self.bracket.acquit()
-        self._factor = 1.0
+        """Go on at the rate from before the trouble, since a lower one has not helped: mostly that of the schedule."""
+        self.bracket.load_state_dict(self._untreated)
+        if self.bracket.free:
+            self._factor = 1.0
 
     def known_rates(self) -> tuple[float, float]:
         """Return the bracket's bounds."""
@@ -121,9 +126,10 @@ class LearningRateBackoff(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the bracket, and the factor of the last update."""
-        return {**self.bracket.state_dict(), "factor": self._factor}
+        return {**self.bracket.state_dict(), "factor": self._factor, "untreated": dict(self._untreated)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.bracket.load_state_dict(state)
         self._factor = float(state["factor"])
+        self._untreated = {key: float(value) for key, value in state["untreated"].items()}

@@ -23,6 +23,9 @@ from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import forget
 from lightning_gradguard.statistics.sharding import sharded
 
+SMALLER = 0.1
+"""Share of the last one that the deviation of every layer's output has where a network is drawn once more."""
+
 
 class Initialize(Remedy):
     """Draw the weights of a fresh network anew, and scale them by the signal, from input to output.
@@ -31,9 +34,10 @@ class Initialize(Remedy):
     (2016): matrices are drawn as fits the layer and its activation; then, inside the next batch's own forward pass,
     each linear and convolution layer's output is brought to a deviation of 1 (of units that say the same of every
     sample, to mean 0 as well) before the next layer sees it, so residual branches, normalisations and activations are
-    respected as they are. The step of that batch is skipped. Several processes average what they measured. Recurrent
-    and attention layers, embeddings and normalisations get the initialisation that fits them; shared weights, sharded,
-    parametrised and custom ones are left alone.
+    respected as they are. The step of that batch is skipped. A network that has to be drawn once more gets outputs of a
+    tenth, since what it is followed by (an exponential, a ratio) could not take those of 1. Several processes average
+    what they measured. Recurrent and attention layers, embeddings and normalisations get the initialisation that fits
+    them; shared weights, sharded, parametrised and custom ones are left alone.
     """
 
     name: ClassVar[str] = "initialize"
@@ -46,6 +50,7 @@ class Initialize(Remedy):
         self._scaled: dict[str, Scaled] = {}
         self._inputs: list[float] = []
         self._ones: dict[str, Tensor] = {}
+        self._draws = 0
         # Layers that the next batch is to scale.
         self._waiting: list[str] = []
 
@@ -83,6 +88,7 @@ class Initialize(Remedy):
         if not changed:
             self._rest()
             return Outcome(self.name, False, "no layer of a kind that can be drawn anew")
+        self._draws += 1
         return Outcome(
             self.name, True, f"{len(changed)} layers drawn anew, to be scaled by the next batch", tuple(changed)
         )
@@ -97,7 +103,7 @@ class Initialize(Remedy):
                 return output * self._ones[name]
             if not self._scaled and inputs and isinstance(inputs[0], Tensor):
                 self._inputs = [float(wide(inputs[0].detach()).square().mean().sqrt())]
-            done = scale_layer(layer, output.detach())
+            done = scale_layer(layer, output.detach(), SMALLER ** (self._draws - 1))
             if done is None:
                 return None
             self._scaled[name], scale, shift = done
@@ -131,12 +137,12 @@ class Initialize(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the layers that the next batch is to scale."""
-        return {"waiting": list(self._waiting)}
+        return {"waiting": list(self._waiting), "draws": self._draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._rest()
-        self._waiting = [str(name) for name in state["waiting"]]
+        self._waiting, self._draws = [str(name) for name in state["waiting"]], int(state["draws"])
 
     def resume(self, module: nn.Module) -> None:
         """Have the next forward pass scale what was drawn before the state was saved."""

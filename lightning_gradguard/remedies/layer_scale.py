@@ -33,8 +33,8 @@ class Scaled:
 
 
 @torch.no_grad()
-def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tensor] | None:
-    """Scale one layer to an output of mean 0 and deviation 1; return what was done, and how the output changes."""
+def scale_layer(layer: nn.Module, output: Tensor, deviation: float = 1.0) -> tuple[Scaled, Tensor, Tensor] | None:
+    """Scale one layer to an output of mean 0 and a deviation; return what was done, and how the output changes."""
     held = layer._parameters.get("weight")
     if held is None:
         return None  # Pruned, or normalised in the old way: what multiplies is no parameter.
@@ -48,7 +48,7 @@ def scale_layer(layer: nn.Module, output: Tensor) -> tuple[Scaled, Tensor, Tenso
     )
     if found is None:
         return None
-    scale, shift = found
+    scale, shift = found[0] * deviation, found[1]
     shape = [1] * output.dim()
     shape[axis] = output.shape[axis]
     bias = layer._parameters.get("bias")

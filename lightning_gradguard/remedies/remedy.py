@@ -37,6 +37,7 @@ class RemedyContext:
         scaler: The GradScaler that owns this step, or None.
         start: Whether the run is fresh from its initialisation and has learned nothing: only then is anything drawn
             anew or rescaled.
+        treated: Whether the trouble at hand is being treated already, so that what is kept from before it stays.
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
         progress: Tells whether the loss is at the best level that was reached, and whether something was learned; for
             those who ask.
@@ -58,6 +59,7 @@ class RemedyContext:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     scaler: torch.amp.GradScaler | None = None
     start: bool = False
+    treated: bool = False
     update_ratio: float = 0.0
     progress: Callable[[], tuple[bool, bool]] = lambda: (False, False)
     grad_scale: float = 1.0

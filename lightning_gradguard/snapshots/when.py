@@ -49,7 +49,7 @@ def worth_keeping(
     if known.count > FEW and statistics.norm > LOUD * known.norms.typical:
         return False
     # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
-    worse = (known.losses.worse or known.losses.above_untrained) and not overdue
+    worse = (known.losses.worse or known.losses.above_untrained or known.losses.mostly_lost) and not overdue
     return not worse and not known.losses.elevated(statistics.loss)
 
 

@@ -1,8 +1,9 @@
-"""Verdict -> decision -> remedy: what is done about an alarm, and what is learned from a step that had one."""
+"""Verdict -> decision -> remedy. One idea: what is done about an alarm, and learned from a step that had one."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from lightning_gradguard.attribution.cause import Cause
@@ -109,6 +110,7 @@ def _decide(
         signal=treatment.signal.seen,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
         unlearned=unlearned,
+        searching=math.isfinite(track.remedies.known_rates()[1]),
         displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
     )
     return treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
@@ -134,6 +136,7 @@ def _tell(
     """Tell the remedies what is known of the alarm."""
     context.verdict, context.decision, context.blame = verdict, decision, suspects
     context.buffers = track.trained.buffers()
+    context.treated = track.treatment.under_way
     context.start = track.fresh and not track.baseline.losses.learned
     context.update_ratio = track.baseline.updates.first_ratio or track.baseline.updates.ratio
     context.limit, context.target = limit, track.target(limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.act import EVERY, Act
@@ -34,5 +36,17 @@ def test_the_budget_is_of_the_whole_run() -> None:
 
 def test_while_a_rate_is_on_trial_the_next_answer_is_a_lower_one() -> None:
     trial = Trial(Cause.RATE.value, ("rollback", "backoff"), 0)
+    trial.observe(1.0)
     said = Attempts(20).treat(Cause.UNKNOWN, "x", Case(CASE.baseline, EVERY, trial=trial))
     assert said.again and said.cause == Cause.RATE.value and trial.descents == 1
+
+
+def test_before_any_update_was_made_no_rate_is_to_blame() -> None:
+    trial = Trial(Cause.LOSS.value, ("rollback", "initialize", "backoff"), 0)
+    attempts = Attempts(20)
+    case = Case(CASE.baseline, EVERY, start=True)
+    attempts.treat(Cause.LOSS, "x", case)
+    said = attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial))
+    assert not said.again and said.cause == Cause.LOSS.value and Act.INITIALIZE in said.remedies
+    trial.observe(None)
+    assert attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial)).again

@@ -7,7 +7,7 @@ import pytest
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.defaults import default_remedies
 from lightning_gradguard.policy.act import ON_TRIAL
-from lightning_gradguard.policy.ladder import START, UNDER_WAY, treatments
+from lightning_gradguard.policy.ladder import REDRAW, START, UNDER_WAY, treatments
 
 ROWS = [row for table in (START, UNDER_WAY) for rows in table.values() for row in rows]
 
@@ -35,7 +35,9 @@ def test_every_treatment_is_one_that_goes_on_trial_and_that_the_guard_has() -> N
 @pytest.mark.parametrize("table", [START, UNDER_WAY])
 def test_no_treatment_is_tried_twice_for_one_cause(table: dict[Cause, tuple[tuple[str, ...], ...]]) -> None:
     for rows in table.values():
-        assert rows and len(set(rows)) == len(rows)
+        # A network that is drawn once more is another one, and a smaller one.
+        once = [row for row in rows if row != REDRAW]
+        assert rows and len(set(once)) == len(once)
 
 
 def test_whoever_lowers_the_rate_or_draws_anew_goes_back_first() -> None:

@@ -134,8 +134,9 @@ def test_a_rate_is_lowered_only_so_often_within_one_trial() -> None:
         ([-5.0] * 10 + [1.0, 1.0], 1.0, True),
         ([-5.0, 5.0] * 5 + [6.0, 7.0], 8.0, False),  # signed losses of such a spread
         ([1.0] * 10 + [math.inf, math.inf], math.inf, True),
-        ([5.0, 5.0], 5.0, True),  # at once, and above twice the untrained
-        ([3.0, 3.0], 3.0, False),
+        ([2.3, 5.0, 5.0], 5.0, True),  # at once, and above twice the untrained
+        ([2.3, 3.0, 3.0], 3.0, False),
+        ([5.0, 6.0, 6.0], 6.0, False),  # the first is of the copy: this batch's losses are of another size
         ([], 1e9, False),
     ],
 )

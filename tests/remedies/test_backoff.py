@@ -243,3 +243,25 @@ def test_any_history_keeps_below_schedule_and_bound_and_resumes(events: list[Any
         assert rates(optimizer) == before
     if cut < len(events):
         assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_what_did_not_help_leaves_the_rate_as_it_was_before_that_trouble() -> None:
+    """The first time that is the schedule; later it is what another trouble had convicted, which must not come back."""
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+    for _ in range(2):
+        backoff.apply(context(optimizer, module))
+        backoff.take_back()
+        assert backoff.bracket.free and updates(backoff, optimizer, module, 1) == [0.1]
+    backoff.apply(context(optimizer, module))
+    kept = updates(backoff, optimizer, module, 5, best=True)[-1]
+    known = backoff.bracket.state_dict()
+    for treated in (False, True):
+        again = context(optimizer, module)
+        again.treated = treated
+        backoff.apply(again)
+    assert max(updates(backoff, optimizer, module, 1)) < 0.1 * kept
+    resumed = LearningRateBackoff()
+    resumed.load_state_dict(through_a_file(backoff.state_dict()))
+    resumed.take_back()
+    assert resumed.bracket.state_dict() == known and resumed.rate(0.1) == pytest.approx(kept * CLIMB)

@@ -137,6 +137,22 @@ def test_the_gradient_reaches_the_first_layer_in_the_size_it_left_the_last(name:
     assert 1e-2 < sizes[-1] / sizes[0] < 1e3
 
 
+def test_a_network_that_is_drawn_once_more_says_less() -> None:
+    """An exponential behind it could not take outputs of 1."""
+    net, x = deep(nn.ReLU, depth=4), torch.randn(64, 20)
+    remedy, deviations = Initialize(), []
+    for _ in range(2):
+        remedy.apply(context_for(net))
+        net(x)
+        remedy.finish()
+        deviations.append([float(output.std()) for output in outputs(net, x)])
+        state = remedy.state_dict()
+        remedy = Initialize()
+        remedy.load_state_dict(state)
+    assert deviations[0] == pytest.approx([1.0] * 6, rel=1e-2)
+    assert deviations[1] == pytest.approx([0.1] * 6, rel=1e-2)
+
+
 def test_what_the_next_layer_sees_in_the_batch_of_measuring_is_what_the_weights_will_give() -> None:
     net, x = deep(nn.Tanh, 4), torch.randn(32, 20)
     remedy = Initialize()

@@ -58,6 +58,14 @@ def test_a_run_that_lost_what_it_had_learned_is_waited_for_but_not_for_ever() ->
     assert worth(found, 200, 1.5)
 
 
+def test_a_state_that_a_climbing_rate_is_losing_is_no_place_to_go_back_to() -> None:
+    """Before nine losses in a row are worse than all at the best: the level has left it by what convicts a rate."""
+    losses = [27.0] * 9 + calm(60, level=3.0, spread=0.1) + [11.0] * 5
+    for convicted, expected in ((True, False), (False, True)):
+        found = track(calm(len(losses)), losses, convicted=convicted)
+        assert worth(found, 60, 5.0) is expected
+
+
 def test_a_state_whose_loss_is_above_the_untrained_one_is_refused_for_three_intervals() -> None:
     """A new task may begin there; whoever died there is convicted by then."""
     found = track(calm(300), [2.3] * 100 + [0.2] * 40 + [9.0] * 160)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +25,14 @@ class Pair(nn.Module):
         return (said - x).square().mean(), (self.follower(x) - said.detach().sum(1, keepdim=True)).square().mean()
 
 
-def train(rate: float, steps: int) -> tuple[Guard, list[tuple[StepReport, StepReport]], Pair]:
+def train(rate: float, steps: int, follower: float = 1e-2) -> tuple[Guard, list[tuple[StepReport, StepReport]], Pair]:
     torch.manual_seed(0)
     module = Pair()
     guard = Guard(module, sinks=())
-    optimizers = torch.optim.SGD(module.leader.parameters(), rate), torch.optim.Adam(module.follower.parameters(), 1e-2)
+    optimizers = (
+        torch.optim.SGD(module.leader.parameters(), rate),
+        torch.optim.Adam(module.follower.parameters(), follower),
+    )
     reports = []
     for step in range(steps):
         told = []
@@ -48,6 +52,15 @@ def test_the_other_optimizer_goes_back_with_the_one_in_trouble() -> None:
     assert details, "the rate of the leader loses it"
     assert all("optimizer 1 to step" in detail for detail in details)
     assert all(p.isfinite().all() and p.abs().max() < 10.0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(("rate", "lowered"), [(1e-2, False), (10.0, True)])
+def test_who_goes_back_too_is_lowered_if_its_own_updates_have_replaced_its_weights(rate: float, lowered: bool) -> None:
+    _, reports, _ = train(50.0, 60, rate)
+    details = [o.detail for leader, _ in reports for o in leader.outcomes if o.back_to is not None]
+    assert details and any("optimizer 1 at learning rate" in detail for detail in details) is lowered
+    used = [follower.statistics.rate for _, follower in reports[-20:]]
+    assert all(one < 0.2 * rate for one in used) if lowered else used == [rate] * 20
 
 
 def test_no_other_treatment_begins_while_one_is_on_trial() -> None:
