@@ -1,6 +1,6 @@
 """Read a journal back, however damaged: what can be read is returned, and what cannot is said.
 
-Longer than 200 lines: all kinds of lines, and what may be wrong with them, are read in one place.
+One idea, of more than 200 lines: all kinds of lines, and what may be wrong with them, are read in one place.
 """
 
 from __future__ import annotations
