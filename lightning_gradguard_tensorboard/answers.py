@@ -1,4 +1,4 @@
-"""The answers to the five questions: how is it now, when did it break, where, what was done, did that help."""
+"""The answers to six questions: how is it now, when did it break, where, what was done, did that help, what next."""
 
 from __future__ import annotations
 
@@ -6,27 +6,48 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .telling import cause, count, dicts, improved, level, number, outcomes, short, state, summary, watched
+from .clock import Heard, at, heard
+from .telling import (
+    acts,
+    advice,
+    cause,
+    count,
+    dicts,
+    improved,
+    is_layer,
+    level,
+    number,
+    outcomes,
+    short,
+    state,
+    summary,
+    the_rate_too,
+    watched,
+)
 
 Words = list[dict[str, str]]
 """A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page parses no markup."""
 
 
-def answers(records: Sequence[Mapping[str, Any]], now: str, first_aid: str) -> list[dict[str, Any]]:
+def answers(
+    records: Sequence[Mapping[str, Any]], now: str, first_aid: str, last: Heard | None = None
+) -> list[dict[str, Any]]:
     """Return the questions with their answers.
 
     Args:
         records: The incidents, newest first; there is one at least.
         now: How the run is.
         first_aid: The steps skipped and clipped, in words.
+        last: The last that was heard of the run.
     """
     newest = records[0]
     told = {
-        "Now": [{"text": now}],
+        "Now": [{"text": now}, *heard(last or Heard())],
         "When": _when(records),
         "Where": _where(newest),
         "Done": [{"text": "; ".join([first_aid] * bool(first_aid) + summary(newest)) or done_by(newest)}],
         "Did it help?": [{"text": _helped(newest)}],
+        "What next?": [{"text": advice(newest)}],
     }
     return [{"question": question, "words": words} for question, words in told.items()]
 
@@ -34,7 +55,8 @@ def answers(records: Sequence[Mapping[str, Any]], now: str, first_aid: str) -> l
 def _when(records: Sequence[Mapping[str, Any]]) -> Words:
     newest, before = records[0], len(records) - 1
     earlier = f"; {count(before, 'incident')} before it" if before else ""
-    return [{"text": f"step {newest['step']:,}, {newest.get('form', 'unknown')}{earlier}"}]
+    told = {"text": f"step {newest['step']:,}, {newest.get('form', 'unknown')}"}
+    return [told, *at(newest.get("time")), *([{"text": earlier}] if earlier else [])]
 
 
 def _where(record: Mapping[str, Any]) -> Words:
@@ -42,10 +64,13 @@ def _where(record: Mapping[str, Any]) -> Words:
     batch = f"batch {number:,}" if isinstance(number, int) else "the batch"
     if culprit == "batch":
         more = " and those after it" if isinstance(alarms := record.get("alarms"), int) and alarms > 1 else ""
-        return [{"text": batch + more if found in ("", "the data of that step") else f"{batch}{more}: {found}"}]
+        known = not found or found.startswith("the data of that step")
+        return [{"text": batch + more if known else f"{batch}{more}: {found}"}]
     if culprit is not None:
+        if the_rate_too(record):
+            return [name_of(culprit), {"text": ", and the learning rate: it was too high"}]
         said = found and found not in (f"layer {culprit}", "could not be told")
-        return [{"layer": culprit}, {"text": f": {found}" if said else ""}]
+        return [name_of(culprit), {"text": f": {found}" if said else ""}]
     if found in ("", "could not be told", "not known yet"):
         return [{"text": f"{batch}; no layer is blamed" if isinstance(number, int) else "no layer is blamed"}]
     return [{"text": found}]
@@ -61,7 +86,7 @@ def _helped(record: Mapping[str, Any]) -> str:
     if stands == "anew":
         return "what is healthy is learned anew"
     if not trials:
-        aid = "calm since; first aid was all, so nothing was measured"
+        aid = f"no alarm since; nothing but {_of_a_step(record)}, so nothing was measured"
         return {"open": "not over at the last step seen", "failed": "no", "helped": "yes"}.get(stands, aid)
     last = trials[-1]
     before, trouble, after = (number(last.get(key)) for key in ("before", "trouble", "after"))
@@ -84,7 +109,17 @@ def culprit_of(record: Mapping[str, Any]) -> str | None:
     return str(blame[0].get("layer")) if blame else None
 
 
+def name_of(culprit: str) -> dict[str, str]:
+    """Return a suspect as a piece of a sentence: the batch is no layer, and is not shown as one."""
+    return {"layer": culprit} if is_layer(culprit) else {"text": f"the {culprit}"}
+
+
 def done_by(record: Mapping[str, Any]) -> str:
-    """Return which remedies acted."""
-    names = dict.fromkeys(str(o.get("remedy")) for o in outcomes(record))
-    return "remedy: " + ", ".join(names) if names else "no remedy was applied"
+    """Return what remedies did."""
+    return acts(record)
+
+
+def _of_a_step(record: Mapping[str, Any]) -> str:
+    words = {"skip": "skipping", "clip": "clipping"}
+    done = dict.fromkeys(words.get(str(one.get("remedy")), "what was done") for one in outcomes(record))
+    return " and ".join(done) or "watching"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .axis import Axis
-from .telling import dicts, on_trial, outcomes, pending, tell, tidy
+from .clock import Heard
+from .telling import dicts, fold, on_trial, outcomes, pending, tell, tidy
 
+ENDED = "ended"
+"""The event that a run writes last of all."""
 LONGEST = 2**20
 """Bytes of an event; the guard's longest, of twenty actions with all their evidence, has some ten thousand."""
 DEEPEST = 40
@@ -59,6 +62,7 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
         axes: The axis of each optimizer.
     """
     merged: dict[tuple[int, int], dict[str, Any]] = {}
+    acted: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
     heard: dict[tuple[int, int, int], float] = {}
     for event in events:
         record = event.payload.get("incident")
@@ -77,6 +81,11 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
             found = _integer(at, 0)
             return heard.setdefault((*key, found), axis.place(found, now) if axis else float(found))
 
+        # An incident keeps its first and its last actions; what lay between was told by the events before.
+        mine = acted.setdefault((optimizer, own), {})
+        mine.update({one["step"]: one for one in dicts(record.get("actions")) if isinstance(one.get("step"), int)})
+        if mine and len(mine) > len(dicts(record.get("actions"))):
+            record = {**record, "actions": [mine[step] for step in sorted(mine)]}
         told = tell(record)
         for one, shown in zip(dicts(record.get("trials")), told["trials"], strict=True):
             shown |= {
@@ -121,15 +130,25 @@ def notices(events: Iterable[Event]) -> list[dict[str, Any]]:
 
     What differs only in its numbers is said once, with how often.
     """
-    folded: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if isinstance(event.payload.get("incident"), dict) or not event.payload.get("message"):
-            continue
-        message, step = tidy(str(event.payload["message"])), _integer(event.payload.get("step"), 0)
-        key = re.sub(r"\d[\d.,e+-]*", "#", message)
-        before = folded.pop(key, {"first": step, "times": 0})
-        folded[key] = {"step": step, "first": before["first"], "times": before["times"] + 1, "message": message}
-    return list(folded.values())[::-1]
+    said = [
+        (_integer(event.payload.get("step"), 0), tidy(str(event.payload["message"])))
+        for event in events
+        if not isinstance(event.payload.get("incident"), dict) and event.payload.get("message")
+    ]
+    return [
+        {"step": last, "first": first, "times": times, "message": message}
+        for first, last, times, message in fold(said)[::-1]
+    ]
+
+
+def last_heard(events: Sequence[Event], axes: Mapping[int, Axis]) -> Heard:
+    """Return when a run was last heard of, and whether it said that it ended and nothing after it."""
+    times = [float(one.wall_times[-1]) for one in axes.values() if len(one.wall_times)]
+    times += [event.wall_time for event in events]
+    last = max(times, default=math.nan)
+    ends = [event.wall_time for event in events if event.payload.get("event") == ENDED]
+    # What is written at the end is written in one go, and its order is the file's.
+    return Heard(last, bool(ends) and last - max(ends) < 1.0)
 
 
 def layers_told_of(events: Iterable[Event]) -> set[str]:

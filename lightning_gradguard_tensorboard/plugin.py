@@ -112,13 +112,14 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         if not optimizers:
             return _refuse(request, 404, "no such run")
         loaded = {i: log.windows(i) for i in optimizers}
-        records = events.incidents(log.events, {i: one.axis for i, one in loaded.items()})
+        axes = {i: one.axis for i, one in loaded.items()}
+        records = events.incidents(log.events, axes)
         unusual = [one for i in optimizers for one in log.unusual(i)]
         return _respond_json(
             request,
             {
                 "run": run,
-                "verdict": story.of_run(records, list(loaded.values()), unusual),
+                "verdict": story.of_run(records, list(loaded.values()), unusual, events.last_heard(log.events, axes)),
                 "unusual": unusual,
                 "incidents": records,
                 "notices": events.notices(log.events),

@@ -1,17 +1,24 @@
-"""The sentence that says how a run is."""
+"""The sentence that says how a run is.
+
+Longer than 200 lines: all verdicts there are stand in one place, so that no two are told alike.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from .answers import Words, answers, culprit_of, done_by
+from .answers import Words, answers, culprit_of, done_by, name_of
+from .clock import Heard
 from .events import Event, incidents, notices, read_event
 from .series import COUNTS, Timeline
 from .telling import (
+    SPENT,
     clean,
     count,
     dicts,
+    is_layer,
     left,
     outcomes,
     short,
@@ -22,6 +29,12 @@ from .telling import (
 
 Level = Literal["good", "warning", "bad"]
 
+_HEADLINES = {
+    "anew": ("Learning anew", "Learned anew"),
+    "helped": ("Recovering", "Recovered"),
+    "calm": ("Treated", "Calm again"),
+}
+"""What a run is called, amber, until it is settled, and then, green."""
 SETTLED = 500
 """Steps without trouble after which what is over is no cause for amber any more."""
 
@@ -43,6 +56,7 @@ def verdict(
     end: tuple[float, int] | None,
     restless_since: int | None = None,
     counts: Mapping[str, int] | None = None,
+    last: Heard | None = None,
 ) -> dict[str, Any]:
     """Say in one sentence whether the run is healthy, when it broke, which layer was first, and what was done.
 
@@ -51,9 +65,10 @@ def verdict(
         end: Place and step that the run has reached, or None where no window has been.
         restless_since: First step of a stretch outside the band that has not ended, told of by an incident or not.
         counts: Steps ``clipped``, ``skipped`` and left to a GradScaler (``overflows``), as the windows count them.
+        last: The last that was heard of the run.
 
     Returns:
-        ``level`` (green, amber or red), ``headline`` (one or two words), ``words``, and ``answers`` to the five
+        ``level`` (green, amber or red), ``headline`` (one or two words), ``words``, and ``answers`` to the six
         questions.
 
     >>> verdict([], (12400.0, 12399))["words"]
@@ -78,12 +93,13 @@ def verdict(
     calm = end[0] - 1 - newest["place"] if end else 0.0
 
     def answered(now: str) -> list[dict[str, Any]]:
-        return answers(records, now, ", ".join(done))
+        return answers(records, now, ", ".join(done), last)
 
     if (stopped := _stopped(newest, end)) is not None:
-        why, culprit = why_stopped(newest) or "the budget is spent", culprit_of(newest)
-        first: Words = [{"text": "it began"}] if culprit is None else [{"text": "first "}, {"layer": culprit}]
+        why, culprit = why_stopped(newest) or SPENT, culprit_of(newest)
+        first: Words = [{"text": "it began"}] if culprit is None else [{"text": "first "}, name_of(culprit)]
         words = [{"text": f"{why}; "}, *first, {"text": f" at step {newest['step']:,}."}]
+        done[:1] = _one_more(done[:1], why, held, stopped)
         headline = f"Stopped by GradGuard at step {stopped:,}:"
         return _verdict("bad", headline, words, answered(f"stopped at step {stopped:,}: {why}"))
 
@@ -92,15 +108,11 @@ def verdict(
         {"text": f" at step {newest['step']:,}"},
     ]
     if culprit := culprit_of(newest):
-        words += (
-            [{"text": f", the {culprit}"}]
-            if culprit in ("batch", "loss function")
-            else [{"text": ", first in "}, {"layer": culprit}]
-        )
+        words += [{"text": ", first in " if is_layer(culprit) else ", "}, name_of(culprit)]
     words.append({"text": f"; {', '.join(done) or done_by(newest)}"})
 
     if state(newest) in ("failed", "stopped") or any(_exhausted(record) for record in records):
-        told = "; the remedies did not help." if outcomes(newest) else "; the run went on."
+        told = "; what was done did not help." if outcomes(newest) else "; the run went on."
         if dicts(newest.get("trials")) and state(newest) == "failed":
             remains = left(newest)
             told = "; nothing that was tried helped, and it was taken back" + (
@@ -108,9 +120,9 @@ def verdict(
             )
         return _verdict("bad", "Not healed", [*words, {"text": told}], answered(left(newest) or "not healed"))
     if newest.get("closed") is None:
-        last = f"at step {end[1]:,}, the last seen" if end else "when this was written"
-        words.append({"text": f"; still open {last}."})
-        return _verdict("bad", "In trouble", words, answered(f"in trouble {last}"))
+        seen = f"at step {end[1]:,}, the last seen" if end else "when this was written"
+        words.append({"text": f"; still open {seen}."})
+        return _verdict("bad", "In trouble", words, answered(f"in trouble {seen}"))
     if restless_since is not None:
         return _verdict("bad", "Out of its band", [*words, {"text": f"; {restless}."}], answered(restless))
     states = {state(record) for record in records}
@@ -119,16 +131,15 @@ def verdict(
     only_watched = all(map(watched, records))
     if only_watched:
         words.append({"text": "; nothing was changed, only watched"})
-    # Of a run that was left alone no alarm says little: it may be lost, and still.
-    how = "healthy" if "helped" in states else "without alarm" if only_watched else "calm"
-    words.append({"text": f"; {how} for {calm:,.0f} steps since." if calm >= 1 else f"; {how} since."})
-    now = f"{how} for {calm:,.0f} steps" if calm >= 1 else f"{how} again"
+    settled = calm >= SETTLED or states == {"calm"}
+    now = f"no alarm for {count(int(calm), 'step')}" if calm >= 1 else "no alarm since"
+    # One word has one colour: what is amber is called otherwise than what is green.
+    since = "" if settled or only_watched else f"; green after {SETTLED}"
+    words.append({"text": f"; {now}{' since' if calm >= 1 else ''}{since}."})
     if only_watched:
         return _verdict("warning", "No more alarms", words, answered(now))
-    if states == {"calm"}:
-        return _verdict("good", "Calm again", words, answered(now))
-    headline = "Learned anew" if state(newest) == "anew" else "Recovered" if "helped" in states else "Calm again"
-    return _verdict("good" if calm >= SETTLED else "warning", headline, words, answered(now))
+    amber, green = _HEADLINES["anew" if state(newest) == "anew" else "helped" if "helped" in states else "calm"]
+    return _verdict("good" if settled else "warning", green if settled else amber, words, answered(now))
 
 
 def sentence(said: Mapping[str, Any]) -> str:
@@ -162,7 +173,10 @@ def amend(said: dict[str, Any], unusual: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def of_run(
-    records: list[dict[str, Any]], timelines: Sequence[Timeline], unusual: Sequence[Mapping[str, Any]]
+    records: list[dict[str, Any]],
+    timelines: Sequence[Timeline],
+    unusual: Sequence[Mapping[str, Any]],
+    last: Heard | None = None,
 ) -> dict[str, Any]:
     """Return the verdict on a run.
 
@@ -170,11 +184,12 @@ def of_run(
         records: Its incidents, newest first.
         timelines: The windows of each of its optimizers.
         unusual: Layers that have left their level for good, as :func:`amend` takes them.
+        last: The last that was heard of it.
     """
     ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines if len(one.table)]
     restless = [since for one in timelines if (since := one.restless_since) is not None]
     counts = {name: sum(one.total(name) for one in timelines) for name in COUNTS}
-    return amend(verdict(records, max(ends, default=None), min(restless, default=None), counts), unusual)
+    return amend(verdict(records, max(ends, default=None), min(restless, default=None), counts, last), unusual)
 
 
 def _verdict(level: Level, headline: str, words: Words, answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,8 +204,17 @@ def _stopped(newest: Mapping[str, Any], end: tuple[float, int] | None) -> int | 
     return stopped if end is None or end[0] - 1 <= (newest.get("ended") or stopped) + 1 else None
 
 
+def _one_more(skipped: list[str], why: str, held: int, stopped: int) -> list[str]:
+    """Tell the steps skipped in a row from the one at which the run was stopped, which was skipped as well."""
+    row = re.match(r"([\d,]+) steps in a row", why)
+    if not row or held <= (many := int(row[1].replace(",", ""))):
+        return skipped
+    told = f"{many:,} in a row, and step {stopped:,}, at which the run was stopped"
+    return [f"{skipped[0]}: {told}" if held == many + 1 else f"{skipped[0]}, the last of them {told}"]
+
+
 def _held(records: list[dict[str, Any]]) -> int:
-    """Steps that were held, as far as the kept actions tell."""
+    """Steps that were skipped, as far as the kept actions tell."""
     made = [outcome for record in records for outcome in outcomes(record)]
     return sum(one.get("remedy") == "skip" and one.get("coefficient") == 0.0 for one in made)
 

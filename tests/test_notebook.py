@@ -55,11 +55,11 @@ def test_a_notebook_shows_the_verdict_and_a_static_picture(tmp_path: Path) -> No
     page = shown._repr_html_()
     tags = Tags(page).seen
     assert {"svg", "image", "rect"} <= set(tags) and not {"script", "style", "link", "iframe"} & set(tags)
-    assert "Recovered" in page and "Did it help?" in page and "taken back" in page
+    assert "Recovering" in page and "Did it help?" in page and "taken back" in page
     assert 'fill="none" stroke="#24406b"' in page.replace(
         'stroke="#24406b" fill="none"', 'fill="none" stroke="#24406b"'
     )
-    assert "Recovered" in repr(shown) and "\x1b" not in repr(shown)
+    assert "Recovering" in repr(shown) and "\x1b" not in repr(shown)
 
 
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_run_is_followed_in_a_terminal(tmp_path: Path, capsys: Any) -> None:
     write(tmp_path / "run")
     assert watch(tmp_path, every=0.01, color=False, rounds=3) == 0
     told = capsys.readouterr().out
-    assert told.count("Recovered") == 1 and "Did it help?" in told and "log10 loss" in told
+    assert told.count("Recovering") == 1 and "Did it help?" in told and "log10 loss" in told
     assert all(len(line) < 200 for line in told.splitlines())
 
 

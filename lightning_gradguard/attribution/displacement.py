@@ -54,6 +54,6 @@ def displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float])
         far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
         if value >= DISPLACED and far_apart and value >= explained(layer):
             others = f"those of other layers by {math.exp(centre):.2g}"
-            reason = f"its weights moved by {value:.3g} of their norm since the snapshot, {others}"
+            reason = f"since the snapshot its weights changed by {value:.3g} x their norm, {others}"
             found.append(Suspect(layer, apart, reason))
     return found

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.records import Incident
-from lightning_gradguard_tensorboard.telling import tidy
+from lightning_gradguard_tensorboard.telling import alike, repeated, tidy
 
 logger = logging.getLogger("lightning_gradguard")
 
@@ -30,6 +30,7 @@ class Console(Sink):
         self._told: dict[int, tuple[object, ...]] = {}
         self._found: dict[int, set[tuple[str, str]]] = {}
         self._open: dict[int, Incident] = {}
+        self._noticed: dict[str, tuple[int, int]] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would print warnings only, and drop that all is well again.
             logger.addHandler(logging.StreamHandler())
@@ -38,11 +39,13 @@ class Console(Sink):
     def incident(self, incident: Incident, event: Event) -> None:
         """Log one line about an incident."""
         if event == "closed":
+            told = _told(wording.result(incident), self._last_words(incident))
             for known in (self._told, self._found, self._open):
                 known.pop(incident.number, None)
-            told = _told(wording.result(incident), wording.findings(incident))
             with _between_bars():
-                logger.warning("GradGuard: incident %s closed: %s", f"{incident.number:,}", told)
+                logger.warning(
+                    "GradGuard: incident %s closed%s: %s", f"{incident.number:,}", _at(incident.closed), told
+                )
             return
         self._open[incident.number] = incident
         tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
@@ -50,9 +53,11 @@ class Console(Sink):
         if event == "acted" and self._told.get(incident.number) == news:
             return
         self._told[incident.number] = news
-        line = f"{wording.opening(incident)}; {wording.done(incident.remedies)}"
+        line = f"{wording.opening(incident)}; {wording.acts(incident)}"
         if event == "acted":
-            line += f" ({wording.count(incident.alarms, 'alarming step')} so far)"
+            # The opening tells the first step; where a long incident has come to is news.
+            now = f"step {incident.actions[-1].step:,}, " if incident.actions else ""
+            line += f" ({now}{wording.count(incident.alarms, 'alarming step')} so far)"
         with _between_bars():
             logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
 
@@ -63,18 +68,29 @@ class Console(Sink):
         known.update(new)
         return new
 
+    def _last_words(self, incident: Incident) -> list[tuple[str, str]]:
+        """Return what was found, a trial as it was told before: the actions that told why may not be kept any more."""
+        said = {_trial(text): text for name, text in self._found.get(incident.number, ()) if name == "tried"}
+        found = wording.findings(incident)
+        return [(name, said.get(_trial(text), text) if name == "tried" else text) for name, text in found]
+
     def close(self) -> None:
         """Log of each incident that is open at the end of the run how it stands."""
         for incident in self._open.values():
-            told = _told(wording.result(incident), wording.findings(incident))
+            told = _told(wording.result(incident), self._last_words(incident))
             with _between_bars():
                 logger.warning("GradGuard: incident %s at the end of the run: %s", f"{incident.number:,}", told)
         self._open.clear()
 
     def notice(self, step: int, message: str) -> None:
-        """Log one sentence that asks for no remedy."""
+        """Log one sentence that asks for no remedy; one that repeats itself only as often as its count doubles."""
+        first, times = self._noticed.get(alike(message), (step, 0))
+        self._noticed[alike(message)] = first, times + 1
+        if times & (times + 1):
+            return
+        again = f" ({repeated(first, step, times + 1)})" if times else ""
         with _between_bars():
-            logger.info("GradGuard: at step %s: %s", f"{step:,}", tidy(wording.clean(message)))
+            logger.info("GradGuard: at step %s: %s%s", f"{step:,}", tidy(wording.clean(message)), again)
 
 
 def _between_bars() -> AbstractContextManager[Any]:
@@ -85,6 +101,15 @@ def _between_bars() -> AbstractContextManager[Any]:
     make_room = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "external_write_mode", nullcontext)
     found: AbstractContextManager[Any] = make_room()
     return found
+
+
+def _at(step: int | None) -> str:
+    return "" if step is None else f" at step {step:,}"
+
+
+def _trial(text: str) -> str:
+    """Return which trial is told of, by what comes before its end."""
+    return text.partition(": ")[0]
 
 
 def _told(line: str, findings: Iterable[tuple[str, str]]) -> str:

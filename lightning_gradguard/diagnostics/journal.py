@@ -83,7 +83,7 @@ class Journal(Sink):
         if event == "opened":
             self._write_windows(self._widening_of(incident.optimizer).trouble())
         if is_milestone(incident, event):
-            self._write({"event": event, "incident": to_json(incident)})
+            self._write({"event": event, "incident": to_json(incident), "time": time.time()})
 
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
@@ -111,6 +111,8 @@ class Journal(Sink):
         try:
             for widening in self._widening.values():
                 self._write_windows(widening.flush())
+            if self._file is not None:
+                self._write({"event": "ended", "time": time.time()})
         finally:
             file, self._file, self._layers = self._file, None, {}
             if file is not None:

@@ -1,9 +1,13 @@
-"""Read a journal back, however damaged: what can be read is returned, and what cannot is said."""
+"""Read a journal back, however damaged: what can be read is returned, and what cannot is said.
+
+One idea, of more than 200 lines: all kinds of lines, and what may be wrong with them, are read in one place.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +15,7 @@ from typing import Any, BinaryIO
 
 from lightning_gradguard.diagnostics.decode import Malformed, decode
 from lightning_gradguard.records import AccusedBatch, CheckpointRecord, Incident, Window
+from lightning_gradguard_tensorboard.clock import Heard
 
 MAX_PROBLEMS = 100
 LONGEST = 2**24
@@ -45,6 +50,8 @@ class JournalContents:
         notices: In the order they were written.
         checkpoints: Verdicts on checkpoints, in the order they were given.
         accused: Batches that the evidence spoke against, in the order in which it did.
+        times: When each incident was first told of, in seconds since 1970; NaN where its journal does not say.
+        heard: The last that was heard of the run.
         sessions: Count of times the run was started or resumed.
         problems: Lines that could not be read, at most :data:`MAX_PROBLEMS`.
         unreadable: Count of all lines that could not be read.
@@ -55,6 +62,8 @@ class JournalContents:
     notices: list[Notice] = field(default_factory=list)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     accused: list[AccusedBatch] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    heard: Heard = field(default_factory=Heard)
     sessions: int = 0
     problems: list[Problem] = field(default_factory=list)
     unreadable: int = 0
@@ -125,6 +134,7 @@ class _Reader:
     def __init__(self) -> None:
         self._result = JournalContents()
         self._layers: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._times: dict[tuple[str, int, int, int], float] = {}
         self._incidents: dict[tuple[str, int, int, int], Incident] = {}
 
     def take(self, number: int, entry: dict[str, Any] | str) -> None:
@@ -138,10 +148,15 @@ class _Reader:
 
     def contents(self) -> JournalContents:
         self._result.incidents = list(self._incidents.values())
+        self._result.times = [self._times[key] for key in self._incidents]
         return self._result
 
     def _sort_in(self, entry: dict[str, Any]) -> None:
-        event = entry.get("event")
+        event, time = entry.get("event"), _time(entry)
+        if event in ("start", "ended") or not math.isnan(time):
+            self._result.heard = Heard(time, event == "ended")
+        if event == "ended":
+            return
         if event == "start":
             self._result.sessions += 1
         elif event == "layers":
@@ -158,7 +173,9 @@ class _Reader:
         elif event in ("opened", "acted", "closed"):
             incident = decode(Incident, entry.get("incident"))
             # Numbers start again when a run is repeated in the same directory; together with the step they do not.
-            self._incidents[_run(entry), incident.optimizer, incident.number, incident.step] = incident
+            key = _run(entry), incident.optimizer, incident.number, incident.step
+            self._incidents[key] = _with_all_actions(self._incidents.get(key), incident)
+            self._times.setdefault(key, time)
         else:
             raise Malformed(f"unknown event {str(event)[:40]!r}")
 
@@ -184,6 +201,20 @@ class _Reader:
 class _Layers:
     optimizer: int
     names: tuple[str, ...]
+
+
+def _with_all_actions(before: Incident | None, incident: Incident) -> Incident:
+    """Return an incident with the actions that only earlier lines tell of: each keeps its first and its last."""
+    if before is None or incident.alarms <= len(incident.actions):
+        return incident
+    known = {action.step: action for action in (*before.actions, *incident.actions)}
+    return dataclasses.replace(incident, actions=tuple(known[step] for step in sorted(known)))
+
+
+def _time(entry: dict[str, Any]) -> float:
+    told = entry.get("time")
+    # A whole number may be too large for a double.
+    return told if isinstance(told, float) else math.nan
 
 
 def _run(entry: dict[str, Any]) -> str:

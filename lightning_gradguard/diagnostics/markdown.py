@@ -28,7 +28,7 @@ def incident_markdown(incident: Incident, earlier: Iterable[Incident] = ()) -> s
     culprit = incident.where("**{}**", wording.markdown)
     parts = [
         f"## Incident {incident.number}: {incident.form} at step {incident.step:,}{culprit}",
-        f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.done(incident.remedies))}.",
+        f"**Result:** {wording.result(incident)}. **Done:** {wording.markdown(wording.acts(incident))}.",
         _findings(incident),
         _trials(incident),
         _facts(incident),
@@ -68,8 +68,10 @@ def _trials(incident: Incident) -> str:
 
 
 def _suspects(blame: tuple[Suspect, ...]) -> str:
-    rows = [(wording.markdown(b.layer), wording.gains(b) or "–", wording.markdown(tidy(b.reason))) for b in blame]
-    return _table("Suspects", ("layer", "measured", "why"), rows)
+    rows = [
+        (wording.markdown(wording.named(b)), wording.gains(b) or "–", wording.markdown(tidy(b.reason))) for b in blame
+    ]
+    return _table("Suspects", ("suspect", "measured", "why"), rows)
 
 
 def _actions(incident: Incident) -> str:
@@ -85,8 +87,7 @@ def _evidence(action: Action) -> str:
 def _deeds(action: Action) -> str:
     if not action.outcomes:
         return wording.markdown(wording.undone(action)) or "–"
-    deeds = (("" if o.applied else "could not: ") + f"{o.remedy}: {tidy(o.detail)}" for o in action.outcomes)
-    return "; ".join(wording.markdown(deed) for deed in deeds)
+    return "; ".join(wording.markdown(wording.deed(outcome)) for outcome in action.outcomes)
 
 
 def _history(earlier: Iterable[Incident]) -> str:
@@ -96,7 +97,7 @@ def _history(earlier: Iterable[Incident]) -> str:
             f"{i.step:,}",
             i.form,
             wording.markdown(i.culprit or "–"),
-            wording.markdown(wording.done(i.remedies)),
+            wording.markdown(wording.acts(i)),
             wording.result(i),
         )
         for i in earlier

@@ -163,10 +163,10 @@ class Recorder:
         """Return what happened, one line an incident, and below it what was found, tried, kept and taken back."""
         lines = []
         for i in self.incidents:
-            tried = f"tried {', '.join(i.remedies) or 'nothing'}"
             culprit = i.where()
             reason = wording.reason(i.actions[0]) if i.actions else ""
-            line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {tried}: {wording.result(i)}"
+            done = f"{wording.acts(i)}: {wording.result(i)}"
+            line = f"incident {i.number} at step {i.step}: {i.form}{culprit} ({reason}); {done}"
             lines += [line, *(f"  {name}: {text}" for name, text in wording.findings(i))]
         return "\n".join(lines) or "no incident"
 

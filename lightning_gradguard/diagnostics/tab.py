@@ -37,10 +37,11 @@ class TabEvents:
         self._weights: dict[int, Widening] = {}
         self._layer_tags: dict[tuple[str, int], tuple[tuple[str, ...], str]] = {}
         self._announced: set[str] = set()
-        self._last_entry = 0
+        self._last_entry = self._last_step = 0
 
     def window(self, window: Window) -> None:
         """Take in one window; write what is ready."""
+        self._last_step = window.step
         windows = self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE))
         self._write_windows(windows.add(window))
         if np.isfinite(window.layer_updates).any():
@@ -60,6 +61,11 @@ class TabEvents:
             self._write_windows(widening.flush())
         for widening in self._weights.values():
             self._write_weights(widening.flush())
+
+    def ended(self) -> None:
+        """Write that the run has ended, if anything was written of it."""
+        if self._announced:
+            self.entry("ended", self._last_step)
 
     def entry(self, event: str, step: int, *, incident: Incident | None = None, message: str | None = None) -> None:
         """Write an entry of the incident log."""

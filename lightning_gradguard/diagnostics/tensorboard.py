@@ -135,6 +135,7 @@ class TensorBoardSink(Sink):
             for points in self._points.values():
                 self._write_points(points.flush())
             self._tab.flush()
+            self._tab.ended()
             for optimizer in self._timelines:
                 self.draw_heatmap(optimizer)
         finally:

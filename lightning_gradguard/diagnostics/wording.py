@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal, cast
 
-from lightning_gradguard.records import Action, Incident, Suspect, TrialRecord, to_json
+from lightning_gradguard.records import Action, Incident, Outcome, Suspect, TrialRecord, to_json
 from lightning_gradguard_tensorboard import telling
 from lightning_gradguard_tensorboard.telling import cause_named as cause_named
 from lightning_gradguard_tensorboard.telling import clean as clean
@@ -88,6 +88,16 @@ def tried(record: TrialRecord, incident: Incident) -> str:
     return telling.tried(to_json(record), to_json(incident))
 
 
+def acts(incident: Incident) -> str:
+    """Return all that was done, each act once: ``skipped the step, restored the layer``."""
+    return telling.acts(to_json(incident))
+
+
+def deed(outcome: Outcome) -> str:
+    """Return what a remedy did, with what it tells of it: ``skipped the step: nothing was updated``."""
+    return telling.deed(to_json(outcome))
+
+
 def deeds(incident: Incident) -> str:
     """Return all that was done, treatments with what became of them."""
     return telling.deeds(to_json(incident))
@@ -98,9 +108,14 @@ def became(record: TrialRecord, incident: Incident) -> str:
     return telling.became(to_json(record), to_json(incident))
 
 
-def levels(record: TrialRecord) -> str:
+def levels(record: TrialRecord, incident: Incident | None = None) -> str:
     """Return the levels of the loss: ``loss before the trouble 0.04, in it 6.1, at the end 6``."""
-    return telling.levels(to_json(record))
+    return telling.levels(to_json(record), None if incident is None else to_json(incident))
+
+
+def named(blame: Suspect) -> str:
+    """Return a suspect as a person calls it: ``conv4``, ``the batch of rank 1, sample 5``."""
+    return telling.named(to_json(blame))
 
 
 def on_trial(incident: Incident) -> str:

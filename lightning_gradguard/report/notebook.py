@@ -45,7 +45,7 @@ def show(run_dir: str | os.PathLike[str]) -> Shown:
 
 
 def fragment(story: RunStory) -> str:
-    """Return one story as a piece of HTML: the verdict, the five answers, and a chart of each optimizer."""
+    """Return one story as a piece of HTML: the verdict, the answers, and a chart of each optimizer."""
     sheet, head = colours.sheet("light"), story.headline
     colour = sheet.get(head.level, sheet["quiet"])
     ground = sheet.get(f"{head.level}-ground", sheet["field"])

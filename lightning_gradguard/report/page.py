@@ -13,7 +13,7 @@ from string import Template
 import numpy as np
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.records import Action, Incident
+from lightning_gradguard.records import Action, Incident, Suspect
 from lightning_gradguard.report.chart import draw_chart
 from lightning_gradguard.report.story import RunStory
 from lightning_gradguard_tensorboard import colours
@@ -56,15 +56,13 @@ def _run(story: RunStory) -> str:
         parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST]))
     if len(newest) > MOST:
         parts.append(f"<p>… and {wording.count(len(newest) - MOST, 'earlier incident')}.</p>")
-    parts.append(
-        _list("Notes", [f"step {n.step:,}: {tidy(n.message)}" for n in story.contents.notices[-MOST:]], "notes")
-    )
+    parts.append(_list("Notes", [f"{when}: {said}" for when, said in story.notes[-MOST:]], "notes"))
     parts.append(_list("Not shown", list(story.missing), "missing"))
     return f"<section>{''.join(parts)}</section>"
 
 
 def answers(told: Sequence[tuple[str, str]]) -> str:
-    """Return the answers to the five questions as a list of terms; nothing where nothing has happened."""
+    """Return the answers to the questions as a list of terms; nothing where nothing has happened."""
     terms = "".join(f"<div><dt>{text(question)}</dt><dd>{text(answer)}</dd></div>" for question, answer in told)
     return f'<dl class="answers">{terms}</dl>' if terms else ""
 
@@ -108,10 +106,12 @@ def _trials(incident: Incident) -> str:
 
 
 def _suspects(incident: Incident) -> str:
-    rows = [
-        (f"<code>{text(b.layer)}</code>", text(wording.gains(b) or "–"), text(tidy(b.reason))) for b in incident.blame
-    ]
+    rows = [(_suspect(b), text(wording.gains(b) or "–"), text(tidy(b.reason))) for b in incident.blame]
     return _table(("Suspect", "Measured", "Why"), rows)
+
+
+def _suspect(blame: Suspect) -> str:
+    return f"<code>{text(wording.named(blame))}</code>" if blame.is_module else text(wording.named(blame))
 
 
 def _actions(incident: Incident) -> str:
@@ -128,8 +128,7 @@ def _evidence(action: Action) -> str:
 def _deeds(action: Action) -> str:
     if not action.outcomes:
         return text(wording.undone(action))
-    deeds = (f"{'' if o.applied else 'could not: '}{o.remedy}: {tidy(o.detail)}" for o in action.outcomes)
-    return "<br>".join(text(deed) for deed in deeds)
+    return "<br>".join(text(wording.deed(outcome)) for outcome in action.outcomes)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_runs
-from lightning_gradguard.records import Incident, Window, to_json
+from lightning_gradguard.records import Window, to_json
 from lightning_gradguard_tensorboard import codes, events, series, story, telling
 from lightning_gradguard_tensorboard.wire import COLUMNS
 
@@ -31,7 +31,7 @@ Records = list[dict[str, Any]]
 class Headline:
     """The verdict on a run: a level (green, amber, red, grey), a word or two, and a sentence.
 
-    ``answers`` are those to the five questions, each a question and its answer; empty where nothing has happened.
+    ``answers`` are those to the questions, each a question and its answer; empty where nothing has happened.
     """
 
     level: Level
@@ -61,6 +61,12 @@ class RunStory:
     names: dict[int, str] = field(default_factory=dict)
     records: Records = field(default_factory=list, repr=False)
     missing: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What was said without an alarm, each with when; what repeats is said once, with how often."""
+        said = telling.fold((one.step, telling.tidy(one.message)) for one in self.contents.notices)
+        return [(telling.repeated(first, last, times), message) for first, last, times, message in said]
 
 
 def find_journals(directory: str | os.PathLike[str], complain: Callable[[OSError], None] | None = None) -> list[Path]:
@@ -104,7 +110,7 @@ def tell_story(name: str, contents: JournalContents) -> RunStory:
     indices = sorted({window.optimizer for window in contents.windows})
     optimizers = {i: lay_out([w for w in contents.windows if w.optimizer == i]) for i in indices}
     names = telling.optimizer_names([one.names for one in optimizers.values()])
-    records = place(contents.incidents, optimizers)
+    records = place(contents, optimizers)
     headline = _headline(contents, optimizers, records)
     return RunStory(
         name, contents, headline, optimizers, dict(zip(indices, names, strict=True)), records, _missing(contents)
@@ -125,14 +131,16 @@ def lay_out(windows: Sequence[Window]) -> series.Series:
     return series.assemble(names, timeline, ticks, ticks.astype(np.float64), np.concatenate(payloads))
 
 
-def place(incidents: Sequence[Incident], optimizers: dict[int, series.Series]) -> Records:
+def place(contents: JournalContents, optimizers: dict[int, series.Series]) -> Records:
     """Return incidents as the tab has them, with their places on the axis, newest first."""
     axes = {index: one.windows.axis for index, one in optimizers.items()}
     # One by one: numbers start again when a run is repeated in the same directory.
-    told = (
-        events.incidents([events.Event(0, math.inf, i.optimizer, {"incident": to_json(i)})], axes) for i in incidents
-    )
-    records = [record for one in told for record in one]
+    records = []
+    for number, incident in enumerate(contents.incidents):
+        told = events.incidents([events.Event(0, math.inf, incident.optimizer, {"incident": to_json(incident)})], axes)
+        # A journal's lines have no place on the axis by the clock: that of a record is only told.
+        time = contents.times[number] if number < len(contents.times) else math.nan
+        records += [{**record, "time": time} for record in told]
     return sorted(records, key=lambda record: (record["place"], record["number"]), reverse=True)
 
 
@@ -150,7 +158,7 @@ def _headline(contents: JournalContents, optimizers: dict[int, series.Series], r
         for found in one.outliers
         if one.names[found.layer] not in told
     ]
-    said = story.of_run(records, [one.windows for one in optimizers.values()], unusual)
+    said = story.of_run(records, [one.windows for one in optimizers.values()], unusual, contents.heard)
     answers = tuple((answer["question"], _plain(answer["words"])) for answer in said["answers"])
     return Headline(said["level"], said["headline"], _plain(said["words"]).strip(), answers)
 

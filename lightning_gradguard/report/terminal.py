@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.records import Incident
 from lightning_gradguard.report.story import RunStory
-from lightning_gradguard_tensorboard.telling import tidy
 from lightning_gradguard_tensorboard.wire import COLUMNS
 
 _COLOURS = {"good": "32", "warning": "33", "bad": "31", "unknown": "90"}
@@ -37,7 +36,7 @@ def brief(story: RunStory, *, color: bool = False) -> str:
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)
         lines.append(f"  {opening[0].upper()}{opening[1:]}: {wording.result(incident)}")
-    lines += [f"  note, step {n.step:,}: {tidy(wording.clean(n.message))}" for n in story.contents.notices[-2:]]
+    lines += [f"  note, {when}: {wording.clean(said)}" for when, said in story.notes[-2:]]
     return "\n".join(lines) + "\n"
 
 
@@ -65,9 +64,7 @@ def _lines(story: RunStory, color: bool) -> Iterator[str]:
         yield f"  … and {wording.count(len(incidents) - NEWEST, 'earlier incident')}"
     if story.contents.notices:
         yield ""
-        yield from (
-            f"  note, step {n.step:,}: {tidy(wording.clean(n.message))}" for n in story.contents.notices[-NEWEST:]
-        )
+        yield from (f"  note, {when}: {wording.clean(said)}" for when, said in story.notes[-NEWEST:])
     if story.missing:
         yield ""
         yield f"  {_paint('Not shown:', '33', color)}"

@@ -77,7 +77,7 @@ const escape = (text) => String(text).replace(/[\\`*_{}[\]<>()#+!|~-]/g, "\\$&")
 export function markdown(incident, run, link) {
   const { told } = incident;
   const blame = told.blame[0];
-  const where = blame ? `, first in **${escape(blame.layer || "the root module")}**` : "";
+  const where = blame ? `, ${blame.is_layer ? "first in " : ""}**${escape(blame.named)}**` : "";
   const lines = [
     `## GradGuard: ${escape(incident.form)} at step ${formatStep(incident.step)}${where}`,
     `**Run:** ${escape(run)}. **Result:** ${escape(told.result)}.`,
@@ -90,10 +90,10 @@ export function markdown(incident, run, link) {
     lines.push(["| tried | for | what became of it | loss |", "| --- | --- | --- | --- |", ...rows].join("\n"));
   }
   if (told.blame.length) {
-    const rows = told.blame.slice(0, 5).map((one) => `| ${escape(one.layer)} | ${escape(one.gains || "–")} | ${escape(one.reason)} |`);
+    const rows = told.blame.slice(0, 5).map((one) => `| ${escape(one.named)} | ${escape(one.gains || "–")} | ${escape(one.reason)} |`);
     lines.push(["| suspect | measured | why |", "| --- | --- | --- |", ...rows].join("\n"));
   }
-  if (told.done.length) lines.push(told.done.map((one) => `- ${one.applied ? "" : "could not: "}${escape(one.remedy)}: ${escape(one.detail)}${one.times > 1 ? ` (${formatStep(one.times)} times)` : ""}`).join("\n"));
+  if (told.done.length) lines.push(told.done.map((one) => `- ${escape(one.act)}${one.detail ? `: ${escape(one.detail)}` : ""}${one.times > 1 ? ` (${formatStep(one.times)} times)` : ""}`).join("\n"));
   return [...lines, `[Open it on the board](${link})`].join("\n\n") + "\n";
 }
 

@@ -7,15 +7,15 @@ const NOTICES = 4;
 
 function suspect(blame, first) {
   const gains = [
-    ["forward", blame.forward_gain, "RMS of the output over that of the input"],
+    ["forward", blame.forward_gain, "size (RMS) of its output over that of its input"],
     ["backward", blame.backward_gain, "norm of the gradient at the input over that at the output"],
-    ["weights", blame.weight_ratio, "RMS of the weights over what is usual"],
+    ["size of its weights", blame.weight_ratio, "size (RMS) of the weights over what is usual for such a layer"],
   ].filter(([, gain]) => gain !== null && gain !== undefined);
   return h(
     "div",
     { class: first ? "suspect first" : "suspect" },
-    h("code", {}, blame.layer === "" ? "the root module" : (blame.layer ?? "?")),
-    gains.length > 0 && h("div", { class: "gains" }, gains.map(([name, gain, title]) => h("span", { title }, `${name} `, h("b", {}, `×${formatNumber(gain)}`)))),
+    h(blame.is_layer ? "code" : "b", {}, blame.named),
+    gains.length > 0 && h("div", { class: "gains" }, gains.map(([name, gain, title]) => h("span", { title }, `${name} `, h("b", {}, `×${formatNumber(gain)}`), name.startsWith("size") && " the usual"))),
     blame.reason && h("div", { class: "quiet" }, blame.reason),
   );
 }
@@ -34,10 +34,10 @@ function ending(incident) {
 function details(incident, chosen) {
   const { evidence, blame, findings, trials, done, state } = incident.told;
   const finding = ({ name, text }) => entry(name, text);
-  const reason = incident.actions?.[0]?.decision?.reason;
+  const reason = incident.told.because;
   return [
     evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))), h("div", { class: "quiet" }, evidence.reason)),
-    blame.length > 0 && entry("Blamed", blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
+    entry("Blamed", blame.length === 0 ? "nobody" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
     findings.filter(isCause).map(finding),
     trials.map((one) =>
       entry(
@@ -50,14 +50,15 @@ function details(incident, chosen) {
     findings.filter((one) => !isCause(one)).map(finding),
     done.length > 0 &&
       entry(
-        "Remedy",
+        "Done",
         done.map((one) =>
-          h("div", {}, h("b", {}, one.remedy), one.applied ? "" : " (could not act)", h("span", { class: "quiet" }, ` ${one.detail}${one.times > 1 ? (incident.alarms > incident.actions.length ? "; again and again" : `; ${formatStep(one.times)} times`) : ""}`)),
+          h("div", {}, h("b", {}, one.act), h("span", { class: "quiet" }, `${one.detail ? `: ${one.detail}` : ""}${one.times > 1 ? (incident.alarms > incident.actions.length ? "; again and again" : `; ${formatStep(one.times)} times`) : ""}`)),
         ),
       ),
     state === "stopped" && !chosen && ending(incident),
     chosen && reason && entry("Because", reason),
     incident.batch !== null && incident.batch !== undefined && entry("Batch", formatStep(incident.batch)),
+    incident.time > 0 && entry("Time", new Date(incident.time * 1000).toLocaleString("sv-SE")),
     chosen && incident.alarms > 1 && entry("Alarms", formatStep(incident.alarms)),
     chosen && ending(incident),
     chosen && (incident.messages ?? []).map((text) => entry("Note", text)),

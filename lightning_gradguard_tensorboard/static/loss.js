@@ -1,7 +1,8 @@
 // The loss on the same axis, with each treatment that was put on trial as a shaded span, from its step to its verdict.
 
 import { formatNumber, h, put, s } from "./dom.js";
-import { area, grid, inside, line, pieces, scale } from "./lines.js";
+import { area, grid, inside, line, pieces, scale, stepped } from "./lines.js";
+import { byLoss, dot } from "./norm.js";
 
 const TOP = 16;
 const KINDS = { kept: "kept", "taken back": "back" };
@@ -28,15 +29,19 @@ export function drawLoss(panel) {
       panel,
       0,
       height,
-      ...runs.map((run) => area("loss-band", run, x, (c) => y(high[c]), (c) => y(low[c]))),
+      ...runs.map((run) => area("loss-band", edged(run, first, last), ([, place]) => panel.x(place), ([c]) => y(high[c]), ([c]) => y(low[c]))),
       ...trials.map((one) => span(panel, one, y, height)),
-      ...runs.map((run) => line("loss-line", run, x, (c) => y(mean[c]))),
+      ...runs.map((run) => stepped("loss-line", run, panel, first, last, x, (c) => y(mean[c]))),
       ...others.flatMap(({ view, index }) => overLoss(panel, view, index, y)),
       ...panel.seams(0, height),
     ),
     ...words(panel, trials),
+    ...panel.shownIncidents().filter((one) => byLoss(panel, one)).map((one) => dot(panel, one, y, high)).reverse(),
   );
 }
+
+/** Both ends of each window: between two there is no slope. */
+const edged = (run, first, last) => run.flatMap((c) => [[c, first[c]], [c, last[c]]]);
 
 function overLoss(panel, view, index, y) {
   const { first, last, loss_mean: mean } = view.windows;
@@ -56,7 +61,7 @@ function span(panel, one, y, height) {
     s("rect", { x: left, y: TOP, width: Math.max(right - left, 2), height: height - TOP }),
     known(before) && s("path", { class: "level before", d: `M${left - 24} ${y(before).toFixed(1)}H${Math.max(right, left + 8)}` }, title("before", before)),
     known(trouble) && known(after) && s("path", { class: "level-way", d: `M${left} ${y(trouble).toFixed(1)}L${right} ${y(after).toFixed(1)}` }),
-    known(trouble) && s("circle", { class: "level trouble", r: 3.5, cx: left, cy: y(trouble).toFixed(1) }, title("trouble", trouble)),
+    known(trouble) && one.is_new !== false && s("circle", { class: "level trouble", r: 3.5, cx: left, cy: y(trouble).toFixed(1) }, title("trouble", trouble)),
     known(after) && s("circle", { class: "level after", r: 3.5, cx: right, cy: y(after).toFixed(1) }, title("after", after)),
   );
 }

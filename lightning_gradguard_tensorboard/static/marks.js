@@ -11,13 +11,18 @@ const AXIS = 24;
 export function drawMarks(panel) {
   const { first, last, coefficient, skipped, clipped, lr_factor: factor } = panel.view.windows;
   const parts = [];
+  const full = (c) => skipped[c] > 0 && skipped[c] >= last[c] - first[c];
+  const whole = (c) => full(c) && (skipped[c] > 1 || (c > 0 && full(c - 1)) || (c + 1 < first.length && full(c + 1)));
+  // Windows of which all was skipped are one span, which says how many steps it is.
+  for (const run of pieces(first.length, whole)) {
+    const [left, right] = [panel.x(first[run[0]]), panel.x(last[run.at(-1)])];
+    const text = `${formatStep(run.reduce((sum, c) => sum + skipped[c], 0))} skipped`;
+    parts.push(s("rect", { class: "mark held", x: left, y: 3, width: Math.max(4, right - left), height: HEIGHT - 5, rx: 1 }, s("title", {}, text)));
+    if (right - left > 7 * text.length) parts.push(s("text", { class: "mark-count", x: (left + right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, text));
+  }
   for (let c = 0; c < first.length; c++) {
     const x = panel.x((first[c] + last[c]) / 2);
-    if (skipped[c] > 0 || coefficient[c] === 0) {
-      // Where all of a window was skipped, the bar is as wide as the window.
-      const wide = skipped[c] >= last[c] - first[c] ? Math.max(4, panel.x(last[c]) - panel.x(first[c])) : 4;
-      parts.push(s("rect", { class: "mark held", x: x - wide / 2, y: 3, width: wide, height: HEIGHT - 5, rx: 1 }));
-    }
+    if (!whole(c) && (skipped[c] > 0 || coefficient[c] === 0)) parts.push(s("rect", { class: "mark held", x: x - 2, y: 3, width: 4, height: HEIGHT - 5, rx: 1 }));
     if (clipped[c] > 0 || (coefficient[c] > 0 && coefficient[c] < 1)) parts.push(s("rect", { class: "mark clipped", x: x - 1, y: HEIGHT - 11, width: 2, height: 9, rx: 1 }));
     if (c && factor[c] < factor[c - 1]) parts.push(s("path", { class: "mark backoff", d: `M${x - 5} 4h10l-5 8z` }));
   }
@@ -72,7 +77,7 @@ export function drawRate(panel) {
       ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
       ...panel.seams(0, RATE),
     ),
-    last_known !== undefined && word(`lost the run at ${formatNumber(bad[last_known])}`, bad[last_known] * 2),
+    last_known !== undefined && word(`shaded: too high, ${formatNumber(bad[last_known])} lost the run`, bad[last_known] * 2),
     s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
   );
 }

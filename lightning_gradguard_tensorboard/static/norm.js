@@ -1,7 +1,7 @@
 // The global gradient norm in its band, with the incidents at their steps.
 
 import { formatStep, put, s } from "./dom.js";
-import { area, drawable, grid, inside, line, pieces, scale } from "./lines.js";
+import { area, drawable, grid, inside, line, pieces, scale, stepped } from "./lines.js";
 
 const TOP = 20;
 
@@ -32,8 +32,13 @@ export function drawNorm(panel) {
     parts.push(line("limit", run, middle, (c) => y(limit[c])));
     parts.push(line("typical", run, middle, (c) => y(typical[c])));
   }
-  for (const run of pieces(count, (c) => drawable(peak[c]))) parts.push(line("peak", run, own(peakAt), (c) => y(peak[c])));
+  for (const run of pieces(count, (c) => drawable(peak[c]))) parts.push(stepped("peak", run, panel, first, last, own(peakAt), (c) => y(peak[c])));
   for (const other of panel.say.others(panel)) parts.push(...over(panel, other, y));
+  for (const run of pieces(count, (c) => nonfinite[c] > 0)) {
+    // Many windows that were not finite are one span, with a diamond where each begins.
+    const [left, right] = [own(badAt)(run[0]), panel.x(last[run.at(-1)])];
+    if (run.length > 1) parts.push(s("rect", { class: "nonfinite-span", x: left, y: TOP - 8, width: Math.max(right - left, 1), height: 4 }));
+  }
   for (let c = 0; c < count; c++) {
     if (nonfinite[c]) parts.push(s("path", { class: "nonfinite", d: diamond(own(badAt)(c), TOP - 6) }));
     else if (overflows[c] > 0) parts.push(s("path", { class: "overflow", d: diamond(middle(c), TOP - 6) }));
@@ -42,7 +47,7 @@ export function drawNorm(panel) {
   put(panel.norm,
     ...grid(panel, { y, ticks }),
     ...inside(panel, 0, panel.heights.norm, ...parts, ...panel.seams(0, panel.heights.norm)),
-    ...panel.shownIncidents().map((one) => dot(panel, one, y)).reverse(),
+    ...panel.shownIncidents().filter((one) => !byLoss(panel, one)).map((one) => dot(panel, one, y)).reverse(),
   );
 }
 
@@ -53,9 +58,12 @@ function over(panel, { view, index }, y) {
   return pieces(first.length, (c) => drawable(peak[c])).map((run) => line(`other other-${index}`, run, x, (c) => y(peak[c])));
 }
 
-function dot(panel, incident, y) {
-  // Not at the verdict's value: that may be a loss, or an update over its weights.
-  const { peak, nonfinite } = panel.view.windows;
+/** Whether an incident was found by its loss, and is marked there: the norm may look as ever. */
+export const byLoss = (panel, incident) => incident.told.evidence?.quantity === "loss" && !panel.lossHeader.hidden;
+
+export function dot(panel, incident, y, peak = panel.view.windows.peak) {
+  // Not at the verdict's value: that may be an update over its weights.
+  const { nonfinite } = panel.view.windows;
   const c = panel.column(panel.view.windows, incident.place);
   const at = [panel.x(incident.place + 0.5), c >= 0 && peak[c] > 0 && !nonfinite[c] ? Math.max(y(peak[c]), 10) : TOP];
   const choose = () => panel.say.choose(panel, incident);

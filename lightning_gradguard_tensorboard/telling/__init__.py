@@ -6,45 +6,90 @@ incident's JSON, so that an incident of any version can be told, and by this pac
 
 from __future__ import annotations
 
-from .finding import cause, evidence, findings, opening, reason, suspect
+from .acts import act, acts, deed, treatment
+from .advice import advice, last_good
+from .finding import cause, evidence, findings, is_layer, named, opening, quantity, reason, suspect, the_rate_too
 from .page import tell
 from .record import Record, dicts, number, outcomes
 from .standing import STATES, improved, remedies, result, state, watched, why_stopped
-from .trials import became, deeds, left, levels, on_trial, pending, summary, treatment, trial, tried, undone, would_have
-from .words import cause_named, clean, count, done, gains, level, optimizer_names, short, tidy
+from .trials import (
+    became,
+    because,
+    deeds,
+    left,
+    levels,
+    on_trial,
+    pending,
+    summary,
+    trial,
+    tried,
+    undone,
+    would_have,
+)
+from .words import (
+    SPENT,
+    alike,
+    cause_named,
+    clean,
+    count,
+    done,
+    fold,
+    gains,
+    level,
+    optimizer_names,
+    plain,
+    repeated,
+    short,
+    tidy,
+)
 
 __all__ = [
+    "SPENT",
     "STATES",
     "Record",
+    "act",
+    "acts",
+    "advice",
+    "alike",
     "became",
+    "because",
     "cause",
     "cause_named",
     "clean",
     "count",
+    "deed",
     "deeds",
     "dicts",
     "done",
     "evidence",
     "findings",
+    "fold",
     "gains",
     "improved",
+    "is_layer",
+    "last_good",
     "left",
     "level",
     "levels",
+    "named",
     "number",
     "on_trial",
     "opening",
     "optimizer_names",
     "outcomes",
     "pending",
+    "plain",
+    "quantity",
     "reason",
     "remedies",
+    "repeated",
     "result",
     "short",
     "state",
     "summary",
     "suspect",
     "tell",
+    "the_rate_too",
     "tidy",
     "treatment",
     "trial",

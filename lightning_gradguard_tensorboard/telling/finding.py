@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
 from .standing import state, watched
 from .trials import left, on_trial, treats, trial, would_have
-from .words import cause_named, clean, gains, short, tidy
+from .words import cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
 _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
@@ -22,6 +23,20 @@ _QUANTITIES = {
 _FEW_SAMPLES = 8
 _NO_LAYER = ("batch", "loss function")
 """Suspects that are no layer."""
+_SAID_BY_THE_EVIDENCE = re.compile(r"^(?:norm|loss) (?:[\d.,]+(?:e[+-]?\d+)?) ?(?:is |, )")
+
+
+def is_layer(name: str) -> bool:
+    """Tell whether a suspect is a layer; the batch and the loss function are none."""
+    return name not in _NO_LAYER
+
+
+def named(blame: Record) -> str:
+    """Return a suspect as a person calls it: ``conv4``, ``the batch of rank 1, sample 5``, ``the loss function``."""
+    layer = str(blame.get("layer", "?"))
+    if layer == "batch":
+        return _the_batch(blame)
+    return clean(layer) or "the root module" if is_layer(layer) else f"the {layer}"
 
 
 def suspect(record: Record) -> str:
@@ -31,12 +46,9 @@ def suspect(record: Record) -> str:
         return ""
     layer = str(blame[0].get("layer", "?"))
     told = [decision_of(action).get("cause") for action in actions_of(record)]
-    if layer not in _NO_LAYER and told and told[-1] in _NO_LAYERS:
+    if is_layer(layer) and told and told[-1] in _NO_LAYERS:
         return ""
-    if layer in _NO_LAYER:
-        name = _the_batch(blame[0]) if layer == "batch" else f"the {layer}"
-    else:
-        name = f"first in {clean(layer) or 'the root module'}"
+    name = f"first in {named(blame[0])}" if is_layer(layer) else named(blame[0])
     evidence = gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
 
@@ -66,6 +78,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
     stands, tried = state(record), dicts(record.get("trials"))
     if found := cause(record):
         yield ("suspected cause" if tried and stands == "failed" else "cause"), found
+    elif unsought := _not_looked_for(record):
+        yield "cause", unsought
     for one in tried if trials else ():
         yield "tried", trial(one, record)
     if pending := on_trial(record):
@@ -75,7 +89,7 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
     if measured:
         yield "measured", tidy(clean(str(measured[-1])))
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
-    rates = [str(one.get("detail")) for one in done if one.get("remedy") == "backoff"]
+    rates = [plain(str(one.get("detail"))) for one in done if one.get("remedy") == "backoff"]
     if rates and rates[-1].startswith(_RATE) and not left(record):
         yield (
             "learning rate",
@@ -114,7 +128,31 @@ def cause(record: Record) -> str:
         if found == "unknown" and state(record) in ("calm", "watched") and not trials:
             return ""  # The trouble went by with first aid, and nobody looked for its cause.
     layers = [clean(layer) for layer in _at_fault(record)] if found == "layer" else []
-    return f"{'layer' if len(layers) == 1 else 'layers'} {' and '.join(layers)}" if layers else cause_named(found)
+    words = f"{'layer' if len(layers) == 1 else 'layers'} {' and '.join(layers)}" if layers else cause_named(found)
+    if found == "batch" and integer(record.get("alarms")) > 1:
+        return f"{words} and of those after it"
+    return f"{words}, and the learning rate: it was too high" if the_rate_too(record) else words
+
+
+def the_rate_too(record: Record) -> bool:
+    """Tell whether treatments for another cause were taken back until the learning rate was lowered as well."""
+    trials = dicts(record.get("trials"))
+    kept = next((one for one in trials if one.get("outcome") == "kept"), None)
+    if kept is None or kept.get("cause") in ("learning rate", "start", "new regime"):
+        return False
+    before = trials[: trials.index(kept)]
+    lowered = ["backoff" in texts(one.get("treatment")) for one in (*before, kept)]
+    return bool(before) and lowered[-1] and not any(lowered[:-1])
+
+
+def _not_looked_for(record: Record) -> str:
+    """Return why nobody looked for a cause where first aid was enough."""
+    told = {decision_of(action).get("cause") for action in actions_of(record)} - {None}
+    done = [one.get("remedy") for action in actions_of(record) for one in applied(action)]
+    if state(record) != "calm" or dicts(record.get("trials")) or told != {"unknown"} or not done:
+        return ""
+    enough = {"skip": "skipping it was enough", "clip": "clipping it was enough"}.get(str(done[-1]), "")
+    return f"not looked for: {enough}" if enough and set(done) <= {"skip", "clip"} else ""
 
 
 def _at_fault(record: Record) -> list[str]:
@@ -124,18 +162,25 @@ def _at_fault(record: Record) -> list[str]:
 
 
 def evidence(action: Record) -> str:
-    """Return what was measured, and what it was compared with: ``norm 310 against a limit of 3.7 (84 x)``."""
+    """Return what was measured, and what it was compared with: ``norm 310, 84 x the limit of 3.7``."""
     verdict = verdict_of(action)
-    quantity = _QUANTITIES.get(str(verdict.get("detector")), "")
+    measured = _QUANTITIES.get(str(verdict.get("detector")), "")
     value, limit = number(verdict.get("value")), number(verdict.get("limit"))
     if not math.isfinite(value):
-        return f"{quantity}{short(value)}: not finite"
+        return f"{measured}{short(value)}: not finite"
     if not math.isfinite(limit):
-        return f"{quantity}{short(value)}"
-    times = f" ({short(float(f'{value / limit:.2g}'))} x)" if 0.0 < limit < value else ""
-    return f"{quantity}{short(value)} against a limit of {short(limit)}{times}"
+        return f"{measured}{short(value)}"
+    if not 0.0 < limit < value:
+        return f"{measured}{short(value)} against a limit of {short(limit)}"
+    return f"{measured}{short(value)}, {short(float(f'{value / limit:.2g}'))} x the limit of {short(limit)}"
+
+
+def quantity(action: Record) -> str:
+    """Return what was measured: ``norm``, ``loss``, or nothing where the detector's reason says it."""
+    return _QUANTITIES.get(str(verdict_of(action).get("detector")), "").strip()
 
 
 def reason(action: Record) -> str:
-    """Return the sentence that a detector gave with its verdict."""
-    return tidy(clean(str(verdict_of(action).get("reason") or "")))
+    """Return the sentence that a detector gave with its verdict, but for the value that the evidence tells."""
+    told = clean(str(verdict_of(action).get("reason") or ""))
+    return tidy(_SAID_BY_THE_EVIDENCE.sub("", told) if quantity(action) else told)

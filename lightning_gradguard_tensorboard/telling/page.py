@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .finding import evidence, findings, reason
+from .acts import act, detail
+from .advice import advice
+from .finding import evidence, findings, is_layer, named, quantity, reason
 from .record import Record, actions_of, dicts, number, whole
 from .standing import STATES, result, state, why_stopped
-from .trials import became, levels, tried
+from .trials import became, because, is_new, levels, tried
 from .words import cause_named, gains, tidy
 
 
@@ -26,15 +28,27 @@ def tell(record: Record) -> dict[str, Any]:
         "word": word,
         "result": result(record),
         "why_stopped": why_stopped(record) if stands == "stopped" else "",
-        "evidence": {"measured": evidence(actions[0]), "reason": reason(actions[0])} if actions else None,
+        "evidence": _evidence(actions[0]) if actions else None,
+        "because": because(actions[0]) if actions else "",
+        "next": advice(record),
         "findings": [{"name": name, "text": text} for name, text in findings(record, trials=False)],
         "trials": [_trial(one, record) for one in dicts(record.get("trials"))],
         "done": _deeds(actions),
         "blame": [
-            {**one, "gains": gains(one), "reason": tidy(str(one.get("reason") or ""))}
+            {
+                **one,
+                "named": named(one),
+                "is_layer": is_layer(str(one.get("layer"))),
+                "gains": gains(one),
+                "reason": tidy(str(one.get("reason") or "")),
+            }
             for one in dicts(record.get("blame"))
         ],
     }
+
+
+def _evidence(action: Record) -> dict[str, Any]:
+    return {"measured": evidence(action), "reason": reason(action), "quantity": quantity(action)}
 
 
 def _trial(one: Record, record: Record) -> dict[str, Any]:
@@ -44,7 +58,8 @@ def _trial(one: Record, record: Record) -> dict[str, Any]:
         "name": {"kept": "kept", "taken back": "taken back"}.get(outcome, "tried"),
         "cause": cause_named(str(one.get("cause"))),
         "became": became(one, record),
-        "levels": levels(one),
+        "levels": levels(one, record),
+        "is_new": is_new(one, record),
         "numbers": [number(one.get(key)) for key in ("before", "trouble", "after")],
     }
 
@@ -54,6 +69,6 @@ def _deeds(actions: Sequence[Record]) -> list[dict[str, Any]]:
     found: dict[tuple[str, bool], dict[str, Any]] = {}
     for outcome in (o for action in actions for o in dicts(action.get("outcomes"))):
         key = str(outcome.get("remedy")), outcome.get("applied") is not False
-        deed = {"remedy": key[0], "applied": key[1], "times": 0, "detail": tidy(str(outcome.get("detail") or ""))}
+        deed = {"remedy": key[0], "act": act(outcome), "applied": key[1], "times": 0, "detail": detail(outcome)}
         found.setdefault(key, deed)["times"] += 1
     return list(found.values())

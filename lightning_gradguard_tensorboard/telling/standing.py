@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .record import Record, actions_of, applied, decided, decision_of, dicts, integer, number, verdict_of
-from .words import clean, count, tidy
+from .words import clean, count, plain, tidy
 
 STATES = {
     "open": ("bad", "●", "open"),
@@ -14,7 +14,7 @@ STATES = {
     "kept": ("warning", "–", "kept"),
     "calm": ("good", "✓", "calm again"),
     "watched": ("warning", "○", "only watched"),
-    "anew": ("warning", "↻", "learned anew"),
+    "anew": ("good", "↻", "learned anew"),
     "failed": ("bad", "✕", "did not help"),
 }
 """For each state the colour, a glyph, and a word or two.
@@ -23,7 +23,8 @@ STATES = {
 ``watched``: nothing was done, so that no more alarms say little;
 ``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
 """
-FIRST_AID = frozenset({"skip", "clip"})
+FIRST_AID = {"skip": "skipped", "clip": "clipped"}
+"""What is done at once to a single step, which is no treatment, and is not put on trial."""
 
 
 def state(record: Record) -> str:
@@ -83,14 +84,15 @@ def result(record: Record) -> str:
     if record.get("closed") is None:
         return f"still open after {count(integer(record.get('alarms')), 'alarming step')}"
     after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
-    first_aid = not dicts(record.get("trials")) and remedies(record) and FIRST_AID.issuperset(remedies(record))
+    made = [] if dicts(record.get("trials")) else remedies(record)
+    done = [word for name, word in FIRST_AID.items() if name in made] if FIRST_AID.keys() >= set(made) else []
     if halted(record):
         return "the run was halted before this step was made"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
         "kept": f"calm again after {after}, what was done is kept",
-        "calm": f"calm again after {after}" + (", first aid only" if first_aid else ""),
+        "calm": f"calm again after {after}" + (f", only {' and '.join(done)}" if done else ""),
         "watched": f"no more alarms after {after}, only watched",
         "anew": f"what is healthy is learned anew after {after}",
         "failed": f"given up after {after}, did not help",
@@ -101,5 +103,4 @@ def why_stopped(record: Record) -> str:
     """Return why the guard ended the run: ``100 steps in a row were skipped``."""
     actions = [action for action in actions_of(record) if decision_of(action).get("exhausted") is True]
     reason = str(decision_of(actions[-1]).get("reason") or "") if actions else ""
-    # One word for it on a card that counts the steps skipped.
-    return tidy(clean(reason)).replace("in a row were held", "in a row were skipped")
+    return tidy(plain(clean(reason)))

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .acts import acts, treatment
 from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
 from .standing import FIRST_AID, halted, remedies, state, watched
-from .words import DONE, clean, done, level, tidy
+from .words import SPENT, clean, done, level, plain, tidy
 
-_REPAIRS = {
-    "restored from": "restored the layer",
-    "rescaled": "rescaled the layer",
-    "divided by": "rescaled the layer",
-    "redrawn": "re-initialised the layer",
-    "set to zero": "set stray weights of the layer to zero",
-}
-"""What a repair is called by what the remedy says that it did."""
 _ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 
 
 def trial(one: Record, record: Record) -> str:
     """Return what was tried, what became of it and why, as ``restored the layer at step 40: taken back ...``."""
     what = f"{tried(one, record)} at step {whole(one.get('opened'))}: {became(one, record)}"
-    return what if one.get("outcome") == "calm" else f"{what} ({levels(one)})"
+    return what if one.get("outcome") == "calm" else f"{what} ({levels(one, record)})"
 
 
 def tried(one: Record, record: Record) -> str:
     """Return a treatment in words, a repair by what it came to: ``restored the layer``."""
     outcomes = [o for a in actions_of(record) if a.get("step") == one.get("opened") for o in applied(a)]
     return treatment(texts(one.get("treatment")), outcomes)
-
-
-def treatment(names: Sequence[str], outcomes: Iterable[Record] = ()) -> str:
-    """Return what was done as one: ``rolled back to a good snapshot and lowered the learning rate``."""
-    repaired = _repair([o for o in outcomes if o.get("remedy") == "reinitialize"])
-    made = [repaired if name == "reinitialize" else done((name,)) for name in names] or [done(())]
-    return f"{', '.join(made[:-1])} and {made[-1]}" if made[1:] else made[0]
-
-
-def _repair(outcomes: Sequence[Record]) -> str:
-    said = " ".join(str(outcome.get("detail")) for outcome in outcomes)
-    kinds = list(dict.fromkeys(words for key, words in _REPAIRS.items() if key in said))
-    told = kinds[0] if len(kinds) == 1 else DONE["reinitialize"]
-    many = any(len(texts(outcome.get("layers"))) > 1 for outcome in outcomes)
-    return told.replace("the layer", "the layers") if many else told
 
 
 def summary(record: Record) -> list[str]:
@@ -64,8 +41,9 @@ def summary(record: Record) -> list[str]:
 def deeds(record: Record) -> str:
     """Return all that was done, and what became of treatments: ``skipped the step; restored the layer (kept)``."""
     tried = summary(record)
-    names = [name for name in remedies(record) if name not in _ON_TRIAL or not tried]
-    return "; ".join([done(names)] * bool(names or not tried) + tried)
+    but = _ON_TRIAL if tried else frozenset[str]()
+    names = [name for name in remedies(record) if name not in but]
+    return "; ".join([acts(record, but)] * bool(names or not tried) + tried)
 
 
 def became(one: Record, record: Record) -> str:
@@ -94,14 +72,24 @@ def _why(outcome: str, before: float, trouble: float, after: float) -> str:
     return "the loss was not back where it had been" if after > before else "the loss did not prove a cure"
 
 
-def levels(one: Record) -> str:
+def levels(one: Record, record: Record | None = None) -> str:
     """Return the known levels of the loss: ``loss before the trouble 0.04, in it 6.1, at the end 6``.
 
-    Of losses that are all NaN no more is known than of none.
+    Of losses that are all NaN no more is known than of none. Where the trial before it in the same incident has told
+    of the trouble, only how it ended is new.
     """
     told = {"before the trouble": "before", "in it": "trouble", "at the end": "after"}
+    if not is_new(one, record) and not math.isnan(number(one.get("after"))):
+        told = {"at the end": "after"}
     known = [f"{words} {level(value)}" for words, key in told.items() if not math.isnan(value := number(one.get(key)))]
     return f"loss {', '.join(known)}" if known else "no loss was known"
+
+
+def is_new(one: Record, record: Record | None) -> bool:
+    """Tell whether a trial's levels before and in the trouble are not those of the trial before it."""
+    trials = dicts(record.get("trials")) if record is not None else []
+    at = next((i for i, other in enumerate(trials) if other.get("opened") == one.get("opened")), 0)
+    return at == 0 or any(trials[at - 1].get(key) != one.get(key) for key in ("before", "trouble"))
 
 
 def on_trial(record: Record) -> str:
@@ -162,14 +150,19 @@ def left(record: Record) -> str:
     if halted(record):
         return ""
     if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
-        return f"nothing: {tidy(clean(str(decision_of(actions[-1]).get('reason') or 'the budget is spent')))}"
+        return f"nothing: {tidy(plain(clean(str(decision_of(actions[-1]).get('reason') or SPENT))))}"
     gone = _resigned(record) and stands in ("open", "failed", "calm", "watched")
-    return "first aid only: the run goes on as you wrote it" if gone else ""
+    return "only skipping and clipping: the run goes on as you wrote it" if gone else ""
+
+
+def because(action: Record) -> str:
+    """Return why it was decided so."""
+    return tidy(plain(clean(str(decision_of(action).get("reason") or ""))))
 
 
 def undone(action: Record) -> str:
     """Return what is said of an action whose decision changed nothing: what it would have done, and why."""
-    names, reason = decided(action), tidy(clean(str(decision_of(action).get("reason") or "")))
+    names, reason = decided(action), because(action)
     if not names:
         return reason
     return f"would have {treatment(names)}" + (f": {reason}" if reason else "")

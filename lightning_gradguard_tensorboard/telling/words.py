@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .record import Record, number
 
@@ -30,6 +30,13 @@ _CAUSES = {
     "new regime": "data, loss or task have changed for good",
     "unknown": "could not be told",
 }
+SPENT = "all that may be tried was tried"
+_PLAINER = (
+    (re.compile(r"\bfirst aid\b"), "skipping or clipping"),
+    (re.compile(r"\bin a row were held\b"), "in a row were skipped"),
+    (re.compile(r"\bthe budget is spent\b"), SPENT),
+)
+"""Words that only who wrote the guard knows, and those for which there is another one: journals have them still."""
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[+-]?\d+(?![\w.])")
 _COUNT = re.compile(r"(?<![\w.,])\d{4,}(?![\w.]\w|\w)")
 
@@ -76,6 +83,42 @@ def tidy(text: str) -> str:
     return _COUNT.sub(lambda found: f"{int(found[0]):,}", _NUMBER.sub(lambda found: short(float(found[0])), text))
 
 
+def plain(text: str) -> str:
+    """Return a sentence of a decision in words that need no explanation.
+
+    >>> plain("first aid is all that is left")
+    'skipping or clipping is all that is left'
+    """
+    for pattern, words in _PLAINER:
+        text = pattern.sub(words, text)
+    return text
+
+
+def fold(notices: Iterable[tuple[int, str]]) -> list[tuple[int, int, int, str]]:
+    """Return what was said with its first and last step and how often, oldest first.
+
+    What differs only in its numbers is said once, as it was said last.
+
+    >>> fold([(20, "drift: 3 x"), (90, "drift: 4.5 x")])
+    [(20, 90, 2, 'drift: 4.5 x')]
+    """
+    folded: dict[str, tuple[int, int, int, str]] = {}
+    for step, message in notices:
+        first, _, times, _ = folded.pop(alike(message), (step, step, 0, ""))
+        folded[alike(message)] = (first, step, times + 1, message)
+    return list(folded.values())
+
+
+def alike(message: str) -> str:
+    """Return a key under which sentences are the same that differ only in their numbers."""
+    return re.sub(r"(?<![\w.])[+-]?\d[\d.,e+-]*", "#", message)
+
+
+def repeated(first: int, last: int, times: int) -> str:
+    """Return when something was said: ``step 90``, or ``4 times, steps 20 to 90``."""
+    return f"step {last:,}" if times == 1 else f"{times:,} times, steps {first:,} to {last:,}"
+
+
 def count(amount: int, noun: str) -> str:
     """Return ``1 step``, ``2 steps``, ``1,900 steps``."""
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
@@ -98,7 +141,8 @@ def gains(blame: Record) -> str:
         ("backward gain", blame.get("backward_gain")),
         ("weights", blame.get("weight_ratio")),
     )
-    return ", ".join(f"{name} {short(number(value))} x" for name, value in measured if value is not None)
+    told = [f"{name} {short(number(value))} x" for name, value in measured if value is not None]
+    return ", ".join(f"{one} their usual size" if one.startswith("weights") else one for one in told)
 
 
 def optimizer_names(layers: Sequence[Sequence[str]]) -> list[str]:

@@ -19,8 +19,8 @@ def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
     console.incident(dataclasses.replace(case, closed=1912, helped=False), "closed")
     assert caplog.messages == [
         "GradGuard: incident 1 at step 1,900: non-finite, first in conv2 (forward gain 57 x); skipped the step",
-        "GradGuard: incident 1 closed: calm again after 12 steps, helped",
-        "GradGuard: incident 1 closed: given up after 12 steps, did not help",
+        "GradGuard: incident 1 closed at step 1,912: calm again after 12 steps, helped",
+        "GradGuard: incident 1 closed at step 1,912: given up after 12 steps, did not help",
     ]
     assert {r.levelname for r in caplog.records} == {"WARNING"}, "who sees one open sees how it ends"
 
@@ -47,7 +47,7 @@ def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
     action = incident().actions[0]
     more = dataclasses.replace(action, outcomes=(*action.outcomes, Outcome("backoff", True, "halved")))
     console.incident(incident(alarms=1000, actions=(more,)), "acted")
-    assert "skipped the step, lowered the learning rate (1,000 alarming steps so far)" in caplog.messages[-1]
+    assert "skipped the step, lowered the learning rate (step 40, 1,000 alarming steps so far)" in caplog.messages[-1]
 
 
 def test_hostile_names_cannot_write_to_the_terminal(caplog):

@@ -59,14 +59,14 @@ def test_an_incident_is_told_as_text_and_as_json(tmp_path, writer):
     events = read(tmp_path)
     entries = events.Tensors("gradguard/incidents")
     told = [json.loads(e.tensor_proto.string_val[0]) for e in entries]
-    assert [t["event"] for t in told] == ["opened", "acted", "closed", "opened", "notice"]
-    assert [t["step"] for t in told] == [40, 40, 52, 90, 95] and told[-1]["message"] == "gradients vanish"
+    assert [t["event"] for t in told] == ["opened", "acted", "closed", "opened", "notice", "ended"]
+    assert [t["step"] for t in told] == [40, 40, 52, 90, 95, 0] and told[-2]["message"] == "gradients vanish"
     assert all(a.step < b.step for a, b in itertools.pairwise(entries))
     texts = events.Tensors("gradguard/incident_log/text_summary")
     assert [t.step for t in texts] == [40, 52, 90]
     closed, second = (t.tensor_proto.string_val[0].decode() for t in texts[1:])
     assert "calm again after 12 steps, helped" in closed and "first in **conv2**" in closed
-    assert "forward gain 57 x" in closed and "held the step" in closed
+    assert "forward gain 57 x" in closed and "skipped the step" in closed
     assert "Earlier incidents" in second and "| 1 | 40 |" in second
 
 

@@ -124,7 +124,7 @@ def test_all_taken_back_leaves_first_aid() -> None:
     assert text.startswith("given up after 130 steps, did not help\nsuspected cause: updates")
     assert "taken back at step 106, the loss was no better than in the trouble" in text
     assert "taken back at step 170, there was trouble again (sudden)" in text
-    assert text.endswith("left to try: first aid only: the run goes on as you wrote it")
+    assert text.endswith("left to try: only skipping and clipping: the run goes on as you wrote it")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_why_a_trial_that_ran_to_its_end_was_taken_back(trouble: float, after: f
 
 
 def test_first_aid_only_is_calm_and_neither_help_nor_failure() -> None:
-    assert told(CALM) == "calm again after 21 steps, first aid only"
+    assert told(CALM) == "calm again after 21 steps, only skipped\ncause: not looked for: skipping it was enough"
     assert wording.state(CALM) == "calm"
 
 
@@ -207,7 +207,7 @@ def test_a_treatment_without_a_loss_to_measure_it_by_is_said_to_be_so() -> None:
 
 def test_a_budget_that_is_spent() -> None:
     spent = act(150, "skip", reason="100 steps in a row were held", exhausted=True)
-    assert "left to try: nothing: 100 steps in a row were held" in told(case(FIRST_AID, spent, helped=False))
+    assert "left to try: nothing: 100 steps in a row were skipped" in told(case(FIRST_AID, spent, helped=False))
 
 
 def test_a_treatment_on_trial_when_the_run_was_stopped_is_told() -> None:
@@ -235,8 +235,13 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     opened, tried, again, resigned, closed = caplog.messages
     assert opened.endswith("; skipped the step") and tried.endswith("; on trial: repaired the layer at step 42")
     assert "tried: repaired the layer at step 42: taken back" in again and "on trial: rolled back" in again
-    assert resigned.endswith("(4 alarming steps so far); left to try: first aid only: the run goes on as you wrote it")
-    assert "closed: calm again after 130 steps, helped; cause: updates" in closed and closed.count("tried: ") == 2
+    assert resigned.endswith(
+        "(step 170, 4 alarming steps so far); left to try: only skipping and clipping: the run goes on as you wrote it"
+    )
+    assert (
+        "closed at step 170: calm again after 130 steps, helped; cause: updates" in closed
+        and closed.count("tried: ") == 2
+    )
 
 
 @pytest.mark.parametrize("one", [KEPT_AT_ONCE, CALM, WATCHED, ALL_TAKEN_BACK, ANEW])
@@ -254,7 +259,7 @@ def test_the_console_says_at_once_what_would_have_been_done(console: Any, caplog
 def test_markdown_has_a_table_of_treatments() -> None:
     text = incident_markdown(ALL_TAKEN_BACK)
     assert "**Suspected cause:** updates that are too large: the learning rate." in text
-    assert "**Left to try:** first aid only: the run goes on as you wrote it." in text
+    assert "**Left to try:** only skipping and clipping: the run goes on as you wrote it." in text
     assert "| treatment | for | loss before | in the trouble | at the end | what became of it |" in text
     assert (
         "| **step 42**: repaired the layer | single layers | 0.25 | 6.12 | 6.5 "

@@ -45,7 +45,7 @@ class Balance(HTMLParser):
     [
         ("good", "No incident in 250 steps", (), {}),
         ("good", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
-        ("warning", "healthy for 209 steps since", (incident(closed=52, helped=True),), {}),
+        ("warning", "no alarm for 209 steps since", (incident(closed=52, helped=True),), {}),
         ("bad", "still open at step 249, the last seen", (incident(),), {}),
         ("bad", "did not help", (incident(closed=52, helped=False),), {}),
         ("bad", "non-finite or over its limit since step 0", (), {"norm_peak": math.nan}),
@@ -111,7 +111,7 @@ def test_damage_is_said(tmp_path):
     path.write_bytes(path.read_bytes()[:-5] + b"\n{\x00\n")
     told = read_story(path, tmp_path)
     assert told.contents.unreadable == 2
-    assert "line 12" in render_text(told) and "Not shown" in render_page([told])
+    assert "line 13" in render_text(told) and "Not shown" in render_page([told])
 
 
 def test_journals_are_found_at_any_depth(tmp_path):

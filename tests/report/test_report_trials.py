@@ -50,17 +50,17 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
 @pytest.mark.parametrize(
     ("one", "level", "word", "words"),
     [
-        (CALM, "good", "Calm again", "calm for 209 steps since"),
-        (WATCHED, "warning", "No more alarms", "nothing was changed, only watched; without alarm for"),
-        (ANEW, "warning", "Learned anew", "have changed for good, and what is healthy was learned anew"),
-        (KEPT_ONLY, "warning", "Calm again", "calm for 209 steps since"),
-        (KEPT_AT_ONCE, "warning", "Recovered", "healthy for 209 steps since"),
-        (SECOND_KEPT, "warning", "Recovered", "healthy for 209 steps since"),
+        (CALM, "good", "Calm again", "no alarm for 209 steps since"),
+        (WATCHED, "warning", "No more alarms", "nothing was changed, only watched; no alarm for"),
+        (ANEW, "warning", "Learning anew", "have changed for good, and what is healthy was learned anew"),
+        (KEPT_ONLY, "warning", "Treated", "no alarm for 209 steps since"),
+        (KEPT_AT_ONCE, "warning", "Recovering", "no alarm for 209 steps since"),
+        (SECOND_KEPT, "warning", "Recovering", "no alarm for 209 steps since"),
         (
             ALL_TAKEN_BACK,
             "bad",
             "Not healed",
-            "nothing that was tried helped, and it was taken back; left to try: first aid only",
+            "nothing that was tried helped, and it was taken back; left to try: only skipping",
         ),
         (case(REDRAWN, trials=(TAKEN_BACK,), helped=False), "bad", "Not healed", "and it was taken back."),
     ],
@@ -84,11 +84,11 @@ def test_the_page_has_a_table_of_treatments(tmp_path: Path) -> None:
         "<tr><td>Step 42: repaired the layer</td><td>single layers</td><td>0.25</td><td>6.12</td><td>6.5</td>"
         "<td>Taken back at step 106, the loss was no better than in the trouble.</td></tr>" in page
     )
-    assert "<strong>Left to try:</strong> First aid only: the run goes on as you wrote it." in page
+    assert "<strong>Left to try:</strong> Only skipping and clipping: the run goes on as you wrote it." in page
     assert '<article class="bad"' in page and 'class="dot bad"' in page
 
 
-@pytest.mark.parametrize(("one", "kind"), [(CALM, "good"), (ANEW, "warning"), (case(FIRST_AID, closed=None), "bad")])
+@pytest.mark.parametrize(("one", "kind"), [(CALM, "good"), (ANEW, "good"), (case(FIRST_AID, closed=None), "bad")])
 def test_each_state_has_the_colour_that_it_has_in_the_tab(tmp_path: Path, one: Incident, kind: str) -> None:
     page = render_page([story(tmp_path / "run", one)])
     assert f'<article class="{kind}"' in page and f'class="dot {kind}"' in page
@@ -106,9 +106,10 @@ def test_the_guards_own_lines(tmp_path: Path) -> None:
     recorder = Recorder([], 50)
     recorder.incidents = [CALM, dataclasses.replace(SECOND_KEPT, number=2)]
     lines = recorder.report().splitlines()
-    assert lines[0].endswith("tried skip: calm again after 21 steps, first aid only")
-    assert lines[1].startswith("incident 2 at step 40: sudden, first in conv2 (the norm leapt)")
-    assert [line.split(":")[0] for line in lines[2:]] == ["  cause", "  tried", "  tried"]
+    assert lines[0].endswith("skipped the step: calm again after 21 steps, only skipped")
+    assert lines[1] == "  cause: not looked for: skipping it was enough"
+    assert lines[2].startswith("incident 2 at step 40: sudden, first in conv2 (the norm leapt)")
+    assert [line.split(":")[0] for line in lines[3:]] == ["  cause", "  tried", "  tried"]
 
 
 OPEN = case(FIRST_AID, REDRAWN, closed=None)

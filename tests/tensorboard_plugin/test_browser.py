@@ -59,7 +59,7 @@ def test_a_bad_night_in_ten_seconds(tab: Tab) -> None:
         "sudden",
         "step 3,005",
         "helped",
-        "against a limit of",
+        "the limit of",
         "blocks.7.attn.proj",
         "×180",
         "clip",

@@ -39,7 +39,7 @@ def test_recovered_is_amber_and_names_the_layer() -> None:
     assert verdict["level"] == "warning"
     assert said(verdict) == (
         "1 incident in 2,400 steps; the last: non-finite at step 1,900, first in blocks.7.mlp.fc2; "
-        "1 step skipped; healthy for 499 steps since."
+        "1 step skipped; no alarm for 499 steps since; green after 500."
     )
 
 
@@ -58,9 +58,9 @@ def test_red(changes: dict[str, Any], restless: int | None, headline: str) -> No
 
 def test_the_windows_count_what_the_kept_actions_do_not() -> None:
     verdict = story.verdict([record(closed=1940, helped=True)], END, None, {"skipped": 7, "clipped": 2, "overflows": 9})
-    assert "; 7 steps skipped, 2 steps clipped; healthy" in said(verdict)
+    assert "; 7 steps skipped, 2 steps clipped; no alarm" in said(verdict)
     # An old log, or a window that has not been written yet.
-    assert "; 1 step skipped; healthy" in said(story.verdict([record(closed=1940, helped=True)], END, None, {}))
+    assert "; 1 step skipped; no alarm" in said(story.verdict([record(closed=1940, helped=True)], END, None, {}))
 
 
 def test_what_a_scaler_skips_by_itself_is_no_trouble() -> None:
