@@ -1,11 +1,12 @@
-"""What each technique does alone: ``python -m benchmarks.ablation`` runs the zoo's sick cases under one remedy at a time.
+"""What each technique does alone: ``python -m benchmarks.ablation`` runs the zoo's sick cases under one at a time.
 
-*Alone* means alone: the guard detects and blames as always, but may use that one remedy only. The ladder answers as always,
-too, and what is switched off is left out; so where it calls for nothing that is there, the step passes as it came, a NaN too.
-The second half of the table adds one thing to each technique: a step that the ladder wants held is held.
+*Alone* means alone: the guard detects and blames as always, but may use that one remedy only. The ladder answers as
+always, too, and what is switched off is left out; so where it calls for nothing that is there, the step passes as it
+came, a NaN too. The second half of the table adds one thing to each technique: a step that the ladder wants
+skipped is skipped.
 
-A result depends on the package and on the zoo, whose fingerprint is kept with it, and on the remedies of its set-up, whose
-fingerprint is part of its name: one whose remedies are changed here is done again.
+A result depends on the package and on the zoo, whose fingerprint is kept with it, and on the remedies of its set-up,
+whose fingerprint is part of its name: one whose remedies are changed here is done again.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw set-ups against causes: colour is the mean rescue (1 is the healthy twin's score), the number the cases rescued."""
+    """Draw set-ups against causes: the colour is the mean rescue (1: the twin's score), the number how many."""
     import matplotlib.pyplot as plt
 
     setups, causes, found = grid(rows)

@@ -1,6 +1,6 @@
-"""Two runs whose treatments are tried, as a picture: one that is kept at once, and one whose first treatment is taken back.
+"""Two runs whose treatments are tried, as a picture: one is kept at once, the other's first treatment is taken back.
 
-``python -m benchmarks.trial_picture`` writes ``docs/images/trial.png`` and prints each trial; half a minute on one core.
+``python -m benchmarks.trial_picture`` writes ``docs/images/trial.png`` and prints each trial; half a minute.
 """
 
 from __future__ import annotations
