@@ -65,9 +65,9 @@ def with_default(*makers: Callable[[], Remedy]) -> list[Remedy]:
 SETUPS: dict[str, Callable[[], list[Remedy]]] = {
     **{name: partial(only, make) for name, make in MORE.items()},
     "all_six": partial(only, *SIX.values()),
-    "holding": partial(only, Skip),
-    **{f"{name}_and_holding": partial(only, make, Skip) for name, make in MORE.items()},
-    "all_six_and_holding": partial(only, *SIX.values(), Skip),
+    "skipping": partial(only, Skip),
+    **{f"{name}_and_skipping": partial(only, make, Skip) for name, make in MORE.items()},
+    "all_six_and_skipping": partial(only, *SIX.values(), Skip),
     "default": default_remedies,
     **{f"default_and_{name}": partial(with_default, make) for name, make in OPTIONAL.items()},
     "default_and_optional": partial(with_default, *OPTIONAL.values()),
@@ -92,7 +92,7 @@ def fingerprint(setup: str) -> str:
 
 def label(setup: str) -> str:
     """Write a set-up's name for a person."""
-    return setup.replace("_and_holding", " + holding").replace("_and_", " + ").replace("_", " ")
+    return setup.replace("_and_skipping", " + skipping").replace("_and_", " + ").replace("_", " ")
 
 
 def named(rows: Sequence[Row]) -> list[Row]:
@@ -144,7 +144,7 @@ def plot(rows: list[Row], path: Path) -> None:
             pale = 0.2 < values[y][x] < 0.8
             axes.text(x, y, told, ha="center", va="center", fontsize=7, color="black" if pale else "white")
     axes.axvline(0.5, color="white", linewidth=4)
-    for first in ("clipping", "holding", "default"):  # alone, with held steps, with the whole ladder
+    for first in ("clipping", "skipping", "default"):  # alone, with skipped steps, with the whole ladder
         if first in setups:
             axes.axhline(setups.index(first) - 0.5, color="white", linewidth=4)
     axes.set_xticks(range(len(causes)), causes, rotation=45, ha="right", rotation_mode="anchor")

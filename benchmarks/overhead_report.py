@@ -161,7 +161,7 @@ NO_GPU = """**No GPU was measured**: none was at hand. `python -m benchmarks.ove
 more than `gradient_clip_val=1.0`. `python -m benchmarks.first_gpu` goes through all that is done there, in nine
 minutes; without a GPU it does so in short form on a simulated one, in the test suite too."""
 HOW_GPU = """What is done there: once a run is calm (32 accepted steps, no incident) the host does not wait for the step
-at hand. It knows the largest norm that may pass beforehand, and the device compares, clips and holds. On fused
+at hand. It knows the largest norm that may pass beforehand, and the device compares, clips and skips. On fused
 optimizers that is free (`found_inf`, `grad_scale`); on others it takes the pass that a clip takes, and a bad step
 becomes one without a gradient, in which momentum and weight decay go on. Norms, loss and the batch's largest elements
 come back through pinned memory and an event when the next step is judged. The host waits in the first steps, once in

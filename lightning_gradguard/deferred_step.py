@@ -207,5 +207,5 @@ def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:
     if coefficient > 0.0:
         detail = f"norm {norm:.3g} clipped to {norm * coefficient:.3g} on the device"
     else:
-        detail = "held the step on the device: its gradients did not count"
+        detail = "skipped the step on the device: its gradients did not count"
     return Outcome(by, True, detail, (), coefficient)

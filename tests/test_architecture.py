@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
@@ -188,3 +189,20 @@ def test_each_function_fits_on_a_screen() -> None:
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.end_lineno - node.lineno >= 45
     }
     assert long == set()
+
+
+# Constants of one name in two files: each file format has its own version, what both packages must know is written in
+# both, and the last are told apart by the rooms that they belong to.
+SHARED = {
+    *("VERSION", "WINDOW_FIELDS", "LAYERS_PLUGIN", "INCIDENTS_PLUGIN", "FIRST_AID", "ON_TRIAL", "EPILOG", "WINDOWS"),
+    *("SURE", "GROWN", "LOST_AGAIN"),
+}
+
+
+def test_constants_that_share_a_name_share_a_meaning() -> None:
+    where: dict[str, set[str]] = {}
+    for folder in (ROOT, ROOT.parent / "lightning_gradguard_tensorboard"):
+        for file in folder.rglob("*.py"):
+            for name in re.findall(r"^_?([A-Z][A-Z_0-9]{2,})(?:: [^=]+)? = ", file.read_text(), re.MULTILINE):
+                where.setdefault(name, set()).add(file.relative_to(ROOT.parent).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in SHARED} == {}

@@ -97,7 +97,7 @@ class Policy:
         decision = dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
         skipped = self._episode.skipped
         if skipped >= self.max_skipped and Act.SKIP in decision.remedies:
-            decision = Decision((Act.SKIP,), f"{skipped} steps in a row were held", cause.value, exhausted=True)
+            decision = Decision((Act.SKIP,), f"{skipped} steps in a row were skipped", cause.value, exhausted=True)
         self._episode.note(decision)
         return decision
 

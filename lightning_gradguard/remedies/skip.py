@@ -48,7 +48,7 @@ class Skip(Remedy):
             parameter.grad = None
         context.running.restore()
         self._groups = [(group, _counts(group)) for group in context.optimizer.param_groups]
-        return Outcome(self.name, True, "held the step: nothing was updated", (), 0.0)
+        return Outcome(self.name, True, "skipped the step: nothing was updated", (), 0.0)
 
     def after_update(self) -> None:
         """Put back the gradients' tensors, emptied, and the counts that an optimizer keeps by group."""

@@ -66,7 +66,7 @@ def test_an_incident_is_told_as_text_and_as_json(tmp_path, writer):
     assert [t.step for t in texts] == [40, 52, 90]
     closed, second = (t.tensor_proto.string_val[0].decode() for t in texts[1:])
     assert "calm again after 12 steps, helped" in closed and "first in **conv2**" in closed
-    assert "forward gain 57 x" in closed and "held the step" in closed
+    assert "forward gain 57 x" in closed and "skipped the step" in closed
     assert "Earlier incidents" in second and "| 1 | 40 |" in second
 
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_gradguard.diagnostics.heatmap import NONFINITE, UNKNOWN, colours, log_ratios
+from lightning_gradguard.diagnostics.heatmap import NONFINITE, UNKNOWN_COLOUR, colours, log_ratios
 from lightning_gradguard.diagnostics.picture import draw, encode_png, fold, shorten
 from lightning_gradguard.diagnostics.timeline import Timeline, merge
 from tests.diagnostics.examples import HOSTILE, window
@@ -50,7 +50,7 @@ def test_a_bad_first_step_stands_out_against_the_calm_after_it():
 
 def test_what_is_not_finite_or_not_known_has_a_colour_of_its_own():
     pixels = colours(np.array([[1.0, math.nan, 1.0, 0.0]]), np.array([[0.0, 0.0, 3.0, 0.0]]))
-    assert tuple(pixels[0, 1]) == UNKNOWN and tuple(pixels[0, 2]) == NONFINITE and pixels[0, 0, 3] == 0
+    assert tuple(pixels[0, 1]) == UNKNOWN_COLOUR and tuple(pixels[0, 2]) == NONFINITE and pixels[0, 0, 3] == 0
     assert colours(np.zeros((0, 0)), np.zeros((0, 0))).shape == (0, 0, 4)
 
 
