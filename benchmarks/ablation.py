@@ -1,11 +1,12 @@
-"""What each technique does alone: ``python -m benchmarks.ablation`` runs the zoo's sick cases under one remedy at a time.
+"""What each technique does alone: ``python -m benchmarks.ablation`` runs the zoo's sick cases under one at a time.
 
-*Alone* means alone: the guard detects and blames as always, but may use that one remedy only. The ladder answers as always,
-too, and what is switched off is left out; so where it calls for nothing that is there, the step passes as it came, a NaN too.
-The second half of the table adds one thing to each technique: a step that the ladder wants held is held.
+*Alone* means alone: the guard detects and blames as always, but may use that one remedy only. The ladder answers as
+always, too, and what is switched off is left out; so where it calls for nothing that is there, the step passes as it
+came, a NaN too. The second half of the table adds one thing to each technique: a step that the ladder wants
+skipped is skipped.
 
-A result depends on the package and on the zoo, whose fingerprint is kept with it, and on the remedies of its set-up, whose
-fingerprint is part of its name: one whose remedies are changed here is done again.
+A result depends on the package and on the zoo, whose fingerprint is kept with it, and on the remedies of its set-up,
+whose fingerprint is part of its name: one whose remedies are changed here is done again.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def with_default(*makers: Callable[[], Remedy]) -> list[Remedy]:
 SETUPS: dict[str, Callable[[], list[Remedy]]] = {
     **{name: partial(only, make) for name, make in MORE.items()},
     "all_six": partial(only, *SIX.values()),
-    "holding": partial(only, Skip),
-    **{f"{name}_and_holding": partial(only, make, Skip) for name, make in MORE.items()},
-    "all_six_and_holding": partial(only, *SIX.values(), Skip),
+    "skipping": partial(only, Skip),
+    **{f"{name}_and_skipping": partial(only, make, Skip) for name, make in MORE.items()},
+    "all_six_and_skipping": partial(only, *SIX.values(), Skip),
     "default": default_remedies,
     **{f"default_and_{name}": partial(with_default, make) for name, make in OPTIONAL.items()},
     "default_and_optional": partial(with_default, *OPTIONAL.values()),
@@ -91,7 +92,7 @@ def fingerprint(setup: str) -> str:
 
 def label(setup: str) -> str:
     """Write a set-up's name for a person."""
-    return setup.replace("_and_holding", " + holding").replace("_and_", " + ").replace("_", " ")
+    return setup.replace("_and_skipping", " + skipping").replace("_and_", " + ").replace("_", " ")
 
 
 def named(rows: Sequence[Row]) -> list[Row]:
@@ -126,7 +127,7 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draw set-ups against causes: colour is the mean rescue (1 is the healthy twin's score), the number the cases rescued."""
+    """Draw set-ups against causes: the colour is the mean rescue (1: the twin's score), the number how many."""
     import matplotlib.pyplot as plt
 
     setups, causes, found = grid(rows)
@@ -143,7 +144,7 @@ def plot(rows: list[Row], path: Path) -> None:
             pale = 0.2 < values[y][x] < 0.8
             axes.text(x, y, told, ha="center", va="center", fontsize=7, color="black" if pale else "white")
     axes.axvline(0.5, color="white", linewidth=4)
-    for first in ("clipping", "holding", "default"):  # alone, with held steps, with the whole ladder
+    for first in ("clipping", "skipping", "default"):  # alone, with skipped steps, with the whole ladder
         if first in setups:
             axes.axhline(setups.index(first) - 0.5, color="white", linewidth=4)
     axes.set_xticks(range(len(causes)), causes, rotation=45, ha="right", rotation_mode="anchor")

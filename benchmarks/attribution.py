@@ -1,7 +1,7 @@
 """Measure how often the layer at fault is named first, and how often a healthy model is accused.
 
-Run ``python -m benchmarks.attribution --trials 20``. Columns: the layer with the largest gradient, the layer with the largest
-gradient over weight, and :func:`lightning_gradguard.attribution.blame`.
+Run ``python -m benchmarks.attribution --trials 20``. Columns: the layer with the largest gradient, the layer with the
+largest gradient over weight, and :func:`lightning_gradguard.attribution.blame`.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def sick(
 
 
 def healthy(name: str, trials: int, steps: int) -> tuple[int, int, Counter[str]]:
-    """Count the looks at fresh and at briefly trained models, on good and on spoilt batches, and those that accuse a layer."""
+    """Count the looks at fresh and briefly trained models, on good and spoilt batches, and those accusing a layer."""
     build, shape = HEALTHY[name]
     accused, looks, who = 0, 0, Counter[str]()
     for seed in range(trials):

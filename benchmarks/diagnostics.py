@@ -111,7 +111,7 @@ def whole_window(layers: int = 200, count: int = 400) -> float:
 
 
 def weighing(layers: int = 200, width: int = 256, rounds: int = 40) -> tuple[float, float]:
-    """Return microseconds a step of norms of weights and update-to-weight ratios, and the share of a ``clip_grad_norm_``."""
+    """Return microseconds a step of weights' norms and update ratios, and the share of a ``clip_grad_norm_``."""
     net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -163,7 +163,8 @@ def tensorboard(logdir: Path) -> Iterator[str]:
 
 
 def opening(logdir: Path, chromium: str, rounds: int = 3) -> float:
-    """Return the seconds from the click on the tab to the whole run in sight; the median of fresh servers, which have decoded nothing."""
+    """Return the seconds from the click on the tab to the whole run in sight; the median of fresh servers, which have
+    decoded nothing."""
     from playwright.sync_api import sync_playwright
 
     taken = []
@@ -188,7 +189,7 @@ def opening(logdir: Path, chromium: str, rounds: int = 3) -> float:
 
 
 def _await_data(address: str) -> None:
-    """Wait until TensorBoard has read the log: how long that takes is its own affair. The tab is not asked: it would remember."""
+    """Wait until TensorBoard has read the log, however long. The tab is not asked: it would remember."""
     last, calm = b"", 0
     asked = f"{address}/data/plugin/scalars/scalars?run=board&tag=gradguard/1_log10_norm_peak"
     while calm < 4:

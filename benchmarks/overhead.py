@@ -1,7 +1,8 @@
 """Measure what the guard costs on the healthy path, as a ratio to ``torch.nn.utils.clip_grad_norm_``.
 
-Run ``python -m benchmarks.overhead``; it rewrites ``docs/performance.md``, its data (``docs/performance.json``) and its plots.
-Contenders are interleaved step by step in one process, so that what else the machine does meets all of them alike.
+Run ``python -m benchmarks.overhead``; it rewrites ``docs/performance.md``, its data (``docs/performance.json``) and its
+plots. Contenders are interleaved step by step in one process, so that what else the machine does meets all of them
+alike.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed: ``call`` acts on one step's gradients, on one step in ``stride``; ``kind`` tells afterwards what it did."""
+    """What is timed: ``call`` acts on a step's gradients, on one step in ``stride``; ``kind`` tells what it did."""
 
     name: str
     call: Callable[[], object]
@@ -107,8 +108,9 @@ def guarded(model: nn.Module, *, snapshots: bool = True) -> Iterator[tuple[Conte
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    # Time of all the process's threads on a core. On a busy machine the clock on the wall is unfair: it charges the others'
-    # turns to whoever takes long enough to be interrupted. Nothing here waits, but for what the system writes to files.
+    # Time of all the process's threads on a core. On a busy machine the clock on the wall is unfair: it charges the
+    # others' turns to whoever takes long enough to be interrupted. Nothing here waits, but for what the system writes
+    # to files.
     start = time.process_time()
     call()
     return time.process_time() - start
@@ -185,8 +187,9 @@ def _quartiles(values: list[float]) -> list[float]:
 def _round(contenders: Sequence[Contender], order: random.Random) -> dict[str, float]:
     """Time one period, and return seconds a step.
 
-    A contender's cost is the median of its steps, so that a moment in which the machine did something else does not count. The
-    guard's snapshots and windows are rare but no accidents: what they cost beyond a plain step is added at their true interval.
+    A contender's cost is the median of its steps, so that a moment in which the machine did something else does not
+    count. The guard's snapshots and windows are rare but no accidents: what they cost beyond a plain step is added at
+    their true interval.
     """
     times: dict[str, list[tuple[float, str]]] = {c.name: [] for c in contenders}
     for i in range(PERIOD):
@@ -235,8 +238,9 @@ print(1e3 * (time.process_time() - start))
 def import_times(processes: int) -> dict[str, float]:
     """Return the milliseconds that importing the package adds to importing Lightning, in fresh processes.
 
-    The first process compiles the source, as the first import from a checkout does; the others find bytecode, as an installer
-    leaves it. Without a folder of its own for that, it would depend on the environment which of the two is measured.
+    The first process compiles the source, as the first import from a checkout does; the others find bytecode, as an
+    installer leaves it. Without a folder of its own for that, it would depend on the environment which of the two is
+    measured.
     """
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-c", IMPORT, cache]
@@ -253,7 +257,7 @@ def record_size(*, layers: int, steps: int) -> dict[str, int]:
 
 
 def room(elements: int) -> bool:
-    """Tell whether parameters and gradients of so many elements leave a quarter of the memory that is to be had to others."""
+    """Tell whether parameters and gradients of so many elements leave a quarter of the memory to others."""
     try:
         told = Path("/proc/meminfo").read_text()
         free = 1024 * int(told.partition("MemAvailable:")[2].split()[0])

@@ -1,4 +1,4 @@
-"""The models whose gradients are measured: only their parameters matter, so none of them has a forward pass worth using."""
+"""The models whose gradients are measured: only their parameters matter, so none has a forward pass worth using."""
 
 from __future__ import annotations
 

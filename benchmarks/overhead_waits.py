@@ -1,4 +1,4 @@
-"""Count how often a step makes the host wait for a GPU; there need not be one, since what waits there is called here too."""
+"""Count how often a step makes the host wait for a GPU; it need not have one, as what waits there is called here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COPIES = frozenset({Tensor.cpu, Tensor.tolist})
 
 
 class Scalars(TorchDispatchMode):
-    """Count, by dispatch, the numbers read from a tensor (``item``, ``if tensor``), and answers whose size depends on one."""
+    """Count, by dispatch, the numbers read from a tensor (``item``, ``if tensor``), and answers sized by one."""
 
     count = 0
 

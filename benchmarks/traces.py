@@ -1,7 +1,7 @@
 """Decision traces: what went into detectors and policy at each step of many runs, and what came out.
 
-``python -m benchmarks.traces --record`` does the runs and writes the traces; ``--compare`` feeds what they hold to the package as it is
-now, without training anything, and prints where it comes to other verdicts and decisions.
+``python -m benchmarks.traces --record`` does the runs and writes the traces; ``--compare`` feeds what they hold to the
+package as it is now, without training anything, and prints where it comes to other verdicts and decisions.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ Row = dict[str, Any]
 - ``build_up``: how many times larger the predicted update becomes as momentum fills;
 - ``made``: the rate that the update was made with, where a remedy had lowered it;
 - ``fresh``: True where parameters were added or taken away, so that what was learned was forgotten;
-- ``untouched`` and ``drawn``, in the first row: whether nobody had trained the module, and whether its weights looked like draws;
+- ``untouched`` and ``drawn``, in the first row: whether nobody had trained the module, and whether its weights looked
+  like draws;
 - ``signal``: what became of the batch on its way, as ``[source, growth, variation]``, where its layers were measured;
 - ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken]``;
 - ``done``: what remedies did, as ``[remedy, applied, coefficient]``.
 
-Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm, examine]``,
-and ``decision``, as ``[remedies, cause]``. What is None, False or empty is left out.
+Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm,
+examine]``, and ``decision``, as ``[remedies, cause]``. What is None, False or empty is left out.
 """
 
 
@@ -317,7 +318,8 @@ def table(found: Iterable[Difference]) -> str:
     """Write differences as Markdown."""
     lines = ["| run | what | step | then | now |", "| --- | --- | --- | --- | --- |"]
     lines += [
-        f"| {d.trace.run}{f' #{d.trace.optimizer}' if d.trace.optimizer else ''} | {d.what} | {d.step} | {d.old} | {d.new} |"
+        f"| {d.trace.run}{f' #{d.trace.optimizer}' if d.trace.optimizer else ''} | {d.what} | {d.step} "
+        f"| {d.old} | {d.new} |"
         for d in found
     ]
     return "\n".join(lines)
@@ -332,7 +334,8 @@ def quiet() -> GradGuard:
 
 
 def runs() -> dict[str, Callable[[], object]]:
-    """Name the runs: the sick ones of zoo and field trial that are short, and a few healthy ones; none that is held out."""
+    """Name the runs: the sick ones of zoo and field trial that are short, and a few healthy ones; none that is held
+    out."""
     from benchmarks.field.__main__ import held_out
     from benchmarks.field.healthy import healthy_runs
     from benchmarks.field.sick import scaled_loss, sick_runs

@@ -1,6 +1,6 @@
-"""Two runs whose treatments are tried, as a picture: one that is kept at once, and one whose first treatment is taken back.
+"""Two runs whose treatments are tried, as a picture: one is kept at once, the other's first treatment is taken back.
 
-``python -m benchmarks.trial_picture`` writes ``docs/images/trial.png`` and prints each trial; half a minute on one core.
+``python -m benchmarks.trial_picture`` writes ``docs/images/trial.png`` and prints each trial; half a minute.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "trial.png"
 BATCH = 64
-INK, SOFT, LINE, HELD = "#212529", "#868e96", "#1864ab", "#d9480f"
+INK, SOFT, LINE, SKIPPED = "#212529", "#868e96", "#1864ab", "#d9480f"
 SHADES = {"kept": ("#d3f9d8", "#2b8a3e"), "taken back": ("#ffe3e3", "#c92a2a")}
 WORDS = {
     ("rollback", "backoff"): "back, and a lower rate",
     ("rollback", "initialize", "backoff"): "drawn anew, and a lower rate",
-    ("reinitialize",): "one layer mended",
+    ("reinitialize",): "one layer repaired",
     ("rollback",): "back",
 }
 
@@ -165,15 +165,15 @@ def _losses(axis: Axes, setting: Setting, run: Run, alone: Run) -> None:
             ha="right" if inside else "left",
         )
     only = [step for step in run.skipped if step not in run.back]
-    for marked, fill in ((only, "white"), (run.back, HELD)):
+    for marked, fill in ((only, "white"), (run.back, SKIPPED)):
         heights = [run.losses[step] for step in marked]
-        axis.scatter(marked, heights, s=30, facecolor=fill, edgecolor=HELD, linewidth=1.5, zorder=5)
+        axis.scatter(marked, heights, s=30, facecolor=fill, edgecolor=SKIPPED, linewidth=1.5, zorder=5)
     if only:
         place = (only[0], run.losses[only[0]])
-        axis.annotate("held", place, (0, 8), textcoords="offset points", color=HELD, ha="center")
+        axis.annotate("skipped", place, (0, 8), textcoords="offset points", color=SKIPPED, ha="center")
     if run.back:
         place = (run.back[-1], run.losses[run.back[-1]])
-        axis.annotate("gone back", place, (6, -14), textcoords="offset points", color=HELD)
+        axis.annotate("gone back", place, (6, -14), textcoords="offset points", color=SKIPPED)
 
 
 def _beside(axis: Axes, setting: Setting, height: float, text: str, colour: str) -> None:

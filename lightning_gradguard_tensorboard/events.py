@@ -14,9 +14,9 @@ from .telling import dicts, fold, on_trial, outcomes, pending, tell, tidy
 
 ENDED = "ended"
 """The event that a run writes last of all."""
-LONGEST = 2**20
+LONGEST_EVENT = 2**20
 """Bytes of an event; the guard's longest, of twenty actions with all their evidence, has some ten thousand."""
-DEEPEST = 40
+DEEPEST_EVENT = 40
 """Levels of an event's JSON; the guard's have nine."""
 
 
@@ -34,8 +34,8 @@ def read_event(tick: int, wall_time: float, optimizer: int, tensor: Any) -> Even
     """Read one event from a tensor that holds one text, or return None if it is not what it should be."""
     try:
         text = tensor if isinstance(tensor, (bytes, str)) else tensor.item()
-        payload = json.loads(text, parse_int=_whole) if len(text) <= LONGEST else None
-        if not isinstance(payload, dict) or _deeper(payload, DEEPEST):
+        payload = json.loads(text, parse_int=_whole) if len(text) <= LONGEST_EVENT else None
+        if not isinstance(payload, dict) or _deeper(payload, DEEPEST_EVENT):
             return None
     except Exception:
         return None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .codes import MISSING, ZERO_CODE, Codes, Integers
 
-BLOCKS = 400
+MEDIAN_BLOCKS = 400
 SAMPLES_PER_BLOCK = 8
 
 
@@ -28,7 +28,7 @@ def running_median(codes: Codes, calm: npt.NDArray[np.bool_]) -> tuple[Integers,
         The end index of each block, shape ``(b,)``, and the medians, shape ``(b, layers)``.
     """
     n, layers = codes.shape
-    blocks = min(n, BLOCKS)
+    blocks = min(n, MEDIAN_BLOCKS)
     ends = (np.arange(1, blocks + 1) * n) // max(blocks, 1)
     if not n:
         return ends, np.zeros((0, layers), np.int16)

@@ -13,9 +13,9 @@ from .codes import CODES, Codes
 from .median import SAMPLES_PER_BLOCK, median
 from .wire import ZERO
 
-LEAP = 3.0
+LEAP_OF_LEVEL = 3.0
 """Doublings, up or down, that make a leap."""
-BLOCKS = 200
+OUTLIER_BLOCKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def outliers(codes: Codes, axis: Axis) -> tuple[Outlier, ...]:
         axis: Where each window lies, ``n`` of them.
     """
     n, layers = codes.shape
-    blocks = min(n, BLOCKS)
+    blocks = min(n, OUTLIER_BLOCKS)
     width = max(3, blocks // 20)
     if layers < 4 or blocks < 4 * width:
         return ()
@@ -61,7 +61,7 @@ def outliers(codes: Codes, axis: Axis) -> tuple[Outlier, ...]:
     leaps = medians[width:] - medians[:-width]
     best = np.argmax(np.abs(leaps), axis=0)
     found: list[Outlier] = []
-    for layer in np.flatnonzero(np.max(np.abs(leaps), axis=0) >= LEAP):
+    for layer in np.flatnonzero(np.max(np.abs(leaps), axis=0) >= LEAP_OF_LEVEL):
         at = int(best[layer]) + width
         leap, before = float(leaps[best[layer], layer]), float(medians[best[layer], layer])
         past = level[max(0, at - 3 * width) : at, layer]

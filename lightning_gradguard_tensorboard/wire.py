@@ -56,7 +56,7 @@ COLUMNS = (
 ``clipped``, ``skipped`` and ``overflows`` are counts since the run began.
 """
 
-FARTHEST = 2.0**53
+FARTHEST_STEP = 2.0**53
 """No step is as far as that: beyond, a double does not tell it from the next."""
 FIRST_COLUMNS = 9
 """Count of columns in the first version; later ones append."""
@@ -96,7 +96,7 @@ def parse_window(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | 
     """
     if numbers.dtype.kind not in "fiu" or numbers.ndim != 1 or len(numbers) < FIRST_COLUMNS:
         return None
-    if not (np.abs(numbers[:2]) < FARTHEST).all():
+    if not (np.abs(numbers[:2]) < FARTHEST_STEP).all():
         return None
     row = np.full(len(COLUMNS), np.nan)
     row[: len(numbers)] = numbers[: len(COLUMNS)]

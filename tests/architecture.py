@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +63,7 @@ def inner() -> list[tuple[Path, str, str]]:
 
 
 def drawn() -> str:
-    """Draw the river from what the files import: one line a rank, the lowest first, each with the rooms that it
-    imports."""
+    """Draw the river from what the files import: the lowest rank first; each imports from those before it."""
     uses: dict[str, set[str]] = {}
     for _, own, target in inner():
         if own in RANKS and target in RANKS and target != own:
@@ -78,9 +78,8 @@ def drawn() -> str:
     lines: dict[int, list[str]] = {}
     for room in sorted(RANKS):
         lines.setdefault(deep(room), []).append(room)
-    return "\n".join(
-        ("  " * min(level, 1)) + ("\u2190 " if level else "") + ", ".join(lines[level]) for level in sorted(lines)
-    )
+    whole = " ← ".join(", ".join(lines[level]) for level in sorted(lines))
+    return "\n  ".join(textwrap.wrap(whole, 116, break_on_hyphens=False))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small things that many tests build: statistics of a step, taught baselines, scenes, Trainers."""
+"""Small things that many tests build: statistics of a step, taught baselines, contexts, Trainers."""
 
 from __future__ import annotations
 

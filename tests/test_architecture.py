@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 import lightning_gradguard
 from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay
+from tests import mirror
 from tests.architecture import PACKAGE, RANKS, ROOT, drawn, imports, inner
 
 
@@ -188,3 +190,39 @@ def test_each_function_fits_on_a_screen() -> None:
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None and node.end_lineno - node.lineno >= 45
     }
     assert long == set()
+
+
+# Constants of one name in two files: each file format has its own version, what both packages must know is written in
+# both, and the last are told apart by the rooms that they belong to.
+SHARED = {
+    *("VERSION", "WINDOW_FIELDS", "LAYERS_PLUGIN", "INCIDENTS_PLUGIN", "FIRST_AID", "ON_TRIAL", "EPILOG", "WINDOWS"),
+    *("SURE", "GROWN", "LOST_AGAIN"),
+}
+
+
+def test_constants_that_share_a_name_share_a_meaning() -> None:
+    where: dict[str, set[str]] = {}
+    for folder in (ROOT, ROOT.parent / "lightning_gradguard_tensorboard"):
+        for file in folder.rglob("*.py"):
+            for name in re.findall(r"^_?([A-Z][A-Z_0-9]{2,})(?:: [^=]+)? = ", file.read_text(), re.MULTILINE):
+                where.setdefault(name, set()).add(file.relative_to(ROOT.parent).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in SHARED} == {}
+
+
+def test_tests_mirror_the_package() -> None:
+    """Each module has a test file of its own name, or is listed with where it is tested; a room is a folder."""
+    assert mirror.unmirrored() - set(mirror.ELSEWHERE) == set()
+    assert set(mirror.ELSEWHERE) - mirror.unmirrored() == set(), "has a test file of its own by now, or is gone"
+    lost = {
+        place for place in mirror.ELSEWHERE.values() if place != mirror.RECORD and not (ROOT.parent / place).exists()
+    }
+    assert lost == set()
+    rooms = {folder.name for folder in ROOT.iterdir() if folder.is_dir() and (folder / "__init__.py").exists()}
+    assert {room for room in rooms if not (mirror.TESTS / room).is_dir()} == set()
+
+
+@pytest.mark.parametrize("base", [detectors.Detector, remedies.Remedy])
+def test_each_detector_and_remedy_has_a_file_of_tests(base: type) -> None:
+    own = [kind.__module__.split(".") for kind in base.__subclasses__() if kind.__module__.startswith(PACKAGE + ".")]
+    assert len(own) >= 8
+    assert [name for _, room, name in own if not (mirror.TESTS / room / f"test_{name}.py").exists()] == []

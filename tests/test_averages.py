@@ -114,5 +114,5 @@ def test_the_average_of_lightnings_callback_goes_back_too(tmp_path: Path) -> Non
     assert 0 < back < incident.step == ALARM
     (weights, average), (now, averaged) = looks.seen[back], looks.seen[ALARM + 1]
     assert same(now, weights) and not same(weights, average)
-    # The held step's weights count once more.
+    # The skipped step's weights count once more.
     torch.testing.assert_close(averaged, [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)])

@@ -89,7 +89,7 @@ def test_however_often_whichever_micro_batch_is_bad_nothing_but_skipping_is_done
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("value", [math.nan, 1e30])
-def test_the_users_own_clipping_gets_along_with_a_held_step(algorithm: str, value: float, tmp_path: Path) -> None:
+def test_the_users_own_clipping_gets_along_with_a_skipped_step(algorithm: str, value: float, tmp_path: Path) -> None:
     batches, clipping = regression(40), {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
     never_saw = run(without(batches, 25), OPTIMIZERS["adam"], tmp_path, norm=False, **clipping)
     spoilt = spoil(batches, 25, value=value)
@@ -173,7 +173,7 @@ class ClipsWithTorch(Net):
 
 
 @pytest.mark.parametrize("kind", [ClipsByItself, ClipsWithTorch])
-def test_a_module_that_clips_by_value_itself_gets_along_with_a_held_step(kind: Any, tmp_path: Path) -> None:
+def test_a_module_that_clips_by_value_itself_gets_along_with_a_skipped_step(kind: Any, tmp_path: Path) -> None:
     ends = []
     for batches in (without(regression(40), 25), spoil(regression(40), 25)):
         module = kind(mlp(), OPTIMIZERS["adam"])
@@ -184,7 +184,7 @@ def test_a_module_that_clips_by_value_itself_gets_along_with_a_held_step(kind: A
     assert same(*ends)
 
 
-def test_a_nan_that_is_not_the_batchs_fault_is_held_as_well() -> None:
+def test_a_nan_that_is_not_the_batchs_fault_is_skipped_as_well() -> None:
     network = mlp(norm=True)
     optimizer = torch.optim.Adam(network.parameters())
     guard = Guard(network)
@@ -218,12 +218,12 @@ def test_sparse_idle_and_frozen_parameters_are_guarded_too() -> None:
     network = Speaking()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     guard = Guard(network)
-    held = []
+    skipped = []
     for step in range(30):
         optimizer.zero_grad()
         loss = network(torch.tensor([1, 2, 2, step % 10])) * (math.nan if step == 20 else 1e9 if step == 25 else 1.0)
         loss.backward()
-        held.append(guard.before_step(optimizer, loss=loss).skipped)
+        skipped.append(guard.before_step(optimizer, loss=loss).skipped)
         optimizer.step()
-    assert [i for i, h in enumerate(held) if h] == [20, 25]
+    assert [i for i, h in enumerate(skipped) if h] == [20, 25]
     assert all(p.isfinite().all() for p in network.parameters())

@@ -92,7 +92,7 @@ def test_rates_and_hooks_are_put_back_after_an_exception_in_mid_step(tmp_path: P
     assert fit.gradient_clip_val == 0.5
 
 
-def test_clipping_is_put_back_after_an_exception_on_a_held_step(tmp_path: Path) -> None:
+def test_clipping_is_put_back_after_an_exception_on_a_skipped_step(tmp_path: Path) -> None:
     fit = trainer(tmp_path, callbacks=[GradGuard(journal=False), Fails(25)], gradient_clip_val=0.5)
     module = Net(mlp(), SGD)
     # A hook of the instance's own must come back too.
@@ -477,7 +477,7 @@ def test_under_a_scaler_a_healthy_run_is_bit_identical(fused: bool, tmp_path: Pa
 @pytest.mark.cell("Precision", "16-mixed with a GradScaler", "sick", note="fused optimizers and others")
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("fused", [False, True])
-def test_under_a_scaler_a_spike_is_held_without_a_trace(fused: bool, scale: float, tmp_path: Path) -> None:
+def test_under_a_scaler_a_spike_is_skipped_without_a_trace(fused: bool, scale: float, tmp_path: Path) -> None:
     optimizer, batches = partial(torch.optim.AdamW, lr=0.01, fused=fused), regression(60)
     never_saw = half(tmp_path, [], scale)
     never_saw.fit(Net(mlp(), optimizer), loader(batches[:40] + batches[41:]))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS: list[str] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+BLOCKS: list[str] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = {block.splitlines()[0][2:]: block for block in BLOCKS if block.startswith("# lightning_gradguard/")}
 KINDS = {
     path: match[1] for path, block in FILES.items() if (match := re.search(r"^class (\w+)\(", block, re.MULTILINE))
@@ -76,8 +77,35 @@ def test_what_is_added_by_the_page_keeps_the_house_in_order(copy: Path) -> None:
     run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_architecture.py", "-k", asked)
 
 
+TRAINING = """
+import torch
+from lightning_gradguard import Guard
+from lightning_gradguard.detectors import Ceiling
+from lightning_gradguard.diagnostics import Tally
+from lightning_gradguard.remedies import Halve
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+guard = {construction}
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for step in range(50):
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 4)) - torch.randn(8, 1)).square().mean()
+    (loss * (300.0 if step == 40 else 1.0)).backward()
+    guard.before_step(optimizer, loss=loss)
+    optimizer.step()
+assert guard._run.recorder.sinks[-1].opened == 1 and guard.incidents[0].remedies == ("halve",)
+"""
+
+
 def test_what_is_added_by_the_page_works(copy: Path) -> None:
-    run(copy, "-c", BLOCKS[-1])
+    (construction,) = re.findall(r"`(Guard\(model.*?)`", PAGE)
+    run(copy, "-c", TRAINING.format(construction=construction))
+
+
+def test_the_page_is_short() -> None:
+    """Half a page of text; code and drawing aside."""
+    told = re.sub(r"```.*?```", "", PAGE.partition("## The house")[2], flags=re.DOTALL)
+    assert len([line for line in told.splitlines() if line.strip()]) <= 30 and len(PAGE.splitlines()) <= 110
 
 
 def test_what_is_added_by_the_page_is_clean(copy: Path) -> None:

@@ -184,7 +184,7 @@ def test_on_other_optimizers_a_bad_step_has_no_gradient(family: str, path: str, 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_running_statistics_forget_the_batch_of_a_held_step(path: str) -> None:
+def test_running_statistics_forget_the_batch_of_a_skipped_step(path: str) -> None:
     _, before, after = before_and_after("sgd", path, bad)
     running = [name for name in before[0] if "running" in name or "tracked" in name]
     assert running
@@ -307,7 +307,7 @@ def test_after_an_update_that_may_have_overrun_the_weights_the_host_measures_the
         {"remedies": [Clip()]},
         {"policy": Policy(patience=1)},
     ],
-    ids=["own detector", "nobody sees a NaN", "nobody holds", "no patience"],
+    ids=["own detector", "nobody sees a NaN", "nobody skips", "no patience"],
 )
 def test_what_cannot_wait_is_judged_by_the_host(options: Any) -> None:
     loop = Loop(**options)
@@ -472,7 +472,7 @@ def test_cuda_runs_under_the_strictest_watch_for_synchronisation(family: str, pa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 @pytest.mark.parametrize(("family", "path"), ALL)
-def test_cuda_runs_are_bit_identical_and_hold_a_nan(family: str, path: str) -> None:
+def test_cuda_runs_are_bit_identical_and_skip_a_nan(family: str, path: str) -> None:
     good = [(x.cuda(), y.cuda()) for x, y in batches(100)]
     guarded = Loop(family, path, network=mlp(norm=True).cuda())
     plain = Loop(family, path, network=mlp(norm=True).cuda(), guarded=False)

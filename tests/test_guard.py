@@ -218,7 +218,7 @@ def test_a_loss_that_is_huge_for_a_while_does_not_cost_the_run_its_rate() -> Non
 
 
 def test_a_repaired_first_layer_takes_its_share_of_the_first_update_with_it() -> None:
-    """The ratio was the layer's doing: kept, it would convict the rate of an honest plateau later."""
+    """The ratio was the layer's doing: kept, it would convict the rate of a plateau that is not its doing later."""
     loop = Loop()
     with torch.no_grad():
         loop.network[0].weight.mul_(1e4)
@@ -378,7 +378,7 @@ def saturating(count: int) -> list[Any]:
     return [(x, 0.1 * x.sum(1, keepdim=True)) for x in inputs]
 
 
-def test_a_batch_that_saturates_the_network_is_held_by_loss_and_scale() -> None:
+def test_a_batch_that_saturates_the_network_is_skipped_by_loss_and_scale() -> None:
     batches = saturating(110)
     bad = {80, 81, 100}
     clean, loop = Saturates(), Saturates()
@@ -406,12 +406,12 @@ def test_a_broken_layer_that_nobody_trains_is_named(frozen: str) -> None:
     assert (incident.step, incident.culprit) == (30, frozen)
 
 
-def test_data_that_have_changed_for_good_are_not_held_for_ever() -> None:
+def test_data_that_have_changed_for_good_are_not_skipped_for_ever() -> None:
     batches = saturating(120)
     loop = Saturates(policy=Policy(max_skipped=20))
     reports = loop.run([(x * 1e4, y) if i >= 60 else (x, y) for i, (x, y) in enumerate(batches)])
-    held = [i for i, report in enumerate(reports) if report.skipped]
-    assert held[:9] == list(range(60, 69))
+    skipped = [i for i, report in enumerate(reports) if report.skipped]
+    assert skipped[:9] == list(range(60, 69))
     later = [report.verdict.detector for report in reports[69:] if report.verdict is not None]
     assert "loss-leap" not in later and len(later) < 10, "a spike now and then, while the network adapts"
     assert not any(report.stop for report in reports)
@@ -594,12 +594,12 @@ def test_an_isolated_remedy_leaves_the_others_at_work(where: str) -> None:
     with pytest.warns(RuntimeWarning, match="clip") as caught:
         reports = loop.run(spoil(regression(60), 50))
     assert sum("another mistake" in str(w.message) for w in caught) == 1
-    # Without a remedy that clips, the later spike is held.
+    # Without a remedy that clips, the later spike is skipped.
     assert [i for i, r in enumerate(reports) if r.skipped][-2:] == [45, 50]
 
 
 @pytest.mark.parametrize("options", [{"remedies": [Clip()]}, {"detectors": [Drift()]}])
-def test_a_nan_that_nobody_holds_is_told_once(options: Any) -> None:
+def test_a_nan_that_nobody_skips_is_told_once(options: Any) -> None:
     loop = Loop(**options)
     with pytest.warns(RuntimeWarning, match="not finite reaches the weights") as caught:
         loop.run(spoil(regression(30), 20))

@@ -105,8 +105,8 @@ MAKE: dict[str, Callable[[Any], Any]] = {
 
 
 def train(make: Callable[[Any], Any], batches: Any, guard: Guard | None = None) -> tuple[Any, Any, list[int]]:
-    """Return weights, the optimizer's state and the steps that were held."""
-    network, held = mlp(norm=True), []
+    """Return weights, the optimizer's state and the steps that were skipped."""
+    network, skipped = mlp(norm=True), []
     optimizer = make(network.parameters())
     if guard is not None:
         guard.bind(network)
@@ -116,9 +116,9 @@ def train(make: Callable[[Any], Any], batches: Any, guard: Guard | None = None) 
         loss = nn.functional.mse_loss(network(x), y)
         loss.backward()
         if guard is not None and guard.before_step(optimizer, loss=loss, batch=(x, y)).skipped:
-            held.append(index)
+            skipped.append(index)
         optimizer.step()
-    return copy.deepcopy(network.state_dict()), list(optimizer.state.values()), held
+    return copy.deepcopy(network.state_dict()), list(optimizer.state.values()), skipped
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)

@@ -33,7 +33,8 @@ from lightning_gradguard import GradGuard
 assert "site-packages" in sys.modules["lightning_gradguard"].__file__
 class M(pl.LightningModule):
     def __init__(self): super().__init__(); self.net = torch.nn.Linear(8, 1)
-    def training_step(self, batch, index): return self.net(batch[0]).square().mean() * (float("nan") if index == 9 else 1)
+    def training_step(self, batch, index):
+        return self.net(batch[0]).square().mean() * (float("nan") if index == 9 else 1)
     def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=0.05)
 data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(160, 8)), batch_size=8)
 run = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -45,7 +45,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 @cache
 def code(kind: str, guarded: bool) -> str:
-    """Hash the files that a result depends on, as they are when the command starts, so that stale ones are done again."""
+    """Hash the files that a result depends on, as they are when the command starts: stale ones are done again."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in ("networks", "recipes", "training", kind)]
     if guarded:
@@ -60,7 +60,8 @@ def execute(job: Job) -> Row:
         run = Run(run.name, run.recipe, run.optimizer, run.schedule, NO_TROUBLE, run.steps, run.resume, run.options)
     row = train(run, guarded=what == "gradguard")
     return {
-        "kind": kind, "name": run.name, "what": what, "held_out": held_out(run.name), "code": code(kind, what == "gradguard"),
+        "kind": kind, "name": run.name, "what": what, "held_out": held_out(run.name),
+        "code": code(kind, what == "gradguard"),
         "recipe": run.recipe.name, "chance": run.recipe.chance, "expected": list(job[1].trouble.culprit), **row,
     }  # fmt: skip
 

@@ -67,9 +67,10 @@ def sick_part(runs: dict[str, dict[str, Row]]) -> str:
             f"- {title}: {saved} of {len(part)} rescued; the layer named first in {sum(blamed)} of {len(blamed)};"
             f" an update of ten times the usual size or more was applied in {large}."
         )
-    lines += ["", *table(["run", "twin", "unguarded", "guarded", "rescue", "blamed", "≥ 10× updates", "what was done"], [
+    head = ["run", "twin", "unguarded", "guarded", "rescue", "blamed", "≥ 10× updates", "what was done"]
+    lines += ["", *table(head, [
         [k, *(f"{v[w]['score']:.3f}" for w in ("twin", "none", "gradguard")), f"{rescue(v, 'gradguard'):.2f}",
-         "" if not v["gradguard"]["expected"] else ("right" if right(v["gradguard"]) else f"{v['gradguard']['culprit']}"),
+         "" if not v["gradguard"]["expected"] else "right" if right(v["gradguard"]) else str(v["gradguard"]["culprit"]),
          str(v["gradguard"]["large_updates"] + v["gradguard"]["nonfinite_updates"]), story(v["gradguard"])]
         for k, v in sorted(ill.items(), key=lambda item: rescue(item[1], "gradguard"))
     ])]  # fmt: skip
@@ -80,7 +81,8 @@ def sick_part(runs: dict[str, dict[str, Row]]) -> str:
     ]
     lines += [
         "",
-        f"Left out, where the unguarded run does well (its rescue) or the twin does not (its score): {'; '.join(left_out) or 'none'}.",
+        "Left out, where the unguarded run does well (its rescue) or the twin does not (its score): "
+        f"{'; '.join(left_out) or 'none'}.",
     ]
     return "\n".join(lines)
 
@@ -107,7 +109,8 @@ def right(row: Row) -> bool:
 def story(row: Row) -> str:
     """What the guard did, in a few words."""
     parts = [
-        f"{i['step']} {i['form']} ({i['detector']}{', ' + i['culprit'] if i['culprit'] else ''}): {'+'.join(i['remedies']) or '–'}"
+        f"{i['step']} {i['form']} ({i['detector']}{', ' + i['culprit'] if i['culprit'] else ''}): "
+        f"{'+'.join(i['remedies']) or '–'}"
         for i in row["incidents"]
     ]
     more = f" … {len(parts)} incidents" if len(parts) > 4 else ""

@@ -26,7 +26,7 @@ import torch
 from benchmarks import overhead_gpu
 from benchmarks.first_gpu.place import AT, Place
 from benchmarks.first_gpu.runs import compiled, example, one_rank, one_sharded_rank, tests
-from benchmarks.first_gpu.steps import back, calm, held, overhead, snapshot
+from benchmarks.first_gpu.steps import back, calm, overhead, skipped, snapshot
 
 BUDGET = 9 * 60.0
 """Seconds after which no further part begins."""
@@ -48,7 +48,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "machine": machine,
     "tests": tests,
     "calm": calm,
-    "held": held,
+    "skipped": skipped,
     "back": back,
     "overhead": overhead,
     "snapshot": snapshot,
@@ -57,7 +57,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "one rank, sharded": one_sharded_rank,
     "compiled": compiled,
 }
-ON_THE_DEVICE = frozenset({"calm", "held", "back", "snapshot"})
+ON_THE_DEVICE = frozenset({"calm", "skipped", "back", "snapshot"})
 """Parts for which the device has to be there; the others bring their own."""
 
 
@@ -67,9 +67,9 @@ def verdicts(found: dict[str, Any]) -> list[str]:
     for kind, one in found.get("calm", {}).items():
         if isinstance(one, dict) and (one["waits"] or not one["identical"] or one["incidents"]):
             wrong.append(f"calm, {kind}: {one}")
-    for kind, one in found.get("held", {}).items():
+    for kind, one in found.get("skipped", {}).items():
         if isinstance(one, dict) and not (one["finite"] and one["incidents"]):
-            wrong.append(f"held, {kind}: {one}")
+            wrong.append(f"skipped, {kind}: {one}")
     for part in ("one rank", "one rank, sharded"):
         one = found.get(part, {})
         if "finite" in one and not (one["finite"] and one["incidents"] == [AT]):

@@ -1,4 +1,4 @@
-"""Single steps: whether they wait, are bit-identical, are held; what they cost, and what a snapshot does."""
+"""Single steps: whether they wait, are bit-identical, are skipped; what they cost, and what a snapshot does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def calm(place: Place) -> dict[str, Any]:
     return found
 
 
-def held(place: Place) -> dict[str, Any]:
+def skipped(place: Place) -> dict[str, Any]:
     """Tell, by optimizer, what became of a NaN in a calm run."""
     found = {}
     for kind, optimizer in place.optimizers.items():

@@ -1,1 +1,1 @@
-"""Two sets of twelve sick and twelve healthy runs, each by an author who had seen neither the guard's rules nor its other benchmarks."""
+"""Sets of twelve sick and twelve healthy runs; none of their authors had seen the guard's rules or benchmarks."""

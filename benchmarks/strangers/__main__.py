@@ -23,7 +23,10 @@ def read(files: Iterable[Path]) -> Rows:
 
 
 def rescue(rows: Rows, name: str, contender: str, seed: int) -> float:
-    """Return a run's share of what its twin gains over a trivial predictor, within -1 and 1.1; a score that is not finite is trivial."""
+    """Return a run's share of what its twin gains over a trivial predictor, within -1 and 1.1.
+
+    A score that is not finite counts as the trivial one.
+    """
     row, twin = rows[name, contender, seed], rows[name, "twin", seed]
     score = row["score"] if row["score"] is not None and math.isfinite(row["score"]) else row["trivial"]
     return max(-1.0, min(1.1, (score - row["trivial"]) / (twin["score"] - row["trivial"])))

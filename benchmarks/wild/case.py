@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch import LightningModule
 
 Variant = Literal["written", "twin", "corrected", "slower", "faster"]
-"""``written`` is the run itself. Of a sick run, ``twin`` is the same without the fault, and ``corrected`` keeps the fault's circumstances
-but has the named correction made by hand. Of a healthy run, ``slower`` and ``faster`` have a third and thrice the learning rate."""
+"""``written`` is the run itself. Of a sick run, ``twin`` is the same without the fault, and ``corrected`` keeps the
+fault's circumstances but has the named correction made by hand. Of a healthy run, ``slower`` and ``faster`` have a
+third and thrice the learning rate."""
 
 
 class Task(NamedTuple):
@@ -25,7 +26,7 @@ class Task(NamedTuple):
     Args:
         module: The module.
         batches: Its training data, for ``Trainer.fit``.
-        evaluate: Score of the trained module, higher is better; a model that answers NaN scores as one that learned nothing.
+        evaluate: Score of the trained module, higher is better; NaN counts as having learned nothing.
         checkpoint: Path of a checkpoint to resume from, or None.
     """
 

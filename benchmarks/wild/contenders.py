@@ -1,4 +1,4 @@
-"""What the wild runs are trained under: nothing, two simple guards, GradGuard, and the other variants of a run unguarded."""
+"""What the wild runs are trained under: nothing, two simple guards, GradGuard; other variants of a run unguarded."""
 
 from __future__ import annotations
 

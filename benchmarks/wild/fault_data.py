@@ -65,7 +65,7 @@ def cancer() -> Parts:
 
 @lru_cache(maxsize=1)
 def houses() -> Parts:
-    """Generate flats with area, rooms, age, floor and distance in their own units, and a price in thousands; one target column."""
+    """Generate flats: area, rooms, age, floor and distance in their own units, and the target, a price in thousands."""
     rng = np.random.default_rng(21)
     area, rooms, age = rng.uniform(25, 220, 1500), rng.integers(1, 7, 1500), rng.uniform(0, 90, 1500)
     floor, distance = rng.integers(0, 12, 1500), rng.uniform(0.2, 30, 1500)

@@ -1,4 +1,4 @@
-"""Nets and training programs that the sick runs share, and the initialisations that their authors or a remedy give them."""
+"""Nets and training programs that the sick runs share, and how their authors or a remedy initialise them."""
 
 from __future__ import annotations
 
@@ -105,9 +105,10 @@ def orthogonal(net: N, gain: float = 1.0) -> N:
 
 @torch.no_grad()
 def fit_to_data(net: nn.Sequential, x: Tensor, inputs: bool = False) -> nn.Sequential:
-    """Redraw by He and scale every layer so that its outputs on a batch have mean 0 and deviation 1 (Krähenbühl et al., 2016).
+    """Redraw by He and scale every layer so that its outputs on a batch have mean 0 and deviation 1.
 
-    With ``inputs``, the first layer's columns are divided by the deviation of what they multiply.
+    After Krähenbühl et al. (2016). With ``inputs``, the first layer's columns are divided by the deviation of what they
+    multiply.
     """
     he(net)
     for i, layer in enumerate(net):

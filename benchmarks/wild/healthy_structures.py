@@ -1,4 +1,4 @@
-"""Healthy runs of many kinds of net and of set-up: embeddings, forecasts, metric learning, imbalance, noise, heavy decay."""
+"""Healthy runs of many kinds of net and of set-up: embeddings, forecasts, metric learning, imbalance, noise, decay."""
 
 from __future__ import annotations
 

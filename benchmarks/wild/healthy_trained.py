@@ -214,8 +214,8 @@ def fine_tuned_on_negatives(seed: int, variant: Variant) -> Task:
     """A convolutional net trained on white digits, fine-tuned whole on black ones by momentum SGD."""
     data = digits()
     net = nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1),
-        nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 10),
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 10),
     )  # fmt: skip
     train(Plain(net, F.cross_entropy, lambda p: Adam(p, 5e-3)), loader(seed, data.x, data.y), 150)
     black = data._replace(x=1 - data.x, x_test=1 - data.x_test)

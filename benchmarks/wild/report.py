@@ -31,7 +31,8 @@ def first(runs: Runs) -> Row:
 
 
 def rescue(runs: Runs, name: str) -> float | None:
-    """Median over the seeds of ``(score - chance) / (twin's score - chance)``, in [0, 1.05]; None without rows or a twin that learned."""
+    """Median over the seeds of ``(score - chance) / (twin's score - chance)``, in [0, 1.05]; None without rows or a
+    twin that learned."""
     found = [
         (row["score"] - row["chance"]) / (twin["score"] - twin["chance"])
         for seed, row in runs.get(name, {}).items()
@@ -125,7 +126,8 @@ def summary(part: dict[str, Runs]) -> list[str]:
         gains = _values(sick, gain)
         if gains:
             lines.append(
-                f"- Guard minus the better of none, clip and skip_clip: {mean(gains):+.3f} in the mean of {len(gains)} sick runs;"
+                f"- Guard minus the better of none, clip and skip_clip: {mean(gains):+.3f} in the mean of {len(gains)} "
+                "sick runs;"
             )
             lines.append(f"  more than {MARGIN} below it: {sum(g < -MARGIN for g in gains)}.")
         lines.append(f"- Processor time of the guarded run to its twin's, median: {_number(time_ratio(sick, 'twin'))}.")
@@ -134,14 +136,16 @@ def summary(part: dict[str, Runs]) -> list[str]:
         regime = {k: v for k, v in healthy.items() if first(v)["regime"]}
         same, drifts = _values(steady, identical), _values(regime, drift)
         lines.append(
-            f"- Healthy runs bit-identical under all seeds: {sum(same)} of {len(same)}; stopped: {sum(map(stopped, steady.values()))}."
+            f"- Healthy runs bit-identical under all seeds: {sum(same)} of {len(same)}; "
+            f"stopped: {sum(map(stopped, steady.values()))}."
         )
         lines.append(
-            f"- Healthy runs with a change of regime that end within {NEAR}: {sum(abs(d) <= NEAR for d in drifts)} of {len(drifts)};"
-            f" stopped: {sum(map(stopped, regime.values()))}."
+            f"- Healthy runs with a change of regime that end within {NEAR}: {sum(abs(d) <= NEAR for d in drifts)} "
+            f"of {len(drifts)}; stopped: {sum(map(stopped, regime.values()))}."
         )
         lines.append(
-            f"- Processor time of the guarded healthy run to the unguarded one's, median: {_number(time_ratio(healthy, 'none'))}."
+            "- Processor time of the guarded healthy run to the unguarded one's, median: "
+            f"{_number(time_ratio(healthy, 'none'))}."
         )
     return lines
 
@@ -192,7 +196,8 @@ def story(runs: Runs) -> str:
     if row is None:
         return ""
     parts = [
-        f"{i['step']} {i['form']}{' (' + i['culprit'] + ')' if i['culprit'] else ''}: {'+'.join(i['remedies']) or 'nothing'}"
+        f"{i['step']} {i['form']}{' (' + i['culprit'] + ')' if i['culprit'] else ''}: "
+        f"{'+'.join(i['remedies']) or 'nothing'}"
         for i in row["incidents"]
     ]
     more = f" … {len(parts)} incidents" if len(parts) > 3 else ""

@@ -186,7 +186,7 @@ def cloud(seed: int) -> Tensor:
 
 @torch.no_grad()
 def alike(module: nn.Module) -> float:
-    """Score by one minus the energy distance of generated and true points, relative to that of the noise, not below 0."""
+    """Score by one minus the energy distance of generated and true points, relative to the noise's, at least 0."""
     z, x = torch.randn(500, 2, generator=torch.Generator().manual_seed(9)), cloud(5)[:500]
 
     def distance(a: Tensor) -> float:

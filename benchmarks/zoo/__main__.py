@@ -42,8 +42,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report",
         type=Path,
-        help="also write tables (Markdown) and plots into this folder, those of benchmarks.zoo.sequences and, in a full "
-        "run, of benchmarks.ablation included; docs/benchmark for a run of everything",
+        help="also write tables (Markdown) and plots into this folder, those of benchmarks.zoo.sequences and, in a "
+        "full run, of benchmarks.ablation included; docs/benchmark for a run of everything",
     )
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 if GradGuard loses a case or touches a control"

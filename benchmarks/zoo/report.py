@@ -16,12 +16,13 @@ import torch
 Row = dict[str, Any]
 RESCUED = 0.95
 REASONS: dict[str, str] = {
-    "gan_generator_layer_1e4": "the layer is named and redrawn at the first step; the twin itself has not converged by the end",
+    "gan_generator_layer_1e4": "the layer is named and redrawn at the first step; the twin itself has not converged by "
+    "the end",
     "gan_nan_batch": "the one bad batch is skipped and nothing else is done; a GAN that lacks a batch ends elsewhere",
 }
 """Why a sick case is lost, as far as it was found out; the table of lost cases gives them."""
 KNOWN_LOST: frozenset[str] = frozenset({"cnn_one_layer_1e8"})
-"""Sick cases that GradGuard is not expected to rescue in the quick form: this one ends at 0.92 with seed 0, and at 0.97 with seed 1."""
+"""Sick cases that need not be rescued in the quick form: this one ends at 0.92 with seed 0, at 0.97 with seed 1."""
 
 
 def reference(rows: Iterable[Row]) -> dict[tuple[str, int], Row]:
@@ -124,7 +125,7 @@ def table_harm(rows: list[Row]) -> str:
 
 
 def table_poison(rows: list[Row]) -> str:
-    """Sick runs in which a non-finite or a tenfold update was applied after all, and healthy ones that do so of themselves."""
+    """Sick runs in which a non-finite or a tenfold update was applied after all, and healthy ones that do so."""
     lines = []
     for c in _contenders(rows):
         mine = [r for r in rows if r["kind"] == "sick" and r["contender"] == c]

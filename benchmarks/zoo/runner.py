@@ -158,7 +158,8 @@ def execute(job: Job) -> Row:
 
 
 def onset(case: Case, task: Task) -> int | None:
-    """Find the step, as the Trainer counts them, at which a sick run falls ill; None where it is so by its nature, or no one can say."""
+    """Find the step, as the Trainer counts them, at which a sick run falls ill; None where it is so by its nature, or
+    no one can say."""
     events = getattr(task.module, "events", None) or {}
     corrupt = getattr(task.batches.dataset, "corrupt", None) or {}
     first = min([*events, *corrupt], default=None)

@@ -19,7 +19,7 @@ CORRUPT = 10.0
 TAILS = 3.0
 """Times the distance (of logarithms) from the middle of what was seen to its largest, by which a batch must lie beyond
 that: data of heavy tails exceed themselves."""
-SEEN = 32
+REMEMBERED = 32
 """Healthy batches that are remembered."""
 MANY = 32
 """Samples of a batch that are named at most."""
@@ -114,7 +114,7 @@ class BatchWitness:
             return
         if self._peaks and len(peaks) != len(self._peaks[0]):
             self._peaks = []
-        self._peaks = [*self._peaks[1 - SEEN :], peaks]
+        self._peaks = [*self._peaks[1 - REMEMBERED :], peaks]
 
     @torch.no_grad()
     def accuse(self, batch: Any) -> Suspect | None:

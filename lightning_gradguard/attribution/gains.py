@@ -20,7 +20,7 @@ _CANCELLED = math.log(2.0)
 # Gains swing with the data (positive inputs line up with positive weights), more than the weights themselves do.
 _SWING = math.log(1.5)
 # An average, the one constant kernel in healthy use, sums its inputs one fold.
-_CONSTANT = 1.5
+_CONSTANT_GAIN = 1.5
 # Least value of a second witness: above He's sqrt(2), and for gains above what the data adds to it.
 _LARGE, _AMPLIFIES = math.log(1.5), math.log(2.0)
 _GROWTH = math.log(1e3)
@@ -54,7 +54,7 @@ def excessive(traits: Sequence[WeightTraits], readings: dict[str, LayerReading],
         if t.layer not in witnesses:
             continue
         doubt = _TRUSTED if history and t.displacement is not None and t.displacement < DISPLACED else 0.0
-        if t.constant is not None and t.constant >= _CONSTANT * math.exp(doubt):
+        if t.constant is not None and t.constant >= _CONSTANT_GAIN * math.exp(doubt):
             reason = f"its weights are all but constant, so they sum their inputs {t.constant:.3g} fold"
             found.append(Suspect(t.layer, math.log(t.constant), reason))
         heard = [w for w in witnesses[t.layer] if w.heard]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 2**21
+COPIED_AT_ONCE = 2**21
 """Elements that are copied at a time: in an explosion there may be no memory for a whole layer or activation."""
 
 
@@ -27,7 +27,7 @@ def rms(tensor: Tensor) -> Tensor:
     The tensor is divided by its largest magnitude first, so finite values never overflow. Inf gives inf or NaN, NaN
     gives NaN.
     """
-    if tensor.numel() > PIECE:
+    if tensor.numel() > COPIED_AT_ONCE:
         return joined(rms(piece) * (piece.numel() / tensor.numel()) ** 0.5 for piece in pieces(tensor))
     tensor = tensor.detach()
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
@@ -39,12 +39,12 @@ def rms(tensor: Tensor) -> Tensor:
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield views of at most :data:`PIECE` elements that together are the tensor, cut along its first dimensions."""
-    if tensor.numel() <= PIECE:
+    """Yield views of at most :data:`COPIED_AT_ONCE` elements that together are the tensor, cut along its first axes."""
+    if tensor.numel() <= COPIED_AT_ONCE:
         yield tensor
         return
-    for rows in torch.split(tensor, max(1, PIECE * len(tensor) // tensor.numel())):
-        yield from [rows] if rows.numel() <= PIECE else pieces(rows[0])
+    for rows in torch.split(tensor, max(1, COPIED_AT_ONCE * len(tensor) // tensor.numel())):
+        yield from [rows] if rows.numel() <= COPIED_AT_ONCE else pieces(rows[0])
 
 
 def joined(parts: Iterable[Tensor]) -> Tensor:

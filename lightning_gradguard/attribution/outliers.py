@@ -13,7 +13,7 @@ _CERTAIN = math.log(8.0)
 _GROWING = math.log(1.5)
 # Twice as large as the peers is common; 2.5 is not. Further from the peers, less in itself is asked for: the two
 # together make 6.
-_APART = math.log(2.5)
+_OUTLYING_LOG = math.log(2.5)
 _TOGETHER = math.log(6.0)
 # Smaller than this is harmless however it is spread, and must not make healthy layers look large (zero-initialised
 # branches).
@@ -21,7 +21,7 @@ _HARMLESS = math.log(0.3)
 # Spread that peers have at the least, as a log-MAD; four of it make a factor of 1.8. Two peers tell little about
 # spread.
 _SPREAD, _SPREAD_OF_FEW = 0.15, 0.3
-_SIGMAS = 4.0
+_OUTLYING_SIGMAS = 4.0
 # What several layers share is how the model was made (the squeeze layers of an EfficientNet, at 5 times the others), no
 # accident.
 _DESIGN = 0.15
@@ -47,6 +47,6 @@ def stands_out(value: float, others: Sequence[float]) -> float | None:
     apart = value - centre
     alike = sum(other >= value - _GROWING for other in others)
     rare = alike < max(3.0, _DESIGN * len(others))
-    far = apart >= _APART and apart >= _SIGMAS * spread
+    far = apart >= _OUTLYING_LOG and apart >= _OUTLYING_SIGMAS * spread
     peerwise = rare and far and value >= _GROWING and apart + value >= _TOGETHER
     return max(apart, value) if peerwise or value >= _CERTAIN else None

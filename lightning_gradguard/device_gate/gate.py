@@ -19,7 +19,7 @@ from lightning_gradguard.device_gate.bounds import Bounds, Judged
 from lightning_gradguard.device_gate.reading import Flight, Reading
 from lightning_gradguard.statistics.norms import gradient_norms, local
 
-WORDS = {2: torch.int16, 4: torch.int32}
+SAME_SIZE = {2: torch.int16, 4: torch.int32}
 """Integers by their bytes."""
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -216,6 +216,6 @@ def _fused(optimizer: torch.optim.Optimizer, count: int) -> bool:
 def _multiply_bits(grads: list[Tensor], factor: Tensor) -> None:
     by_size: dict[int, list[Tensor]] = {}
     for grad in grads:
-        by_size.setdefault(grad.element_size(), []).append(local(grad).view(WORDS[grad.element_size()]))
+        by_size.setdefault(grad.element_size(), []).append(local(grad).view(SAME_SIZE[grad.element_size()]))
     for size, words in by_size.items():
-        torch._foreach_mul_(words, factor.to(WORDS[size]))
+        torch._foreach_mul_(words, factor.to(SAME_SIZE[size]))

@@ -8,7 +8,7 @@ from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.records import Incident, Window
 
-KEY = "gg"
+BAR_KEY = "gg"
 
 
 class BarWord(Sink):
@@ -28,7 +28,7 @@ class BarWord(Sink):
         self.close()
         self._bar, own = bar, bar.get_metrics
         # On this bar alone, where a subclass or another bar of the same class stays as it is.
-        bar.get_metrics = lambda *args, **kwargs: {**own(*args, **kwargs), KEY: self.word}
+        bar.get_metrics = lambda *args, **kwargs: {**own(*args, **kwargs), BAR_KEY: self.word}
         return self
 
     def window(self, window: Window) -> None:

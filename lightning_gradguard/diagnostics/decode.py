@@ -16,7 +16,7 @@ from lightning_gradguard.records import FloatArray
 Record = TypeVar("Record")
 
 
-LARGEST = 2**53
+LARGEST_EXACT = 2**53
 """No step or count is as large: beyond, a double does not tell it from the next."""
 
 
@@ -57,7 +57,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     expected = str if origin is typing.Literal else kind
     if not isinstance(data, expected) or (expected is int and isinstance(data, bool)):
         raise Malformed(f"{where} should be {expected.__name__}, not {type(data).__name__}")
-    if isinstance(data, int) and abs(data) > LARGEST:
+    if isinstance(data, int) and abs(data) > LARGEST_EXACT:
         raise Malformed(f"{where} is too large a number")
     return data
 

@@ -17,7 +17,7 @@ from lightning_gradguard.records import FloatArray
 HALF_WIDTH = 15
 NONFINITE = (195, 0, 126, 255)
 """The tab's own colour for it, so that one legend is learned once."""
-UNKNOWN = (128, 128, 128, 40)
+UNKNOWN_COLOUR = (128, 128, 128, 40)
 
 # log10 of the ratio -> red, green, blue, alpha. Alpha is zero at 1 x, so that the page's own background, light or dark,
 # is "normal".
@@ -69,13 +69,13 @@ def log_ratios(peaks: FloatArray, half_width: int = HALF_WIDTH) -> FloatArray:
 def colours(peaks: FloatArray, nonfinite: FloatArray) -> Pixels:
     """Return the heatmap as RGBA, one pixel a cell, shape ``(layers, columns, 4)``."""
     pixels = palette(log_ratios(peaks))
-    pixels[~np.isfinite(peaks)] = UNKNOWN
+    pixels[~np.isfinite(peaks)] = UNKNOWN_COLOUR
     pixels[nonfinite > 0] = NONFINITE
     return pixels
 
 
 def palette(ratios: FloatArray) -> Pixels:
-    """Return RGBA for log10 ratios of any shape; NaN is :data:`UNKNOWN`."""
+    """Return RGBA for log10 ratios of any shape; NaN is :data:`UNKNOWN_COLOUR`."""
     channels: list[Any] = [np.interp(ratios, _STOPS[:, 0], _STOPS[:, c]) for c in range(1, 5)]
-    channels = [np.where(np.isnan(ratios), UNKNOWN[i], channel) for i, channel in enumerate(channels)]
+    channels = [np.where(np.isnan(ratios), UNKNOWN_COLOUR[i], channel) for i, channel in enumerate(channels)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)

@@ -21,7 +21,7 @@ LOW, HIGH, PER_DECADE = -46, 39, 4
 """Every finite float32 lies between: from 1.4e-45 to 3.4e38."""
 BINS = (HIGH - LOW) * PER_DECADE
 EDGES: npt.NDArray[np.float64] = np.linspace(LOW, HIGH, BINS + 1)
-_PIECE = 2**24
+_COUNTED_AT_ONCE = 2**24
 """Counts are float32, exact up to here; and no copy is ever larger."""
 
 Counts = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ def count(grads: Sequence[Tensor], grad_scale: float = 1.0) -> Counts:
 
 def _count(grad: Tensor, grad_scale: float) -> Tensor:
     counts = torch.zeros(BINS, device=grad.device, dtype=torch.float32)
-    for piece in torch.split(grad.reshape(-1), _PIECE):
+    for piece in torch.split(grad.reshape(-1), _COUNTED_AT_ONCE):
         logs = piece.float().abs().div_(grad_scale).log10_()
         # histc leaves out what lies outside, and with it the logarithms of zero, NaN and inf.
         with _any_order():

@@ -18,9 +18,9 @@ from lightning_gradguard.records import AccusedBatch, CheckpointRecord, Incident
 from lightning_gradguard_tensorboard.clock import Heard
 
 MAX_PROBLEMS = 100
-LONGEST = 2**24
+LONGEST_LINE = 2**24
 """Bytes of a line; a window of a hundred thousand layers has two million."""
-PIECE = 2**16
+SKIPPED_AT_ONCE = 2**16
 """Bytes that are skipped at once of a line that is longer."""
 
 
@@ -110,8 +110,8 @@ def _read(path: str | os.PathLike[str], *, split: bool) -> dict[str, JournalCont
 
 def _parsed(line: bytes) -> dict[str, Any] | str:
     """Return what a line holds, or why it cannot be read."""
-    if len(line) > LONGEST:
-        return f"is longer than {LONGEST:,} bytes"
+    if len(line) > LONGEST_LINE:
+        return f"is longer than {LONGEST_LINE:,} bytes"
     try:
         entry = json.loads(line.decode("utf-8"))
         return entry if isinstance(entry, dict) else f"should be an object, not {type(entry).__name__}"
@@ -121,12 +121,12 @@ def _parsed(line: bytes) -> dict[str, Any] | str:
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines of a file; of a line that has no end only so much as shows that it is not the journal's."""
-    while line := file.readline(LONGEST + 1):
+    while line := file.readline(LONGEST_LINE + 1):
         yield line
-        ended = len(line) <= LONGEST or line.endswith(b"\n")
+        ended = len(line) <= LONGEST_LINE or line.endswith(b"\n")
         while not ended:
             # In pieces that fit a processor's cache, which is seven times as fast.
-            rest = file.readline(PIECE)
+            rest = file.readline(SKIPPED_AT_ONCE)
             ended = not rest or rest.endswith(b"\n")
 
 

@@ -28,7 +28,7 @@ from lightning_gradguard_tensorboard.telling import improved
 
 KEPT_ACTIONS = 20
 KEPT_INCIDENTS = 200
-EARLY = 10
+EARLY_WIDTHS = 10
 """A window covers at most a tenth of the run so far: the first steps, where most runs break, are shown one by one."""
 
 
@@ -132,7 +132,7 @@ class Recorder:
         windows.add(statistics, coefficient, alarm=alarm)
         few = max(1, self.log_every // 5)
         # In trouble, and while a treatment is on trial, more is worth seeing.
-        full = min(self.log_every if since is None else few, 1 + steps // EARLY)
+        full = min(self.log_every if since is None else few, 1 + steps // EARLY_WIDTHS)
         begins = alarm and since == statistics.step
         return begins or windows.steps >= full or (coefficient < 1.0 and windows.steps >= self.log_every // 5)
 

@@ -10,12 +10,12 @@ from lightning_gradguard.records import Window
 CEILING = 38.5
 """What a non-finite norm is drawn as: log10 of where float32 overflows, above every finite float32 norm."""
 
-FLOOR = -12.0
+LOG_FLOOR = -12.0
 """What a norm of zero is drawn as; log10 would be -inf, which TensorBoard cannot draw."""
 
 
 def log10_norm(norm: float) -> float:
-    """Return log10 of a norm, kept drawable: NaN and inf become :data:`CEILING`, zero becomes :data:`FLOOR`.
+    """Return log10 of a norm, kept drawable: NaN and inf become :data:`CEILING`, zero becomes :data:`LOG_FLOOR`.
 
     TensorBoard drops NaN from its charts, so the worst step would be the one that cannot be seen.
 
@@ -24,15 +24,15 @@ def log10_norm(norm: float) -> float:
     """
     if not math.isfinite(norm):
         return CEILING
-    return min(max(math.log10(norm), FLOOR), CEILING) if norm > 0 else FLOOR
+    return min(max(math.log10(norm), LOG_FLOOR), CEILING) if norm > 0 else LOG_FLOOR
 
 
 def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
     """Return the scalars of one window by tag.
 
     The limit and the band are absent while there is no history, and so is the norm after clipping when the step was
-    held (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm, none
-    is written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
+    skipped (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm,
+    none is written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
 
     Args:
         window: What to show.

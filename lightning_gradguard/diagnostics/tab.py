@@ -15,9 +15,9 @@ from lightning_gradguard.diagnostics import tags, wire
 from lightning_gradguard.diagnostics.widening import Widening
 from lightning_gradguard.records import Incident, Window
 
-PARTS = 1000
+PARTS_ON_BOARD = 1000
 """A window covers at most this part of the run so far: it is never wider than a pixel."""
-SPARE = 2000
+SPARE_ON_BOARD = 2000
 """Windows that stay as they are around incidents."""
 WEIGHT_PARTS, WEIGHT_SPARE = 250, 250
 """The same for the weights' statistics, which move slowly."""
@@ -42,7 +42,7 @@ class TabEvents:
     def window(self, window: Window) -> None:
         """Take in one window; write what is ready."""
         self._last_step = window.step
-        windows = self._windows.setdefault(window.optimizer, Widening(PARTS, spare=SPARE))
+        windows = self._windows.setdefault(window.optimizer, Widening(PARTS_ON_BOARD, spare=SPARE_ON_BOARD))
         self._write_windows(windows.add(window))
         if np.isfinite(window.layer_updates).any():
             weights = self._weights.setdefault(window.optimizer, Widening(WEIGHT_PARTS, spare=WEIGHT_SPARE))

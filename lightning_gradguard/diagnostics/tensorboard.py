@@ -30,7 +30,7 @@ from lightning_gradguard.diagnostics.widening import Widening
 from lightning_gradguard.records import Incident, Window
 
 HISTORY = 20
-COLUMNS = 240
+HEATMAP_COLUMNS = 240
 POINTS = 150
 """A point covers at most this part of the run so far.
 
@@ -88,7 +88,7 @@ class TensorBoardSink(Sink):
         self._write_points(self._points.setdefault(window.optimizer, Widening(POINTS)).add(window))
         self._tab.window(window)
         if self._heatmap:
-            self._timelines.setdefault(window.optimizer, Timeline(COLUMNS)).add(window)
+            self._timelines.setdefault(window.optimizer, Timeline(HEATMAP_COLUMNS)).add(window)
 
     def gradients(
         self, step: int, optimizer: int, names: Sequence[str], grads: Sequence[Tensor], grad_scale: float

@@ -21,7 +21,7 @@ from lightning_gradguard.records import Incident, to_json
 logger = logging.getLogger("lightning_gradguard")
 
 Kind = Literal["slack", "discord", "teams", "json"]
-LONGEST = 1900
+LONGEST_MESSAGE = 1900
 """Characters of a message; Discord takes 2,000."""
 _HOSTS: dict[str, Kind] = {
     "slack.com": "slack",
@@ -137,7 +137,7 @@ def payload(messages: list[Message], kind: str) -> dict[str, Any]:
 
 def _words(messages: list[Message]) -> str:
     told = "\n\n".join(f"{one.title}\n{one.text}" for one in messages)
-    return told if len(told) <= LONGEST else told[: LONGEST - 1] + "…"
+    return told if len(told) <= LONGEST_MESSAGE else told[: LONGEST_MESSAGE - 1] + "…"
 
 
 def _slack(messages: list[Message]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _teams(messages: list[Message]) -> dict[str, Any]:
     blocks = [
         {"type": "TextBlock", "text": text, "wrap": True, "weight": weight}
         for one in messages
-        for text, weight in ((one.title, "Bolder"), (one.text.replace("\n", "\n\n")[:LONGEST], "Default"))
+        for text, weight in ((one.title, "Bolder"), (one.text.replace("\n", "\n\n")[:LONGEST_MESSAGE], "Default"))
     ]
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",

@@ -11,7 +11,7 @@ import torch
 
 from lightning_gradguard.records import CheckpointRecord
 
-KEY = "gradguard"
+MARK_KEY = "gradguard"
 """Key of the mark in a checkpoint."""
 UNMARKED = "it carries no mark: it was saved without GradGuard, or cannot be read safely"
 
@@ -83,5 +83,5 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # Whatever is in it, a listing goes on.
         return None
-    inside = found.get(KEY) if isinstance(found, dict) else None
+    inside = found.get(MARK_KEY) if isinstance(found, dict) else None
     return inside if isinstance(inside, dict) else None

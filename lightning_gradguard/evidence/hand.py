@@ -10,7 +10,7 @@ import torch
 
 from lightning_gradguard.evidence.randomness import RandomStates, read
 
-MOST = 16
+MOST_AT_HAND = 16
 """Micro-batches of one step that are kept at hand; of a longer accumulation the last ones."""
 
 
@@ -42,8 +42,8 @@ class Hand:
     """
 
     def __init__(self) -> None:
-        self.now: deque[Moment] = deque(maxlen=MOST)
-        self.before: deque[Moment] = deque(maxlen=MOST)
+        self.now: deque[Moment] = deque(maxlen=MOST_AT_HAND)
+        self.before: deque[Moment] = deque(maxlen=MOST_AT_HAND)
         self._over = False
         self.loss: Any = None
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 KIND = "gradguard kind"
 """Key of a dict that stands for something else."""
-DEEPEST = 32
+DEEPEST_NESTING = 32
 
 
 def plain(value: Any, left_out: list[str], where: str = "batch", depth: int = 0) -> Any:
@@ -36,7 +36,7 @@ def plain(value: Any, left_out: list[str], where: str = "batch", depth: int = 0)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         # A copy, since not every array may be written to.
         return {KIND: "ndarray", "value": torch.from_numpy(np.array(value))}
-    if depth < DEEPEST and (parts := _parts(value)) is not None:
+    if depth < DEEPEST_NESTING and (parts := _parts(value)) is not None:
         kind, name, fields = parts
         kept = {key: plain(part, left_out, f"{where}[{key!r}]", depth + 1) for key, part in fields.items()}
         if kind == "dict":
@@ -100,5 +100,5 @@ def size_of(value: Any, depth: int = 0) -> int:
         return int(value.numel() * value.element_size())
     if isinstance(value, np.ndarray):
         return int(value.nbytes)
-    parts = _parts(value) if depth < DEEPEST else None
+    parts = _parts(value) if depth < DEEPEST_NESTING else None
     return 0 if parts is None else sum(size_of(part, depth + 1) for part in parts[2].values())

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WORDS = 624
+TWISTER_WORDS = 624
 """Words of a Mersenne Twister; numpy keeps them in one piece, and a count of those that are used up behind."""
 _TWISTER = np.random.MT19937
-_RAW = 4 * WORDS + 4
+_RAW = 4 * TWISTER_WORDS + 4
 _PYTHON: Any = random.random.__self__  # type: ignore[attr-defined]
 
 
@@ -168,7 +168,7 @@ def _numpy_as_known() -> bool:
 
 def _words(raw: bytes) -> tuple[list[int], int]:
     words = np.frombuffer(raw, dtype=np.uint32)
-    return words[:WORDS].tolist(), int(words[WORDS])
+    return words[:TWISTER_WORDS].tolist(), int(words[TWISTER_WORDS])
 
 
 def _numpy_state(found: bytes | dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ Method = Literal["auto", "rescale", "restore", "redraw"]
 # taken.
 _DAMAGED = 0.5
 # Times its norm in the snapshot before that a layer does not grow by in health.
-_GROWN = 3.0
+_OVERGROWN = 3.0
 # Variance that no running average reaches while its layer is in health.
 _ABSURD_VARIANCE = 1e8
 
@@ -165,7 +165,7 @@ def _repair(patient: Patient, snapshot: Snapshot | None, method: Method) -> tupl
             done
         ) or "no snapshot holds what it was, and nothing is drawn anew in a run under way"
     done = repair(patient, redraw=method != "rescale", keep=method != "redraw")
-    return bool(done), ", ".join(done) or "nothing about its weights could be mended"
+    return bool(done), ", ".join(done) or "nothing about its weights could be repaired"
 
 
 def _earlier(patient: Patient, snapshot: Snapshot | None) -> dict[str, Tensor]:
@@ -193,7 +193,8 @@ def _grown(now: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     from lightning_gradguard.remedies.repair import norm
 
     return (
-        bool(before) and math.hypot(*map(norm, now.values())) > _GROWN * math.hypot(*map(norm, before.values())) > 0.0
+        bool(before)
+        and math.hypot(*map(norm, now.values())) > _OVERGROWN * math.hypot(*map(norm, before.values())) > 0.0
     )
 
 

@@ -15,7 +15,7 @@ from lightning_gradguard.layers.initialization import Initialisation, draw, fitt
 from lightning_gradguard.layers.names import kind_of
 
 # |mean| / RMS of a weight that is all but constant; its outputs are all alike, and no scale repairs that.
-_CONSTANT = 0.995
+_EVEN = 0.995
 # A few elements this far above the median carry no knowledge (a flipped bit); the others do.
 _STRAY, _FEW = 50.0, 0.01
 # Times what the fitting initialisation has; less than this is not what made the layer stand out.
@@ -76,7 +76,7 @@ def _mend_one(patient: Patient, name: str, redraw: bool, keep: bool, rescale: bo
     if plan.scheme == "constant" and plan.std == 0.0:
         reset = not size <= _TOO_LARGE_A_BIAS or (not keep and kind_of(patient.layer) != "recurrent")
         return _redraw(patient, name) if reset else zeroed
-    constant = plan.scheme != "constant" and value.numel() >= 16 and abs(float(value.mean())) > _CONSTANT * size > 0.0
+    constant = plan.scheme != "constant" and value.numel() >= 16 and abs(float(value.mean())) > _EVEN * size > 0.0
     if not keep or (redraw and (constant or not math.isfinite(size))):
         return _redraw(patient, name)
     if not _TOO_LARGE * plan.std < size < math.inf:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lightning_gradguard.replay.operation import Operation
 
-LEAP = 10.0
+LEAP_OF_OPERATION = 10.0
 """Times that a magnitude has to grow in one operation to be called a leap."""
 
 
@@ -39,7 +39,7 @@ def _beside(fine: Sequence[Operation], walked: Sequence[Operation]) -> Operation
         return _alone(walked)
     grown = [_grown(a.output.peak, b.output.peak) for a, b in zip(fine, walked, strict=True)]
     most = max(grown, default=1.0)
-    if not most >= LEAP:
+    if not most >= LEAP_OF_OPERATION:
         return None
     return next((one for one, times in zip(walked, grown, strict=True) if times >= math.sqrt(most)), None)
 
@@ -51,4 +51,4 @@ def _grown(before: float, after: float) -> float:
 def _alone(walked: Sequence[Operation]) -> Operation | None:
     """Return the operation with the largest gain, if it is a leap."""
     largest = max(walked, key=lambda one: one.gain, default=None)
-    return largest if largest is not None and largest.gain >= LEAP else None
+    return largest if largest is not None and largest.gain >= LEAP_OF_OPERATION else None

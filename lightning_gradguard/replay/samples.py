@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-MOST = 64
+MOST_REPEATS = 64
 """Times that a step is computed again to find its samples."""
 
 
@@ -64,7 +64,7 @@ def can_mix(batch: Any, other: Any) -> bool:
     )
 
 
-def guilty(rows: Sequence[int], fails: Callable[[Sequence[int]], bool], most: int = MOST) -> tuple[int, ...]:
+def guilty(rows: Sequence[int], fails: Callable[[Sequence[int]], bool], most: int = MOST_REPEATS) -> tuple[int, ...]:
     """Return the samples that fail by themselves, or together, without any of the others; nothing where none does.
 
     Args:

@@ -20,7 +20,7 @@ from lightning_gradguard_tensorboard.codes import Floats
 from lightning_gradguard_tensorboard.thinning import View
 from lightning_gradguard_tensorboard.thinning import view as view_of
 
-COLUMNS = 800
+CHART_COLUMNS = 800
 NORM, LOSS, MARKS, GAP, HEAD = 190, 110, 20, 16, 26
 
 Records = Sequence[dict[str, Any]]
@@ -36,7 +36,7 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
     """
     ends = run.windows.axis
     start, end = (float(ends.first[0]), float(ends.last[-1])) if len(ends.last) else (0.0, 1.0)
-    view = view_of(run, start, end, COLUMNS)
+    view = view_of(run, start, end, CHART_COLUMNS)
     top, parts = float(HEAD), []
     norm = Plot(start, end, *decades([view.windows[n] for n in ("peak", "typical", "limit")]), top, NORM)
     parts += [title("gradient norm, largest of each window", top), *scale(norm), *_norm(view, norm)]
@@ -155,7 +155,7 @@ def _marks(view: View, records: Records, plot: Plot, top: float) -> Iterable[str
     for c in range(len(w["first"])):
         x = plot.x((w["first"][c] + w["last"][c]) / 2)
         if w["skipped"][c] > 0 or w["coefficient"][c] == 0.0:
-            yield mark("rect", "held", x=x - 2, y=top + 2, width=4.0, height=MARKS - 3.0)
+            yield mark("rect", "skipped", x=x - 2, y=top + 2, width=4.0, height=MARKS - 3.0)
         elif w["coefficient"][c] < 1.0:
             yield mark("rect", "clipped", x=x - 1, y=top + MARKS - 10, width=2.0, height=9.0)
     for went in (one for record in records for one in record["rollbacks"]):

@@ -19,7 +19,7 @@ from lightning_gradguard.report.story import RunStory
 from lightning_gradguard_tensorboard import colours
 from lightning_gradguard_tensorboard.telling import STATES, tidy
 
-MOST = 200
+MOST_SHOWN = 200
 
 
 def render_page(stories: Sequence[RunStory], *, title: str = "GradGuard report") -> str:
@@ -53,10 +53,10 @@ def _run(story: RunStory) -> str:
         parts.append(f"<figure>{draw_chart(run, records)}</figure>")
     newest = story.contents.incidents[::-1]
     if newest:
-        parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST]))
-    if len(newest) > MOST:
-        parts.append(f"<p>… and {wording.count(len(newest) - MOST, 'earlier incident')}.</p>")
-    parts.append(_list("Notes", [f"{when}: {said}" for when, said in story.notes[-MOST:]], "notes"))
+        parts.append("<h3>Incidents, newest first</h3>" + "".join(_incident(i) for i in newest[:MOST_SHOWN]))
+    if len(newest) > MOST_SHOWN:
+        parts.append(f"<p>… and {wording.count(len(newest) - MOST_SHOWN, 'earlier incident')}.</p>")
+    parts.append(_list("Notes", [f"{when}: {said}" for when, said in story.notes[-MOST_SHOWN:]], "notes"))
     parts.append(_list("Not shown", list(story.missing), "missing"))
     return f"<section>{''.join(parts)}</section>"
 

@@ -62,7 +62,7 @@ _STYLES = {
     "level": ("ink", None),
     "level ring": ("ink", "ground"),
     "level disc": ("ink", "ink"),
-    "held": (None, "held"),
+    "skipped": (None, "held"),
     "clipped": (None, "clip"),
     "rollback": ("ink", None),
 }

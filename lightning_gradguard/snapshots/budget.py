@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_gradguard.statistics.sharding import sharded
 
-UNKNOWN = 2
+UNKNOWN_STATE = 2
 """Times the parameters that an optimizer's state is taken to have before its first step: Adam's."""
 ONE_MORE = 1
 """Copies beside those that are kept: the state from before a treatment that is on trial."""
@@ -91,7 +91,7 @@ def need(
     values = list(parameters)
     held = [taken(t, pinned) for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)]
     weights = sum(taken(t, pinned) for t in values)
-    expected = weights * UNKNOWN if not any(held) and optimizer_has_state(optimizer) else 0
+    expected = weights * UNKNOWN_STATE if not any(held) and optimizer_has_state(optimizer) else 0
     return Need(weights + sum(taken(t, pinned) for t in buffers), sum(held) or expected)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-LEAP = 1e8
+LEAP_OF_VARIANCE = 1e8
 """With the usual momentum of a tenth: a batch 30,000 times larger than any; 8-bit data, unscaled, leap by 7e3."""
 
 
@@ -168,7 +168,7 @@ def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
         return False
     # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
     peak = values.amax().item()
-    leapt = peak > LEAP and peak > LEAP * saved.amax().item()
+    leapt = peak > LEAP_OF_VARIANCE and peak > LEAP_OF_VARIANCE * saved.amax().item()
     return not math.isfinite(peak) or (leapt and corrupt())
 
 
@@ -182,4 +182,4 @@ def _small(values: Tensor) -> bool:
         return False
     array = values.numpy()
     with np.errstate(over="ignore"):
-        return bool(array.dot(array) < 0.5 * LEAP**2)
+        return bool(array.dot(array) < 0.5 * LEAP_OF_VARIANCE**2)

@@ -126,18 +126,18 @@ def _load(checkpoints: Checkpoints, path: str, index: int, order: Sequence[str],
 
 def _snapshot(saved: Saved, index: int, order: Sequence[str], buffers: Sequence[str]) -> Snapshot:
     """Return a checkpoint as a snapshot; raise ValueError if it is none to go back to."""
-    lane = saved.guard["lanes"][str(index)]
-    if lane["incident"] is not None or lane["trial"]:
+    one = saved.guard["lanes"][str(index)]
+    if one["incident"] is not None or one["trial"]:
         raise ValueError("it was written in an incident")
     weights = {clean(name): value for name, value in saved.weights.items()}
     states, groups = saved.optimizers[index]["state"], saved.optimizers[index]["param_groups"]
     positions = [position for group in groups for position in group["params"]]
     held = {name: states[at] for name, at in zip(order, positions, strict=True) if at in states}
     return Snapshot(
-        int(lane["steps"]),
+        int(one["steps"]),
         {name: weights[name] for name in order},
         {name: weights[name] for name in buffers if name in weights},
         held,
         # It was written after that step, not before it.
-        {**lane["memory"], "number": lane["memory"]["number"] + 1},
+        {**one["memory"], "number": one["memory"]["number"] + 1},
     )

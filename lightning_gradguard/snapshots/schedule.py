@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-PATIENT = 3
+PATIENT_INTERVALS = 3
 """Intervals after which a state is copied though the loss is worse than it was."""
-EARLY = 10
+FIRST_INTERVAL = 10
 """Steps between the first snapshots; the gap then doubles with the age of the run."""
 
 
@@ -22,12 +22,12 @@ class Schedule:
 
     def took(self, step: int) -> None:
         """Note that one was taken."""
-        self.due, self.taken = step + min(max(step, EARLY), self.every), step
+        self.due, self.taken = step + min(max(step, FIRST_INTERVAL), self.every), step
 
     def has_come(self, step: int, *, soon: bool) -> bool:
         """Return whether the next one is due; ``soon`` ten steps after the last one."""
-        return step >= self.due or (soon and step >= self.taken + EARLY)
+        return step >= self.due or (soon and step >= self.taken + FIRST_INTERVAL)
 
     def overdue(self, step: int) -> bool:
         """Return whether the next one has been due for several intervals."""
-        return step >= self.due + PATIENT * self.every
+        return step >= self.due + PATIENT_INTERVALS * self.every

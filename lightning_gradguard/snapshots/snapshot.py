@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_gradguard.statistics.sharding import as_part, comparable
 
-COUNTS = frozenset({"step", "mu_product"})
+HOST_ENTRIES = frozenset({"step", "mu_product"})
 """Entries of an optimizer's state that torch keeps on the host, unless it is fused or capturable."""
 
 
@@ -132,5 +132,5 @@ def _home(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -
             return known.device if known.is_cpu else parameter.device
     # Nobody is left to tell: the rule of Optimizer.load_state_dict.
     group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
-    counted = key in COUNTS and not (group.get("fused") or group.get("capturable"))
+    counted = key in HOST_ENTRIES and not (group.get("fused") or group.get("capturable"))
     return torch.device("cpu") if counted and not isinstance(optimizer, torch.optim.ASGD) else parameter.device

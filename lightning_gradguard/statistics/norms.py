@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_gradguard.records import FloatArray
 
-PIECE = 2**20
+EXAMINED_AT_ONCE = 2**20
 """Elements that are examined at a time."""
 NARROW = frozenset({"mps"})
 """Devices that know no float64, whose pieces are examined on the host."""
@@ -114,7 +114,7 @@ def exact_norm(tensor: Tensor) -> tuple[float, int]:
     # A norm in float64 first makes a copy of what it reads, of a float32 gradient one twice its size. Numbers, not
     # tensors, are kept: small tensors between the copies would keep their memory from being used again.
     norms, count = [], 0
-    for piece in torch.split(tensor.reshape(-1), PIECE):
+    for piece in torch.split(tensor.reshape(-1), EXAMINED_AT_ONCE):
         piece = piece.cpu() if piece.device.type in NARROW else piece
         norms.append(float(torch.linalg.vector_norm(piece, dtype=torch.float64)))
         count += int((~torch.isfinite(piece)).sum())

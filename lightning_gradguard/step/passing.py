@@ -102,5 +102,5 @@ def tell_of_poison(run: Run, context: RemedyContext) -> None:
     """Warn of a non-finite gradient that reaches the weights."""
     if run.acts and context.scaler is None:
         run.recorder.warn(
-            "poison", "a gradient that is not finite reaches the weights: no remedy that holds a step applies"
+            "poison", "a gradient that is not finite reaches the weights: no remedy that skips a step applies"
         )

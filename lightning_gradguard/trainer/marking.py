@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.evidence.checkpoints import KEY, mark
+from lightning_gradguard.evidence.checkpoints import MARK_KEY, mark
 from lightning_gradguard.evidence.healthy_copy import HealthyCopy
 from lightning_gradguard.policy.act import ON_TRIAL
 from lightning_gradguard.records import CheckpointRecord, Incident, StepReport
@@ -40,7 +40,7 @@ class CheckpointMarks(Sink):
     def mark(self, checkpoint: dict[str, Any], step: int, incidents: Sequence[Incident]) -> None:
         """Put the verdict into a checkpoint that is about to be saved, from which ``step`` will be made."""
         self._saving = _verdict(step, incidents)
-        checkpoint[KEY] = mark(self._saving)
+        checkpoint[MARK_KEY] = mark(self._saving)
 
     def look(self, trainer: Trainer) -> None:
         """Find what was saved since the last look, and tell the verdict on it."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradguard.attribution.batch import SEEN, BatchWitness, tensors_in
+from lightning_gradguard.attribution.batch import REMEMBERED, BatchWitness, tensors_in
 from tests.builders import through_a_file
 
 
@@ -47,7 +47,7 @@ def test_data_of_heavy_tails_exceed_themselves_and_that_is_no_evidence() -> None
     assert blame is not None and "1e+07 x" in blame.reason
 
 
-@pytest.mark.parametrize(("seen", "most"), [(8, 0.01), (SEEN, 0.001)])
+@pytest.mark.parametrize(("seen", "most"), [(8, 0.01), (REMEMBERED, 0.001)])
 @pytest.mark.parametrize("spread", ["log-normal", "Cauchy"])
 def test_batches_of_heavy_tails_are_seldom_accused(spread: str, seen: int, most: float) -> None:
     """Cauchy's distribution has no largest at all."""
@@ -65,7 +65,7 @@ def test_batches_of_heavy_tails_are_seldom_accused(spread: str, seen: int, most:
 
 
 def test_what_was_seen_is_bounded() -> None:
-    assert len(witness(200).state_dict()["peaks"]) == SEEN
+    assert len(witness(200).state_dict()["peaks"]) == REMEMBERED
 
 
 def test_each_tensor_of_a_batch_has_a_scale_of_its_own() -> None:

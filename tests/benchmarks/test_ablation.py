@@ -67,7 +67,7 @@ def test_alone_is_alone_and_together_is_all_six() -> None:
     alone = {name: [r.name for r in ablation.SETUPS[name]()] for name in ablation.SIX}
     assert all(len(names) == 1 for names in alone.values())
     assert [r.name for r in ablation.SETUPS["all_six"]()] == [names[0] for names in alone.values()]
-    held = [r.name for r in ablation.SETUPS["clipping_and_holding"]()]
+    held = [r.name for r in ablation.SETUPS["clipping_and_skipping"]()]
     assert held == ["clip", "skip"]
     with pytest.raises(AttributeError):
         ablation.missing  # type: ignore[attr-defined]  # noqa: B018

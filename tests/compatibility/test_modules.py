@@ -214,7 +214,7 @@ def test_inductor_in_short(tmp_path: Path) -> None:
 
 @pytest.mark.cell(
     *("Modules", "spectral norm", "healthy", "sick"),
-    note="its power iteration goes on in a held step's forward pass, as it does without a guard",
+    note="its power iteration goes on in a skipped step's forward pass, as it does without a guard",
 )
 def test_spectral_norm(tmp_path: Path) -> None:
     make = partial(with_first, parametrizations.spectral_norm)

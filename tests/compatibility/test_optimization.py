@@ -53,7 +53,7 @@ def without(batches: Any, *bad: int) -> Any:
     return [batch for index, batch in enumerate(batches) if index not in bad]
 
 
-ACCUMULATED = "a step is one gradient of several batches, and is held as a whole"
+ACCUMULATED = "a step is one gradient of several batches, and is skipped as a whole"
 
 
 @pytest.mark.cell("Optimization", "manual, accumulating", "healthy", "sick", note=ACCUMULATED)
@@ -179,16 +179,16 @@ def test_fabric(precision: Any) -> None:
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
         network = mlp(norm=True)
         module, optimizer = fabric.setup(network, ADAM(network.parameters()))
-        guard, held = Guard(network), []
+        guard, skipped = Guard(network), []
         guard.attach(optimizer.optimizer)
         for index, batch in enumerate(batches):
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(module(batch[0]).float(), batch[1])
             fabric.backward(loss)
             if guarded and guard.before_step(optimizer.optimizer, loss=loss, batch=batch).skipped:
-                held.append(index)
+                skipped.append(index)
             optimizer.step()
-        return network.state_dict(), optimizer.state_dict()["state"], held
+        return network.state_dict(), optimizer.state_dict()["state"], skipped
 
     batches = regression(STEPS)
     plain = run(without(batches, BAD), guarded=False)

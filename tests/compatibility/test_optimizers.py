@@ -142,19 +142,19 @@ DIFFERENTIABLE = {
 
 
 def unrolled(kind: str, batches: Any, *, guarded: bool) -> tuple[Any, Any, list[int]]:
-    """Train functionally; return the parameters, the optimizer's state and the steps that were held."""
+    """Train functionally; return the parameters, the optimizer's state and the steps that were skipped."""
     network = mlp()
     live = {name: p.detach().clone().requires_grad_().clone() for name, p in network.named_parameters()}
     optimizer = getattr(torch.optim, kind)(list(live.values()), lr=0.01, differentiable=True)
-    guard, held = Guard(network), []
+    guard, skipped = Guard(network), []
     for index, (x, y) in enumerate(batches):
         loss = nn.functional.mse_loss(torch.func.functional_call(network, live, (x,)), y)
         for p, grad in zip(live.values(), torch.autograd.grad(loss, list(live.values())), strict=True):
             p.grad = grad
         if guarded and guard.before_step(optimizer, loss=loss, batch=(x, y)).skipped:
-            held.append(index)
+            skipped.append(index)
         optimizer.step()
-    return live, optimizer.state_dict()["state"], held
+    return live, optimizer.state_dict()["state"], skipped
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     assert finite(frozen_copy(run)) and list(tmp_path.iterdir()) == []
 
 
-@cell("Trainer", "`overfit_batches`", "healthy", "sick", note="a NaN that comes every second step is held every time")
+@cell("Trainer", "`overfit_batches`", "healthy", "sick", note="a NaN of every second step is skipped every time")
 def test_overfit_batches(tmp_path: Path) -> None:
     data, more = regression(2), {"overfit_batches": 2, "max_epochs": 30}
     ends = [frozen_copy(fit(Net(mlp(), ADAM), data, tmp_path, g, **more)) for g in ([], [GradGuard(journal=False)])]
@@ -157,7 +157,7 @@ AVERAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "spec",
     cells(
         *("Trainer", AVERAGES, "healthy", "sick"),
-        notes=dict.fromkeys(AVERAGES, "a held step's unchanged weights count once more in the average"),
+        notes=dict.fromkeys(AVERAGES, "a skipped step's unchanged weights count once more in the average"),
     ),
 )
 def test_averages(spec: tuple[str, dict[str, Any]], tmp_path: Path) -> None:

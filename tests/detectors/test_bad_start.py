@@ -29,10 +29,10 @@ def test_a_first_gradient_that_adam_would_long_remember_is_seen_in_hindsight() -
     assert BadStart().judge(statistics(0.3, normalised=True), taught([*norms, 0.3])) is None
 
 
-def test_large_weights_updates_and_gradients_alone_are_no_cold_start() -> None:
+def test_large_weights_updates_and_gradients_alone_are_no_bad_start() -> None:
     """Those of a trained model may be so; what they come to, its losses say."""
-    loud = statistics(1e6, update_ratio=50.0)
-    assert BadStart().judge(loud, Baseline()) is None
+    large = statistics(1e6, update_ratio=50.0)
+    assert BadStart().judge(large, Baseline()) is None
 
 
 @pytest.mark.parametrize(("norm", "seen"), [(0.9 * LARGEST, False), (1.1 * LARGEST, True)])

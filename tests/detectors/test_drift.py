@@ -29,7 +29,7 @@ def test_a_thousandfold_drift_over_300_steps_is_seen_early() -> None:
     assert all(v.form == "drift" for _, v in said)
 
 
-def test_growth_that_a_falling_loss_excuses_is_honest() -> None:
+def test_growth_that_a_falling_loss_excuses_is_no_fault() -> None:
     losses = [1.0] * 200 + np.linspace(1.0, 0.2, 300).tolist()
     assert [v for _, v in run(Drift(), growing(300, 20.0), losses) if v.alarm] == []
 

@@ -151,7 +151,7 @@ def test_what_was_learned_is_lost_by_a_rate_larger_than_any_that_it_was_learned_
     assert (step is not None and 208 <= step <= 215) if expected else step is None
 
 
-def test_faded_gradients_convict_a_run_that_lost_what_it_had_learned_and_loud_ones_do_not() -> None:
+def test_faded_gradients_convict_a_run_that_lost_what_it_had_learned_and_large_ones_do_not() -> None:
     for level, expected in ((1e-3, True), (0.5, False), (10.0, False)):
         norms = calm(200) + calm(60, level=level)
         assert (convicted(LOST, norms=norms) is not None) is expected

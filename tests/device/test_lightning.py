@@ -18,7 +18,7 @@ AT = 60
 
 
 class Spiking(LightningModule):
-    """A module with one loud step, whose fused optimizer a step may be left to."""
+    """A module with one step of large gradients, whose fused optimizer a step may be left to."""
 
     def __init__(self, by: float = 1.0, fails_at: int = -1) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ def test_an_overflow_is_left_to_the_scaler(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_finite_and_far_too_large_is_held_on_the_device(kind: str) -> None:
+def test_what_is_finite_and_far_too_large_is_skipped_on_the_device(kind: str) -> None:
     loop = train(kind, spoil=lambda inputs, targets: (inputs, targets * 1e4), count=AT + 2)
     incident = loop.guard.incidents[0]
     assert (incident.step, incident.form, incident.remedies) == (AT, "sudden", ("skip",))

@@ -54,7 +54,7 @@ def test_a_nan_reaches_nothing(kind: str) -> None:
         if step == AT:
             inputs[0, 0] = math.nan
         loop.step(inputs, targets)
-        assert not (step == AT and loop.waits[step])  # The device held it by itself.
+        assert not (step == AT and loop.waits[step])  # The device skipped it by itself.
     assert loop.incidents == [(AT, "non-finite", ("skip",))]
     assert finite(loop)
     assert not {"grad_scale", "found_inf"} & set(vars(loop.optimizer))

@@ -44,7 +44,7 @@ def incident(number: int = 1, step: int = 40, *, layer: str = "conv2", **changes
     verdict = Verdict(
         "non-finite", "non-finite", math.nan, math.inf, f"the gradient of {layer} is not finite", (layer,)
     )
-    action = Action(step, verdict, Decision(("skip",), "first in line"), (Outcome("skip", True, "held the step"),))
+    action = Action(step, verdict, Decision(("skip",), "first in line"), (Outcome("skip", True, "skipped the step"),))
     blame = (Suspect(layer, 4.0, f"the output of {layer} is 57 times its input", forward_gain=57.0),)
     fields: dict[str, Any] = {"form": "non-finite", "actions": (action,), "blame": blame, "batch": 7, "alarms": 1}
     return Incident(number, 0, step, **{**fields, **changes})

@@ -47,7 +47,7 @@ def test_sparse_and_complex_gradients_are_counted() -> None:
 
 
 def test_large_tensors_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(histograms, "_PIECE", 7)
+    monkeypatch.setattr(histograms, "_COUNTED_AT_ONCE", 7)
     grad = torch.logspace(-8, 8, 100)
     pieces = histograms.count([grad])
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 import pytest
 
 from lightning_gradguard.diagnostics import pinned_link, scalars, tags
-from lightning_gradguard.diagnostics.scalars import CEILING, FLOOR
+from lightning_gradguard.diagnostics.scalars import CEILING, LOG_FLOOR
 from tests.diagnostics.examples import window
 
 
@@ -17,11 +17,11 @@ def test_a_norm_that_exploded_stays_visible(norm):
 def test_every_value_can_be_drawn_however_bad_the_window():
     values = scalars(window(norm_peak=math.nan, norm_before=0.0, norm_after=0.0, typical=math.nan, limit=math.nan))
     assert all(math.isfinite(value) for value in values.values())
-    assert values["gradguard/2_log10_norm_before_clip"] == FLOOR
+    assert values["gradguard/2_log10_norm_before_clip"] == LOG_FLOOR
     assert not any("limit" in name or "band" in name for name in values)
 
 
-def test_a_held_step_has_no_norm_after_clipping():
+def test_a_skipped_step_has_no_norm_after_clipping():
     assert "gradguard/3_log10_norm_after_clip" not in scalars(window(norm_after=0.0))
 
 

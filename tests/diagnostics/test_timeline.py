@@ -4,10 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from lightning_gradguard.diagnostics.heatmap import NONFINITE, UNKNOWN, colours, log_ratios
-from lightning_gradguard.diagnostics.picture import draw, encode_png, fold, shorten
+from lightning_gradguard.diagnostics.heatmap import log_ratios
 from lightning_gradguard.diagnostics.timeline import Timeline, merge
-from tests.diagnostics.examples import HOSTILE, window
+from tests.diagnostics.examples import window
 
 
 def test_merging_loses_no_peak():
@@ -46,25 +45,3 @@ def test_a_bad_first_step_stands_out_against_the_calm_after_it():
     ratios = log_ratios(peaks)
     assert ratios[0, 0] == pytest.approx(6) and ratios[1, 30] == pytest.approx(2)
     assert abs(ratios).sum() == pytest.approx(8)
-
-
-def test_what_is_not_finite_or_not_known_has_a_colour_of_its_own():
-    pixels = colours(np.array([[1.0, math.nan, 1.0, 0.0]]), np.array([[0.0, 0.0, 3.0, 0.0]]))
-    assert tuple(pixels[0, 1]) == UNKNOWN and tuple(pixels[0, 2]) == NONFINITE and pixels[0, 0, 3] == 0
-    assert colours(np.zeros((0, 0)), np.zeros((0, 0))).shape == (0, 0, 4)
-
-
-def test_a_thousand_layers_are_folded_to_what_can_be_labelled():
-    peaks = np.ones((1001, 3))
-    peaks[777, 1] = 9.0
-    labels, folded, _ = fold(tuple(f"l{i}" for i in range(1001)), peaks, np.zeros((1001, 3)))
-    assert len(labels) == len(folded) <= 200 and folded.max() == 9.0
-
-
-def test_the_picture_has_labels_and_survives_hostile_names():
-    timeline = Timeline()
-    for tick in range(5):
-        timeline.add(window(tick, layers=(HOSTILE, "x" * 500, "")))
-    pixels = draw(timeline)
-    assert (pixels[40:, :200] < 100).any() and encode_png(pixels).startswith(b"\x89PNG")
-    assert shorten("abcdefghij", 5) == "ab…ij"

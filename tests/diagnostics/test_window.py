@@ -100,7 +100,7 @@ def test_the_overflow_that_a_scaler_expects_is_counted_and_leaves_no_trace() -> 
     assert (window.norm_before, window.norm_after, window.skipped) == (0.0, 0.0, 0)
     accumulator.add(overflow)
     assert close(accumulator, overflow).norm_peak == 0.0
-    # One that keeps coming raises the alarm; what was held then is trouble, and counts as such.
+    # One that keeps coming raises the alarm; what was skipped then is trouble, and counts as such.
     accumulator.add(overflow, 0.0, alarm=True)
     assert (alarmed := close(accumulator, overflow)).overflows == 2
     assert alarmed.skipped == 1 and math.isinf(alarmed.norm_peak)

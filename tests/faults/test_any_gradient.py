@@ -88,7 +88,7 @@ def test_the_fast_reading_is_right_or_says_that_it_is_not_finite(grads: list[Ten
 @given(GRADIENTS, st.sampled_from([1, 3, 2**20]))
 def test_the_slow_reading_is_exact_whatever_the_size_of_its_pieces(grads: list[Tensor], piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "PIECE", piece)
+        patch.setattr(statistics, "EXAMINED_AT_ONCE", piece)
         norms, counts = examine(grads)
     for grad, norm, count in zip(grads, norms, counts, strict=True):
         true, elements = reference(grad), values(grad)

@@ -84,9 +84,9 @@ def test_any_run_is_guarded_and_resumes_at_any_step(steps: list[Any], cut: int) 
 
 def test_a_first_gradient_whose_square_overflows_does_not_end_up_in_adams_second_moment() -> None:
     loop = Loop()
-    held = [loop.step(1e21 if number < 2 else 1.0, 1.0, 1.0)[-1] for number in range(9)]
+    skipped = [loop.step(1e21 if number < 2 else 1.0, 1.0, 1.0)[-1] for number in range(9)]
     # Two in a row are treated as a bad start: its layers are measured in one batch, and scaled by the next.
-    assert held[:6] == [True] * 4 + [False] * 2
+    assert skipped[:6] == [True] * 4 + [False] * 2
     assert all(state["exp_avg_sq"].isfinite().all() for state in loop.optimizer.state.values())
 
 
@@ -96,11 +96,11 @@ def test_nor_does_one_that_follows_on_a_step_without_gradients() -> None:
     assert loop.step(1e30, 1.0, 1.0)[-1]
 
 
-def test_a_single_nan_while_the_first_batch_is_being_forgotten_is_held() -> None:
+def test_a_single_nan_while_the_first_batch_is_being_forgotten_is_skipped() -> None:
     """The treatment of what no treatment is left for must not let it pass."""
     loop = Loop()
-    held = [loop.step(by, 1.0, 1.0)[-1] for by in (1.0, *[1e-10] * 4, math.inf, 1.0)]
-    assert held[5]
+    skipped = [loop.step(by, 1.0, 1.0)[-1] for by in (1.0, *[1e-10] * 4, math.inf, 1.0)]
+    assert skipped[5]
 
 
 def test_a_guard_that_met_its_optimizer_before_the_state_was_loaded_keeps_the_loaded_statistics() -> None:

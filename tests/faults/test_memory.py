@@ -32,7 +32,7 @@ def starving(result: Path) -> None:
     quiet()
     network, optimizer, guard = large(snapshots=SnapshotStore(every=5))
     x = batch()
-    held, kept = [], []
+    skipped, kept = [], []
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -44,12 +44,12 @@ def starving(result: Path) -> None:
                 leave(48 * 2**20)
             if step == 24:
                 resource.setrlimit(resource.RLIMIT_AS, limits)
-            held.append(guard.before_step(optimizer, loss=loss.detach()).skipped)
+            skipped.append(guard.before_step(optimizer, loss=loss.detach()).skipped)
             optimizer.step()
             kept.append(guard.attach(optimizer).snapshots.latest is not None)
     finite = all(bool(p.isfinite().all()) for p in network.parameters())
     warned = [str(w.message) for w in caught]
-    torch.save({"held": held, "kept": kept, "warned": warned, "finite": finite}, result)
+    torch.save({"skipped": skipped, "kept": kept, "warned": warned, "finite": finite}, result)
 
 
 def cramped(result: Path) -> None:
@@ -97,7 +97,7 @@ def leave(room: int) -> None:
 def test_without_memory_for_a_snapshot_the_run_goes_on(tmp_path: Path) -> None:
     assert run(starving, tmp_path / "end.pt") == 0
     found = torch.load(tmp_path / "end.pt", weights_only=True)
-    assert [step for step, held in enumerate(found["held"]) if held] == [25]
+    assert [step for step, skipped in enumerate(found["skipped"]) if skipped] == [25]
     assert found["finite"]
     # It happened while memory was short, all snapshots went, and none was taken when there was memory again.
     assert found["kept"] == [step < found["kept"].index(False) for step in range(30)]
@@ -123,7 +123,7 @@ def starved(*_: Any, **__: Any) -> NoReturn:
 def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "rms", starved)
     network = mlp(norm=True)
-    optimizer, guard, held = torch.optim.Adam(network.parameters(), lr=0.01), Guard(network), []
+    optimizer, guard, skipped = torch.optim.Adam(network.parameters(), lr=0.01), Guard(network), []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step, (x, y) in enumerate(regression(50)):
@@ -131,10 +131,10 @@ def test_a_device_without_memory_costs_the_blame_and_nothing_else(place: Any, mo
             # One step that is lost, then a burst in which layers are measured.
             loss = nn.functional.mse_loss(network(x), y) * (math.nan if step == 20 else 1e6 if 30 <= step < 36 else 1.0)
             loss.backward()
-            held.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).skipped)
+            skipped.append(guard.before_step(optimizer, loss=loss.detach(), batch=(x, y)).skipped)
             optimizer.step()
     # What weights that were good do as well is no fault of theirs, and is learned.
-    assert [step for step, was in enumerate(held) if was] == [20, 30, 31]
+    assert [step for step, was in enumerate(skipped) if was] == [20, 30, 31]
     assert "rollback" in {remedy for i in guard.incidents for remedy in i.remedies}
     assert all(bool(p.isfinite().all()) for p in network.parameters())
     warned = [str(w.message) for w in caught if "GradGuard" in str(w.message)]

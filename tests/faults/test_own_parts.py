@@ -68,7 +68,7 @@ class OwnRemedy(Broken, Remedy):
         self.at("check")
 
     def apply(self, context: RemedyContext) -> Outcome:
-        found = self.at("apply", Outcome("skip", True, "held", (), 0.0))
+        found = self.at("apply", Outcome("skip", True, "skipped", (), 0.0))
         for p in context.parameters.values():
             p.grad = None
         return found

@@ -124,7 +124,7 @@ def test_many_windows_that_do_not_fit_many_names(tmp_path: Path) -> None:
 def test_a_line_without_an_end_is_left_out_and_what_follows_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_reader, "LONGEST", 2**16)
+    monkeypatch.setattr(journal_reader, "LONGEST_LINE", 2**16)
     journal = Journal(tmp_path)
     journal.window(window(0))
     journal.close()
@@ -141,7 +141,7 @@ def test_a_line_without_an_end_is_left_out_and_what_follows_is_read(
 def test_an_endless_line_is_neither_kept_nor_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "gradguard.jsonl"
     with open(path, "wb") as file:
-        file.truncate(10 * journal_reader.LONGEST)
+        file.truncate(10 * journal_reader.LONGEST_LINE)
     tracemalloc.start()
     begun = time.monotonic()
     try:
@@ -151,7 +151,7 @@ def test_an_endless_line_is_neither_kept_nor_waited_for(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert time.monotonic() - begun < SECONDS
     assert contents.unreadable == 1 and contents.problems[0].reason.startswith("is longer than")
-    assert most < 4 * journal_reader.LONGEST
+    assert most < 4 * journal_reader.LONGEST_LINE
 
 
 @pytest.mark.parametrize("key", ["step", "number", "closed"])

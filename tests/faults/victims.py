@@ -30,7 +30,7 @@ EPOCH, EPOCHS = 8, 12
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
 STEPLR = partial(torch.optim.lr_scheduler.StepLR, step_size=15, gamma=0.8)
 SICK = {22: math.nan, 44: 1.0}
-"""What the loss is multiplied by, and when: a held step, and one at which the run is lost, and goes back slower."""
+"""What the loss is multiplied by, and when: a skipped step, and one at which the run is lost, and goes back slower."""
 Mark = Callable[[str], None]
 
 

@@ -49,10 +49,10 @@ def test_without_losses_nothing_is_said_of_them() -> None:
 
 def test_the_larger_the_updates_the_fewer_losses_are_untrained() -> None:
     losses = [2.3, 2.6, 2.7, 2.8, 2.7, 2.6, 2.5, 2.5, 2.4, *[2.3] * 50]
-    sane, large, whole = (taught(calm(59), losses) for _ in range(3))
+    usual, large, whole = (taught(calm(59), losses) for _ in range(3))
     large.updates.ratio, whole.updates.ratio = 2 * LARGE, 2 * WHOLE
-    assert [known.losses.untrained for known in (sane, large, whole)] == [2.5, 2.4, 2.3]
-    assert [len(known.losses.of_untrained) for known in (sane, large, whole)] == [9, 9, 1]
+    assert [known.losses.untrained for known in (usual, large, whole)] == [2.5, 2.4, 2.3]
+    assert [len(known.losses.of_untrained) for known in (usual, large, whole)] == [9, 9, 1]
     assert not large.losses.learned and not whole.losses.learned
 
 

@@ -88,8 +88,8 @@ def test_gradients_have_faded_at_a_hundredth(level: float, expected: bool) -> No
 
 
 def test_gradients_have_faded_since_the_first_or_of_late() -> None:
-    loud = taught([1e3] * 9 + calm(100))
-    assert loud.norms.faded(since_first=True) and not loud.norms.faded(since_first=False)
+    large = taught([1e3] * 9 + calm(100))
+    assert large.norms.faded(since_first=True) and not large.norms.faded(since_first=False)
     risen = taught(calm(9, level=1e-4) + calm(100) + calm(20, level=1e-3))
     assert risen.norms.faded(since_first=False) and not risen.norms.faded(since_first=True)
     dead = taught(calm(9) + calm(300, level=1e-3))

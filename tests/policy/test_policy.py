@@ -61,7 +61,7 @@ def decide(
 # -- first aid
 
 
-def test_a_gentle_spike_is_clipped_and_a_wild_one_held() -> None:
+def test_a_gentle_spike_is_clipped_and_a_wild_one_skipped() -> None:
     assert decide(Policy(), excess=2.0).remedies == ("clip",)
     assert decide(Policy(), excess=1e6).remedies == ("skip",)
     assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
@@ -86,7 +86,7 @@ def test_trouble_that_stays_is_treated_where_updates_have_replaced_weights() -> 
     assert said[2].cause == Cause.RATE.value and policy.trials == 1
 
 
-def test_trouble_that_no_update_has_brought_is_held_until_the_data_are_believed() -> None:
+def test_trouble_that_no_update_has_brought_is_skipped_until_the_data_are_believed() -> None:
     policy = Policy(patience=3)
     said = [decide(policy, step, excess=1e6, baseline=OLD) for step in range(ANEW)]
     assert {d.remedies for d in said} == {("skip",)} and policy.trials == 0
@@ -255,7 +255,7 @@ def test_a_trial_of_anything_else_that_is_lost_again_makes_room_for_the_next_tre
 
 
 def test_alarms_that_ended_in_a_rollback_do_not_speak_against_the_data() -> None:
-    """Where the rate is insane, one good update is made after each rollback, and then all explodes again."""
+    """Where the rate is far too high, one good update is made after each rollback, and then all explodes again."""
     policy, gone_back = Policy(), []
     trial = Trial("learning rate", ("rollback", "backoff"), 0)
     for step in range(60):
@@ -422,11 +422,11 @@ def test_a_budget_of_no_trials_still_leaves_first_aid() -> None:
 
 
 @pytest.mark.parametrize("form", ["drift", "divergence"])
-def test_a_spent_budget_does_not_hold_sane_gradients_for_ever(form: Form) -> None:
+def test_a_spent_budget_does_not_skip_usual_gradients_for_ever(form: Form) -> None:
     assert decide(Policy(max_trials=0), 20, form=form, examine=form == "drift").remedies == ()
 
 
-def test_too_many_held_steps_in_a_row_spend_the_budget() -> None:
+def test_too_many_skipped_steps_in_a_row_spend_the_budget() -> None:
     policy = Policy(max_skipped=5)
     said = [decide(policy, s, form="non-finite", can={"skip"}).exhausted for s in range(8)]
     assert said == [False] * 5 + [True] * 3

@@ -27,7 +27,7 @@ NAMES = {
     "clip": "trim",
     "skip": "sit-this-one-out",
     "rollback": "return",
-    "reinitialize": "mend",
+    "reinitialize": "amend",
     "initialize": "begin-again",
     "backoff": "slow-down",
 }
@@ -65,7 +65,7 @@ class Trouble:
 
     rate: float = 0.01
     steps: int = 160
-    loud: bool = False
+    large_start: bool = False
     data: Callable[[int], float] = lambda step: 1.0
     loss: Callable[[int], float] = lambda step: 1.0
     damaged: int | None = None
@@ -75,7 +75,7 @@ TROUBLES = {
     Act.CLIP: Trouble(loss=lambda step: 200.0 if step == 100 else 1.0),
     Act.SKIP: Trouble(data=lambda step: math.nan if step == 100 else 1.0),
     Act.REINITIALIZE: Trouble(damaged=100),
-    Act.INITIALIZE: Trouble(loud=True),
+    Act.INITIALIZE: Trouble(large_start=True),
     Act.ROLLBACK: Trouble(rate=2.0),
     Act.BACKOFF: Trouble(rate=2.0),
 }
@@ -85,14 +85,14 @@ def run(
     trouble: Trouble, remedies: list[Remedy], *, until_trial: bool = False
 ) -> tuple[dict[str, Any], list[Any], Guard]:
     network = mlp()
-    if trouble.loud:
+    if trouble.large_start:
         first, *rest = network
         network = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 16), *rest)
         with torch.no_grad():
             for p in network.parameters():
                 p.mul_(100.0)
     optimizer = torch.optim.SGD(network.parameters(), lr=trouble.rate, momentum=0.9)
-    if trouble.loud:
+    if trouble.large_start:
         optimizer = torch.optim.Adam(network.parameters(), lr=trouble.rate)
     guard, reports = Guard(network, remedies=remedies), []
     guard.attach(optimizer)

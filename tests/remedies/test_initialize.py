@@ -369,7 +369,7 @@ def test_two_processes_that_see_different_batches_agree() -> None:
 # -- under the guard
 
 
-def test_the_step_of_the_batch_of_measuring_is_held_and_the_run_goes_on() -> None:
+def test_the_step_of_the_batch_of_measuring_is_skipped_and_the_run_goes_on() -> None:
     torch.manual_seed(0)
     net = spoil(deep(nn.ReLU, 6), SPOILT["huge"])
     optimizer = torch.optim.SGD(net.parameters(), 0.01)

@@ -1,4 +1,4 @@
-"""Bad layers are mended in the mildest way that works, and the optimizer forgets them."""
+"""Bad layers are repaired in the mildest way that works, and the optimizer forgets them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("seen", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_held_step_changes_neither_weights_nor_state(name: str, seen: int) -> None:
+def test_a_skipped_step_changes_neither_weights_nor_state(name: str, seen: int) -> None:
     module = mlp(norm=True)
     optimizer = OPTIMIZERS[name](module.parameters())
     for _ in range(seen):
@@ -57,7 +57,7 @@ def test_running_statistics_go_back_to_before_the_batch() -> None:
     assert all(b.isfinite().all() for b in module.buffers())
 
 
-def test_only_the_scenes_own_parameters_are_held() -> None:
+def test_only_the_contexts_own_parameters_are_skipped() -> None:
     module = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
     for p in module.parameters():
         p.grad = torch.ones_like(p)

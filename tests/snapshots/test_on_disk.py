@@ -119,9 +119,9 @@ def test_a_checkpoint_of_an_incident_refers_to_the_last_good_one(tmp_path: Path)
     written = tmp_path / "in the incident.ckpt"
     saved = torch.load(written, weights_only=False)["callbacks"]
     (state,) = (found for key, found in saved.items() if "GradGuard" in key)
-    lane = state["lanes"]["0"]
-    assert lane["incident"] is not None and lane["snapshots"]["kept"] == []
-    assert torch.load(lane["snapshots"]["on_disk"], weights_only=False)["global_step"] == 2 * SAVED
+    track = state["lanes"]["0"]
+    assert track["incident"] is not None and track["snapshots"]["kept"] == []
+    assert torch.load(track["snapshots"]["on_disk"], weights_only=False)["global_step"] == 2 * SAVED
     # Another checkpoint callback than that of the first run: none that still knows what was written.
     module = Net(mlp(norm=True), torch.optim.AdamW)
     _, kept = fit(tmp_path / "resumed", module, count=TROUBLE + 5, every=10**6, ckpt=written)

@@ -1,4 +1,4 @@
-"""Which states are copied: not those of a run that fails to learn, but those of one whose loss honestly climbs."""
+"""Which states are copied: not those of a run that fails to learn, but those of one whose loss climbs in health."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_gradguard import Guard, SnapshotStore
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import Incident
-from lightning_gradguard.snapshots.schedule import PATIENT
+from lightning_gradguard.snapshots.schedule import PATIENT_INTERVALS
 from lightning_gradguard.step.copying import worth_copying
 from tests.builders import calm, statistics, taught
 
@@ -70,13 +70,13 @@ def test_a_state_whose_loss_is_above_the_untrained_one_is_refused_for_three_inte
     """A new task may begin there; whoever died there is convicted by then."""
     found = track(calm(300), [2.3] * 100 + [0.2] * 40 + [9.0] * 160)
     due = 10
-    said = [worth(found, due + step, 9.0) for step in (0, PATIENT * 50 - 1, PATIENT * 50)]
+    said = [worth(found, due + step, 9.0) for step in (0, PATIENT_INTERVALS * 50 - 1, PATIENT_INTERVALS * 50)]
     assert said == [False, False, True]
     level = track(calm(300), [2.3] * 100 + [0.2] * 200)
     assert worth(level, due, 0.2)
 
 
-def test_a_loud_step_or_an_odd_loss_is_no_time_for_a_snapshot() -> None:
+def test_a_step_of_large_gradients_or_an_odd_loss_is_no_time_for_a_snapshot() -> None:
     found = track(calm(300), [1.0] * 300)
     assert worth(found, 100, 1.0)
     assert not worth(found, 100, 1.0, norm=4.0) and not worth(found, 100, 3.0)

@@ -49,7 +49,7 @@ def test_norms_and_ratios_are_right() -> None:
         assert np.isnan(measured[-1]) and np.isnan(ratios[-1])
 
 
-def test_an_update_that_was_held_moves_nothing() -> None:
+def test_an_update_that_was_skipped_moves_nothing() -> None:
     scale, parameters = WeightScale(), dict(network().named_parameters())
     scale.look(parameters)
     scale.look(parameters)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_gradguard import GradGuard, Policy
 from lightning_gradguard.snapshots import store
-from lightning_gradguard.snapshots.budget import UNKNOWN
+from lightning_gradguard.snapshots.budget import UNKNOWN_STATE
 from lightning_gradguard.step import copying, treating
 from tests.builders import Net, mlp
 from tests.strategies import ddp_on_a_device
@@ -23,7 +23,7 @@ from tests.strategies.ddp_scenarios import ADAM, data, run
 TROUBLE = 45
 SAVED = 40
 """Step of the checkpoint before the trouble."""
-ONE = (1 + UNKNOWN) * sum(p.nbytes for p in mlp().parameters())
+ONE = (1 + UNKNOWN_STATE) * sum(p.nbytes for p in mlp().parameters())
 """Bytes of a snapshot, but for counts of steps."""
 
 

@@ -63,10 +63,10 @@ def resumed(rank: int, root: Path, in_checkpoint: bool) -> dict[str, Any]:
     file = root / f"in an incident {in_checkpoint}.ckpt"
     whole = damaged(rank, root, Saves(file, 47), in_checkpoint=in_checkpoint)
     saved = torch.load(file / "meta.pt", weights_only=False)["callbacks"]
-    ((lane,),) = (tuple(found["lanes"].values()) for key, found in saved.items() if "GradGuard" in key)
+    ((track,),) = (tuple(found["lanes"].values()) for key, found in saved.items() if "GradGuard" in key)
     again = damaged(rank, root, load=file, in_checkpoint=in_checkpoint)
-    kept = [one["parameters"] for one in lane["snapshots"]["kept"]]
-    return again | {"whole": whole, "kept": kept, "open": lane["incident"] is not None}
+    kept = [one["parameters"] for one in track["snapshots"]["kept"]]
+    return again | {"whole": whole, "kept": kept, "open": track["incident"] is not None}
 
 
 SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {

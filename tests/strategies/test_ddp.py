@@ -114,7 +114,7 @@ def test_a_corrupt_batch_on_one_rank_is_named_by_both(ranks: Ranks, sick: int) -
         assert rank[f"corrupt on rank {sick}"]["incidents"][0]["blame"][0]["layer"] == "batch"
 
 
-def test_a_bad_start_on_one_rank_is_held_on_both(ranks: Ranks) -> None:
+def test_a_bad_start_on_one_rank_is_skipped_on_both(ranks: Ranks) -> None:
     for rank in ranks:
         assert [remedies for _, _, remedies in actions(rank["NaN in the first steps"])] == [["skip"]] * 2
 

@@ -1,4 +1,4 @@
-"""FSDP2 on two processes: norms are of the whole, shards are held and rolled back, both ranks decide alike."""
+"""FSDP2 on two processes: norms are of the whole, shards are skipped and rolled back, both ranks decide alike."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def hot() -> Both:
     return Both(HOT)
 
 
-def held_ten(*optional: Remedy) -> GradGuard:
+def patient(*optional: Remedy) -> GradGuard:
     return GradGuard(journal=False, remedies=[*default_remedies(), *optional], policy=Policy(max_skipped=10))
 
 
@@ -128,8 +128,8 @@ SINGLE: dict[str, tuple[Any, Any]] = {
     "mixed up": (hot, lambda: thrown_back_soon(Augment)),
     "mirrored": (hot, lambda: thrown_back_soon(Mirror)),
     "all remedies": (hot, lambda: thrown_back_soon(*OPTIONAL)),
-    "bad layer": (lambda: Both(ADAM, network=deep(1e4)), held_ten),
-    "bad layer, swapped": (lambda: Both(ADAM, network=deep(1e4)), lambda: held_ten(SwapActivation())),
+    "bad layer": (lambda: Both(ADAM, network=deep(1e4)), patient),
+    "bad layer, swapped": (lambda: Both(ADAM, network=deep(1e4)), lambda: patient(SwapActivation())),
     "damaged layer": (lambda: Both(ADAM, network=deep(1.0)), thrown_back_soon),
     "damaged layer, swapped": (lambda: Both(ADAM, network=deep(1.0)), lambda: thrown_back_soon(SwapActivation)),
 }

@@ -44,7 +44,7 @@ def test_a_calm_step_costs_one_small_reduction(ranks: Ranks, kind: str) -> None:
         assert min(counted) == 1 and counted.count(1) >= 0.7 * len(counted)
 
 
-def test_a_bad_batch_of_one_rank_is_held_by_the_devices_of_both(ranks: Ranks) -> None:
+def test_a_bad_batch_of_one_rank_is_skipped_by_the_devices_of_both(ranks: Ranks) -> None:
     for rank in ranks:
         assert actions(rank["NaN"]) == [(AT, "non-finite", ["skip"])]
         details = [o["detail"] for i in rank["NaN"]["incidents"] for a in i["actions"] for o in a["outcomes"]]

@@ -79,7 +79,8 @@ def outside(frame: Any) -> list[str]:
                 if (!svg.clientWidth) continue;
                 const own = svg.getBoundingClientRect();
                 if (getComputedStyle(svg).overflow !== "hidden") found.push(`${svg.classList} lets its marks out`);
-                for (const mark of svg.querySelectorAll("polyline, polygon, path, circle, rect, text.mark-text, .dot")) {
+                const drawn = "polyline, polygon, path, circle, rect, text.mark-text, .dot";
+                for (const mark of svg.querySelectorAll(drawn)) {
                     if (mark.closest("clipPath")) continue;
                     const box = mark.getBoundingClientRect();
                     const group = mark.closest("[clip-path]");
@@ -87,7 +88,8 @@ def outside(frame: Any) -> list[str]:
                         const frame = svg.querySelector(group.getAttribute("clip-path").slice(4, -1) + " rect");
                         const left = own.left + Number(frame.getAttribute("x"));
                         const right = left + Number(frame.getAttribute("width"));
-                        if (left < heat.left - 1 || right > heat.right + 1) found.push(`a frame from ${left} to ${right}`);
+                        const inside = left >= heat.left - 1 && right <= heat.right + 1;
+                        if (!inside) found.push(`a frame from ${left} to ${right}`);
                     } else if (box.left < heat.left - 12 || box.right > heat.right + 12) {
                         found.push(`${mark.getAttribute("class")} at ${box.left}`);
                     }

@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 import lightning_gradguard
 from lightning_gradguard import GradGuard
-from lightning_gradguard.cli import main, watch
 from lightning_gradguard.diagnostics import Journal
-from lightning_gradguard.diagnostics.bar import BarWord
 from tests.diagnostics.examples import HOSTILE, incident, window
-from tests.diagnostics.test_trials_told import ALL_TAKEN_BACK, CALM, SECOND_KEPT
+from tests.diagnostics.test_wording import ALL_TAKEN_BACK, CALM, SECOND_KEPT
 from tests.tensorboard_plugin.stories import Regression, bad_layer_at, train
 
 
@@ -89,57 +85,3 @@ def test_the_callback_shows_its_run(tmp_path: Path) -> None:
     train(tmp_path, "run", Regression(bad_layer_at(120, "blocks.1.2"), blocks=2), 200, guard)
     page = guard._repr_html_()
     assert "blocks.1.2" in page and "restored the layer" in page and "svg" in Tags(page).seen
-
-
-@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
-def test_a_word_beside_the_bar_and_nowhere_else(tmp_path: Path, kind: Any, capsys: Any) -> None:
-    seen: list[str] = []
-
-    class Bar(kind):  # type: ignore[misc]
-        def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-            seen.append(self.get_metrics(trainer, module)["gg"])
-            assert "gg" not in trainer.callback_metrics
-            super().on_train_batch_end(trainer, module, *rest)
-
-    bar = Bar()
-    from torch.utils.data import DataLoader
-
-    from tests.tensorboard_plugin.stories import Stream
-
-    trainer = Trainer(
-        callbacks=[bar, GradGuard(progress_bar=True)],
-        default_root_dir=tmp_path,
-        logger=False,
-        max_epochs=1,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Regression(bad_layer_at(60, "blocks.1.2"), blocks=2), DataLoader(Stream(120), batch_size=None))
-    assert seen[0] == "ok" and any(word.startswith("1 incident open") for word in seen)
-    assert seen[-1].endswith("skipped") and "open" not in seen[-1]
-    assert "get_metrics" not in vars(bar), "given back"
-
-
-def test_a_bar_says_how_it_goes() -> None:
-    word = BarWord()
-    word.window(window(0, skipped=0, clipped=2))
-    assert word.word == "2 clipped"
-    word.window(window(0, optimizer=1, skipped=3, clipped=0))
-    assert word.word == "3 skipped, 2 clipped"
-
-
-def test_a_run_is_followed_in_a_terminal(tmp_path: Path, capsys: Any) -> None:
-    assert watch(tmp_path, every=0.01, color=False, rounds=2) == 0
-    assert capsys.readouterr().out.count("Waiting for a journal") == 1, "nothing new is not said again"
-    write(tmp_path / "run")
-    assert watch(tmp_path, every=0.01, color=False, rounds=3) == 0
-    told = capsys.readouterr().out
-    assert told.count("Recovering") == 1 and "Did it help?" in told and "log10 loss" in told
-    assert all(len(line) < 200 for line in told.splitlines())
-
-
-def test_following_has_its_arguments_checked(capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        main(["follow", ".", "--every", "0"])
-    assert "at least 0.1 seconds" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from lightning_gradguard.report import RunStory, read_story, render_page, render
 from lightning_gradguard_tensorboard import telling
 from tests.builders import mlp, regression
 from tests.diagnostics.examples import HOSTILE, incident, window
-from tests.diagnostics.test_trials_told import (
+from tests.diagnostics.test_wording import (
     ALL_TAKEN_BACK,
     ANEW,
     CALM,
@@ -32,7 +32,7 @@ from tests.diagnostics.test_trials_told import (
     WATCHED,
     case,
 )
-from tests.report.test_report import Balance
+from tests.report.test_page import Balance
 
 KEPT_ONLY = case(REDRAWN, trials=(dataclasses.replace(KEPT, trouble=0.2),), helped=True)
 
