@@ -15,8 +15,8 @@ from lightning_gradguard.report.checkpoints import checkpoints
 
 PAGE_NAME = "gradguard-report.html"
 COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3
-_EPILOG = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could not
-be written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
+_STATUS = f"""exit status: {COMPLETE} all was read and shown; {NOTHING} there was nothing to show, or the page could
+not be written; 2 wrong usage; {INCOMPLETE} shown, but parts of a journal could not be read (the output says which)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser(
-        "report", help="print the story of a run and write it as one HTML page", epilog=_EPILOG
+        "report", help="print the story of a run and write it as one HTML page", epilog=_STATUS
     )
     command.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="directory to search for journals, or one journal"

@@ -21,7 +21,7 @@ DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they ignore the input; untrained ones have a hundredth."""
 NEARLY_ALL = 0.9
 """Share of the newest losses that must lie above the very first, where only that is known of untrained weights."""
-SURE = 1e-3
+ABOVE_BY_CHANCE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
 
 
@@ -87,7 +87,7 @@ class Overshoot(Detector):
             faded = baseline.norms.faded(since_first=True)
             # Where updates replaced all of the weights, only the very first loss is of the untrained ones.
             above = sum(v > untrained for v in lately) >= NEARLY_ALL * len(lately)
-            if faded or (above if baseline.updates.ratio > WHOLE else chance_of_lower(first, lately) < SURE):
+            if faded or (above if baseline.updates.ratio > WHOLE else chance_of_lower(first, lately) < ABOVE_BY_CHANCE):
                 how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None

@@ -77,7 +77,7 @@ class TabEvents:
 
     def _write_windows(self, windows: Iterable[Window]) -> None:
         for window in windows:
-            tag = tags.tag(tags.WINDOWS, self._index(window.optimizer))
+            tag = tags.tag(tags.WINDOWS_TAG, self._index(window.optimizer))
             values = [wire.value(tag, wire.encode_window(window), self._once(tag, wire.windows_metadata, window))]
             if window.layers:
                 values.append(self._of_layers(tags.LAYERS, window, wire.encode_layers(window)))

@@ -28,7 +28,7 @@ BAND_TYPICAL = "log10_typical"
 BAND_LIMIT = "log10_limit"
 
 LAYERS = "layers"
-WINDOWS = "windows"
+WINDOWS_TAG = "windows"
 WEIGHTS = "weights"
 HEATMAP = "heatmap"
 

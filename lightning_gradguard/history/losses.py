@@ -17,17 +17,17 @@ APART = 4.0
 """Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
 LOST = 0.5
 """Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
-LOST_AGAIN = 0.15
+LOST_ONCE_CONVICTED = 0.15
 """The same once a rate has been convicted in the run: what is lost then, is lost by a rate that climbed too far."""
 BEFORE = 32
 """Losses, before the last few, that tell where the run stood of late."""
-GROWN = 1.5
+LEVEL_GROWTH = 1.5
 """Growth from one level of nine losses to the next, twice in a row: a change of the data makes a single leap."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
 """The same where the level of the loss has been halved."""
-SURE = 1e-4
+BEST_BY_CHANCE = 1e-4
 """Probability, by chance, of the best losses lying so far below the first ones from which something has been learned.
 
 It is asked at each new best level: in thousands of steps of pure noise some ten times independently."""
@@ -110,12 +110,12 @@ class LossHistory:
         # A run that learns fast has learned something within the first few losses already, so half of their level needs
         # less proof.
         half = self.best_level < 0.5 * sorted(self.first)[RECENT // 2]
-        self._learned = chance_of_lower(self._best, self.first) < (LIKELY if half else SURE)
+        self._learned = chance_of_lower(self._best, self.first) < (LIKELY if half else BEST_BY_CHANCE)
         return self._learned
 
     def far_from_best(self, loss: float) -> bool:
         """Return whether half of what the loss has come down by is gone in ``loss``; less after a conviction."""
-        share = LOST_AGAIN if self._updates.convicted else LOST
+        share = LOST_ONCE_CONVICTED if self._updates.convicted else LOST
         return loss - self.best_level > share * (self.untrained - self.best_level)
 
     @property
@@ -153,7 +153,11 @@ class LossHistory:
             return False
         levels = [self.level(RECENT, skip=k * RECENT)[0] for k in range(len(self._losses) // RECENT, -1, -1)]
         *earlier, first, second, third = levels
-        return 0.0 < first * GROWN < second and second * GROWN < third and not any(third <= one for one in earlier)
+        return (
+            0.0 < first * LEVEL_GROWTH < second
+            and second * LEVEL_GROWTH < third
+            and not any(third <= one for one in earlier)
+        )
 
     @property
     def best(self) -> list[float]:

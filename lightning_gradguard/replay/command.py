@@ -12,7 +12,7 @@ from lightning_gradguard.replay.diagnosis import replay
 from lightning_gradguard.replay.rebuild import ReplayError, named
 
 ANSWERED, IMPOSSIBLE = 0, 1
-EPILOG = (
+REPLAY_EXIT_STATUS = (
     f"exit status: {ANSWERED} there is an answer; {IMPOSSIBLE} the step cannot be computed again (it says why); "
     "2 wrong usage."
 )
@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
         "compute the step of a bundle again: is it the data, the weights, or does it not reproduce; "
         "which operation, which sample"
     )
-    one = commands.add_parser("replay", help=told, description=told, epilog=EPILOG)
+    one = commands.add_parser("replay", help=told, description=told, epilog=REPLAY_EXIT_STATUS)
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a file of gradguard_evidence")
     how = one.add_mutually_exclusive_group(required=True)
     how.add_argument("--module", metavar="PKG.CLASS", help="class of the module, made from its saved hyperparameters")

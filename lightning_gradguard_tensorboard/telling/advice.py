@@ -9,7 +9,7 @@ from .record import Record, actions_of, applied, decision_of, dicts, integer
 from .standing import halted, state, watched
 from .words import tidy
 
-_CAUSES = {
+_NEXT_STEPS = {
     "layer": "find out what changed {suspect} at step {step}: code of your own that writes to it, or the machine",
     "start": "choose another initialisation, or scale the inputs to a mean of 0 and a spread of 1",
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
@@ -78,7 +78,7 @@ def _for_cause(record: Record) -> str:
     if cause == "learning rate":
         return _lower(record)
     suspect = named(blame[0]) if blame else "the layers"
-    told = _CAUSES.get(cause, _CAUSES["unknown"])
+    told = _NEXT_STEPS.get(cause, _NEXT_STEPS["unknown"])
     told = told.format(batch=_batch(record), suspect=suspect, step=f"{integer(record.get('step')):,}")
     return f"{told}; and {_lower(record)}" if the_rate_too(record) else told
 

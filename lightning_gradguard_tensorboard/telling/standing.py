@@ -23,7 +23,7 @@ STATES = {
 ``watched``: nothing was done, so that no more alarms say little;
 ``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
 """
-FIRST_AID = {"skip": "skipped", "clip": "clipped"}
+DONE_AT_ONCE = {"skip": "skipped", "clip": "clipped"}
 """What is done at once to a single step, which is no treatment, and is not put on trial."""
 
 
@@ -85,7 +85,7 @@ def result(record: Record) -> str:
         return f"still open after {count(integer(record.get('alarms')), 'alarming step')}"
     after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
     made = [] if dicts(record.get("trials")) else remedies(record)
-    done = [word for name, word in FIRST_AID.items() if name in made] if FIRST_AID.keys() >= set(made) else []
+    done = [word for name, word in DONE_AT_ONCE.items() if name in made] if DONE_AT_ONCE.keys() >= set(made) else []
     if halted(record):
         return "the run was halted before this step was made"
     return {

@@ -7,10 +7,10 @@ from typing import Any
 
 from .acts import acts, treatment
 from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
-from .standing import FIRST_AID, halted, remedies, state, watched
+from .standing import DONE_AT_ONCE, halted, remedies, state, watched
 from .words import SPENT, clean, done, level, plain, tidy
 
-_ON_TRIAL = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
+_LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
 
 
 def trial(one: Record, record: Record) -> str:
@@ -41,7 +41,7 @@ def summary(record: Record) -> list[str]:
 def deeds(record: Record) -> str:
     """Return all that was done, and what became of treatments: ``skipped the step; restored the layer (kept)``."""
     tried = summary(record)
-    but = _ON_TRIAL if tried else frozenset[str]()
+    but = _LASTING if tried else frozenset[str]()
     names = [name for name in remedies(record) if name not in but]
     return "; ".join([acts(record, but)] * bool(names or not tried) + tried)
 
@@ -100,7 +100,7 @@ def on_trial(record: Record) -> str:
 
 def _made(action: Record) -> str:
     done = applied(action)
-    return treatment([name for o in done if (name := str(o.get("remedy"))) in _ON_TRIAL], done)
+    return treatment([name for o in done if (name := str(o.get("remedy"))) in _LASTING], done)
 
 
 def pending(record: Record) -> dict[str, Any] | None:
@@ -121,7 +121,7 @@ def treats(action: Record) -> bool:
     """Tell whether this action makes, or would make, a treatment that is put on trial."""
     decision = decision_of(action)
     names = [str(o.get("remedy")) for o in applied(action)] if dicts(action.get("outcomes")) else decided(action)
-    return not (decision.get("look") or decision.get("again")) and not _ON_TRIAL.isdisjoint(names)
+    return not (decision.get("look") or decision.get("again")) and not _LASTING.isdisjoint(names)
 
 
 def _resigned(record: Record) -> bool:
@@ -136,8 +136,8 @@ def would_have(record: Record) -> str:
     if not watched(record):
         return ""
     actions = actions_of(record)
-    first_aid = [n for a in actions if not treats(a) for n in decided(a) if n in FIRST_AID]
-    treatments = [tuple(n for n in decided(a) if n not in FIRST_AID) for a in actions if treats(a)]
+    first_aid = [n for a in actions if not treats(a) for n in decided(a) if n in DONE_AT_ONCE]
+    treatments = [tuple(n for n in decided(a) if n not in DONE_AT_ONCE) for a in actions if treats(a)]
     steps = [done((name,)) for name in dict.fromkeys(first_aid)] + [treatment(t) for t in dict.fromkeys(treatments)]
     if any(decision_of(action).get("cause") == "new regime" for action in actions):
         steps.append("learned anew what is healthy")
