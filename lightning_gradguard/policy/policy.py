@@ -189,7 +189,10 @@ class Policy:
         small = known.updates.ratio <= LARGE and known.count >= YOUNG and not case.displaced and not case.searching
         if statistics.finite and small and case.trial is None:
             if episode.row >= ANEW:
-                return accept_regime("what has come is no accident, and no update brought it")
+                # Weights from before it tell: where they explode as well, the data or the loss have changed.
+                asked = "what has come is no accident, and no update brought it: weights from before it are asked"
+                decision = self._attempts.treat(Cause.UNKNOWN, asked, case, first_aid=aid)
+                return accept_regime(asked) if decision.resign else decision
             return Decision((aid,), "first aid: no update has brought this", cause.value)
         if statistics.finite and 2 * episode.harmless > episode.row:
             return Decision((Act.CLIP,), "norms are large and the loss is not: clipping is enough", cause.value)

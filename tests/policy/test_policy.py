@@ -86,10 +86,17 @@ def test_trouble_that_stays_is_treated_where_updates_have_replaced_weights() -> 
     assert said[2].cause == Cause.RATE.value and policy.trials == 1
 
 
-def test_trouble_that_no_update_has_brought_is_skipped_until_the_data_are_believed() -> None:
+def test_trouble_that_no_update_has_brought_is_skipped_until_weights_from_before_it_are_asked() -> None:
     policy = Policy(patience=3)
+    said = [decide(policy, step, excess=1e6, baseline=OLD) for step in range(ANEW + 1)]
+    assert {d.remedies for d in said[: ANEW - 1]} == {("skip",)}
+    assert said[ANEW - 1].remedies == ("skip", "rollback") and policy.trials == 1
+    assert [d.cause == Cause.REGIME.value for d in said] == [False] * ANEW + [True]
+
+
+def test_where_no_weights_from_before_can_be_asked_the_data_are_believed() -> None:
+    policy = Policy(patience=3, max_trials=0)
     said = [decide(policy, step, excess=1e6, baseline=OLD) for step in range(ANEW)]
-    assert {d.remedies for d in said} == {("skip",)} and policy.trials == 0
     assert [d.cause == Cause.REGIME.value for d in said] == [False] * (ANEW - 1) + [True]
 
 
