@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import lightning_gradguard
-from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay
+from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay, witnesses
 from tests.architecture import PACKAGE, RANKS, ROOT, drawn, imports, inner
 
 
@@ -121,6 +121,7 @@ PUBLIC = {
         *("SwapActivation", "restore_activations"),
     },
     evidence: {"Bundle", "BundleError", "Evidence", "Pass", "read_bundle"},
+    witnesses: {"AttentionLogits", "RouterLoad", "Witness"},
     replay: {"Answer", "ReplayError", "replay"},
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
 from .standing import state, watched
 from .trials import left, on_trial, treats, trial, would_have
+from .witness import witnessed
 from .words import cause_named, clean, gains, short, tidy
 
 _RATE = "learning rate "
@@ -66,6 +67,7 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
     stands, tried = state(record), dicts(record.get("trials"))
     if found := cause(record):
         yield ("suspected cause" if tried and stands == "failed" else "cause"), found
+    yield from (("witness", told) for told in witnessed(record))
     for one in tried if trials else ():
         yield "tried", trial(one, record)
     if pending := on_trial(record):
