@@ -32,7 +32,7 @@ export function drawWitnesses(panel) {
       return [
         s("text", { class: "tick name", x: panel.gutter - 10, y: top + ROW / 2 + 4, "text-anchor": "end" }, name),
         ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => line("witness-line", run, x, (c) => y(values[c])))),
-        s("text", { class: "tick", x: end - 4, y: top + 12, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
+        s("text", { class: "tick largest", x: end - 4, y: top + 12, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
         s("line", { class: "grid", x1: panel.gutter, x2: end, y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
       ];
     }),
