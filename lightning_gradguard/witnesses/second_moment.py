@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from heapq import nlargest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,8 @@ from lightning_gradguard.witnesses.witness import Scene, Witness
 
 SAMPLE = 256
 """Elements of each matrix that are looked at: enough for a mean to some percent, and no copy of the gradients."""
+MOST = 128
+"""Matrices that are looked at, the largest: each costs some microseconds."""
 LEAST_STEPS = 20
 """Updates before which a second moment is the mean of too few squares to tell anything."""
 
@@ -35,6 +38,8 @@ class SecondMoment(Witness):
     least: ClassVar[float] = 2.3
 
     def __init__(self) -> None:
+        self._known: Sequence[str] = ()
+        self._matrices: list[int] = []
         self._clear()
 
     def _clear(self) -> None:
@@ -48,12 +53,14 @@ class SecondMoment(Witness):
     def look(self, scene: Scene) -> None:
         """Send a sample of gradients and second moments on its way to the host."""
         self._clear()
+        if scene.names != self._known:
+            self._known, self._matrices = scene.names, _largest(scene.grads)
         groups = {id(p): group for group in scene.optimizer.param_groups for p in group["params"]}
         grads, moments, steps = [], [], []
-        for name, grad in zip(scene.names, scene.grads, strict=True):
+        for name, grad in ((scene.names[i], scene.grads[i]) for i in self._matrices):
             parameter = scene.parameters[name]
             state = scene.optimizer.state.get(parameter)
-            found = _moment(state, groups.get(id(parameter))) if grad.dim() > 1 and _plain(grad) else None
+            found = _moment(state, groups.get(id(parameter))) if _plain(grad) else None
             if found is None or found[0].shape != grad.shape:
                 continue
             moment, decay = found
@@ -102,6 +109,12 @@ def root_mean_ratio(
         ratio = gradient**2 / np.maximum(corrected, np.repeat(eps**2, sizes))
         found: FloatArray = np.sqrt(np.add.reduceat(ratio, starts) / sizes)
     return found
+
+
+def _largest(grads: Sequence[Tensor]) -> list[int]:
+    """Return which of these are the largest matrices, in their order."""
+    matrices = [i for i, grad in enumerate(grads) if grad.dim() > 1]
+    return sorted(nlargest(MOST, matrices, key=lambda i: grads[i].numel()))
 
 
 def _plain(grad: Tensor) -> bool:

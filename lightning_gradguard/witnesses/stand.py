@@ -35,6 +35,7 @@ class WitnessStand:
 
     def __init__(self, asked_for: Sequence[Witness] = ()) -> None:
         self._witnesses: list[Witness] = [UpdateRatio(), SecondMoment(), *map(copy.deepcopy, asked_for)]
+        self._of_modules = [one for one in self._witnesses if isinstance(one, ModuleWitness)]
         self._last: dict[str, Seen] = {}
         self._before: dict[str, deque[Seen]] = {}
         self.complaints: list[tuple[str, str]] = []
@@ -42,12 +43,13 @@ class WitnessStand:
     @property
     def armed(self) -> bool:
         """Whether hooks are in place."""
-        return any(one.armed for one in self._of_modules())
+        # Asked at each step, of which most runs have nobody to ask.
+        return bool(self._of_modules) and any(one.armed for one in self._of_modules)
 
     def arm(self, module: nn.Module, trained: Iterable[nn.Parameter]) -> None:
         """Put the hooks of those that look into modules in place, before a batch goes through it."""
         trained = list(trained)
-        for one in self._of_modules():
+        for one in list(self._of_modules):
             if not one.armed:
                 self._safely(one, lambda one=one: one.arm(module, trained))  # type: ignore[misc]
 
@@ -100,11 +102,8 @@ class WitnessStand:
 
     def close(self) -> None:
         """Take all hooks off."""
-        for one in self._of_modules():
+        for one in self._of_modules:
             one.disarm()
-
-    def _of_modules(self) -> list[ModuleWitness]:
-        return [one for one in self._witnesses if isinstance(one, ModuleWitness)]
 
     def _usual(self, name: str, place: str) -> float | None:
         known = [seen[place] for seen in self._before.get(name, ()) if math.isfinite(seen.get(place, math.nan))]
@@ -118,6 +117,7 @@ class WitnessStand:
             self._witnesses.remove(witness)
             if isinstance(witness, ModuleWitness):
                 witness.disarm()
+                self._of_modules.remove(witness)
             self._last.pop(witness.name, None)
             why = str(error) if isinstance(error, LookupError) else repr(error)
             self.complaints.append((witness.name, f"{type(witness).__name__} is silent from now on: {why}"))
