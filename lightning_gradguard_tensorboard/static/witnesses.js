@@ -3,7 +3,7 @@
 import { formatNumber, put, s } from "./dom.js";
 import { drawable, inside, line, pieces, scale } from "./lines.js";
 
-const ROW = 24;
+const ROW = 18;
 
 const WITNESSES = {
   update_ratio: "update / weight",
@@ -28,7 +28,7 @@ export function drawWitnesses(panel) {
     rows.flatMap(([key, name], row) => {
       const values = windows[key];
       const top = row * ROW;
-      const { y } = scale(values, top + 3, ROW - 6);
+      const { y } = scale(values, top + 2, ROW - 4);
       return [
         s("text", { class: "tick name", x: panel.gutter - 10, y: top + ROW / 2 + 4, "text-anchor": "end" }, name),
         ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => line("witness-line", run, x, (c) => y(values[c])))),

@@ -64,6 +64,12 @@ def test_a_healthy_run_is_bit_identical_to_the_unguarded_one(ranks: Ranks, kind:
         assert rank["guarded" + kind]["incidents"] == []
 
 
+def test_witnesses_with_hooks_change_no_number(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert same(rank["plain"]["end"], rank["watched"]["end"]) and rank["watched"]["hooks"] == []
+    assert {"update_ratio", "second_moment", "router_load"} <= set(ranks[0]["watched"]["seen"])
+
+
 @pytest.mark.parametrize("sick", [0, 1])
 def test_a_nan_on_one_rank_costs_that_step_and_leaves_no_trace(ranks: Ranks, sick: int) -> None:
     for rank in ranks:
