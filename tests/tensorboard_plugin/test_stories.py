@@ -290,7 +290,7 @@ def test_the_room_of_a_few_layers_goes_to_the_charts(tab: Tab) -> None:
     tab.page.set_viewport_size({"width": 1400, "height": 1000})
     frame = tab.open(run="adversaries")
     heat = frame.locator("canvas.heat").bounding_box()
-    assert frame.locator("svg.norm").bounding_box()["height"] > 250
+    assert frame.locator("svg.norm").bounding_box()["height"] > 240
     frame.locator("svg.norm").hover(position={"x": 500, "y": 80})
     line = frame.locator(".crosshair").bounding_box()
     rows = len(frame.locator(".label").all()) * 26
