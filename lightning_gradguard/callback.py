@@ -25,7 +25,8 @@ from lightning_gradguard.trainer.micro_batches import MicroBatches
 from lightning_gradguard.trainer.record import RunRecord
 from lightning_gradguard.trainer.refusal import refuse
 from lightning_gradguard.trainer.run import begin, end
-from lightning_gradguard.trainer.standby import Standby, asked_for
+from lightning_gradguard.trainer.standby import Standby, asked_for, on_standby
+from lightning_gradguard.witnesses import Witness
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,8 +41,7 @@ class GradGuard(Callback):
     ``lightning.pytorch``'s or that of its twin ``pytorch_lightning``.
 
     Args:
-        mode: ``"guard"`` acts; ``"halt"`` raises TrainingDiverged on all processes at the first bad step, which is not
-            applied, with the evidence written; ``"watch"`` only reports.
+        mode: ``"guard"`` acts; ``"halt"`` raises TrainingDiverged before a bad step is applied; ``"watch"`` reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip a NaN reaches the weights.
         exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
@@ -56,6 +56,7 @@ class GradGuard(Callback):
         evidence: How much is kept of what a bad step was computed from; None for nothing but under ``mode="halt"``.
         compare_replicas: Steps between two comparisons of the processes' weights, bit by bit; None for no comparison.
         skip_batches: Journal, bundle or directory of an earlier run: the batches accused there are left out again.
+        witnesses: What is watched besides updates and Adam's second moment: ``AttentionLogits``, ``RouterLoad``.
         on_exhausted: With the budget spent: ``"stop"``, ``"raise"`` TrainingDiverged, or ``"continue"`` with first aid.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
 
@@ -87,6 +88,7 @@ class GradGuard(Callback):
         evidence: Evidence | None = None,
         compare_replicas: int | None = None,
         skip_batches: str | os.PathLike[str] | None = None,
+        witnesses: Sequence[Witness] = (),
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -104,14 +106,13 @@ class GradGuard(Callback):
             evidence=evidence,
             compare_replicas=compare_replicas,
             skip_batches=skip_batches,
+            witnesses=witnesses,
             on_exhausted=on_exhausted,
             on_error=on_error,
         )
         self._record = RunRecord(journal=journal, progress_bar=progress_bar, histograms=histograms)
-        # Made once, since Lightning asks for it at every hook.
         self.standby = Standby(*(self._generate_state_key(mode=mode, **more) for more in ({}, {"standby": True})))
-        self._inputs = MicroBatches()
-        self._clipping = SuspendedClipping()
+        self._inputs, self._clipping = MicroBatches(), SuspendedClipping()
         self._marks = CheckpointMarks(self.guard.tell_of_checkpoint)
 
     def __repr__(self) -> str:
@@ -244,7 +245,4 @@ class GradGuard(Callback):
 
 def from_environment() -> list[Callback]:
     """Return a guard on standby if the variable ``LIGHTNING_GRADGUARD`` asks for one; each Trainer calls this."""
-    guards = [GradGuard()] if asked_for() else []
-    for guard in guards:
-        guard.standby.on = True
-    return [*guards]
+    return [on_standby(GradGuard())] if asked_for() else []

@@ -31,6 +31,7 @@ from lightning_gradguard.step.measuring import context_of, joint_loss
 from lightning_gradguard.step.passing import look_for_life
 from lightning_gradguard.step.recording import note, notice
 from lightning_gradguard.step.treating import conclude
+from lightning_gradguard.step.witnessing import witness
 
 DEVICES = frozenset({"cuda"})
 """Devices that work on while the host does something else, and that can compare in float64."""
@@ -80,6 +81,7 @@ class DeferredStep:
             return None  # Who is shown the gradients has to know their scale, which is waited for.
         names, grads = found
         self._run.recorder.show(track.steps, track.number, track.index, names, grads, 1.0)
+        witness(self._run, track, names, grads, 1.0 if scale is None else scale)
         passed = self._launch(track, names, grads, inputs, act=act, scaled=scaled, scale=scale)
         if act:
             context = context_of(self._run, track, track.last)

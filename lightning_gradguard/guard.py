@@ -31,6 +31,8 @@ from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.step import Run, StepInputs, StepReport
 from lightning_gradguard.step.copying import copy_ahead
 from lightning_gradguard.step.leaving_out import to_leave_out
+from lightning_gradguard.step.witnessing import attend
+from lightning_gradguard.witnesses import Witness
 
 
 class Guard(Session):
@@ -58,6 +60,9 @@ class Guard(Session):
             same, bit by bit; the ranks that have parted are named. By default none are made.
         skip_batches: A journal, a bundle or a directory of them: the batches that are accused there are computed, but
             not applied, where they come again at the same place; for a run that is started anew.
+        witnesses: What is watched once a window besides the size of updates and Adam's second moment, and only
+            reported: :class:`~lightning_gradguard.witnesses.AttentionLogits`,
+            :class:`~lightning_gradguard.witnesses.RouterLoad`. They need :meth:`before_forward` to be called.
         on_exhausted: What to do when the budget is spent: ``"stop"`` (``report.stop`` is then True), ``"raise"``
             :class:`TrainingDiverged`, or ``"continue"`` with clipping and skipping steps only.
         on_error: When a detector or remedy itself fails: ``"raise"`` GuardError, or ``"warn"`` and do without it.
@@ -94,6 +99,7 @@ class Guard(Session):
         evidence: Evidence | None = None,
         compare_replicas: int | None = None,
         skip_batches: str | os.PathLike[str] | None = None,
+        witnesses: Sequence[Witness] = (),
         on_exhausted: Literal["stop", "raise", "continue"] = "stop",
         on_error: Literal["raise", "warn"] = "raise",
     ) -> None:
@@ -111,7 +117,7 @@ class Guard(Session):
         ends = "raise" if mode == "halt" else on_exhausted
         self._step = GuardedStep(run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
-        parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate)
+        parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate, witnesses=witnesses)
         run.accused = to_leave_out(skip_batches, mode, parts.remedies, recorder)
         super().__init__(run, parts, deferred)
         if module is not None:
@@ -142,6 +148,8 @@ class Guard(Session):
         # Host memory is plentiful; an accelerator's is spent on them only where one of them may be at fault.
         keep = all(track.device == "cpu" or track.incident is not None for track in self._tracks)
         self._passes.take(batch, batch_index, keep=keep)
+        if self._parts.witnesses:
+            attend(self._run)
         if self._run.accused is not None:
             self._run.accused.before_forward(epoch, batch_index, batch, self._run.collectives)
         if self._run.evidence is not None:

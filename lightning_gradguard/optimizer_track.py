@@ -31,6 +31,7 @@ from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
 from lightning_gradguard.treatment import Treatment
+from lightning_gradguard.witnesses.stand import WitnessStand
 
 WATCHED_STEPS = 20
 """Steps that the host judges at once after an alarm that calls for more than the device can do."""
@@ -62,6 +63,7 @@ class OptimizerTrack:
         self.baseline = Baseline()
         self.batches = BatchWitness()
         self.accumulator = WindowAccumulator()
+        self.witnesses = WitnessStand(parts.witnesses)
         self.incident: Incident | None = None
         self.last: GradientStatistics | None = None
         self.steps = 0
@@ -187,4 +189,5 @@ class OptimizerTrack:
         """Put the rates back and take all hooks off optimizer and module."""
         self.after_update()
         self.remedies.close()
+        self.witnesses.close()
         self._hook.remove()

@@ -15,6 +15,7 @@ from lightning_gradguard.errors import GuardError
 from lightning_gradguard.policy import Policy
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
+from lightning_gradguard.witnesses import Witness
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Parts:
         policy: Decides.
         snapshots: Keeps copies of the state.
         isolate: Told of a detector or remedy that failed and is left out from then on; None lets the error pass.
+        witnesses: What is watched besides, and only reported.
     """
 
     detectors: Sequence[Detector]
@@ -34,10 +36,13 @@ class Parts:
     policy: Policy
     snapshots: SnapshotStore
     isolate: Callable[[GuardError], None] | None = None
+    witnesses: Sequence[Witness] = ()
 
     def named(self) -> dict[str, Any]:
         """Return the parts as they are shown: detectors and remedies by name."""
         names = {"detectors": [d.name for d in self.detectors], "remedies": [r.name for r in self.remedies]}
+        if self.witnesses:
+            names["witnesses"] = [w.name for w in self.witnesses]
         return {**names, "policy": self.policy, "snapshots": self.snapshots}
 
     def check(self, module: nn.Module) -> None:
@@ -59,6 +64,7 @@ def chosen(
     *,
     exclude: Sequence[str],
     isolate: Callable[[GuardError], None] | None,
+    witnesses: Sequence[Witness] = (),
 ) -> Parts:
     """Return the parts that a user has asked for, and the default ones in place of None.
 
@@ -69,6 +75,7 @@ def chosen(
         snapshots: Keeps copies of the state.
         exclude: Shell-style patterns of detectors and remedies, by name, that are left out.
         isolate: See :class:`Parts`.
+        witnesses: What is watched besides.
 
     Raises:
         ValueError: One is of no use; the message names the argument.
@@ -82,4 +89,5 @@ def chosen(
         checks.instance("policy", Policy() if policy is None else policy, Policy),
         checks.instance("snapshots", SnapshotStore() if snapshots is None else snapshots, SnapshotStore),
         isolate,
+        checks.instances("witnesses", witnesses, Witness),
     )

@@ -24,7 +24,7 @@ class Timeline:
 
     Args:
         axis: Their places.
-        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 19)``.
+        table: Their numbers, columns as in ``wire.COLUMNS``, shape ``(n, 23)``.
     """
 
     axis: Axis
@@ -82,7 +82,7 @@ class Series:
 
 
 def lay_out(ticks: Integers, wall_times: Floats, table: Floats) -> Timeline:
-    """Put window events together: ticks and wall times of shape ``(n,)``, numbers of shape ``(n, 19)``."""
+    """Put window events together: ticks and wall times of shape ``(n,)``, numbers of shape ``(n, 23)``."""
     order = settle(ticks)
     return Timeline(unroll(ticks[order], table[order], wall_times[order]), table[order])
 

@@ -12,7 +12,7 @@ from .axis import Axis
 from .codes import MISSING, ZERO_CODE, Codes, Counts, Floats, Integers
 from .series import COUNTS, Series
 from .weights import Weights
-from .wire import COLUMNS
+from .wire import COLUMNS, WITNESSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ def _thin_windows(series: Series, start: float, end: float, columns: int) -> dic
         "loss_mean": _means(column["loss_mean"], starts),
         **{name: column[name][ends] for name in ("rate", "rate_good", "rate_bad")},
         **{name: total(series.windows.done(name)[part]) for name in COUNTS},
+        **{name: worst(column[name]) for name in WITNESSES},
     }
 
 

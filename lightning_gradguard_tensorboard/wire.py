@@ -9,7 +9,7 @@ middle of a run, the new list gets a tag of its own: ``layers_2``, ``layers_3`` 
 kind       plugin name         tensor
 ========== =================== ================================================================================
 layers     gradguard_layers    half, (2, layers): log2 of the peak norm (-60 for zero), count of non-finite steps
-windows    gradguard_layers    double, (19,): :data:`COLUMNS`; older versions wrote the first nine or twelve
+windows    gradguard_layers    double, (23,): :data:`COLUMNS`; older versions wrote the first nine, twelve or 19
 weights    gradguard_layers    half, (2, layers): log2 of the weights' norm, log2 of an update's norm over it
 incidents  gradguard_incidents string: JSON of an event and its incident
 ========== =================== ================================================================================
@@ -29,6 +29,9 @@ INCIDENTS_PLUGIN = "gradguard_incidents"
 VERSION = 1
 ZERO = -60.0
 """The log2 that stands for a gradient of exactly zero."""
+
+WITNESSES = ("update_ratio", "second_moment", "attention_logit", "router_load")
+"""What witnesses have seen, one number a window: the last columns."""
 
 COLUMNS = (
     "step",
@@ -50,6 +53,7 @@ COLUMNS = (
     "rate",
     "rate_good",
     "rate_bad",
+    *WITNESSES,
 )
 """What a window holds; raw linear units, may be inf or NaN.
 

@@ -16,7 +16,7 @@ PACKAGE = "lightning_gradguard"
 RIVER = (
     ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "arriving"),
     ("statistics", "learning_rate"),
-    ("detectors", "snapshots", "diagnostics", "device_gate"),
+    ("detectors", "snapshots", "diagnostics", "device_gate", "witnesses"),
     ("attribution", "evidence"),
     ("policy",),
     ("remedies",),

@@ -13,7 +13,10 @@ PACKAGE, TESTS = ROOT / "lightning_gradguard", ROOT / "tests"
 RECORD = "holds no logic: fields that are filled and read elsewhere"
 CONTRACT = "tests/test_contracts.py"
 ELSEWHERE: dict[str, str] = {
-    **dict.fromkeys(("records/accused", "records/checkpoint", "records/measured", "records/window"), RECORD),
+    **dict.fromkeys(("witnesses/modules", "witnesses/witness", "step/witnessing"), "tests/witnesses/test_stand.py"),
+    **dict.fromkeys(
+        ("records/accused", "records/witnessed", "records/checkpoint", "records/measured", "records/window"), RECORD
+    ),
     **dict.fromkeys(("policy/act", "policy/case", "device_gate/reading", "step/run", "trainer/run"), RECORD),
     **dict.fromkeys(("detectors/detector", "remedies/remedy", "diagnostics/sink"), CONTRACT),
     # One question that several modules answer together is asked of the one that asks them.

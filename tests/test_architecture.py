@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import lightning_gradguard
-from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay
+from lightning_gradguard import attribution, detectors, diagnostics, evidence, remedies, replay, witnesses
 from tests import mirror
 from tests.architecture import PACKAGE, RANKS, ROOT, drawn, imports, inner
 
@@ -123,6 +123,7 @@ PUBLIC = {
         *("SwapActivation", "restore_activations"),
     },
     evidence: {"Bundle", "BundleError", "Evidence", "Pass", "read_bundle"},
+    witnesses: {"AttentionLogits", "RouterLoad", "Witness"},
     replay: {"Answer", "ReplayError", "replay"},
     attribution: {"LayerReading", "Probe", "blame", "expected_rms", "layer_of"},
     diagnostics: {
@@ -194,7 +195,7 @@ def test_each_function_fits_on_a_screen() -> None:
 
 # Constants of one name in two files: each file format has its own version, what both packages must know is written in
 # both.
-SHARED = {"VERSION", "WINDOW_FIELDS", "LAYERS_PLUGIN", "INCIDENTS_PLUGIN"}
+SHARED = {"VERSION", "WINDOW_FIELDS", "LAYERS_PLUGIN", "INCIDENTS_PLUGIN", "WITNESSES"}
 
 
 def test_constants_that_share_a_name_share_a_meaning() -> None:

@@ -264,8 +264,15 @@ def window(**changed: Any) -> Window:
     """A window in which everything that can be missing or broken is."""
     values: dict[str, Any] = dict.fromkeys(Window.__dataclass_fields__, 0)
     values |= {"norm_peak": math.nan, "norm_before": math.inf, "norm_after": 0.0, "limit": math.nan}
-    values |= {"typical": math.nan}
-    values |= {"coefficient": 0.0, "lr_factor": 1.0, "loss": None, "layers": (), "layer_peaks": np.zeros(0)}
+    values |= {"typical": math.nan, "witnessed": ()}
+    values |= {
+        "coefficient": 0.0,
+        "lr_factor": 1.0,
+        "loss": None,
+        "layers": (),
+        "layer_peaks": np.zeros(0),
+        "witnessed": (),
+    }
     return Window(**{**values, "layer_nonfinite": np.zeros(0), **changed})
 
 

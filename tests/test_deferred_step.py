@@ -17,10 +17,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import Guard, Policy, SnapshotStore, deferred_step
+from lightning_gradguard.arriving import Arriving
 from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector, Spike
-from lightning_gradguard.records import Verdict
+from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.records import Verdict, Window
 from lightning_gradguard.remedies import Clip
+from lightning_gradguard.witnesses import RouterLoad
 from tests.builders import mlp, regression, same, spoil, through_a_file
 
 CALM = 50
@@ -405,7 +408,8 @@ class Reads(TorchFunctionMode):
         self.track, self.count = track, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        brought = (self.track.gate._pinned, *self.track.accumulator._weights.arriving)
+        seen = (one for w in self.track.witnesses._witnesses for one in vars(w).values() if isinstance(one, Arriving))
+        brought = (self.track.gate._pinned, *self.track.accumulator._weights.arriving, *(one.values for one in seen))
         self.count += func in READS and not any(args[0] is known for known in brought)
         return func(*args, **(kwargs or {}))
 
@@ -483,3 +487,26 @@ def test_cuda_runs_are_bit_identical_and_skip_a_nan(family: str, path: str) -> N
     guarded.run(good[:2])
     assert all(p.isfinite().all() for p in guarded.network.parameters())
     assert guarded.guard is not None and len(guarded.guard.incidents) == 1
+
+
+@pytest.mark.parametrize("family", OPTIMIZERS)
+def test_witnesses_look_once_a_window_and_the_weights_stay_as_they_are(family: str) -> None:
+    states = []
+    for witnesses in ([], [RouterLoad(modules=["0"])]):
+        windows: list[Window] = []
+
+        class Keeping(Sink):
+            def window(self, window: Window, windows: list[Window] = windows) -> None:
+                windows.append(window)
+
+        loop = Loop(family, "foreach", witnesses=witnesses, sinks=[Keeping()], log_every=10)
+        assert loop.guard is not None
+        for batch in batches(200):
+            loop.guard.before_forward(batch)
+            loop.step(batch)
+        states.append(loop.state())
+        assert loop.left > 100
+        seen = [{told.witness for told in window.witnessed} for window in windows[-10:]]
+        expected = {"update_ratio"} | ({"second_moment"} if family == "adamw" else set())
+        assert seen == [expected | ({"router_load"} if witnesses else set())] * 10
+    assert same(*states)

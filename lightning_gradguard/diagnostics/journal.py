@@ -130,6 +130,7 @@ class Journal(Sink):
             self._write({"event": "layers", "optimizer": window.optimizer, "names": window.layers})
             self._layers[window.optimizer] = window.layers
         line: dict[str, Any] = {name: getattr(window, name) for name in _WINDOW_FIELDS}
+        line["witnessed"] = to_json(window.witnessed)
         line["layer_peaks"] = _rounded(window.layer_peaks)
         steps = np.nan_to_num(window.layer_nonfinite).astype(np.int64)
         line["layer_nonfinite"] = steps.tolist() if steps.any() else []

@@ -1,4 +1,4 @@
-"""The record of a run: incidents as they open, go on and close, and whom they are told to."""
+"""The record of a run. One idea: incidents as they open, go on and close, and whom they are told to."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_gradguard.records import (
     GradientStatistics,
     Incident,
     Suspect,
+    Testimony,
     TrialRecord,
     Verdict,
     to_json,
@@ -60,6 +61,7 @@ class Recorder:
         batch_index: int | None,
         trials: Sequence[TrialRecord] = (),
         bundle: str = "",
+        witnessed: tuple[Testimony, ...] = (),
     ) -> Incident:
         """Add an alarming step to an optimizer's open incident, or open one with it; return the incident as it is now.
 
@@ -72,12 +74,13 @@ class Recorder:
             batch_index: The number of the batch.
             trials: How the trials of the incident have ended so far.
             bundle: The file with the evidence of this step, or empty.
+            witnessed: What had left its usual level before this alarm, for an incident that opens.
         """
         event: Event = "acted"
         if incident is None:
             event = "opened"
             number = self.incidents[-1].number + 1 if self.incidents else 1
-            incident = Incident(number, optimizer, action.step, form, batch=batch_index)
+            incident = Incident(number, optimizer, action.step, form, batch=batch_index, witnessed=witnessed)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         incident = dataclasses.replace(

@@ -30,6 +30,8 @@ def log10_norm(norm: float) -> float:
 def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
     """Return the scalars of one window by tag.
 
+    Witnesses are drawn as they are, and only where they have seen a finite number.
+
     The limit and the band are absent while there is no history, and so is the norm after clipping when the step was
     skipped (it would be zero, and drag a smoothed line to the floor). Where a GradScaler's own overflow left no norm,
     none is written. The band is written only as a whole: TensorBoard's margin chart refuses series whose steps differ.
@@ -55,6 +57,7 @@ def scalars(window: Window, optimizer: int | None = None) -> dict[str, float]:
         del values[tags.NORM_PEAK]
     if math.isfinite(window.limit):
         values[tags.LIMIT] = log10_norm(window.limit)
+    values |= {told.witness: told.value for told in window.witnessed if math.isfinite(told.value)}
     result = {tags.tag(name, optimizer): value for name, value in values.items()}
     if math.isfinite(window.limit) and math.isfinite(window.typical) and tags.NORM_PEAK in values:
         norms = (window.norm_peak, window.typical, window.limit)

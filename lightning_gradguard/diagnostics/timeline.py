@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lightning_gradguard.records import FloatArray, Window
+from lightning_gradguard.records import FloatArray, Testimony, Window
 
 
 def worst(first: float, second: float) -> float:
@@ -19,7 +19,7 @@ def worst(first: float, second: float) -> float:
 def merge(earlier: Window, later: Window) -> Window:
     """Return one window that covers both.
 
-    Peaks and updates are maxima, counts of non-finite steps add up, the rest is the later's.
+    Peaks, updates and what witnesses have seen are maxima, counts of non-finite steps add up, the rest is the later's.
     """
     layers = later.layers
     if earlier.layers != layers:
@@ -44,7 +44,17 @@ def merge(earlier: Window, later: Window) -> Window:
         layer_nonfinite=np.nan_to_num(nonfinite[0]) + np.nan_to_num(nonfinite[1]),
         layer_weights=np.where(np.isnan(weights[1]), *weights),
         layer_updates=np.fmax(*updates),
+        witnessed=_seen(earlier, later),
     )
+
+
+def _seen(earlier: Window, later: Window) -> tuple[Testimony, ...]:
+    """Return the larger of what each witness has seen in two windows."""
+    told = {one.witness: one for one in earlier.witnessed}
+    for one in later.witnessed:
+        known = told.setdefault(one.witness, one)
+        told[one.witness] = known if worst(known.value, one.value) is known.value else one
+    return tuple(told.values())
 
 
 def _both(choose: Callable[[float, float], float], first: float, second: float) -> float:

@@ -10,8 +10,8 @@ metadata travels on the first event of a tag only.
     ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
 
 ``gradguard/windows``, plugin ``gradguard_layers``
-    ``DT_DOUBLE``, shape ``(19,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields
-    are only ever appended, so that a shorter row (the first version had nine, the second twelve) is one of an older
+    ``DT_DOUBLE``, shape ``(23,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields
+    are only ever appended, so that a shorter row (earlier versions had nine, twelve and 19) is one of an older
     version. Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
 
 ``gradguard/weights``, plugin ``gradguard_layers``
@@ -43,7 +43,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_HALF, DT_STRING
 
 from lightning_gradguard.diagnostics.strict_json import dumps
-from lightning_gradguard.records import Incident, Window, to_json
+from lightning_gradguard.records import WITNESSES, Incident, Window, to_json
 
 VERSION = 1
 LAYERS_PLUGIN = "gradguard_layers"
@@ -69,6 +69,7 @@ WINDOW_FIELDS = (
     "rate",
     "rate_good",
     "rate_bad",
+    *WITNESSES,
 )
 
 
@@ -90,9 +91,9 @@ def encode_weights(window: Window) -> TensorProto:
 
 
 def encode_window(window: Window) -> TensorProto:
-    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(19,)``."""
+    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(23,)``."""
     # What is None becomes NaN.
-    return _tensor(DT_DOUBLE, np.array([getattr(window, field) for field in WINDOW_FIELDS], dtype="<f8"))
+    return _tensor(DT_DOUBLE, np.array([window.number(field) for field in WINDOW_FIELDS], dtype="<f8"))
 
 
 def encode_incident(

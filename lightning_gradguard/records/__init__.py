@@ -10,10 +10,12 @@ from lightning_gradguard.records.measured import FloatArray, GradientStatistics,
 from lightning_gradguard.records.plain import incident_from_json, to_json
 from lightning_gradguard.records.verdict import BATCH, LOSS, Form, Suspect, Verdict, verdict_from_json
 from lightning_gradguard.records.window import Window
+from lightning_gradguard.records.witnessed import WITNESSES, Testimony
 
 __all__ = [
     "BATCH",
     "LOSS",
+    "WITNESSES",
     "AccusedBatch",
     "Action",
     "CheckpointRecord",
@@ -25,6 +27,7 @@ __all__ = [
     "Outcome",
     "StepReport",
     "Suspect",
+    "Testimony",
     "TrialRecord",
     "Verdict",
     "Window",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_gradguard.records.measured import GradientStatistics
 from lightning_gradguard.records.verdict import Form, Suspect, Verdict
+from lightning_gradguard.records.witnessed import Testimony
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class Incident:
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
         bundle: File with the evidence of its first alarm, as one process has written it, or empty.
+        witnessed: What had left its usual level in the last windows before the first alarm.
     """
 
     number: int
@@ -154,6 +156,7 @@ class Incident:
     trials: tuple[TrialRecord, ...] = ()
     stopped: int | None = None
     bundle: str = ""
+    witnessed: tuple[Testimony, ...] = ()
 
     def _repr_html_(self) -> str:
         from lightning_gradguard.records.plain import to_json

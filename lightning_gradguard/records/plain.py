@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, TrialRecord
 from lightning_gradguard.records.verdict import Suspect, verdict_from_json
+from lightning_gradguard.records.witnessed import Testimony
 
 
 def to_json(value: Any) -> Any:
@@ -57,6 +58,6 @@ def incident_from_json(data: dict[str, Any]) -> Incident:
         TrialRecord(**{**floats(t, "before", "trouble", "after"), "treatment": tuple(t["treatment"])})
         for t in data.get("trials", ())
     )
-    return Incident(
-        **{**data, "actions": tuple(map(action, data["actions"])), "blame": tuple(blame), "trials": tuple(trials)}
-    )
+    witnessed = (Testimony(**floats(w, "value", "usual")) for w in data.get("witnessed", ()))
+    lists = {"blame": tuple(blame), "trials": tuple(trials), "witnessed": tuple(witnessed)}
+    return Incident(**{**data, "actions": tuple(map(action, data["actions"])), **lists})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_gradguard.records.measured import FloatArray
+from lightning_gradguard.records.witnessed import WITNESSES, Testimony
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Window:
         layer_weights: Norm of each layer's weights at one step of the window, NaN where unknown; empty in records of
             older versions.
         layer_updates: How far one update moved them: its norm over that of the weights.
+        witnessed: What the witnesses have seen, one number each; empty in records of older versions.
     """
 
     step: int
@@ -77,3 +79,11 @@ class Window:
     rate_bad: float = math.nan
     layer_weights: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)
     layer_updates: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)
+    witnessed: tuple[Testimony, ...] = ()
+
+    def number(self, name: str) -> float | None:
+        """Return a field of one number, or what the witness of that name has seen; NaN where it has seen nothing."""
+        if name in WITNESSES:
+            return next((told.value for told in self.witnessed if told.witness == name), math.nan)
+        value: float | None = getattr(self, name)
+        return value

@@ -124,7 +124,7 @@ def lay_out(windows: Sequence[Window]) -> series.Series:
     """
     ticks = np.arange(len(windows))
     names = tuple(dict.fromkeys(name for window in windows for name in window.layers))
-    numbers = [[_float(getattr(window, column)) for column in COLUMNS] for window in windows]
+    numbers = [[_float(window.number(column)) for column in COLUMNS] for window in windows]
     table = np.array(numbers, np.float64).reshape(-1, len(COLUMNS))
     payloads = [codes.spread(codes.halves(w.layer_peaks, w.layer_nonfinite)[None], w.layers, names) for w in windows]
     timeline = series.lay_out(ticks, ticks.astype(np.float64), table)

@@ -18,6 +18,7 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.measure import measure, scale_of, with_update
 from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.run import Run
+from lightning_gradguard.step.witnessing import witness
 
 
 def measured(run: Run, track: OptimizerTrack, inputs: StepInputs) -> RemedyContext:
@@ -27,6 +28,7 @@ def measured(run: Run, track: OptimizerTrack, inputs: StepInputs) -> RemedyConte
     scale = scale_of(track.optimizer, scaler)
     names, grads = track.trained.gradients()
     run.recorder.show(track.steps, track.number, track.index, names, grads, scale)
+    witness(run, track, names, grads, scale)
     statistics = measure(
         names,
         grads,

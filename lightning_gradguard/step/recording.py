@@ -9,6 +9,7 @@ from lightning_gradguard.layers.names import compiled, own_parameters
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import Action, GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step.run import Run
+from lightning_gradguard.step.witnessing import hear
 
 OUTSIDE = "; its gains were measured in eager mode, outside the compiled graph"
 
@@ -41,7 +42,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
         incidents=len(run.recorder.incidents),
         rates=rates,
     )
-    run.recorder.tell("window", window)
+    run.recorder.tell("window", hear(run, track, window))
 
 
 def notice(run: Run, track: OptimizerTrack, step: int, verdict: Verdict) -> None:
@@ -83,6 +84,7 @@ def record(
         batch_index=batch_index,
         trials=track.treatment.trials,
         bundle=bundle,
+        witnessed=track.witnesses.testify() if track.incident is None else (),
     )
 
 

@@ -16,8 +16,14 @@ def asked_for() -> bool:
     return os.environ.get("LIGHTNING_GRADGUARD", "").lower() not in ("", "0", "false", "no", "off")
 
 
+def on_standby(guard: Any) -> Any:
+    """Return a guard that stands by from now on."""
+    guard.standby.on = True
+    return guard
+
+
 class Standby:
-    """Know whether a guard stands by.
+    """Know whether a guard stands by, and its key, which Lightning asks for at every hook.
 
     Args:
         key: The guard's key in a checkpoint.

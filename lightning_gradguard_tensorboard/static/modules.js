@@ -25,3 +25,4 @@ import "./state.js";
 import "./statistics.js";
 import "./tools.js";
 import "./verdict.js";
+import "./witnesses.js";

@@ -16,6 +16,7 @@ import { showTip, tellLayer, tellSteps } from "./readout.js";
 import { blocksOf, sharedPrefix } from "./rows.js";
 import { STATISTICS, hasMiddle } from "./statistics.js";
 import { drawVerdict } from "./verdict.js";
+import { drawWitnesses } from "./witnesses.js";
 
 const RIGHT = 14;
 const SMALL = 32;
@@ -168,6 +169,7 @@ export class Panel {
     // What has a height of its own comes first: the rest of the room is shared.
     drawMarks(this);
     drawRate(this);
+    drawWitnesses(this);
     drawSteps(this);
     fit(this);
     drawNorm(this);

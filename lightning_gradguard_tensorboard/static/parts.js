@@ -12,6 +12,7 @@ export function build(panel) {
   panel.loss = s("svg", { class: "loss", role: "img", "aria-label": "Loss, with treatments on trial" });
   panel.marks = s("svg", { class: "marks", role: "img", "aria-label": "Steps clipped or skipped, learning rate lowered, rollbacks" });
   panel.rate = s("svg", { class: "rate", role: "img", "aria-label": "Learning rate, between what the run has learned with and what has lost it" });
+  panel.witnesses = s("svg", { class: "witnesses", role: "img", "aria-label": "What may move before the gradient: size of updates, second moment, attention logits, load of experts" });
   panel.steps = s("svg", { class: "steps", "aria-hidden": "true" });
   panel.reset = h("button", { type: "button", class: "small", hidden: true, onclick: () => panel.say.zoom(null, null) }, "Show all steps");
   panel.normLegend = h("div", { class: "legend" });
@@ -29,6 +30,7 @@ export function build(panel) {
     panel.loss,
     panel.marks,
     panel.rate,
+    panel.witnesses,
     panel.steps,
     panel.heat.header,
     panel.heat.scroll,
@@ -41,5 +43,5 @@ export function build(panel) {
   const { canvas } = panel.heat;
   canvas.addEventListener("keydown", (event) => panel.view && followKey(panel, event));
   canvas.addEventListener("focus", () => panel.cursor ?? panel.moveTo(panel.state.step ?? (panel.range[0] + panel.range[1]) / 2, 0, true));
-  for (const target of [panel.norm, panel.loss, panel.marks, panel.rate, canvas]) followPointer(panel, target);
+  for (const target of [panel.norm, panel.loss, panel.marks, panel.rate, panel.witnesses, canvas]) followPointer(panel, target);
 }

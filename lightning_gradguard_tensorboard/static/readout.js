@@ -2,6 +2,7 @@
 
 import { MISSING, ZERO } from "./api.js";
 import { formatNumber, formatRatio, formatStep, h } from "./dom.js";
+import { tellWitnesses } from "./witnesses.js";
 
 const NOTHING = [["", "nothing was measured here"]];
 const times = (count) => `${formatStep(count)} step${count === 1 ? "" : "s"}`;
@@ -47,7 +48,7 @@ export function tellSteps(panel, place) {
   if (w.overflows[c] > 0) lines.push(["scaler", `${times(w.overflows[c])} skipped by the GradScaler, as expected`]);
   if (Number.isFinite(w.rate[c])) lines.push(["LR", `${formatNumber(w.rate[c])}${w.lr_factor[c] === 1 ? "" : `, × ${formatNumber(w.lr_factor[c])} of the schedule`}`]);
   else if (w.lr_factor[c] !== 1) lines.push(["LR factor", formatNumber(w.lr_factor[c])]);
-  return lines;
+  return [...lines, ...tellWitnesses(w, c)];
 }
 
 /** Show lines of [name, value] beside a place: below the pointer's row, or beside the charts. */

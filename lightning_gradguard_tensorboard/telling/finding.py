@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
 from .standing import state, watched
 from .trials import left, on_trial, treats, trial, would_have
+from .witness import witnessed
 from .words import cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
@@ -80,6 +81,7 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield ("suspected cause" if tried and stands == "failed" else "cause"), found
     elif unsought := _not_looked_for(record):
         yield "cause", unsought
+    yield from (("witness", told) for told in witnessed(record))
     for one in tried if trials else ():
         yield "tried", trial(one, record)
     if pending := on_trial(record):

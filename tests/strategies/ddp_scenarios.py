@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradguard import GradGuard, Policy, SnapshotStore
 from lightning_gradguard.defaults import default_remedies
-from lightning_gradguard.records import to_json
+from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.records import Window, to_json
 from lightning_gradguard.remedies import Augment, Regularize, SwapActivation
+from lightning_gradguard.witnesses import RouterLoad
 from tests.builders import Net, frozen_copy, loader, mlp, regression, spoil, trainer
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
@@ -126,6 +128,21 @@ def quick() -> Policy:
 
 def healthy(rank: int, root: Path, guarded: bool, norm: bool, optimizer: Any, **options: Any) -> dict[str, Any]:
     return run(Net(mlp(norm=norm), optimizer), data(rank, 60), root, GradGuard() if guarded else None, **options)
+
+
+def watched(rank: int, root: Path) -> dict[str, Any]:
+    """A healthy run with hooks on its first layer, as if that were a router."""
+    seen: list[str] = []
+
+    class Windows(Sink):
+        def window(self, window: Window) -> None:
+            seen.extend(told.witness for told in window.witnessed)
+
+    guard = GradGuard(witnesses=[RouterLoad(modules=["network.0"])], log_every=5)
+    guard.guard.sinks.append(Windows())
+    module = Net(mlp(), ADAM)
+    ended = run(module, data(rank, 60), root, guard)
+    return ended | {"seen": seen, "hooks": [hook for child in module.modules() for hook in child._forward_hooks]}
 
 
 def counted(rank: int, root: Path) -> dict[str, Any]:
@@ -279,6 +296,7 @@ SCENARIOS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "guarded static graph": partial(healthy, guarded=True, norm=False, optimizer=SGD, static_graph=True),
     "NaN static graph": partial(nan_on, 1, False, static_graph=True),
     "counted": counted,
+    "watched": watched,
     "NaN on rank 0": partial(nan_on, 0, False),
     "NaN on rank 1": partial(nan_on, 1, False),
     "never seen": partial(without_that_batch, False),

@@ -1,0 +1,44 @@
+// What witnesses have seen, a row each: numbers that may move before the gradient does.
+
+import { formatNumber, put, s } from "./dom.js";
+import { drawable, inside, line, pieces, scale } from "./lines.js";
+
+const ROW = 18;
+
+const WITNESSES = {
+  update_ratio: "update / weight",
+  second_moment: "g / √second moment",
+  attention_logit: "attention logit",
+  router_load: "busiest expert",
+};
+
+/** Those that have seen something in the stretch in sight, with the names of their rows. */
+const seen = (windows) => Object.entries(WITNESSES).filter(([key]) => windows[key]?.some(drawable));
+
+/** Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight at its end. */
+export function drawWitnesses(panel) {
+  const { windows } = panel.view;
+  const { first, last } = windows;
+  const rows = seen(windows);
+  panel.witnesses.style.display = rows.length ? "" : "none";
+  panel.witnesses.setAttribute("height", ROW * rows.length);
+  const x = (c) => panel.x((first[c] + last[c]) / 2);
+  const end = panel.gutter + panel.plotWidth;
+  put(panel.witnesses,
+    rows.flatMap(([key, name], row) => {
+      const values = windows[key];
+      const top = row * ROW;
+      const { y } = scale(values, top + 2, ROW - 4);
+      return [
+        s("text", { class: "tick name", x: panel.gutter - 10, y: top + ROW / 2 + 4, "text-anchor": "end" }, name),
+        ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => line("witness-line", run, x, (c) => y(values[c])))),
+        s("text", { class: "tick largest", x: end - 4, y: top + 12, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
+        s("line", { class: "grid", x1: panel.gutter, x2: end, y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
+      ];
+    }),
+    ...panel.seams(0, ROW * rows.length),
+  );
+}
+
+/** The same at one column, as lines of [name, value]. */
+export const tellWitnesses = (windows, c) => seen(windows).filter(([key]) => drawable(windows[key][c])).map(([key, name]) => [name, formatNumber(windows[key][c])]);
