@@ -54,10 +54,10 @@ export class Heat {
     this.rows = rowsOf(names, blocks, this.open, how);
     const room = this.scroll.clientHeight || 1;
     const plain = state.order === "forward" && !state.search;
-    // Where not all rows are in sight, what stands out is shown above them too.
+    // Where not all rows are in sight, what stands out is shown above them.
     const out = plain && this.rows.length * LEAST_ROW > room ? this.panel.standsOut().slice(0, PINNED) : [];
     const pinned = out.map((name) => ({ kind: "layer", key: `p${name}`, pinned: true, layers: [names.indexOf(name)], label: name, name }));
-    this.rows = [...pinned, ...this.rows];
+    this.rows = [...pinned, ...this.rows.filter((row) => row.kind !== "layer" || !out.includes(row.name))];
     this.folds = plain ? blocks.filter((block) => block.folds).length : 0;
   }
 

@@ -14,7 +14,7 @@ class Tab:
 
     def __init__(self, chromium: Any, address: str) -> None:
         self.address = address
-        self.context = chromium.new_context(viewport={"width": 1400, "height": 900})
+        self.context = chromium.new_context(viewport={"width": 1400, "height": 1100})
         self.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page = self.context.new_page()
         self.complaints: list[str] = []
