@@ -160,7 +160,7 @@ def test_a_number_of_400_digits_is_no_step(tmp_path: Path, key: str) -> None:
     journal.window(window(0))
     journal.incident(incident(), "opened")
     journal.close()
-    line = json.loads(journal.path.read_text().splitlines()[-1])
+    (line,) = [one for one in map(json.loads, journal.path.read_text().splitlines()) if "incident" in one]
     line["incident"][key] = 10**400
     with open(journal.path, "a") as file:
         file.write(json.dumps(line) + "\n")
