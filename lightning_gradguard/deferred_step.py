@@ -198,7 +198,7 @@ class DeferredStep:
             decision = dataclasses.replace(decision, remedies=(outcomes[0].remedy,))
         action = Action(statistics.step, verdict, decision, outcomes)
         made = found.coefficient > 0.0
-        bundle, named = keep(self._run, track, statistics, verdict, named, late=True, made=made)
+        bundle, named = keep(self._run, track, statistics, verdict, named, deferred=True, made=made)
         conclude(self._run, track, statistics, action, named, found.batch_index, limit, bundle=bundle)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.losses import BEFORE
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 FAR = 100.0
@@ -34,8 +34,8 @@ class LossSpike(Detector):
         loss = statistics.loss
         if loss is None:
             return None
-        if baseline.count < YOUNG:
-            largest = max(baseline.losses.latest(YOUNG), default=0.0)
+        if baseline.count < THIN_HISTORY:
+            largest = max(baseline.losses.latest(THIN_HISTORY), default=0.0)
             if baseline.count >= SEEN and loss > FAR * largest > 0.0:
                 reason = f"loss {loss:.3g}, far above the largest so far ({largest:.3g})"
                 return Verdict("sudden", self.name, loss, FAR * largest, reason, examine=True)
@@ -47,7 +47,7 @@ class LossSpike(Detector):
             return None
         now, _ = baseline.losses.level(RECENT)
         stays = now > limit
-        if not stays and baseline.count < YOUNG:
+        if not stays and baseline.count < THIN_HISTORY:
             return None
         value = now if stays else loss
         reason = f"loss {value:.3g}, far above its history ({level:.3g})"

@@ -9,7 +9,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.detectors.bad_start import LARGEST
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -68,7 +68,7 @@ class Spike(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Compare the global norm with the limit; early on, with the widest that there is."""
-        if baseline.count >= YOUNG and statistics.norm <= 0.5 * self.factor * baseline.norms.typical:
+        if baseline.count >= THIN_HISTORY and statistics.norm <= 0.5 * self.factor * baseline.norms.typical:
             # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be
             # known.
             return None
@@ -77,7 +77,7 @@ class Spike(Detector):
             return None
         replaces = (statistics.update_ratio or 0.0) > WHOLE
         known = statistics.loss is not None and not replaces and not baseline.overrun(statistics.loss)
-        if 0 < baseline.count < YOUNG and known:
+        if 0 < baseline.count < THIN_HISTORY and known:
             # Nothing is known of the tail yet, and the run's own losses tell soon enough whether an update was too
             # much.
             limit = max(limit, math.exp(WIDEST) * baseline.norms.typical)

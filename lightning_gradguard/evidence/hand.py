@@ -60,13 +60,13 @@ class Hand:
         # Without its graph, which would outlive the step.
         self._over, self.loss = True, loss.detach() if isinstance(loss, torch.Tensor) else loss
 
-    def passes(self, *, late: bool) -> tuple[list[Moment], Moment | None]:
+    def passes(self, *, deferred: bool) -> tuple[list[Moment], Moment | None]:
         """Return the forward passes of the step that was noted last, and one of another step.
 
         Args:
-            late: Whether that of the next step may have begun since.
+            deferred: Whether that of the next step may have begun since.
         """
-        bad, fine = (self.before, self.now) if late and not self._over else (self.now, self.before)
+        bad, fine = (self.before, self.now) if deferred and not self._over else (self.now, self.before)
         return list(bad), fine[-1] if fine else None
 
     def drop(self) -> None:

@@ -57,7 +57,7 @@ class Keeper:
         self.hand.take(batch if self._batch or self.recomputes else None, batch_index, self._devices[1])
 
     def keep(
-        self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, late: bool, last: bool = False
+        self, facts: Facts, module: nn.Module, optimizer: torch.optim.Optimizer, *, deferred: bool, last: bool = False
     ) -> Path | None:
         """Begin to write the bundle of a bad step; return where it will be, or None where none is written.
 
@@ -65,14 +65,14 @@ class Keeper:
             facts: What is known of the step.
             module: The root module.
             optimizer: The optimizer.
-            late: Whether it is the step before the one under way.
+            deferred: Whether it is the step before the one under way.
             last: Whether the run ends with it, so that it is written even if there are as many as are allowed.
         """
         self._writer.tell()
         most = self._evidence.bundles
         if self._written >= most + (last and most > 0):
             return None
-        moments, other = self.hand.passes(late=late)
+        moments, other = self.hand.passes(deferred=deferred)
         settings, place = self._evidence, self.place()
         path = (settings.directory or self.directory) / bundle_name(facts.step, place.rank, facts.optimizer)
         try:
@@ -108,7 +108,7 @@ class Keeper:
         """
         given = self._evidence.recompute
         compute = (lambda batch, _: given(module, batch)) if callable(given) else self.compute if given else None
-        moments, _ = self.hand.passes(late=False)
+        moments, _ = self.hand.passes(deferred=False)
         if compute is None or not moments:
             return []
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gradguard.history.losses import LossHistory
 from lightning_gradguard.history.norms import NormHistory
-from lightning_gradguard.history.sample import FEW, RECENT, YOUNG
+from lightning_gradguard.history.sample import FEW, RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, UpdateHistory
 
 OVERRUN = 3.0
@@ -52,7 +52,7 @@ class Baseline:
         self.norms.accept(norm, self.count)
         if loss is not None:
             self.losses.accept(loss)
-        if self.count == 2 * YOUNG and self.losses.learned:
+        if self.count == 2 * THIN_HISTORY and self.losses.learned:
             self.updates.forget_ratio()  # The run has learned with updates of that size.
         if update_ratio is not None:
             self.updates.accept(update_ratio)
@@ -72,7 +72,7 @@ class Baseline:
     def outlasting(self) -> tuple[float, float, float, bool]:
         """Return what is known and does not go back with the weights, for :meth:`outlast`."""
         norms, updates = self.norms, self.updates
-        usual = max(norms.first, norms.typical) if self.count >= YOUNG else norms.prior
+        usual = max(norms.first, norms.typical) if self.count >= THIN_HISTORY else norms.prior
         return usual, updates.ratio, updates.first_ratio, updates.convicted
 
     def outlast(self, kept: tuple[float, float, float, bool]) -> None:
@@ -103,12 +103,12 @@ class Baseline:
 
     def asks_for_update(self, norm: float, loss: float | None, rate: float | None) -> bool:
         """Return whether the update should be measured against the weights: at first, and where it may be too large."""
-        young = self.count < FEW or (self.count < YOUNG and norm > OUTSIZED * self.norms.typical)
+        young = self.count < FEW or (self.count < THIN_HISTORY and norm > OUTSIZED * self.norms.typical)
         return young or self.updates.rate_leapt(rate) or self.may_overrun(norm, loss, rate)
 
     def ordinary(self, norm: float, loss: float | None) -> bool:
         """Return whether a step is like any other: its norm close to the typical one, its loss where it has been."""
-        typical = self.count >= YOUNG and self.norms.typical / ORDINARY <= norm <= self.norms.typical * ORDINARY
+        typical = self.count >= THIN_HISTORY and self.norms.typical / ORDINARY <= norm <= self.norms.typical * ORDINARY
         return typical and self.losses.elevated(loss) is False
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gradguard.history.level import beginning, level, noise
 from lightning_gradguard.history.ranks import chance_of_lower
-from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
+from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
 
 APART = 4.0
@@ -196,7 +196,7 @@ class LossHistory:
     @property
     def flat(self) -> bool:
         """Whether the newest losses are no lower than those before them, beyond chance."""
-        half = min(len(self._losses) // 2, YOUNG)
+        half = min(len(self._losses) // 2, THIN_HISTORY)
         lately, earlier = self.latest(half), self.latest(half, skip=half)
         return half >= ENOUGH and chance_of_lower(lately, earlier) > FLAT
 

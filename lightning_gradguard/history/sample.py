@@ -13,7 +13,7 @@ RECENT = 9
 """Accepted steps that make up *now*; a median of nine shrugs off four outliers."""
 FEW = 5
 """Accepted steps in which updates are measured against weights: the first ones tell whether the rate is too high."""
-YOUNG = 32
+THIN_HISTORY = 32
 """Accepted steps below which the history of norms and losses is thin."""
 ENOUGH = 16
 """Values from which their spread is worth something."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Decision, GradientStatistics, Suspect
 
@@ -108,7 +108,7 @@ class Episode:
 
         Skipped steps leave the weights alone, and bad batches come in rows by chance.
         """
-        patience = min(patience, 2) if known.count < YOUNG else patience
+        patience = min(patience, 2) if known.count < THIN_HISTORY else patience
         if patience == 1:
             return self.row >= 1
         if not statistics.finite:

@@ -14,7 +14,7 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.attempts import Attempts, accept_regime
@@ -144,7 +144,7 @@ class Policy:
         convicted = verdict.against_the_run and (statistics.finite or statistics.growth is not None)
         if case.start and (convicted or self._explodes(statistics, known)):
             return self._start(cause, case)
-        if cause is Cause.LAYER and (verdict.examine or (not convicted and known.count >= YOUNG)):
+        if cause is Cause.LAYER and (verdict.examine or (not convicted and known.count >= THIN_HISTORY)):
             names = [suspect.layer for suspect in suspects][:FEW_LAYERS]
             return self._attempts.treat(
                 cause, f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} at fault", case
@@ -160,7 +160,7 @@ class Policy:
 
         In a young run, which has little to lose, two steps are enough, unless the data hold NaN.
         """
-        return known.count < YOUNG and self._episode.accuses_weights(statistics, known, self.patience)
+        return known.count < THIN_HISTORY and self._episode.accuses_weights(statistics, known, self.patience)
 
     def _start(self, cause: Cause, case: Case) -> Decision:
         if case.trial is None and not case.looked:
@@ -180,13 +180,15 @@ class Policy:
         """Answer trouble of which nothing but its length tells whether the weights are at fault."""
         known, episode = case.baseline, self._episode
         gentle = verdict.stands_out and verdict.excess < GENTLE
-        aid = Act.CLIP if gentle and known.count >= YOUNG else Act.SKIP
+        aid = Act.CLIP if gentle and known.count >= THIN_HISTORY else Act.SKIP
         broken = any(suspect.broken for suspect in suspects)
         if not broken and not episode.accuses_weights(statistics, known, self.patience):
             return Decision((aid,), "first aid", cause.value)
         if episode.untested and statistics.finite:
             return accept_regime("weights that were good explode as well: the data or the loss have changed")
-        small = known.updates.ratio <= LARGE and known.count >= YOUNG and not case.displaced and not case.searching
+        small = (
+            known.updates.ratio <= LARGE and known.count >= THIN_HISTORY and not case.displaced and not case.searching
+        )
         if statistics.finite and small and case.trial is None:
             if episode.row >= ANEW:
                 # Weights from before it tell: where they explode as well, the data or the loss have changed.

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from lightning_gradguard.errors import out_of_memory
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import FEW, RECENT, YOUNG
+from lightning_gradguard.history.sample import FEW, RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.statistics.collectives import Collectives
 
-LOUD = 3.0
+TOO_LARGE_TO_COPY = 3.0
 """Times the typical norm from which a step's state is not copied."""
 
 
@@ -44,9 +44,9 @@ def worth_keeping(
     overdue = store.schedule.overdue(step)
     # Where the first copy stays in any case, a newer one takes nothing away.
     large = known.updates.ratio > LARGE and not (overdue or store.pinned)
-    if known.losses.first and not known.losses.learned and (known.count < YOUNG or large):
+    if known.losses.first and not known.losses.learned and (known.count < THIN_HISTORY or large):
         return False  # What is there has lost nothing to this, and cannot have been damaged on the way.
-    if known.count > FEW and statistics.norm > LOUD * known.norms.typical:
+    if known.count > FEW and statistics.norm > TOO_LARGE_TO_COPY * known.norms.typical:
         return False
     # A run that has died must not overwrite what it could go back to; a new task is waited for only so long.
     worse = (known.losses.worse or known.losses.above_untrained or known.losses.mostly_lost) and not overdue

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradguard.device_gate import DeviceGate
-from lightning_gradguard.history.sample import YOUNG
+from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.step.copying import worth_copying
 
@@ -24,7 +24,7 @@ def deferrable(track: OptimizerTrack, *, act: bool, awaited: bool) -> tuple[tupl
         or track.check_up
         or track.watch.tampered
         or awaited
-        or track.baseline.count < YOUNG
+        or track.baseline.count < THIN_HISTORY
         or track.steps < track.watchful
     ):
         return None

@@ -14,7 +14,7 @@ from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.snapshots.when import LOUD
+from lightning_gradguard.snapshots.when import TOO_LARGE_TO_COPY
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.step.companions import another_on_trial
@@ -130,7 +130,7 @@ def _look(
     if any(not s.is_batch for s in found):
         return found
     if found and single:
-        if statistics.norm <= LOUD * track.baseline.norms.typical:
+        if statistics.norm <= TOO_LARGE_TO_COPY * track.baseline.norms.typical:
             return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.
         if track.policy.may_skip:
             return found

@@ -25,7 +25,7 @@ def keep(
     verdict: Verdict,
     suspects: tuple[Suspect, ...],
     *,
-    late: bool = False,
+    deferred: bool = False,
     made: bool = False,
     ends: bool = False,
 ) -> Kept:
@@ -37,7 +37,7 @@ def keep(
         statistics: The step.
         verdict: The alarm.
         suspects: Whom the evidence speaks against.
-        late: Whether it is the step before the one under way.
+        deferred: Whether it is the step before the one under way.
         made: Whether its update has been made all the same.
         ends: Whether the run ends here, which is worth a bundle whatever came before.
     """
@@ -45,7 +45,7 @@ def keep(
     if keeper is None or (track.incident is not None and not ends):
         return "", suspects
     loss = value_of(keeper.hand.loss)
-    if not late:
+    if not deferred:
         _suspect_machines(run, track, statistics, loss)
     ranks = {s.rank for s in suspects if s.rank is not None}
     if run.collectives.size > 1 and not ranks:
@@ -54,7 +54,7 @@ def keep(
         suspects = tuple(_on(suspect, ranks) for suspect in suspects) or _accused(ranks)
     writes = run.collectives.size == 1 or keeper.place().rank in (ranks or range(FEW_RANKS))
     facts = _facts(track, statistics, verdict, suspects, loss=loss, made=made)
-    path = keeper.keep(facts, run.module, track.optimizer, late=late, last=ends) if writes else None
+    path = keeper.keep(facts, run.module, track.optimizer, deferred=deferred, last=ends) if writes else None
     # The journal is the first process's, and the bundle may be another's.
     paths = run.collectives.gather("" if path is None else str(path))
     return next((one for one in paths if one), ""), suspects

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradguard.attribution.optimizer_state import spoilt
 from lightning_gradguard.history.baseline import OVERRUN
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
@@ -55,7 +55,7 @@ def _can_wait(track: OptimizerTrack, norm: float) -> bool:
     if track.incident is not None or known.count < RECENT or known.outsized(norm, track.rate()):
         return False
     # While a run is young its limit is wide, so the loss is asked long before the norm reaches it.
-    return norm <= (track.limit() if known.count >= YOUNG else OVERRUN * known.norms.typical)
+    return norm <= (track.limit() if known.count >= THIN_HISTORY else OVERRUN * known.norms.typical)
 
 
 def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics, scale: float) -> GradientStatistics:

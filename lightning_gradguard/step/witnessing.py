@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import Window
 from lightning_gradguard.step.run import Run
-from lightning_gradguard.witnesses.witness import Scene
+from lightning_gradguard.witnesses.witness import WitnessContext
 
 
 def attend(run: Run) -> None:
@@ -30,7 +30,7 @@ def witness(
         return
     # Of shards nothing is measured: to take a sample of them would be a collective.
     seen = ((), ()) if track.sharded else (names, grads)
-    track.witnesses.look(Scene(track.parameters, track.optimizer, *seen, scale), first=first)
+    track.witnesses.look(WitnessContext(track.parameters, track.optimizer, *seen, scale), first=first)
     _tell(run, track)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import RECENT, YOUNG
+from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
@@ -63,7 +63,11 @@ class Treatment:
         """Return whether nothing has been learned since the first step at hand."""
         # A run that had learned something before the trouble is at no start, wherever it has gone back to.
         had_learned = self._levels is not None and self._levels[2]
-        nothing = not known.losses.learned and not had_learned and (bool(known.losses.first) or known.count < 2 * YOUNG)
+        nothing = (
+            not known.losses.learned
+            and not had_learned
+            and (bool(known.losses.first) or known.count < 2 * THIN_HISTORY)
+        )
         return nothing or self.signal.dead or self._at_start
 
     def skip_used_up(self, found: GradientStatistics, *, can_skip: bool) -> Decision:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradguard.arriving import Arriving
 from lightning_gradguard.layers.names import clean, compiled
 from lightning_gradguard.records import Window
-from lightning_gradguard.witnesses.witness import Scene, Witness
+from lightning_gradguard.witnesses.witness import Witness, WitnessContext
 
 
 class ModuleWitness(Witness):
@@ -84,7 +84,7 @@ class ModuleWitness(Witness):
         except Exception as error:
             self._error = error
 
-    def look(self, scene: Scene) -> None:
+    def look(self, scene: WitnessContext) -> None:
         """Take the hooks off, and send what they have measured on its way to the host."""
         self.disarm()
         largest, self._largest = self._largest, {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_gradguard.arriving import Arriving
 from lightning_gradguard.records import FloatArray, Window
-from lightning_gradguard.witnesses.witness import Scene, Witness
+from lightning_gradguard.witnesses.witness import Witness, WitnessContext
 
 ELEMENTS = 256
 """Elements of each matrix that are looked at: enough for a mean to some percent, and no copy of the gradients."""
@@ -50,7 +50,7 @@ class SecondMoment(Witness):
         self._steps: Arriving | None = None
 
     @torch.no_grad()
-    def look(self, scene: Scene) -> None:
+    def look(self, scene: WitnessContext) -> None:
         """Send a sample of gradients and second moments on its way to the host."""
         self._clear()
         if scene.names != self._known:

@@ -14,7 +14,7 @@ from lightning_gradguard.records import Testimony, Window
 from lightning_gradguard.witnesses.modules import ModuleWitness
 from lightning_gradguard.witnesses.second_moment import SecondMoment
 from lightning_gradguard.witnesses.update_ratio import UpdateRatio
-from lightning_gradguard.witnesses.witness import Scene, Witness
+from lightning_gradguard.witnesses.witness import Witness, WitnessContext
 
 WINDOWS_KNOWN = 16
 """Windows whose median is what is usual."""
@@ -53,7 +53,7 @@ class WitnessStand:
             if not one.armed:
                 self._safely(one, lambda one=one: one.arm(module, trained))  # type: ignore[misc]
 
-    def look(self, scene: Scene, *, first: bool) -> None:
+    def look(self, scene: WitnessContext, *, first: bool) -> None:
         """Look at a step right before its update.
 
         Args:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.records import Window
-from lightning_gradguard.witnesses.witness import Scene, Witness
+from lightning_gradguard.witnesses.witness import Witness, WitnessContext
 
 
 class UpdateRatio(Witness):
@@ -28,7 +28,7 @@ class UpdateRatio(Witness):
         self._known: Mapping[str, nn.Parameter] | None = None
         self._matrices: frozenset[str] = frozenset()
 
-    def look(self, scene: Scene) -> None:
+    def look(self, scene: WitnessContext) -> None:
         """Look up which layers have a matrix or a kernel, again where others have come."""
         if scene.parameters is not self._known:
             self._known = scene.parameters

@@ -15,7 +15,7 @@ from lightning_gradguard.records import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class WitnessContext:
     """A step, after its gradients are known and before its update is made.
 
     Args:
@@ -51,7 +51,7 @@ class Witness(ABC):
     least: ClassVar[float] = 0.0
     beyond: ClassVar[float] = math.inf
 
-    def look(self, scene: Scene) -> None:
+    def look(self, scene: WitnessContext) -> None:
         """Look at the first step of a window; what lies on a device is only sent on its way."""
 
     @abstractmethod

@@ -44,11 +44,11 @@ def two_steps(made: Keeper, module: nn.Module) -> None:
         made.hand.step()
 
 
-def kept(made: Keeper, module: nn.Module, *, late: bool = False) -> Any:
+def kept(made: Keeper, module: nn.Module, *, deferred: bool = False) -> Any:
     optimizer = torch.optim.Adam(module.parameters())
     nn.functional.mse_loss(module(torch.ones(2, 8)), torch.ones(2, 1)).backward()
     optimizer.step()
-    path = made.keep(FACTS, module, optimizer, late=late)
+    path = made.keep(FACTS, module, optimizer, deferred=deferred)
     assert made.wait()
     return path
 
@@ -75,7 +75,7 @@ def test_the_step_before_is_at_hand_where_its_trouble_is_learned_of_late(tmp_pat
     module, made = mlp(), keeper(tmp_path)
     two_steps(made, module)
     made.before_forward(module, regression(3)[2], 2)
-    bundle = read_bundle(kept(made, module, late=True))
+    bundle = read_bundle(kept(made, module, deferred=True))
     assert bundle.passes[0].batch_index == 1
     assert bundle.other is not None and bundle.other.batch_index == 2
 
@@ -83,7 +83,7 @@ def test_the_step_before_is_at_hand_where_its_trouble_is_learned_of_late(tmp_pat
 def test_at_the_end_of_a_run_no_other_step_has_begun(tmp_path: Path) -> None:
     module, made = mlp(), keeper(tmp_path)
     two_steps(made, module)
-    assert read_bundle(kept(made, module, late=True)).passes[0].batch_index == 1
+    assert read_bundle(kept(made, module, deferred=True)).passes[0].batch_index == 1
 
 
 def test_micro_batches_of_one_step_are_kept_together(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.sample import NORM_WINDOW, YOUNG
+from lightning_gradguard.history.sample import NORM_WINDOW, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
 from tests.builders import calm, same, taught, through_a_file
 
@@ -73,4 +73,4 @@ def test_large_updates_are_forgiven_where_the_run_has_learned_with_them() -> Non
         baseline.updates.ratio = 2 * LARGE
         for loss in near(2.3, 9) + near(last, 60):
             baseline.accept(1.0, loss)
-        assert baseline.count > 2 * YOUNG and baseline.updates.ratio == left
+        assert baseline.count > 2 * THIN_HISTORY and baseline.updates.ratio == left

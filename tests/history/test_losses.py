@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.losses import LossHistory
-from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, YOUNG
+from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
 from tests.builders import calm, taught, through_a_file
 
@@ -106,7 +106,7 @@ def test_a_loss_that_falls_to_exactly_zero_and_stays_there_has_learned() -> None
     assert taught([1.0] * 200, near(2.3, 9) + [1.0] * 3 + [0.0] * 188).losses.learned
 
 
-@pytest.mark.parametrize("count", [2 * YOUNG, 400])
+@pytest.mark.parametrize("count", [2 * THIN_HISTORY, 400])
 @pytest.mark.parametrize("spread", [0.02, 0.3])
 def test_noise_alone_is_seldom_taken_for_something_learned(spread: float, count: int) -> None:
     """A run that has learned nothing is forgiven its large updates, and nothing is drawn anew in it, if it counts as

@@ -28,7 +28,7 @@ OLD = taught(calm(100))
 OVERSHOT = taught(calm(100))
 """A run whose updates have replaced weights, so that these may be damaged."""
 OVERSHOT.updates.ratio = 2 * LARGE
-YOUNG = taught(calm(5))
+THIN_HISTORY = taught(calm(5))
 EXPLODING, SOUND = Signal(1.0, 1e6, 0.5), Signal(1.0, 1.0, 0.5)
 
 
@@ -68,7 +68,7 @@ def test_a_gentle_spike_is_clipped_and_a_wild_one_skipped() -> None:
 
 
 def test_in_a_young_run_nothing_is_clipped_since_nobody_knows_to_what() -> None:
-    assert decide(Policy(), excess=2.0, baseline=YOUNG).remedies == ("skip",)
+    assert decide(Policy(), excess=2.0, baseline=THIN_HISTORY).remedies == ("skip",)
 
 
 def test_weights_that_are_not_finite_send_the_run_back_at_once_and_a_nan_alone_does_not() -> None:
@@ -309,7 +309,7 @@ def test_a_sound_signal_accuses_the_rate() -> None:
 
 def test_a_fresh_run_that_explodes_twice_in_a_row_has_nothing_to_lose() -> None:
     policy = Policy(patience=3)
-    said = [start(policy, form="sudden", excess=1e6, baseline=YOUNG, signal=SOUND) for _ in range(2)]
+    said = [start(policy, form="sudden", excess=1e6, baseline=THIN_HISTORY, signal=SOUND) for _ in range(2)]
     assert said[0].remedies == ("skip",) and said[1].remedies == ("skip", "rollback", "backoff")
 
 
@@ -455,7 +455,7 @@ EVENTS = st.lists(
 )
 
 
-@given(EVENTS, st.integers(0, 80), st.sampled_from([OLD, OVERSHOT, YOUNG, Baseline()]))
+@given(EVENTS, st.integers(0, 80), st.sampled_from([OLD, OVERSHOT, THIN_HISTORY, Baseline()]))
 def test_any_history_is_answered_within_the_budget_and_resumes(events: list[Any], cut: int, baseline: Baseline) -> None:
     def play(policy: Policy, first: int, part: list[Any]) -> list[Any]:
         said: list[Any] = []

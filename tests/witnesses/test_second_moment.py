@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_gradguard.detectors import NonFinite
 from lightning_gradguard.witnesses.second_moment import SecondMoment, root_mean_ratio
-from lightning_gradguard.witnesses.witness import Scene
+from lightning_gradguard.witnesses.witness import WitnessContext
 from tests.builders import mlp, regression
 from tests.diagnostics.examples import window
 from tests.witnesses.scenes import train
@@ -50,7 +50,7 @@ def test_a_sample_finds_what_all_elements_say():
         optimizer.step()
     weight.grad = 7.0 * torch.randn_like(weight)
     witness = SecondMoment()
-    witness.look(Scene({"w": weight}, optimizer, ["w"], [weight.grad * 1024.0], torch.tensor(1024.0)))
+    witness.look(WitnessContext({"w": weight}, optimizer, ["w"], [weight.grad * 1024.0], torch.tensor(1024.0)))
     moment = optimizer.state[weight]["exp_avg_sq"] / (1.0 - 0.999**40)
     exact = float((weight.grad.square() / moment).mean().sqrt())
     assert exact > 5.0
