@@ -11,7 +11,6 @@ import dataclasses
 import gzip
 import json
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from lightning_gradguard.remedies import Initialize, Remedy, RemedyContext, Roll
 from lightning_gradguard.snapshots import SnapshotStore
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.update_ratio import build_up
-from lightning_gradguard.step import Run, Step, StepInputs, StepReport, judging, treating
+from lightning_gradguard.step import Run, Step, StepInputs, StepReport, judging, learning, treating
 from lightning_gradguard.step.measuring import context_of
 
 FILE = Path(__file__).parents[1] / "tests" / "fixtures" / "traces.jsonl.gz"
@@ -231,8 +230,6 @@ class Replay:
             track.trained.groups = [(-1, -1)]
             track.refresh()
         if "build_up" in row:
-            if math.isfinite(row["norm"]):
-                track.baseline.updates.ratio = max(track.baseline.updates.ratio, row["update_ratio"] * row["build_up"])
             track.baseline.updates.looked = row.get("rate", 0.0)
         statistics = GradientStatistics(
             names=(),
@@ -247,6 +244,7 @@ class Replay:
             patch.object(treating, "moved_too_far", lambda track: row.get("moved_too_far", False)),
             patch.object(self.run.investigation, "readings", lambda optimizer: measured),
             patch.object(judging, "signal", lambda readings: Signal(*row["signal"])),
+            patch.object(learning, "build_up", lambda optimizer: row.get("build_up", 1.0)),
         ):
             report = self.host.go_on(track, context_of(self.run, track, statistics), StepInputs())
         return outputs(self.heard, report.verdict, report.decision)
