@@ -26,7 +26,7 @@ NOT_HELD = {
     "field: mlp, adam 1e-3: 0 x1e+05 at the start",
     "field: wgan_gp, adam 1e-3: critic.2 x1e+04 at the start",
 }
-"""Runs that go by what traces do not hold: a first step that a GradScaler skips, and another optimizer that goes back."""
+"""They go by what traces do not hold: a first step that a GradScaler skips, or another optimizer that goes back."""
 
 
 def test_every_trace_leads_to_the_same_verdicts_and_decisions(recorded: list[traces.Trace]) -> None:
