@@ -14,8 +14,9 @@ from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import Initialisation, draw, fitting
 from lightning_gradguard.layers.names import kind_of
 
-# |mean| / RMS of a weight that is all but constant; its outputs are all alike, and no scale repairs that.
-_EVEN = 0.995
+# Power of a unit's output that the mean of its weights makes, over that of their deviations: outputs are all alike, and
+# no scale repairs that.
+_ALIKE = 9.0
 # A few elements this far above the median carry no knowledge (a flipped bit); the others do.
 _STRAY, _FEW = 50.0, 0.01
 # Times what the fitting initialisation has; less than this is not what made the layer stand out.
@@ -76,7 +77,7 @@ def _mend_one(patient: Patient, name: str, redraw: bool, keep: bool, rescale: bo
     if plan.scheme == "constant" and plan.std == 0.0:
         reset = not size <= _TOO_LARGE_A_BIAS or (not keep and kind_of(patient.layer) != "recurrent")
         return _redraw(patient, name) if reset else zeroed
-    constant = plan.scheme != "constant" and value.numel() >= 16 and abs(float(value.mean())) > _EVEN * size > 0.0
+    constant = plan.scheme != "constant" and value.numel() >= 16 and _alike(value)
     if not keep or (redraw and (constant or not math.isfinite(size))):
         return _redraw(patient, name)
     if not _TOO_LARGE * plan.std < size < math.inf:
@@ -93,6 +94,11 @@ def _redraw(patient: Patient, name: str) -> str:
     write(patient.layer, name, patient.parameters[name], values)
     how = f"set to {plan.std:g}" if plan.scheme == "constant" else f"redrawn ({plan.scheme}, std {plan.std:.3g})"
     return f"{local(name)} {how}"
+
+
+def _alike(value: Tensor) -> bool:
+    """Return whether the mean of a matrix outweighs its deviations in what it makes of inputs of one sign."""
+    return float(value.mean()) ** 2 * (value.numel() / len(value)) > _ALIKE * float(value.var(correction=0))
 
 
 def _drawn(patient: Patient, name: str, plan: Initialisation) -> Tensor:
