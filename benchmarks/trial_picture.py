@@ -153,7 +153,7 @@ def _losses(axis: Axes, setting: Setting, run: Run, alone: Run) -> None:
         _, ink = SHADES.get(trial.outcome, ("", SOFT))
         words = WORDS.get(trial.treatment, " and ".join(trial.treatment))
         axis.text(trial.opened + 1, 0.97 - 0.08 * row, f"trial: {words}", color=ink, va="top", transform=upper)
-        inside = trial.closed - trial.opened > 0.2 * setting.steps
+        inside = trial.closed - trial.opened > 0.15 * setting.steps
         axis.annotate(
             trial.outcome,
             (trial.closed, 0.03),
@@ -170,10 +170,13 @@ def _losses(axis: Axes, setting: Setting, run: Run, alone: Run) -> None:
         axis.scatter(marked, heights, s=30, facecolor=fill, edgecolor=SKIPPED, linewidth=1.5, zorder=5)
     if only:
         place = (only[0], run.losses[only[0]])
-        axis.annotate("skipped", place, (0, 8), textcoords="offset points", color=SKIPPED, ha="center")
+        # Beside the axis there is no room above for half of a word.
+        beside = only[0] < 0.1 * setting.steps
+        where, side = ((12, -16), "left") if beside else ((0, 8), "center")
+        axis.annotate("skipped", place, where, textcoords="offset points", color=SKIPPED, ha=side)
     if run.back:
         place = (run.back[-1], run.losses[run.back[-1]])
-        axis.annotate("gone back", place, (6, -14), textcoords="offset points", color=SKIPPED)
+        axis.annotate("gone back", place, (6, 6), textcoords="offset points", color=SKIPPED)
 
 
 def _beside(axis: Axes, setting: Setting, height: float, text: str, colour: str) -> None:

@@ -57,7 +57,7 @@ ELSEWHERE: dict[str, str] = {
     ),
     **dict.fromkeys(("replay/operation", "replay/origin"), "tests/replay/test_walk.py"),
     **dict.fromkeys(
-        (f"report/{name}" for name in ("chart", "heatmap", "svg", "terminal")),
+        (f"report/{name}" for name in ("chart", "heatmap", "svg", "terminal", "trials")),
         "tests/report/test_page.py",
     ),
     "report/checkpoints": "tests/evidence/test_checkpoints.py",

@@ -71,7 +71,7 @@ def _suspects(blame: tuple[Suspect, ...]) -> str:
     rows = [
         (wording.markdown(wording.named(b)), wording.gains(b) or "–", wording.markdown(tidy(b.reason))) for b in blame
     ]
-    return _table("Suspects", ("suspect", "measured", "why"), rows)
+    return _table("Suspects", ("who", "measured", "why"), rows)
 
 
 def _actions(incident: Incident) -> str:

@@ -45,7 +45,9 @@ def heatmap(run: series.Series, view: View, plot: Plot, top: float) -> Iterable[
         picture = base64.b64encode(encode_png(pixels)).decode("ascii")
         # A notebook, which knows no theme, shows the light one.
         hidden = ' display="none"' if theme == "dark" else ""
-        yield f'<image class="{theme}" {at}{hidden} preserveAspectRatio="none" href="data:image/png;base64,{picture}"/>'
+        # What strips style sheets leaves attributes: cells have edges.
+        shape = 'preserveAspectRatio="none" image-rendering="pixelated"'
+        yield f'<image class="{theme}" {at}{hidden} {shape} href="data:image/png;base64,{picture}"/>'
     every = max(1, math.ceil(11 / row))
     for index, layer in enumerate(run.names):
         y = top + index * row

@@ -15,6 +15,13 @@ from lightning_gradguard.report.story import RunStory, find_journals, read_stori
 from lightning_gradguard.report.terminal import render_text
 from lightning_gradguard_tensorboard import colours
 
+HOW = (
+    "Dark line: the largest norm of each window, in its healthy band below its limit (dashed). Diamonds: NaN or inf. "
+    "Circles: incidents. Spans over the loss: treatments on trial, green where they were kept, red where they were "
+    "taken back. Actions: tall bars are skipped steps, short ones clipped, arrows rollbacks. Layers: orange is above "
+    "their own running median, blue below, magenta NaN or inf."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -59,6 +66,8 @@ def fragment(story: RunStory) -> str:
             parts.append(f"<p><b>{text(story.names[optimizer])}</b></p>")
         records = [record for record in story.records if record["optimizer"] == optimizer]
         parts.append(draw_chart(run, records))
+    if story.optimizers:
+        parts.append(f'<small style="color:{sheet["quiet"]}">{HOW}</small>')
     # The picture is drawn in the light theme's colours, on its ground.
     style = f"background:{sheet['ground']};color:{sheet['ink']};padding:8px;max-width:1080px"
     return f'<div style="{style}">{"".join(parts)}</div>'

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_gradguard_tensorboard import axis, colours
 from lightning_gradguard_tensorboard.codes import Floats
@@ -19,6 +20,7 @@ from lightning_gradguard_tensorboard.telling import short
 
 WIDTH, LEFT, RIGHT = 1060, 176, 14
 PLOT = WIDTH - LEFT - RIGHT
+_STEEP = 24.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ _STYLES = {
     "typical": ("quiet", None),
     "peak": ("peak", None),
     "nonfinite": (None, "nonfinite"),
+    "nonfinite-span": (None, "nonfinite"),
     "loss-band": (None, "loss-band"),
     "loss": ("loss", None),
     "trial kept": ("good", "good"),
@@ -85,10 +88,18 @@ def _attribute(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def text(words: str, x: float, y: float, kind: str = "tick", anchor: str = "start", **attributes: object) -> str:
-    """Return words at a place."""
-    told = "".join(f' {name}="{value}"' for name, value in attributes.items())
-    colour = colours.sheet("light")["ink" if kind == "title" else "quiet"]
+def text(
+    words: str,
+    x: float,
+    y: float,
+    kind: str = "tick",
+    anchor: str = "start",
+    colour: str | None = None,
+    **attributes: object,
+) -> str:
+    """Return words at a place; ``attributes`` with underscores for dashes."""
+    told = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in attributes.items())
+    colour = colour or colours.sheet("light")["ink" if kind == "title" else "quiet"]
     place = f'x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}"'
     return f'<text class="{kind}" {place}{told}>{html.escape(words)}</text>'
 
@@ -131,12 +142,37 @@ def line(xs: Floats, ys: Floats, plot: Plot) -> str:
     return "".join(path)
 
 
+def stepped(windows: Mapping[str, Floats], at: Floats, ys: Floats, plot: Plot) -> str:
+    """Return path data of a line through windows each of which has a place of its own.
+
+    It begins and ends with its windows, and where it leaps, it does so at the edge between two: a slope from the window
+    before would show trouble before it began.
+    """
+    path, first, last = [], windows["first"], windows["last"]
+    for piece in pieces(np.isfinite(ys) & ((ys > 0) | (not plot.log))):
+        heights = [plot.y(float(ys[c])) for c in piece]
+        points = [(first[piece[0]], heights[0])]
+        for c, here, after in zip(piece, heights, heights[1:] + heights[-1:], strict=True):
+            points.append((at[c], here))
+            if abs(after - here) > _STEEP:
+                points.append((first[c + 1], max(here, after)))
+        points.append((last[piece[-1]], heights[-1]))
+        path.append(f"M{'L'.join(f'{plot.x(place):.1f} {y:.1f}' for place, y in points)}")
+    return "".join(path)
+
+
+def pieces(kept: npt.NDArray[np.bool_]) -> Iterable[list[int]]:
+    """Return the stretches of neighbouring columns that are kept."""
+    known = np.flatnonzero(kept)
+    cuts = np.flatnonzero(np.diff(known) > 1) + 1
+    return [piece.tolist() for piece in np.split(known, cuts)] if len(known) else []
+
+
 def area(xs: Floats, low: Floats, high: Floats, plot: Plot) -> str:
     """Return path data of what lies between two lines, in pieces where one of them breaks."""
     path = []
-    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high) & ((low > 0) | (not plot.log)))
-    for piece in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(known) else ():
+    for piece in pieces(np.isfinite(low) & np.isfinite(high) & ((low > 0) | (not plot.log))):
         above = [f"{plot.x(xs[c]):.1f} {plot.y(high[c]):.1f}" for c in piece]
-        below = [f"{plot.x(xs[c]):.1f} {plot.y(low[c]):.1f}" for c in piece[::-1]]
+        below = [f"{plot.x(xs[c]):.1f} {plot.y(low[c]):.1f}" for c in reversed(piece)]
         path.append(f"M{'L'.join(above + below)}z")
     return "".join(path)

@@ -4,12 +4,11 @@
 import { MISSING, ZERO } from "./api.js";
 import { formatNumber, h, put } from "./dom.js";
 import { drawLabels } from "./labels.js";
-import { heats, hotColumns, rowsOf, worstOf } from "./rows.js";
+import { heats, hotColumns, pinned, rowsOf, worstOf } from "./rows.js";
 import { STATISTICS, hasMiddle, sourceOf } from "./statistics.js";
 
 const LEAST_ROW = 15;
 export const MOST_ROW = 26;
-const PINNED = 8;
 
 export class Heat {
   /** @param {object} panel whose view, axis and state it draws */
@@ -54,10 +53,7 @@ export class Heat {
     this.rows = rowsOf(names, blocks, this.open, how);
     const room = this.scroll.clientHeight || 1;
     const plain = state.order === "forward" && !state.search;
-    // Where not all rows are in sight, what stands out is shown above them.
-    const out = plain && this.rows.length * LEAST_ROW > room ? this.panel.standsOut().slice(0, PINNED) : [];
-    const pinned = out.map((name) => ({ kind: "layer", key: `p${name}`, pinned: true, layers: [names.indexOf(name)], label: name, name }));
-    this.rows = [...pinned, ...this.rows.filter((row) => row.kind !== "layer" || !out.includes(row.name))];
+    if (plain) this.rows = pinned(this.rows, this.panel.standsOut(), names, Math.floor(room / LEAST_ROW));
     this.folds = plain ? blocks.filter((block) => block.folds).length : 0;
   }
 

@@ -34,14 +34,14 @@ const STEEP = 24;
  * A line through columns each of which has a place of its own. It begins and ends with its windows, and where it leaps, it does so at the edge
  * between two: a slope from the window before would show trouble before it began.
  */
-export function stepped(name, columns, panel, first, last, x, y) {
+export function stepped(name, columns, panel, first, last, x, y, steep = STEEP) {
   if (columns.length === 1) return line(name, columns, x, y);
   const points = [pair(panel.x(first[columns[0]]), y(columns[0]))];
   columns.forEach((c, at) => {
     points.push(pair(x(c), y(c)));
     const next = columns[at + 1];
     if (next === undefined) points.push(pair(panel.x(last[c]), y(c)));
-    else if (Math.abs(y(next) - y(c)) > STEEP) points.push(pair(panel.x(first[next]), y(y(next) < y(c) ? c : next)));
+    else if (Math.abs(y(next) - y(c)) > steep) points.push(pair(panel.x(first[next]), y(y(next) < y(c) ? c : next)));
   });
   return s("polyline", { class: name, points: points.join(" ") });
 }

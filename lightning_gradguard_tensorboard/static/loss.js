@@ -1,7 +1,7 @@
 // The loss on the same axis, with each treatment that was put on trial as a shaded span, from its step to its verdict.
 
 import { formatNumber, h, put, s } from "./dom.js";
-import { area, grid, inside, line, pieces, scale, stepped } from "./lines.js";
+import { area, grid, inside, pieces, scale, stepped } from "./lines.js";
 import { byLoss, dot } from "./norm.js";
 
 const TOP = 16;
@@ -45,7 +45,7 @@ const edged = (run, first, last) => run.flatMap((c) => [[c, first[c]], [c, last[
 
 function overLoss(panel, view, index, y) {
   const { first, last, loss_mean: mean } = view.windows;
-  return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) => line(`other other-${index}`, run, (c) => panel.x((first[c] + last[c]) / 2), (c) => y(mean[c])));
+  return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) => stepped(`other other-${index}`, run, panel, first, last, (c) => panel.x((first[c] + last[c]) / 2), (c) => y(mean[c])));
 }
 
 /** The span of one trial, and the levels that were compared: a dashed line before the trouble, a ring in it, a disc at the end. */

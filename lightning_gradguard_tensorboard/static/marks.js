@@ -64,7 +64,9 @@ export function drawRate(panel) {
   const last_known = bracketed.at(-1)?.at(-1);
   // A window tells the rate of its last step: between two there is no slope.
   const stairs = (name, run, level) => s("polyline", { class: name, points: run.map((c) => `${panel.x(first[c]).toFixed(1)},${level(c).toFixed(1)} ${panel.x(last[c]).toFixed(1)},${level(c).toFixed(1)}`).join(" ") });
-  const word = (text, value) => s("text", { class: "tick", x: panel.gutter + panel.plotWidth - 4, y: Math.min(Math.max(y(value) + 4, 10), RATE - 2), "text-anchor": "end" }, text);
+  const edge = last_known === undefined ? 0 : y(bad[last_known]);
+  // Inside of the shade or below it: its edge does not cross the words.
+  const word = (text) => s("text", { class: "tick", x: panel.gutter + panel.plotWidth - 4, y: edge >= 16 ? edge - 4 : edge + 12, "text-anchor": "end" }, text);
   panel.rate.setAttribute("height", RATE);
   put(panel.rate,
     s("text", { class: "tick name", x: panel.gutter - 10, y: RATE / 2 + 4, "text-anchor": "end" }, "learning rate"),
@@ -77,7 +79,7 @@ export function drawRate(panel) {
       ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
       ...panel.seams(0, RATE),
     ),
-    last_known !== undefined && word(`shaded: too high, ${formatNumber(bad[last_known])} lost the run`, bad[last_known] * 2),
+    last_known !== undefined && word(`shaded: too high, ${formatNumber(bad[last_known])} lost the run`),
     s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
   );
 }

@@ -55,7 +55,7 @@ export function drawNorm(panel) {
 function over(panel, { view, index }, y) {
   const { first, last, peak, peak_at: at } = view.windows;
   const x = (c) => panel.x(Number.isFinite(at[c]) ? at[c] + 0.5 : (first[c] + last[c]) / 2);
-  return pieces(first.length, (c) => drawable(peak[c])).map((run) => line(`other other-${index}`, run, x, (c) => y(peak[c])));
+  return pieces(first.length, (c) => drawable(peak[c])).map((run) => stepped(`other other-${index}`, run, panel, first, last, x, (c) => y(peak[c])));
 }
 
 /** Whether an incident was found by its loss, and is marked there: the norm may look as ever. */

@@ -177,7 +177,8 @@ export class Panel {
     this.heat.draw();
     this.drawPin();
     const bottom = this.charts.clientHeight - this.heat.scroll.offsetTop - Math.min(this.heat.scroll.clientHeight, this.heat.rows.length * this.heat.rowHeight);
-    for (const one of [this.line, this.pin, this.band]) one.style.bottom = `${Math.max(0, bottom)}px`;
+    const top = this.norm.getBoundingClientRect().top - this.charts.getBoundingClientRect().top;
+    for (const one of [this.line, this.pin, this.band]) Object.assign(one.style, { top: `${top}px`, bottom: `${Math.max(0, bottom)}px` });
   }
 
   shownIncidents() {

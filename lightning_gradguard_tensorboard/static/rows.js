@@ -53,6 +53,22 @@ export function rowsOf(names, blocks, open, { order = "forward", search = "", he
   });
 }
 
+const PINNED = 8;
+
+/** The rows with what stands out above them where it is folded away, or below the `seen` rows that are in sight at once; nothing is listed twice. */
+export function pinned(rows, out, names, seen) {
+  const at = new Map(rows.map((row, index) => [row.kind === "layer" ? row.name : null, index]));
+  const mine = rows.length > seen ? out.slice(0, PINNED) : [];
+  let far = [];
+  // Each row above the others takes a place in sight from them.
+  for (let before = -1; before < far.length; ) {
+    before = far.length;
+    far = mine.filter((name) => !(at.get(name) < seen - before));
+  }
+  const above = far.map((name) => ({ ...layerRow(names, names.indexOf(name)), key: `p${name}`, pinned: true }));
+  return [...above, ...rows.filter((row) => row.kind !== "layer" || !far.includes(row.name))];
+}
+
 /** How far one cell of a view stands out: the size of its ratio, up or down, in codes; what is not finite is above all. */
 const heatOf = (view, at) => (view.nonfinite[at] ? 1e6 : view.ratios[at] === MISSING ? 0 : Math.abs(view.ratios[at]));
 

@@ -1,9 +1,9 @@
 // What witnesses have seen, a row each: numbers that may move before the gradient does.
 
 import { formatNumber, put, s } from "./dom.js";
-import { drawable, inside, line, pieces, scale } from "./lines.js";
+import { drawable, inside, pieces, scale, stepped } from "./lines.js";
 
-const ROW = 18;
+const ROW = 24;
 
 const WITNESSES = {
   update_ratio: "update / weight",
@@ -15,7 +15,7 @@ const WITNESSES = {
 /** Those that have seen something in the stretch in sight, with the names of their rows. */
 const seen = (windows) => Object.entries(WITNESSES).filter(([key]) => windows[key]?.some(drawable));
 
-/** Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight at its end. */
+/** Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight below its name. */
 export function drawWitnesses(panel) {
   const { windows } = panel.view;
   const { first, last } = windows;
@@ -30,9 +30,9 @@ export function drawWitnesses(panel) {
       const top = row * ROW;
       const { y } = scale(values, top + 2, ROW - 4);
       return [
-        s("text", { class: "tick name", x: panel.gutter - 10, y: top + ROW / 2 + 4, "text-anchor": "end" }, name),
-        ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => line("witness-line", run, x, (c) => y(values[c])))),
-        s("text", { class: "tick largest", x: end - 4, y: top + 12, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
+        s("text", { class: "tick name", x: panel.gutter - 10, y: top + 10, "text-anchor": "end" }, name),
+        s("text", { class: "tick largest", x: panel.gutter - 10, y: top + 20, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
+        ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => stepped("witness-line", run, panel, first, last, x, (c) => y(values[c]), ROW / 4))),
         s("line", { class: "grid", x1: panel.gutter, x2: end, y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
       ];
     }),

@@ -11,6 +11,7 @@ from .words import tidy
 
 _NEXT_STEPS = {
     "layer": "find out what changed {suspect} at step {step}: code of your own that writes to it, or the machine",
+    "fresh layer": "look at how {suspect} is initialised",
     "start": "choose another initialisation, or scale the inputs to a mean of 0 and a spread of 1",
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
     "activation": "look at the function that is named: a log, a root, an exponential or a division needs a bound",
@@ -78,6 +79,8 @@ def _for_cause(record: Record) -> str:
     if cause == "learning rate":
         return _lower(record)
     suspect = named(blame[0]) if blame else "the layers"
+    if cause == "layer" and record.get("form") == "cold-start":
+        cause = "fresh layer"
     told = _NEXT_STEPS.get(cause, _NEXT_STEPS["unknown"])
     told = told.format(batch=_batch(record), suspect=suspect, step=f"{integer(record.get('step')):,}")
     return f"{told}; and {_lower(record)}" if the_rate_too(record) else told

@@ -243,6 +243,20 @@ def test_blocks_fold_and_show_the_worst_of_their_layers(tab: Tab) -> None:
     assert frame.locator(".label.child").count() == 0
 
 
+@pytest.mark.parametrize(("height", "pinned"), [(1100, False), (800, True)])
+def test_a_layer_that_is_blamed_is_listed_once(tab: Tab, height: int, pinned: bool) -> None:
+    """In its block where that is in sight, above all others where it is not, and where its block is folded."""
+    tab.page.set_viewport_size({"width": 1400, "height": height})
+    frame = tab.open(run="guarded")
+    named = frame.locator(".label[title='blocks.7.attn.proj']")
+    assert named.count() == 1 and ("pinned" in named.get_attribute("class")) == pinned
+    frame.locator(".incident[data-number='3']").click()
+    loaded(frame, "2185-2785")
+    assert frame.locator(".label.blamed").count() == 1
+    frame.locator(".label.block", has_text="blocks.7").click()
+    assert named.count() == (1 if pinned else 0), "in a folded block it needs no row as long as all rows are in sight"
+
+
 def test_two_optimizers_have_a_view_each(tab: Tab) -> None:
     frame = tab.open(run="pair")
     for optimizer, layers in (("0", ["generator.0", "generator.1"]), ("1", ["critic.0", "critic.1", "critic.2"])):

@@ -53,6 +53,9 @@ def take(tab: Tab, pictures: Path | None) -> Any:
     def picture(name: str) -> None:
         if pictures is not None:
             tab.page.mouse.move(5, 5)
+            size = tab.page.viewport_size
+            tab.page.set_viewport_size({**size, "height": 1240 if size["width"] == 1000 else 1160})
+            tab.page.wait_for_timeout(800)
             # The tab alone: TensorBoard's own bar lies over the tabs' names in a window as small as this.
             tab.page.locator("iframe").screenshot(path=pictures / f"{name}.png")
 
@@ -140,6 +143,8 @@ def test_a_rate_too_high_whose_first_treatment_was_taken_back(tab: Tab, take: An
     assert frame.locator("svg.loss .dot").count() == 1, "it was found by the loss, where the norm was as ever"
     frame.locator(".incident .headline").click()
     frame.locator(".panel[data-loaded]:not([data-loaded='0-900'])").first.wait_for()
+    label, norm = (frame.locator(one).bounding_box() for one in (".pin-label", "svg.norm"))
+    assert label["y"] >= norm["y"] - 4, "keys of two lines do not cover it"
     assert frame.locator("svg.marks .went-back").count() == 2
     assert frame.locator("svg.loss .trial.back").count() == 2 and frame.locator("svg.loss .trial.kept").count() == 1
     words = frame.locator("svg.loss .trial-word").all_text_contents()

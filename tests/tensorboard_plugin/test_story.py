@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import synthetic
 
-from lightning_gradguard_tensorboard import events, story
+from lightning_gradguard_tensorboard import events, story, telling
 
 
 def event(tick: int, payload: Any) -> events.Event:
@@ -102,3 +102,12 @@ def test_what_is_not_an_event_is_left_out(text: bytes | str) -> None:
 def test_a_malformed_incident_breaks_nothing(broken: dict[str, Any]) -> None:
     records = events.incidents([event(1, {"event": "opened", "incident": broken, "step": 1})], {})
     story.verdict(records, END)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"), [("sudden", "find out what changed head"), ("cold-start", "look at how head")]
+)
+def test_a_fresh_layer_has_not_been_changed_by_anybody(form: str, words: str) -> None:
+    made = synthetic.incident(1, 1, form, "head", remedies=["reinitialize"], closed=20, helped=True)
+    made["actions"][0]["decision"] |= {"cause": "layer"}
+    assert words in telling.advice(made)

@@ -95,6 +95,12 @@ def test_each_that_has_seen_something_has_a_row_in_the_tab(tab: Tab) -> None:
     for name in ("update / weight", "second moment", "attention logit", "≤ 0.3", "≤ 63"):
         assert name in text, text
     assert "busiest expert" not in text
+    tab.page.set_viewport_size({"width": 1000, "height": 860})
+    frame.locator(".panel").evaluate("panel => new Promise(drawn => setTimeout(drawn, 500))")
+    plot, chart = frame.locator("canvas.heat").bounding_box(), rows.bounding_box()
+    for words in rows.locator("text").all():
+        box = words.bounding_box()
+        assert chart["x"] <= box["x"] and box["x"] + box["width"] <= plot["x"], "nothing lies over a line"
     assert "300 x the median" in frame.locator(".incident").first.inner_text()
 
 
