@@ -38,7 +38,7 @@ class Reinitialize(Remedy):
     """Repair the layers that are blamed, and put right what the optimizer knows of them.
 
     A layer damaged since the last snapshot is restored from it, and the optimizer's state of it as well. Otherwise
-    stray elements (a flipped bit) are set to zero, weights that are all but constant are drawn anew with an
+    stray elements (a flipped bit) are set to zero, weights whose mean outweighs their deviations are drawn anew with an
     initialisation that fits type and activation, and weights that are merely too large are rescaled to the RMS of that
     initialisation, which keeps what they have learned; the optimizer's state of each such parameter is removed, step
     count included: zeroed moments with an old step count would give an update of several times the learning rate.

@@ -16,7 +16,7 @@ from lightning_gradguard.layers.names import kind_of
 
 # Power of a unit's output that the mean of its weights makes, over that of their deviations: outputs are all alike, and
 # no scale repairs that.
-_ALIKE = 9.0
+_OUTWEIGHED = 9.0
 # A few elements this far above the median carry no knowledge (a flipped bit); the others do.
 _STRAY, _FEW = 50.0, 0.01
 # Times what the fitting initialisation has; less than this is not what made the layer stand out.
@@ -98,7 +98,7 @@ def _redraw(patient: Patient, name: str) -> str:
 
 def _alike(value: Tensor) -> bool:
     """Return whether the mean of a matrix outweighs its deviations in what it makes of inputs of one sign."""
-    return float(value.mean()) ** 2 * (value.numel() / len(value)) > _ALIKE * float(value.var(correction=0))
+    return float(value.mean()) ** 2 * (value.numel() / len(value)) > _OUTWEIGHED * float(value.var(correction=0))
 
 
 def _drawn(patient: Patient, name: str, plan: Initialisation) -> Tensor:

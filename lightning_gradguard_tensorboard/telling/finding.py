@@ -92,7 +92,7 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "measured", tidy(clean(str(measured[-1])))
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
     rates = [plain(str(one.get("detail"))) for one in done if one.get("remedy") == "backoff"]
-    if rates and rates[-1].startswith(_RATE) and not left(record):
+    if rates and rates[-1].startswith(_RATE) and stands != "anew" and not left(record):
         yield (
             "learning rate",
             f"lowered to {tidy(clean(rates[-1].removeprefix(_RATE)))}; it climbs while the loss falls",

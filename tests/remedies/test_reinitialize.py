@@ -95,6 +95,14 @@ def test_a_degenerate_layer_is_redrawn(value):
     assert size(model[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=0.1)
 
 
+@pytest.mark.parametrize(("least", "most", "how"), [(0.0, 20.0, "Kaiming"), (-20.0, 20.0, "rescaled")])
+def test_weights_whose_mean_outweighs_their_deviations_are_drawn_anew_and_not_rescaled(least, most, how):
+    """Those of ``torch.rand`` say one and the same of every input of one sign, whatever their scale."""
+    model = net()
+    nn.init.uniform_(model[0].weight, least, most)
+    assert how in treat(model, "0", start=True).detail
+
+
 @pytest.mark.parametrize("how", ["constant", "nan", "large"])
 def test_nothing_is_drawn_anew_or_rescaled_in_a_run_under_way(how):
     model = net()
