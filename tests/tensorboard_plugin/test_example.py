@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stories
 import torch
 from browsing import NONFINITE, Tab, colours, extent, loaded
 
@@ -32,11 +33,14 @@ def logs(tmp_path_factory: pytest.TempPathFactory, pictures: Path | None, chromi
     sys.modules[spec.name] = example
     spec.loader.exec_module(example)
     folder = tmp_path_factory.mktemp("runs")
-    logging.getLogger("lightning_gradguard").setLevel(logging.ERROR)
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    for seed, steps in ((0, 300 if pictures else 40), (1, 25)):
-        options = ["--seed", str(seed), "--max-steps", str(steps), "--log-dir", str(folder)]
-        example.train("guarded", example.parse(options))
+    # Those who ask what is logged come after.
+    with stories.quiet(logging.getLogger("lightning_gradguard")):
+        for seed, steps in ((0, 300 if pictures else 40), (1, 25)):
+            options = ["--seed", str(seed), "--max-steps", str(steps), "--log-dir", str(folder)]
+            example.train("guarded", example.parse(options))
+    torch.set_num_threads(threads)
     return folder
 
 
