@@ -167,7 +167,7 @@ def test_a_rate_too_high(tab: Tab, take: Any) -> None:
     said = answers(frame)
     assert "learning rate" in said["Where"] and "lowered the learning rate" in said["Done"]
     assert said["Did it help?"].startswith("yes: loss")
-    assert "too high as far as is known" in frame.locator("svg.rate").text_content()
+    assert "too high (above" in frame.locator("svg.rate").text_content()
     take("story-bad-rate")
 
 
