@@ -47,7 +47,7 @@ def answers(
         "Where": _where(newest),
         "Done": [{"text": "; ".join([first_aid] * bool(first_aid) + summary(newest)) or done_by(newest)}],
         "Did it help?": [{"text": _helped(newest)}],
-        "What next?": [{"text": advice(newest)}],
+        "What next?": [{"text": advice(newest, ended=last is not None and last.ended)}],
     }
     return [{"question": question, "words": words} for question, words in told.items()]
 

@@ -26,6 +26,7 @@ from .telling import (
     watched,
     why_stopped,
 )
+from .telling.record import actions_of, integer
 
 Level = Literal["good", "warning", "bad"]
 
@@ -90,7 +91,7 @@ def verdict(
     held, clipped = max(counts.get("skipped", 0), _held(records)), counts.get("clipped", 0)
     done = [f"{count(held, 'step')} skipped"] if held else []
     done += [f"{count(clipped, 'step')} clipped"] if clipped else []
-    calm = end[0] - 1 - newest["place"] if end else 0.0
+    calm = end[0] - 1 - newest["place"] - _lasted(newest) if end else 0.0
 
     def answered(now: str) -> list[dict[str, Any]]:
         return answers(records, now, ", ".join(done), last)
@@ -134,12 +135,20 @@ def verdict(
     settled = calm >= SETTLED or states == {"calm"}
     now = f"no alarm for {count(int(calm), 'step')}" if calm >= 1 else "no alarm since"
     # One word has one colour: what is amber is called otherwise than what is green.
-    since = "" if settled or only_watched else f"; green after {SETTLED}"
+    since = "" if settled or only_watched or (last is not None and last.ended) else f"; green after {SETTLED}"
     words.append({"text": f"; {now}{' since' if calm >= 1 else ''}{since}."})
     if only_watched:
         return _verdict("warning", "No more alarms", words, answered(now))
     amber, green = _HEADLINES["anew" if state(newest) == "anew" else "helped" if "helped" in states else "calm"]
     return _verdict("good" if settled else "warning", green if settled else amber, words, answered(now))
+
+
+def _lasted(record: Mapping[str, Any]) -> int:
+    """Return the steps from an incident's first alarm to the last one that is known."""
+    first = integer(record.get("step"))
+    later = [integer(one.get("step")) for one in actions_of(record)]
+    later += [integer(one.get("opened")) for one in dicts(record.get("trials"))]
+    return max(max(later, default=first) - first, 0)
 
 
 def sentence(said: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ function details(incident, chosen) {
   const reason = incident.told.because;
   return [
     evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))), h("div", { class: "quiet" }, evidence.reason)),
-    entry("Blamed", blame.length === 0 ? "nobody" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
+    entry("Blamed", blame.length === 0 ? "no layer" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
     findings.filter(isCause).map(finding),
     trials.map((one) =>
       entry(

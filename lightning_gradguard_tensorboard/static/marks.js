@@ -79,7 +79,7 @@ export function drawRate(panel) {
       ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
       ...panel.seams(0, RATE),
     ),
-    last_known !== undefined && word(`shaded: too high (above ${formatNumber(bad[last_known])})`),
+    last_known !== undefined && word(`shaded: too high (by now above ${formatNumber(bad[last_known])})`),
     s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
   );
 }

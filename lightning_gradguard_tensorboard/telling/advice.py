@@ -22,11 +22,18 @@ _NEXT_STEPS = {
 _SNAPSHOT = re.compile(r"snapshot of step (\d+)|went back to step (\d+)")
 
 
-def advice(record: Record) -> str:
-    """Return what to do next: ``nothing for this run; next time choose a learning rate well below 6, or ...``."""
+def advice(record: Record, *, ended: bool = False) -> str:
+    """Return what to do next: ``nothing for this run; next time choose a learning rate well below 6, or ...``.
+
+    Args:
+        record: The newest incident.
+        ended: Whether the run has ended, so that there is nothing to wait for.
+    """
     told, stands = _for_cause(record), state(record)
     if halted(record) or stands == "stopped":
         return f"{told}; then {_go_on(record)}"
+    if stands == "open" and ended:
+        return f"{told}; the run ended before this was over: {_go_on(record)}"
     if stands == "open":
         return f"wait: the guard is at it; meanwhile {told}"
     if stands == "failed":

@@ -53,9 +53,9 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
         (CALM, "good", "Calm again", "no alarm for 209 steps since"),
         (WATCHED, "warning", "No more alarms", "nothing was changed, only watched; no alarm for"),
         (ANEW, "warning", "Learning anew", "have changed for good, and what is healthy was learned anew"),
-        (KEPT_ONLY, "warning", "Treated", "no alarm for 209 steps since"),
-        (KEPT_AT_ONCE, "warning", "Recovering", "no alarm for 209 steps since"),
-        (SECOND_KEPT, "warning", "Recovering", "no alarm for 209 steps since"),
+        (KEPT_ONLY, "warning", "Treated", "no alarm for 143 steps since"),
+        (KEPT_AT_ONCE, "warning", "Recovering", "no alarm for 207 steps since"),
+        (SECOND_KEPT, "warning", "Recovering", "no alarm for 143 steps since"),
         (
             ALL_TAKEN_BACK,
             "bad",

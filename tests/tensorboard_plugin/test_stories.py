@@ -127,7 +127,7 @@ def test_a_bad_batch(tab: Tab, take: Any) -> None:
     assert said["Where"] == "batch 500; no layer is blamed"
     assert "could not be told" not in frame.locator("body").inner_text(), "nobody looked for its cause"
     card = frame.locator(".incident").inner_text()
-    assert "Blamed\nnobody" in card and "Cause\nnot looked for: skipping it was enough" in card
+    assert "Blamed\nno layer" in card and "Cause\nnot looked for: skipping it was enough" in card
     assert "no alarm for" in said["Now"] and "nothing but skipping" in said["Did it help?"]
     take("story-bad-batch")
 
@@ -167,7 +167,7 @@ def test_a_rate_too_high(tab: Tab, take: Any) -> None:
     said = answers(frame)
     assert "learning rate" in said["Where"] and "lowered the learning rate" in said["Done"]
     assert said["Did it help?"].startswith("yes: loss")
-    assert "too high (above" in frame.locator("svg.rate").text_content()
+    assert "too high (by now above" in frame.locator("svg.rate").text_content()
     take("story-bad-rate")
 
 

@@ -11,6 +11,8 @@ import synthetic
 from browsing import Tab
 
 from lightning_gradguard_tensorboard import events, story, telling
+from lightning_gradguard_tensorboard.clock import Heard
+from lightning_gradguard_tensorboard.telling.advice import advice
 
 END = (2400.0, 2399)
 BACK = {
@@ -60,7 +62,7 @@ def watched(**changes: Any) -> dict[str, Any]:
         (record("skip", closed=1920), "good", "Calm again", "no alarm for 499 steps since"),
         (watched(closed=1920), "warning", "No more alarms", "nothing was changed, only watched"),
         (record("skip", cause="new regime", closed=1924), "warning", "Learning anew", "have changed for good"),
-        (record("skip", trials=[BACK, KEPT], closed=2028, helped=True), "warning", "Recovering", "no alarm for 499"),
+        (record("skip", trials=[BACK, KEPT], closed=2028, helped=True), "warning", "Recovering", "no alarm for 435"),
         (
             record("skip", trials=[{**KEPT, "trouble": 0.2}], closed=2028, helped=True),
             "warning",
@@ -163,3 +165,18 @@ def test_the_cards_tell_what_was_tried(tab: Tab) -> None:
 )
 def test_evidence_says_what_was_measured(detector: str, told: str) -> None:
     assert telling.evidence({"verdict": {"detector": detector, "value": 310.0, "limit": 3.7}}) == told
+
+
+def test_calm_is_counted_from_the_last_alarm_that_is_known() -> None:
+    once, again = record("skip", closed=2028), record("skip", trials=[BACK, KEPT], closed=2028, helped=True)
+    assert "no alarm for 499 steps" in verdict(once)[2]
+    assert "no alarm for 435 steps" in verdict(again)[2], "the second treatment was called for 64 steps later"
+
+
+def test_a_run_that_has_ended_is_not_waited_for() -> None:
+    made = record("skip", trials=[BACK, KEPT], closed=2028, helped=True)
+    records = events.incidents([events.Event(1, 1.0, 0, {"event": "closed", "incident": made})], {})
+    going, ended = (story.sentence(story.verdict(records, END, last=Heard(None, one))) for one in (False, True))
+    assert "green after 500" in going and "green after" not in ended
+    open_now = record("skip", closed=None)
+    assert advice(open_now).startswith("wait") and "wait" not in advice(open_now, ended=True)

@@ -1,7 +1,9 @@
-"""python benchmarks/strangers/fifth/run.py [names] --seeds 0 1 --contenders none twin clip guard twinguard watch --out FILE.jsonl
+"""Do the runs of a set by a stranger: ``python benchmarks/strangers/harness.py SET [names] --out FILE.jsonl``.
 
-Every run has a process (forked from a clean server that has only imported the libraries) and a temporary folder of its own.
+Every run has a process (forked from a clean server that has only imported the libraries) and a temporary folder of its
+own. The first two sets have a command of their own, since their authors wrote one.
 """
+
 import argparse
 import contextlib
 import hashlib
@@ -17,23 +19,28 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).resolve().parent
+SETS = ("third", "fourth", "fifth", "sixth", "seventh")
 GUARDED = {"guard", "twinguard", "watch"}
-sys.path.insert(0, str(HERE))
 
 
-def cases():
+def cases(folder):
+    # The third set has helpers of its own; those of the others are the same.
+    sys.path[:0] = [str(HERE / folder), str(HERE)]
     import sick
+
     out = {f.__name__: ("sick", False, f) for f in sick.RUNS}
     with contextlib.suppress(ImportError):
         import healthy
+
         out.update({f.__name__: ("healthy", f.__name__ in healthy.REGIME, f) for f in healthy.RUNS})
     return out
 
 
-def one(name, seed, contender, path):
+def one(folder, name, seed, contender, path):
     import torch
     from lightning.pytorch import Trainer
-    log = (HERE / "logs" / f"{name}-{seed}-{contender}.txt") if contender in GUARDED else None
+
+    log = (HERE / folder / "logs" / f"{name}-{seed}-{contender}.txt") if contender in GUARDED else None
     with tempfile.TemporaryDirectory() as tmp:
         os.chdir(tmp)
         fd = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -43,10 +50,18 @@ def one(name, seed, contender, path):
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
         torch.manual_seed(seed)
-        kind, regime, build = cases()[name]
+        kind, regime, build = cases(folder)[name]
         run = build(seed, twin=contender.startswith("twin")) if kind == "sick" else build(seed)
-        kwargs = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False,
-                  "enable_model_summary": False, "default_root_dir": tmp, "max_epochs": -1, **run.trainer}
+        kwargs = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp,
+            "max_epochs": -1,
+            **run.trainer,
+        }
         guard = None
         if contender == "clip":
             if run.module.automatic_optimization:
@@ -55,6 +70,7 @@ def one(name, seed, contender, path):
                 run.module.clip = 1.0
         if contender in GUARDED:
             from lightning_gradguard import GradGuard
+
             guard = GradGuard(mode="watch") if contender == "watch" else GradGuard()
             kwargs["callbacks"] = [*kwargs.get("callbacks", []), guard]
         torch.manual_seed(seed + 1)
@@ -73,16 +89,32 @@ def one(name, seed, contender, path):
             score = float(run.score(run.module))
         except Exception as e:
             score, error = math.nan, f"score: {e}"
-        row = {"name": name, "kind": kind, "regime": regime, "seed": seed, "contender": contender, "score": score,
-               "trivial": run.trivial, "steps": steps, "error": error, "hash": h.hexdigest()[:16],
-               "seconds": round(seconds, 1)}
+        row = {
+            "name": name,
+            "kind": kind,
+            "regime": regime,
+            "seed": seed,
+            "contender": contender,
+            "score": score,
+            "trivial": run.trivial,
+            "steps": steps,
+            "error": error,
+            "hash": h.hexdigest()[:16],
+            "seconds": round(seconds, 1),
+        }
         if guard is not None:
             row["incidents"] = [
-                {"step": i.step, "form": str(i.form), "culprit": str(i.culprit), "remedies": [str(r) for r in i.remedies],
-                 "trials": [[str(t.cause), str(t.treatment), t.opened, t.closed, str(t.outcome)] for t in i.trials]}
-                for i in guard.incidents]
+                {
+                    "step": i.step,
+                    "form": str(i.form),
+                    "culprit": str(i.culprit),
+                    "remedies": [str(r) for r in i.remedies],
+                    "trials": [[str(t.cause), str(t.treatment), t.opened, t.closed, str(t.outcome)] for t in i.trials],
+                }
+                for i in guard.incidents
+            ]
             for j in Path(tmp).rglob("gradguard.jsonl"):
-                run_dir = HERE / "logs" / f"{name}-{seed}-{contender}"
+                run_dir = HERE / folder / "logs" / f"{name}-{seed}-{contender}"
                 run_dir.mkdir(exist_ok=True)
                 (run_dir / j.name).write_text(j.read_text())
         with open(path, "a") as f:
@@ -92,24 +124,31 @@ def one(name, seed, contender, path):
 
 def main():
     p = argparse.ArgumentParser()
+    p.add_argument("set", choices=SETS)
     p.add_argument("names", nargs="*")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     p.add_argument("--contenders", nargs="+", default=["none", "twin", "clip", "guard"])
     p.add_argument("--out", default="out.jsonl")
     p.add_argument("--processes", type=int, default=1)
     a = p.parse_args()
-    (HERE / "logs").mkdir(exist_ok=True)
+    (HERE / a.set / "logs").mkdir(exist_ok=True)
     out = str(Path(a.out).resolve())
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["torch", "lightning.pytorch", "sklearn.datasets", "torch._dynamo"])
-    todo = [(n, s, c) for n, (kind, _, _) in cases().items() if not a.names or n in a.names or kind in a.names
-            for s in a.seeds for c in a.contenders if kind == "sick" or c in ("none", "guard", "watch")]
+    todo = [
+        (n, s, c)
+        for n, (kind, _, _) in cases(a.set).items()
+        if not a.names or n in a.names or kind in a.names
+        for s in a.seeds
+        for c in a.contenders
+        if kind == "sick" or c in ("none", "guard", "watch")
+    ]
     live = []
     for job in todo:
         while len(live) >= a.processes:
             live[0].join(0.05)
             live = [q for q in live if q.is_alive()]
-        q = ctx.Process(target=one, args=(*job, out))
+        q = ctx.Process(target=one, args=(a.set, *job, out))
         q.start()
         live.append(q)
     for q in live:

@@ -1,4 +1,5 @@
 """What the runs share: the parts of a run, a plain LightningModule, data sets and scores."""
+
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,5 +110,3 @@ def mlp(*d, act=nn.ReLU):
         if i < len(d) - 2:
             out.append(act())
     return nn.Sequential(*out)
-
-
