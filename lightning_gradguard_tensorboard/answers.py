@@ -8,6 +8,7 @@ from typing import Any
 
 from .clock import Heard, at, heard
 from .telling import (
+    Held,
     acts,
     advice,
     cause,
@@ -30,7 +31,11 @@ Words = list[dict[str, str]]
 
 
 def answers(
-    records: Sequence[Mapping[str, Any]], now: str, first_aid: str, last: Heard | None = None
+    records: Sequence[Mapping[str, Any]],
+    now: str,
+    first_aid: str,
+    last: Heard | None = None,
+    held: Held | None = None,
 ) -> list[dict[str, Any]]:
     """Return the questions with their answers.
 
@@ -39,6 +44,7 @@ def answers(
         now: How the run is.
         first_aid: The steps skipped and clipped, in words.
         last: The last that was heard of the run.
+        held: How the learning rate is held below the schedule's, if it is.
     """
     newest = records[0]
     told = {
@@ -47,7 +53,7 @@ def answers(
         "Where": _where(newest),
         "Done": [{"text": "; ".join([first_aid] * bool(first_aid) + summary(newest)) or done_by(newest)}],
         "Did it help?": [{"text": _helped(newest)}],
-        "What next?": [{"text": advice(newest, ended=last is not None and last.ended)}],
+        "What next?": [{"text": advice(newest, ended=last is not None and last.ended, held=held)}],
     }
     return [{"question": question, "words": words} for question, words in told.items()]
 

@@ -34,6 +34,11 @@ def incident_html(record: Mapping[str, Any]) -> str:
     )
 
 
+def incident_text(record: Mapping[str, Any]) -> str:
+    """Return one incident, told from its JSON, as a sentence: when, where, what was done, and how it stands."""
+    return f"{telling.opening(record)}; {telling.deeds(record)}; {telling.result(record)}"
+
+
 def draw(record: Mapping[str, Any]) -> str:
     """Return a small ``<svg>`` of the treatments on an axis of steps, with the levels of the loss compared, if any."""
     trials = [

@@ -15,7 +15,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from . import events, packing, story, telling, thinning, wire
+from . import events, lowered, packing, story, telling, thinning, wire
 from .reading import WINDOWS_KEPT, Log, Reader
 
 PLUGIN_NAME = "gradguard"
@@ -123,7 +123,8 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 "unusual": unusual,
                 "incidents": records,
                 "notices": events.notices(log.events),
-                "optimizers": _named([log.extent(i) for i in optimizers]),
+                "optimizers": _named([_with_lowered(log, i, records) for i in optimizers]),
+                "witnesses": telling.ROWS,
             },
         )
 
@@ -160,6 +161,12 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         except errors.NotFoundError as error:
             return _refuse(request, 404, str(error))
         return _respond(request, packed, "application/octet-stream")
+
+
+def _with_lowered(log: Log, optimizer: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the extent of an optimizer, with the places at which its learning rate was lowered."""
+    mine = [one for one in records if one["optimizer"] == optimizer]
+    return {**log.extent(optimizer), "lowered": lowered.lowered(log.windows(optimizer), mine)}
 
 
 def _named(extents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from . import lowered
 from .answers import Words, answers, culprit_of, done_by, name_of
 from .clock import Heard
 from .events import Event, incidents, notices, read_event
 from .series import COUNTS, Timeline
 from .telling import (
     SPENT,
+    Held,
     clean,
     count,
     dicts,
@@ -58,6 +60,7 @@ def verdict(
     restless_since: int | None = None,
     counts: Mapping[str, int] | None = None,
     last: Heard | None = None,
+    held: Held | None = None,
 ) -> dict[str, Any]:
     """Say in one sentence whether the run is healthy, when it broke, which layer was first, and what was done.
 
@@ -67,6 +70,7 @@ def verdict(
         restless_since: First step of a stretch outside the band that has not ended, told of by an incident or not.
         counts: Steps ``clipped``, ``skipped`` and left to a GradScaler (``overflows``), as the windows count them.
         last: The last that was heard of the run.
+        held: How the rate is held below the schedule's, if it is.
 
     Returns:
         ``level`` (green, amber or red), ``headline`` (one or two words), ``words``, and ``answers`` to the six
@@ -88,19 +92,19 @@ def verdict(
 
     newest = records[0]
     # The newest window may not have been written yet, and an old log does not count at all.
-    held, clipped = max(counts.get("skipped", 0), _held(records)), counts.get("clipped", 0)
-    done = [f"{count(held, 'step')} skipped"] if held else []
+    skipped, clipped = max(counts.get("skipped", 0), _held(records)), counts.get("clipped", 0)
+    done = [f"{count(skipped, 'step')} skipped"] if skipped else []
     done += [f"{count(clipped, 'step')} clipped"] if clipped else []
     calm = end[0] - 1 - newest["place"] - _lasted(newest) if end else 0.0
 
     def answered(now: str) -> list[dict[str, Any]]:
-        return answers(records, now, ", ".join(done), last)
+        return answers(records, now, ", ".join(done), last, held)
 
     if (stopped := _stopped(newest, end)) is not None:
         why, culprit = why_stopped(newest) or SPENT, culprit_of(newest)
         first: Words = [{"text": "it began"}] if culprit is None else [{"text": "first "}, name_of(culprit)]
         words = [{"text": f"{why}; "}, *first, {"text": f" at step {newest['step']:,}."}]
-        done[:1] = _one_more(done[:1], why, held, stopped)
+        done[:1] = _one_more(done[:1], why, skipped, stopped)
         headline = f"Stopped by GradGuard at step {stopped:,}:"
         return _verdict("bad", headline, words, answered(f"stopped at step {stopped:,}: {why}"))
 
@@ -139,6 +143,9 @@ def verdict(
     words.append({"text": f"; {now}{' since' if calm >= 1 else ''}{since}."})
     if only_watched:
         return _verdict("warning", "No more alarms", words, answered(now))
+    if held is not None and held.slow:
+        # Calm, and yet not what was asked for: whether it learns at such a rate nobody has seen.
+        return _verdict("warning", "Treated", words, answered(now))
     amber, green = _HEADLINES["anew" if state(newest) == "anew" else "helped" if "helped" in states else "calm"]
     return _verdict("good" if settled else "warning", green if settled else amber, words, answered(now))
 
@@ -198,7 +205,10 @@ def of_run(
     ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines if len(one.table)]
     restless = [since for one in timelines if (since := one.restless_since) is not None]
     counts = {name: sum(one.total(name) for one in timelines) for name in COUNTS}
-    return amend(verdict(records, max(ends, default=None), min(restless, default=None), counts, last), unusual)
+    low = [found for one in timelines if (found := lowered.held(one, lowered.lowered(one, records))) is not None]
+    held = min(low, key=lambda one: one.factor, default=None)
+    end, since = max(ends, default=None), min(restless, default=None)
+    return amend(verdict(records, end, since, counts, last, held), unusual)
 
 
 def _verdict(level: Level, headline: str, words: Words, answers: list[dict[str, Any]]) -> dict[str, Any]:

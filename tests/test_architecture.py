@@ -170,6 +170,9 @@ def test_importing_the_package_loads_nothing_that_only_a_report_needs() -> None:
     assert run.stdout.strip().splitlines()[-1] == "[]"
 
 
+STATIC = ROOT.parent / "lightning_gradguard_tensorboard" / "static"
+
+
 def read() -> dict[str, str]:
     return {file.relative_to(ROOT).as_posix(): file.read_text() for file in ROOT.rglob("*.py")}
 
@@ -181,6 +184,23 @@ def test_each_file_is_one_idea() -> None:
     long = {name: text for name, text in read().items() if lines[name] > 200}
     silent = {name for name, text in long.items() if "One idea" not in (ast.get_docstring(ast.parse(text)) or "")}
     assert silent == set()
+
+
+def test_each_file_of_the_page_is_one_idea() -> None:
+    """Scripts and style sheets of the tab: as long, and as wide, as the Python may be; ruff has no eye on them."""
+    texts = {file.name: file.read_text() for file in STATIC.iterdir()}
+    assert {".js", ".css"} == {file.suffix for file in STATIC.iterdir()}
+    wide = {
+        f"{name}, line {number}"
+        for name, text in texts.items()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if len(line) > 120
+    }
+    assert wide == set()
+    lines = {name: len(text.splitlines()) for name, text in texts.items()}
+    assert {name for name, count in lines.items() if count > 250} == set()
+    long = {name: text for name, text in texts.items() if lines[name] > 200}
+    assert {name for name, text in long.items() if "Longer than 200 lines" not in text} == set()
 
 
 def test_each_function_fits_on_a_screen() -> None:

@@ -88,9 +88,9 @@ def tried(record: TrialRecord, incident: Incident) -> str:
     return telling.tried(to_json(record), to_json(incident))
 
 
-def acts(incident: Incident) -> str:
-    """Return all that was done, each act once: ``skipped the step, restored the layer``."""
-    return telling.acts(to_json(incident))
+def acts(incident: Incident, but: Iterable[str] = ()) -> str:
+    """Return all that was done, each act once, but for some remedies: ``skipped the step, restored the layer``."""
+    return telling.acts(to_json(incident), but)
 
 
 def deed(outcome: Outcome) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.report.actions import HEIGHT as ACTIONS
 from lightning_gradguard.report.actions import actions
 from lightning_gradguard.report.heatmap import heatmap, map_height
+from lightning_gradguard.report.strips import strips
 from lightning_gradguard.report.svg import (
     LEFT,
     PLOT,
@@ -33,6 +33,7 @@ from lightning_gradguard.report.svg import (
 from lightning_gradguard.report.trials import trials, tried
 from lightning_gradguard_tensorboard import axis, colours, series
 from lightning_gradguard_tensorboard.codes import Floats
+from lightning_gradguard_tensorboard.lowered import lowered
 from lightning_gradguard_tensorboard.thinning import View
 from lightning_gradguard_tensorboard.thinning import view as view_of
 
@@ -62,16 +63,13 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
     if np.isfinite(losses).any():
         loss = _loss_plot(losses, start, end, top + HEAD - GAP + 8)
         band, mean = _loss(view, loss)
-        parts += [
-            title(f"loss{', with treatments on trial' if any(map(tried, records)) else ''}", loss.top - 6),
-            *scale(loss),
-            band,
-            *trials(records, loss),
-            mean,
-        ]
+        told = f"loss{', with treatments on trial' if any(map(tried, records)) else ''}"
+        parts += [title(told, loss.top - 6), *scale(loss), band, *trials(records, loss), mean]
         top = loss.top + LOSS + GAP
-    parts += actions(view, records, norm, top)
-    top += ACTIONS + 4
+    fell = lowered(run.windows, records)
+    done, top = actions(view, records, fell, norm, top)
+    rows, top = strips(view, fell, (start, end), top + 4)
+    parts += [*done, *rows]
     parts += _steps(run, norm, top)
     bottom = top + 20.0
     if layers and run.names:

@@ -18,8 +18,10 @@ from lightning_gradguard_tensorboard import colours
 HOW = (
     "Dark line: the largest norm of each window, in its healthy band below its limit (dashed). Diamonds: NaN or inf. "
     "Circles: incidents. Spans over the loss: treatments on trial, green where they were kept, red where they were "
-    "taken back. Actions: tall bars are skipped steps, short ones clipped, arrows rollbacks. Layers: orange is above "
-    "their own running median, blue below, magenta NaN or inf."
+    "taken back. Actions: tall bars are skipped steps, short ones clipped, triangles where the learning rate was "
+    "lowered, arrows rollbacks. Learning rate: what is shaded is too high, the dashed line has worked. Rows below it: "
+    "what may move before the gradient. Layers: orange is above their own running median, blue below, magenta NaN or "
+    "inf."
 )
 
 

@@ -68,6 +68,11 @@ _STYLES = {
     "skipped": (None, "held"),
     "clipped": (None, "clip"),
     "rollback": ("ink", None),
+    "lowered": (None, "ink"),
+    "rate": ("ink", None),
+    "rate-good": ("good", None),
+    "rate-lost": (None, "bad"),
+    "witness": ("peak", None),
 }
 """Line and area of each kind of mark, by their names in the style sheet."""
 
@@ -77,6 +82,8 @@ def mark(tag: str, kind: str, content: str = "", **attributes: object) -> str:
     stroke, fill = _STYLES.get(kind, (None, None))
     sheet = colours.sheet("light")
     shown = {"class": kind, "stroke": sheet[stroke] if stroke else None, "fill": sheet[fill] if fill else "none"}
+    if kind == "rate-lost":
+        shown |= {"fill-opacity": ".16"}
     if kind.startswith("trial"):
         shown |= {"fill-opacity": ".2", "stroke-opacity": ".6"}
     shown |= {name.replace("_", "-"): _attribute(value) for name, value in attributes.items()}
@@ -142,7 +149,13 @@ def line(xs: Floats, ys: Floats, plot: Plot) -> str:
     return "".join(path)
 
 
-def stepped(windows: Mapping[str, Floats], at: Floats, ys: Floats, plot: Plot) -> str:
+def stairs(windows: Mapping[str, Floats], columns: Sequence[int], ys: Floats, plot: Plot) -> str:
+    """Return path data of a line that is level in each of some neighbouring windows."""
+    ends = [(place, float(ys[c])) for c in columns for place in (windows["first"][c], windows["last"][c])]
+    return f"M{'L'.join(f'{plot.x(place):.1f} {plot.y(value):.1f}' for place, value in ends)}"
+
+
+def stepped(windows: Mapping[str, Floats], at: Floats, ys: Floats, plot: Plot, steep: float = _STEEP) -> str:
     """Return path data of a line through windows each of which has a place of its own.
 
     It begins and ends with its windows, and where it leaps, it does so at the edge between two: a slope from the window
@@ -154,7 +167,7 @@ def stepped(windows: Mapping[str, Floats], at: Floats, ys: Floats, plot: Plot) -
         points = [(first[piece[0]], heights[0])]
         for c, here, after in zip(piece, heights, heights[1:] + heights[-1:], strict=True):
             points.append((at[c], here))
-            if abs(after - here) > _STEEP:
+            if abs(after - here) > steep:
                 points.append((first[c + 1], max(here, after)))
         points.append((last[piece[-1]], heights[-1]))
         path.append(f"M{'L'.join(f'{plot.x(place):.1f} {y:.1f}' for place, y in points)}")

@@ -1,8 +1,10 @@
-// Everything on the page is made here, from text nodes: the names of layers, runs and batches are never parsed as markup.
+// Everything on the page is made here, from text nodes: the names of layers, runs and batches are never parsed as
+// markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-const kept = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+const kept = (children) =>
+  children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -41,7 +43,9 @@ export function formatNumber(value) {
 /** A ratio: 12× or ÷ 4. */
 export function formatRatio(ratio) {
   if (!Number.isFinite(ratio)) return formatNumber(ratio);
-  return ratio >= 0.95 ? `${formatNumber(ratio < 10 ? Number(ratio.toPrecision(2)) : ratio)}×` : `1/${formatNumber(Number((1 / ratio).toPrecision(2)))} of`;
+  return ratio >= 0.95
+    ? `${formatNumber(ratio < 10 ? Number(ratio.toPrecision(2)) : ratio)}×`
+    : `1/${formatNumber(Number((1 / ratio).toPrecision(2)))} of`;
 }
 
 export function select(label, options, chosen, change) {

@@ -2,6 +2,7 @@
 
 import { MISSING, ZERO } from "./api.js";
 import { formatStep } from "./dom.js";
+import { styles } from "./page.js";
 
 const cell = (value) => {
   const text = String(value);
@@ -10,33 +11,47 @@ const cell = (value) => {
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 
-const real = (code, perDoubling) => (code === MISSING ? "" : code <= ZERO ? 0 : Number((2 ** (code / perDoubling)).toPrecision(3)));
+const real = (code, perDoubling) =>
+  code === MISSING ? "" : code <= ZERO ? 0 : Number((2 ** (code / perDoubling)).toPrecision(3));
 
-/** The stretch in sight: a line for each column of the charts, with the norm of each layer where that is known of the same steps. */
+/**
+ * The stretch in sight: a line for each column of the charts, with the norm of each layer where that is known of the
+ * same steps.
+ */
 export function csv({ view, weights, names }) {
   const { windows, layers } = view;
   const column = new Map([...layers.last].map((last, c) => [last, c]));
   const step = (at, c) => (Number.isFinite(at) ? Math.floor(at - windows.offset[c]) : "");
   const number = (value) => (Number.isNaN(value) ? "" : value);
-  const head = ["first_step", "last_step", "norm_peak", "peak_step", "nonfinite_windows", "typical", "limit", "coefficient", "lr_factor"];
-  const plain = ["loss_low", "loss_mean", "loss_high", "rate", "rate_good", "rate_bad", "clipped", "skipped", "overflows"];
+  const own = ["first_step", "last_step", "norm_peak", "peak_step", "nonfinite_windows"];
+  const bounds = ["typical", "limit", "coefficient", "lr_factor"];
+  const loss = ["loss_low", "loss_mean", "loss_high"];
+  const plain = [...bounds, ...loss, "rate", "rate_good", "rate_bad", "clipped", "skipped", "overflows"];
   const weighed = weights ? [["weights", weights.norms], ["update", weights.updates]] : [];
   const of = (kind) => names.map((name) => `${kind} ${name}`);
-  const lines = [[...head, ...plain, ...of("norm"), ...weighed.flatMap(([kind]) => of(kind))]];
+  const lines = [[...own, ...plain, ...of("norm"), ...weighed.flatMap(([kind]) => of(kind))]];
   for (let c = 0; c < windows.first.length; c++) {
-    const own = [step(windows.first[c], c), step(windows.last[c] - 1, c), number(windows.peak[c]), step(windows.peak_at[c], c), windows.nonfinite[c]];
-    const rest = ["typical", "limit", "coefficient", "lr_factor", ...plain].map((name) => number(windows[name][c]));
+    const told = [
+      step(windows.first[c], c),
+      step(windows.last[c] - 1, c),
+      number(windows.peak[c]),
+      step(windows.peak_at[c], c),
+      windows.nonfinite[c],
+    ];
+    const rest = plain.map((name) => number(windows[name][c]));
     const at = column.get(windows.last[c]);
-    const cells = (codes, columns, at) => names.map((_, layer) => real(at < 0 ? MISSING : codes[layer * columns + at], view.perDoubling));
-    const measured = weighed.flatMap(([, codes]) => cells(codes, weights.layers.first.length, weights.layers.last.findIndex((last) => last >= windows.last[c])));
-    lines.push([...own, ...rest, ...cells(view.codes, layers.first.length, at ?? -1), ...measured]);
+    const cells = (codes, columns, at) =>
+      names.map((_, layer) => real(at < 0 ? MISSING : codes[layer * columns + at], view.perDoubling));
+    const taken = weights?.layers.last.findIndex((last) => last >= windows.last[c]);
+    const measured = weighed.flatMap(([, codes]) => cells(codes, weights.layers.first.length, taken));
+    lines.push([...told, ...rest, ...cells(view.codes, layers.first.length, at ?? -1), ...measured]);
   }
   return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
 }
 
 /** A run's panel as it is on the screen, as a PNG. */
 export async function png(panel) {
-  const sheet = await (await fetch(new URL("./style.css", import.meta.url))).text();
+  const sheet = await styles();
   const { element, charts, heat } = panel;
   const box = element.getBoundingClientRect();
   const clone = element.cloneNode(true);
@@ -56,7 +71,8 @@ export async function png(panel) {
   body.append(style, clone);
   const inner = new XMLSerializer().serializeToString(body);
   const theme = document.documentElement.dataset.theme;
-  const text = `<svg xmlns="http://www.w3.org/2000/svg" data-theme="${theme}" width="${width}" height="${height}"><foreignObject width="100%" height="100%">${inner}</foreignObject></svg>`;
+  const root = `<svg xmlns="http://www.w3.org/2000/svg" data-theme="${theme}" width="${width}" height="${height}">`;
+  const text = `${root}<foreignObject width="100%" height="100%">${inner}</foreignObject></svg>`;
   const picture = new Image();
   // A data address: from a blob, browsers let no canvas be read that a foreign object was drawn on.
   picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
@@ -84,16 +100,24 @@ export function markdown(incident, run, link) {
   ];
   if (told.evidence) lines.push(`**Evidence:** ${escape(told.evidence.measured)}; ${escape(told.evidence.reason)}.`);
   if (told.why_stopped) lines.push(`**Stopped:** ${escape(told.why_stopped)}.`);
-  for (const { name, text } of told.findings) lines.push(`**${name[0].toUpperCase()}${name.slice(1)}:** ${escape(text)}.`);
+  for (const { name, text } of told.findings)
+    lines.push(`**${name[0].toUpperCase()}${name.slice(1)}:** ${escape(text)}.`);
   if (told.trials.length) {
-    const rows = told.trials.map((one) => `| ${escape(one.treatment)} | ${escape(one.cause)} | ${escape(one.became)} | ${escape(one.levels)} |`);
+    const rows = told.trials.map(
+      (one) => `| ${escape(one.treatment)} | ${escape(one.cause)} | ${escape(one.became)} | ${escape(one.levels)} |`,
+    );
     lines.push(["| tried | for | what became of it | loss |", "| --- | --- | --- | --- |", ...rows].join("\n"));
   }
   if (told.blame.length) {
-    const rows = told.blame.slice(0, 5).map((one) => `| ${escape(one.named)} | ${escape(one.gains || "–")} | ${escape(one.reason)} |`);
+    const rows = told.blame
+      .slice(0, 5)
+      .map((one) => `| ${escape(one.named)} | ${escape(one.gains || "–")} | ${escape(one.reason)} |`);
     lines.push(["| suspect | measured | why |", "| --- | --- | --- |", ...rows].join("\n"));
   }
-  if (told.done.length) lines.push(told.done.map((one) => `- ${escape(one.act)}${one.detail ? `: ${escape(one.detail)}` : ""}${one.times > 1 ? ` (${formatStep(one.times)} times)` : ""}`).join("\n"));
+  const detail = (one) => (one.detail ? `: ${escape(one.detail)}` : "");
+  const times = (one) => (one.times > 1 ? ` (${formatStep(one.times)} times)` : "");
+  if (told.done.length)
+    lines.push(told.done.map((one) => `- ${escape(one.act)}${detail(one)}${times(one)}`).join("\n"));
   return [...lines, `[Open it on the board](${link})`].join("\n\n") + "\n";
 }
 
@@ -107,4 +131,5 @@ export function save(content, name, type) {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-export const fileName = (run, end) => `gradguard-${run.replace(/[^\w.-]+/g, "_").replace(/^[_.]+/, "") || "run"}.${end}`;
+export const fileName = (run, end) =>
+  `gradguard-${run.replace(/[^\w.-]+/g, "_").replace(/^[_.]+/, "") || "run"}.${end}`;

@@ -1,11 +1,12 @@
 // The heatmap: a row a layer, a column a window, on a canvas that draws only what is in sight.
-// Longer than 200 lines: rows, columns and colours of one canvas need each other.
+// Longer than 200 lines: what is drawn on one canvas, and its rows, need each other.
 
-import { MISSING, ZERO } from "./api.js";
-import { formatNumber, h, put } from "./dom.js";
+import { mapColumns } from "./columns.js";
+import { h } from "./dom.js";
 import { drawLabels } from "./labels.js";
-import { heats, hotColumns, pinned, rowsOf, worstOf } from "./rows.js";
-import { STATISTICS, hasMiddle, sourceOf } from "./statistics.js";
+import { heats, pinned, rowsOf, worstOf } from "./rows.js";
+import { drawLegend, shade } from "./shades.js";
+import { STATISTICS, sourceOf } from "./statistics.js";
 
 const LEAST_ROW = 15;
 export const MOST_ROW = 26;
@@ -15,7 +16,13 @@ export class Heat {
   constructor(panel) {
     Object.assign(this, { panel, open: new Set(), rows: [], tops: new Map(), rowHeight: LEAST_ROW });
     this.labels = h("div", { class: "labels" });
-    this.canvas = h("canvas", { class: "heat", tabindex: "0", role: "application", "aria-label": "Gradient of each layer at each step. Arrow keys move, Enter pins, plus and minus zoom, 0 shows all." });
+    this.canvas = h("canvas", {
+      class: "heat",
+      tabindex: "0",
+      role: "application",
+      "aria-label":
+        "Gradient of each layer at each step. Arrow keys move, Enter pins, plus and minus zoom, 0 shows all.",
+    });
     this.stage = h("div", { class: "stage" }, this.labels, this.canvas);
     this.spacer = h("div", { class: "spacer" }, this.stage);
     this.scroll = h("div", { class: "scroll", tabindex: "-1" }, this.spacer);
@@ -67,73 +74,14 @@ export class Heat {
     this.rowHeight = Math.max(LEAST_ROW, Math.min(MOST_ROW, room / Math.max(this.rows.length, 1)));
     this.spacer.style.height = `${Math.max(this.rows.length * this.rowHeight, 0)}px`;
     this.stage.style.height = `${room}px`;
-    this.mapColumns();
+    this.columns = mapColumns(this);
     this.paint();
-    this.drawLegend();
-  }
-
-  /** For each device pixel of the plot, the column that covers it, or -1 where nothing was measured. */
-  mapColumns() {
-    const { panel } = this;
-    const ratio = window.devicePixelRatio || 1;
-    const width = Math.round(panel.plotWidth * ratio);
-    const { source } = this;
-    const { first, last } = source.layers;
-    const [from, to] = panel.range;
-    this.columns = new Int32Array(width).fill(-1);
-    const typicalWidth = panel.extent.windows ? (panel.extent.end - panel.extent.start) / panel.extent.windows : 1;
-    for (let px = 0, c = 0; px < width; px++) {
-      const place = from + ((px + 0.5) / width) * (to - from);
-      while (c < first.length - 1 && last[c] <= place) c++;
-      // Seams between columns, of a sampling loader or of steps without a window, belong to the nearer one.
-      const seam = Math.max(typicalWidth, (to - from) / 300);
-      if (first.length && place >= first[c] - seam && place < last[c] + seam) this.columns[px] = c;
-    }
-    // A column narrower than a pixel must not vanish: a hot one wins from cooler ones as many pixels as can be seen.
-    const hot = (this.hotColumns ??= hotColumns(source));
-    const loud = ((STATISTICS[panel.state.stat].full ?? STATISTICS.ratio.full) / 2) * source.perDoubling;
-    const seen = Math.round(2 * ratio);
-    for (let c = 0; c < first.length; c++) {
-      if (hot[c] < loud) continue;
-      const begin = Math.floor(((first[c] - from) / (to - from)) * width);
-      const end = Math.max(begin + seen, Math.floor(((last[c] - from) / (to - from)) * width));
-      for (let px = Math.max(begin, 0); px < Math.min(end, width); px++) {
-        const there = this.columns[px];
-        if (there < 0 || hot[there] < hot[c]) this.columns[px] = c;
-      }
-    }
+    drawLegend(this);
   }
 
   numbers(row) {
     if (!this.tops.has(row.key)) this.tops.set(row.key, worstOf(this.source, row.layers));
     return this.tops.get(row.key);
-  }
-
-  /** Where absolute norms begin and end, in codes. */
-  normRange() {
-    if (!this.normBounds) {
-      let [low, high] = [Infinity, -Infinity];
-      for (const code of this.panel.view.codes) {
-        if (code <= ZERO) continue;
-        if (code < low) low = code;
-        if (code > high) high = code;
-      }
-      this.normBounds = low < high ? [low, high] : [0, 1];
-    }
-    return this.normBounds;
-  }
-
-  shade() {
-    const { colours, state } = this.panel;
-    const { table, nonfinitePixel, silentPixel } = colours;
-    const index = (t) => table[Math.max(0, Math.min(255, Math.round(t * 255)))];
-    if (state.stat === "norm") {
-      const [low, high] = this.normRange();
-      return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.codes[c] <= ZERO ? silentPixel : index((row.codes[c] - low) / (high - low)));
-    }
-    if (state.stat === "nonfinite") return (row, c) => (row.nonfinite[c] ? nonfinitePixel : index(0));
-    const full = STATISTICS[state.stat].full * this.source.perDoubling;
-    return (row, c) => (row.nonfinite[c] ? nonfinitePixel : row.ratios[c] === MISSING ? silentPixel : index(0.5 + row.ratios[c] / full / 2));
   }
 
   paint() {
@@ -153,13 +101,17 @@ export class Heat {
     const context = canvas.getContext("2d");
     this.begin = begin;
     if (end <= begin || !this.source.layers.first.length) {
-      const none = panel.names.length ? (end <= begin ? "No layer has this in its name." : "Weights were not measured in this run.") : "No layer statistics in this run.";
+      const none = panel.names.length
+        ? end <= begin
+          ? "No layer has this in its name."
+          : "Weights were not measured in this run."
+        : "No layer statistics in this run.";
       this.labels.replaceChildren(h("p", { class: "quiet nothing" }, none));
       return;
     }
     const image = new ImageData(width, end - begin);
     const pixels = new Uint32Array(image.data.buffer);
-    const colour = this.shade();
+    const colour = shade(this);
     for (let r = begin; r < end; r++) {
       const numbers = this.numbers(this.rows[r]);
       const offset = (r - begin) * width;
@@ -172,12 +124,27 @@ export class Heat {
     [scratch.width, scratch.height] = [width, end - begin];
     scratch.getContext("2d").putImageData(image, 0, 0);
     context.imageSmoothingEnabled = false;
-    context.drawImage(scratch, 0, 0, width, end - begin, 0, (begin * this.rowHeight - top) * ratio, width, (end - begin) * this.rowHeight * ratio);
+    context.drawImage(
+      scratch,
+      0,
+      0,
+      width,
+      end - begin,
+      0,
+      (begin * this.rowHeight - top) * ratio,
+      width,
+      (end - begin) * this.rowHeight * ratio,
+    );
     // Hairlines let the eye follow a row; a block is set off from the one above it.
     context.fillStyle = panel.colours.empty;
     for (let r = begin; r < end; r++) {
       const thick = this.rows[r].child || r === 0 ? 1 : this.rows[r - 1].pinned && !this.rows[r].pinned ? 4 : 2;
-      context.fillRect(0, Math.round((r * this.rowHeight - top) * ratio), width, thick * Math.max(1, Math.floor(ratio)));
+      context.fillRect(
+        0,
+        Math.round((r * this.rowHeight - top) * ratio),
+        width,
+        thick * Math.max(1, Math.floor(ratio)),
+      );
     }
     drawLabels(this, begin, end, top);
     this.outline(context, ratio, top);
@@ -189,7 +156,12 @@ export class Heat {
       context.strokeStyle = colour;
       context.lineWidth = thickness * ratio;
       const y = (r * this.rowHeight - top) * ratio;
-      context.strokeRect(thickness * ratio * 0.5, y + thickness * ratio * 0.5, this.columns.length - thickness * ratio, (this.rowHeight - thickness + 1) * ratio);
+      context.strokeRect(
+        thickness * ratio * 0.5,
+        y + thickness * ratio * 0.5,
+        this.columns.length - thickness * ratio,
+        (this.rowHeight - thickness + 1) * ratio,
+      );
     };
     const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
     this.rows.forEach((row, at) => row.kind === "layer" && row.name === state.layer && draw(at, ink, 2));
@@ -229,19 +201,5 @@ export class Heat {
 
   rowAt(offset) {
     return Math.floor((offset + this.scroll.scrollTop) / this.rowHeight);
-  }
-
-  drawLegend() {
-    const { colours, view, state } = this.panel;
-    const swatch = (colour, text) => h("span", { class: "key" }, h("i", { class: "swatch", style: `background:${colour}` }), text);
-    const ramp = (low, high) => h("span", { class: "key" }, low, h("i", { class: "ramp", style: `background:${colours.css}` }), high);
-    const ends = hasMiddle(state.stat) ? STATISTICS[state.stat].ends : this.normRange().map((code) => formatNumber(2 ** (code / view.perDoubling)));
-    put(
-      this.legend,
-      view.sampled && h("span", { class: "key", role: "status" }, "a first sample; reading the rest …"),
-      state.stat !== "nonfinite" && ramp(...ends),
-      !STATISTICS[state.stat].weights && swatch(colours.nonfinite, "non-finite"),
-      state.stat !== "nonfinite" && swatch(colours.silent, STATISTICS[state.stat].weights ? "no update, or not known" : "no gradient"),
-    );
   }
 }

@@ -17,7 +17,9 @@ export function readLink() {
   return state;
 }
 
-/** Put the state into the address. It replaces the entry: the back button leaves the tab, as everywhere in TensorBoard. */
+/**
+ * Put the state into the address. It replaces the entry: the back button leaves the tab, as everywhere in TensorBoard.
+ */
 export function writeLink(state) {
   const others = parent.location.hash
     .replace(/^#/, "")
@@ -50,7 +52,9 @@ export function onReload(listener) {
     const message = JSON.parse(data);
     if (message.isReply) return;
     if (message.type === "experimental.DataReloaded") listener();
-    channel.port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
+    channel.port1.postMessage(
+      JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }),
+    );
   };
   parent.postMessage("experimental.bootstrap", "*", [channel.port2]);
 }

@@ -1,9 +1,17 @@
-// The incidents of a run, newest first: what was seen, who is to blame, what was tried, and what was kept and taken back.
+// The incidents of a run, newest first: what was seen, who is to blame, what was tried, and what was kept and taken
+// back. Longer than 200 lines: a card is one story.
 
 import { formatNumber, formatStep, h, put } from "./dom.js";
 
 const MOST = 60;
 const NOTICES = 4;
+
+const detail = (one) => (one.detail ? `: ${one.detail}` : "");
+
+function times(one, incident) {
+  if (one.times <= 1) return "";
+  return incident.alarms > incident.actions.length ? "; again and again" : `; ${formatStep(one.times)} times`;
+}
 
 function suspect(blame, first) {
   const gains = [
@@ -15,7 +23,20 @@ function suspect(blame, first) {
     "div",
     { class: first ? "suspect first" : "suspect" },
     h(blame.is_layer ? "code" : "b", {}, blame.named),
-    gains.length > 0 && h("div", { class: "gains" }, gains.map(([name, gain, title]) => h("span", { title }, `${name} `, h("b", {}, `×${formatNumber(gain)}`), name.startsWith("size") && " the usual"))),
+    gains.length > 0 &&
+      h(
+        "div",
+        { class: "gains" },
+        gains.map(([name, gain, title]) =>
+          h(
+            "span",
+            { title },
+            `${name} `,
+            h("b", {}, `×${formatNumber(gain)}`),
+            name.startsWith("size") && " the usual",
+          ),
+        ),
+      ),
     blame.reason && h("div", { class: "quiet" }, blame.reason),
   );
 }
@@ -36,8 +57,16 @@ function details(incident, chosen) {
   const finding = ({ name, text }) => entry(name, text);
   const reason = incident.told.because;
   return [
-    evidence && entry("Evidence", h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))), h("div", { class: "quiet" }, evidence.reason)),
-    entry("Blamed", blame.length === 0 ? "no layer" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0))),
+    evidence &&
+      entry(
+        "Evidence",
+        h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))),
+        h("div", { class: "quiet" }, evidence.reason),
+      ),
+    entry(
+      "Blamed",
+      blame.length === 0 ? "no layer" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0)),
+    ),
     findings.filter(isCause).map(finding),
     trials.map((one) =>
       entry(
@@ -52,7 +81,7 @@ function details(incident, chosen) {
       entry(
         "Done",
         done.map((one) =>
-          h("div", {}, h("b", {}, one.act), h("span", { class: "quiet" }, `${one.detail ? `: ${one.detail}` : ""}${one.times > 1 ? (incident.alarms > incident.actions.length ? "; again and again" : `; ${formatStep(one.times)} times`) : ""}`)),
+          h("div", {}, h("b", {}, one.act), h("span", { class: "quiet" }, detail(one), times(one, incident))),
         ),
       ),
     state === "stopped" && !chosen && ending(incident),
@@ -72,7 +101,13 @@ function card(incident, chosen, say) {
     {},
     h(
       "button",
-      { class: "incident", type: "button", "aria-pressed": String(chosen), "data-number": incident.number, onclick: () => say.choose(incident) },
+      {
+        class: "incident",
+        type: "button",
+        "aria-pressed": String(chosen),
+        "data-number": incident.number,
+        onclick: () => say.choose(incident),
+      },
       h(
         "span",
         { class: "headline" },
@@ -83,13 +118,29 @@ function card(incident, chosen, say) {
       ),
       h("dl", {}, details(incident, chosen)),
     ),
-    chosen && h("button", { type: "button", class: "small ticket", onclick: (event) => say.ticket(incident, event.currentTarget) }, "Copy as Markdown"),
+    chosen &&
+      h(
+        "button",
+        { type: "button", class: "small ticket", onclick: (event) => say.ticket(incident, event.currentTarget) },
+        "Copy as Markdown",
+      ),
   );
 }
 
 /** What repeats is said once, with how often. */
 const notice = ({ step, first, times, message }) =>
-  h("p", {}, h("span", { class: "quiet" }, times > 1 ? `${formatStep(times)} times, steps ${formatStep(first)} – ${formatStep(step)} ` : `step ${formatStep(step)} `), message);
+  h(
+    "p",
+    {},
+    h(
+      "span",
+      { class: "quiet" },
+      times > 1
+        ? `${formatStep(times)} times, steps ${formatStep(first)} – ${formatStep(step)} `
+        : `step ${formatStep(step)} `,
+    ),
+    message,
+  );
 
 function notices(all) {
   if (!all.length) return false;
@@ -108,7 +159,15 @@ function elsewhere(story, optimizer, say) {
   const others = story.optimizers.filter((one) => one.optimizer !== optimizer);
   return others.map((one) => {
     const count = story.incidents.filter((incident) => incident.optimizer === one.optimizer).length;
-    return count > 0 && h("button", { type: "button", class: "small elsewhere", onclick: () => say.optimizer(one.optimizer) }, `${formatStep(count)} more under `, h("code", {}, one.name));
+    return (
+      count > 0 &&
+      h(
+        "button",
+        { type: "button", class: "small elsewhere", onclick: () => say.optimizer(one.optimizer) },
+        `${formatStep(count)} more under `,
+        h("code", {}, one.name),
+      )
+    );
   });
 }
 
@@ -119,16 +178,37 @@ export function drawIncidents(container, sections, chosen, say) {
     container,
     sections.map(({ panel, title, story, optimizer }) => {
       const mine = story.incidents.filter((incident) => incident.optimizer === optimizer);
-      const isChosen = (one) => chosen?.panel === panel && chosen.number === one.number && chosen.optimizer === one.optimizer;
-      const own = { ...say, choose: (incident) => say.choose(panel, incident), ticket: (incident, button) => say.ticket(panel, incident, button) };
+      const isChosen = (one) =>
+        chosen?.panel === panel && chosen.number === one.number && chosen.optimizer === one.optimizer;
+      const own = {
+        ...say,
+        choose: (incident) => say.choose(panel, incident),
+        ticket: (incident, button) => say.ticket(panel, incident, button),
+      };
       return h(
         "section",
         {},
-        h("h2", {}, "Incidents", h("span", { class: "count" }, String(mine.length)), title && h("span", { class: "quiet run-name" }, title)),
+        h(
+          "h2",
+          {},
+          "Incidents",
+          h("span", { class: "count" }, String(mine.length)),
+          title && h("span", { class: "quiet run-name" }, title),
+        ),
         elsewhere(story, optimizer, say),
-        mine.length === 0 && h("p", { class: "quiet nothing" }, "None so far. An incident appears here the moment a gradient leaves its band."),
-        h("ol", {}, mine.slice(0, MOST).map((one) => card(one, isChosen(one), own))),
-        mine.length > MOST && h("p", { class: "quiet" }, `${formatStep(mine.length - MOST)} older ones are dots on the chart.`),
+        mine.length === 0 &&
+          h(
+            "p",
+            { class: "quiet nothing" },
+            "None so far. An incident appears here the moment a gradient leaves its band.",
+          ),
+        h(
+          "ol",
+          {},
+          mine.slice(0, MOST).map((one) => card(one, isChosen(one), own)),
+        ),
+        mine.length > MOST &&
+          h("p", { class: "quiet" }, `${formatStep(mine.length - MOST)} older ones are dots on the chart.`),
         notices(story.notices),
       );
     }),

@@ -9,10 +9,11 @@ import { csv, fileName, markdown, png, save } from "./export.js";
 import { address, followTheme, onLink, onReload } from "./host.js";
 import { drawIncidents } from "./incidents.js";
 import { decades } from "./norm.js";
-import { copy, drawEmpty, drawFrame } from "./page.js";
+import { copy, drawEmpty, drawFrame, dress } from "./page.js";
 import { Panel } from "./panel.js";
 import { saveLink, state, takeLink } from "./state.js";
 import { choices } from "./statistics.js";
+import { around, widened } from "./stretch.js";
 import { drawTools } from "./tools.js";
 
 const LIVE = 5000;
@@ -55,8 +56,7 @@ const say = {
     saveLink();
   },
   zoom: async (from, to) => {
-    const least = Math.max(...panels.map((panel) => (4 * (panel.extent.end - panel.extent.start)) / Math.max(panel.extent.windows, 1)));
-    if (from !== null && to - from < least) [from, to] = [(from + to - least) / 2, (from + to + least) / 2];
+    if (from !== null) [from, to] = widened(from, to, panels.map((panel) => panel.extent));
     const [first, last] = say.bounds();
     const wide = from === null || (from <= first && to >= last);
     [state.from, state.to] = wide ? [null, null] : [Math.max(0, from), to];
@@ -70,14 +70,13 @@ const say = {
       return say.zoom(null, null);
     }
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
-    Object.assign(state, { incident: { panel, number: incident.number, optimizer: incident.optimizer }, layer: blamed ?? null, step: incident.place });
-    const { start, end, windows } = panel.extent;
-    // Some thirty windows on both sides; in a short run, that has hardly more, a sixth of it. Trials are seen whole, and how a run ended.
-    const reach = Math.max((end - start) / 40, Math.min((30 * (end - start)) / Math.max(windows, 1), (end - start) / 6));
-    const stopped = incident.told.state === "stopped" ? incident.ended : incident.place;
-    const over = incident.told.trials.reduce((last, one) => Math.max(last, one.to), stopped);
+    Object.assign(state, {
+      incident: { panel, number: incident.number, optimizer: incident.optimizer },
+      layer: blamed ?? null,
+      step: incident.place,
+    });
     drawSide();
-    await say.zoom(Math.max(start, incident.place - reach), Math.min(end, Math.max(incident.place + reach, over + reach / 4)));
+    await say.zoom(...around(incident, panel.extent));
     if (state.layer) panel.heat.reveal(state.layer);
   },
   optimizer: (index) => {
@@ -94,7 +93,12 @@ const say = {
 function drawSide() {
   drawIncidents(
     page.side,
-    panels.map((panel) => ({ panel, title: panels.length > 1 ? panel.run : null, story: panel.story, optimizer: panel.extent.optimizer })),
+    panels.map((panel) => ({
+      panel,
+      title: panels.length > 1 ? panel.run : null,
+      story: panel.story,
+      optimizer: panel.extent.optimizer,
+    })),
     state.incident,
     say,
   );
@@ -115,7 +119,9 @@ const load = () =>
   guarded(async () => {
     const [from, to] = say.bounds();
     const wanted = { from: state.from ?? from, to: state.to ?? to, columns: 800 };
-    const laid = others.map(async (other) => (other.view = await fetchView({ ...wanted, run: other.run, optimizer: other.extent.optimizer })));
+    const laid = others.map(
+      async (other) => (other.view = await fetchView({ ...wanted, run: other.run, optimizer: other.extent.optimizer })),
+    );
     const sampled = await Promise.all([...panels.map((panel) => panel.load()), ...laid]);
     // The scale is shared: only now is the other runs' range known.
     if (panels.length > 1 || others.length) panels.forEach((panel) => panel.layout());
@@ -149,12 +155,15 @@ async function openRuns(incident = null) {
     // Of two openings that overlap, the one asked for last wins.
     if (ticket !== opening) return;
     panels = names.map((name, index) => new Panel(name, stories[index], state, say));
-    if (!choices(panels.some((panel) => panel.extent.weighed)).some(([stat]) => stat === state.stat)) state.stat = "ratio";
+    if (!choices(panels.some((panel) => panel.extent.weighed)).some(([stat]) => stat === state.stat))
+      state.stat = "ratio";
     others = state.over.map((run, index) => other(run, index, stories[names.length + index]));
     page.main.replaceChildren(...panels.map((panel) => panel.element));
     page.main.parentElement.classList.toggle("two", panels.length > 1);
     if (incident !== null) {
-      const found = stories[0].incidents.find((one) => one.number === incident && one.optimizer === panels[0].extent.optimizer);
+      const found = stories[0].incidents.find(
+        (one) => one.number === incident && one.optimizer === panels[0].extent.optimizer,
+      );
       if (found) state.incident = { panel: panels[0], number: found.number, optimizer: found.optimizer };
     }
     drawBar();
@@ -222,9 +231,7 @@ async function start() {
 export async function render() {
   document.documentElement.lang = "en";
   document.title = "GradGuard";
-  const sheet = h("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href });
-  const styled = new Promise((done) => ["load", "error"].forEach((event) => sheet.addEventListener(event, done)));
-  document.head.append(h("meta", { charset: "utf-8" }), sheet);
+  const styled = dress();
   followTheme(() => panels.forEach((panel) => panel.layout()));
   await styled;
   onReload(refresh);
@@ -232,7 +239,9 @@ export async function render() {
   try {
     await start();
   } catch (error) {
-    document.body.replaceChildren(h("p", { class: "problem", role: "alert" }, `GradGuard could not start: ${error.message}`));
+    document.body.replaceChildren(
+      h("p", { class: "problem", role: "alert" }, `GradGuard could not start: ${error.message}`),
+    );
   }
   setTimeout(follow, LIVE);
 }

@@ -5,7 +5,10 @@ import { LONG, TAIL } from "./rows.js";
 import { STATISTICS } from "./statistics.js";
 
 /** A long name loses its middle where there is no room: ends tell layers apart. */
-const labelText = (text) => (text.length > LONG ? [h("span", { class: "text" }, text.slice(0, -TAIL)), h("span", { class: "tail" }, text.slice(-TAIL))] : h("span", { class: "text" }, text));
+const labelText = (text) =>
+  text.length > LONG
+    ? [h("span", { class: "text" }, text.slice(0, -TAIL)), h("span", { class: "tail" }, text.slice(-TAIL))]
+    : h("span", { class: "text" }, text);
 
 export function drawLabels(heat, begin, end, top) {
   const { panel, labels, rowHeight } = heat;
@@ -13,16 +16,32 @@ export function drawLabels(heat, begin, end, top) {
   const out = new Set(panel.standsOut());
   labels.style.width = `${panel.gutter - 8}px`;
   const made = heat.rows.slice(begin, end).map((row, index) => {
-    const style = `top:${((begin + index) * rowHeight - top).toFixed(1)}px;height:${rowHeight}px;line-height:${rowHeight}px`;
+    const offset = ((begin + index) * rowHeight - top).toFixed(1);
+    const style = `top:${offset}px;height:${rowHeight}px;line-height:${rowHeight}px`;
     const marked = row.kind === "layer" && panel.state.layer === row.name;
     const blamed = marked ? (panel.state.incident?.panel === panel ? " blamed" : " chosen") : "";
-    const kind = `${row.child ? " child" : ""}${row.pinned ? " pinned" : ""}${row.kind === "layer" && out.has(row.name) ? " out" : ""}${blamed}`;
+    const away = row.kind === "layer" && out.has(row.name) ? " out" : "";
+    const kind = `${row.child ? " child" : ""}${row.pinned ? " pinned" : ""}${away}${blamed}`;
     const text = labelText(row.child ? row.label : row.label.slice(panel.shared));
     const at = h("span", { class: "at" });
-    if (row.kind !== "block") return h("div", { class: `label${kind}`, style, title: row.name, onclick: () => panel.say.layer(row.name) }, text, at);
+    if (row.kind !== "block")
+      return h(
+        "div",
+        { class: `label${kind}`, style, title: row.name, onclick: () => panel.say.layer(row.name) },
+        text,
+        at,
+      );
     return h(
       "button",
-      { type: "button", class: `label block${kind}`, style, title: `${row.name}: ${row.layers.length} layers`, "data-key": row.key, "aria-expanded": String(row.open), onclick: () => heat.toggle(row.block) },
+      {
+        type: "button",
+        class: `label block${kind}`,
+        style,
+        title: `${row.name}: ${row.layers.length} layers`,
+        "data-key": row.key,
+        "aria-expanded": String(row.open),
+        onclick: () => heat.toggle(row.block),
+      },
       h("span", { class: "chevron", "aria-hidden": "true" }, row.open ? "▾" : "▸"),
       text,
       h("span", { class: "size" }, String(row.layers.length)),
@@ -38,7 +57,8 @@ export function drawLabels(heat, begin, end, top) {
 export function tellValues(heat, place, begin = heat.begin) {
   const { panel, labels, source } = heat;
   heat.told = place;
-  const c = place === null || place === undefined || !source.layers.first.length ? -1 : panel.column(source.layers, place);
+  const c =
+    place === null || place === undefined || !source.layers.first.length ? -1 : panel.column(source.layers, place);
   labels.classList.toggle("telling", c >= 0);
   if (c < 0) return;
   const real = (code) => 2 ** (code / source.perDoubling);
@@ -48,6 +68,10 @@ export function tellValues(heat, place, begin = heat.begin) {
     if (!row || !at) return;
     const numbers = heat.numbers(row);
     const bad = numbers.nonfinite[c];
-    at.textContent = bad ? (panel.state.stat === "nonfinite" ? String(bad) : "NaN, inf") : STATISTICS[panel.state.stat].text(real, numbers.codes[c], numbers.ratios[c]);
+    at.textContent = bad
+      ? panel.state.stat === "nonfinite"
+        ? String(bad)
+        : "NaN, inf"
+      : STATISTICS[panel.state.stat].text(real, numbers.codes[c], numbers.ratios[c]);
   });
 }

@@ -1,8 +1,9 @@
 // What all line charts draw with: pieces of a line, areas, a scale, and a frame out of which nothing sticks.
 //
-// uPlot (50 kB, Canvas 2D) was weighed. It is faster by orders of magnitude, which some hundred windows do not need. What is drawn
-// here are elements: marks that can be reached with the keyboard, read aloud, found by a test and exported with their styles. On a
-// canvas they would have to lie in a layer above it, on axes that are shared with the heatmap: it would spare less than it would add.
+// uPlot (50 kB, Canvas 2D) was weighed. It is faster by orders of magnitude, which some hundred windows do not need.
+// What is drawn here are elements: marks that can be reached with the keyboard, read aloud, found by a test and
+// exported with their styles. On a canvas they would have to lie in a layer above it, on axes that are shared with the
+// heatmap: it would spare less than it would add.
 
 import { formatNumber, s } from "./dom.js";
 import { logTicks } from "./scale.js";
@@ -24,15 +25,16 @@ const pair = (x, y) => `${x.toFixed(1)},${y.toFixed(1)}`;
 
 /** A line through some columns; where what was measured is in one alone, a dot. */
 export function line(name, columns, x, y) {
-  if (columns.length === 1 && !UNMEASURED.has(name)) return s("circle", { class: `${name} dot-alone`, r: 1.5, cx: x(columns[0]), cy: y(columns[0]) });
+  if (columns.length === 1 && !UNMEASURED.has(name))
+    return s("circle", { class: `${name} dot-alone`, r: 1.5, cx: x(columns[0]), cy: y(columns[0]) });
   return s("polyline", { class: name, points: columns.map((c) => pair(x(c), y(c))).join(" ") });
 }
 
 const STEEP = 24;
 
 /**
- * A line through columns each of which has a place of its own. It begins and ends with its windows, and where it leaps, it does so at the edge
- * between two: a slope from the window before would show trouble before it began.
+ * A line through columns each of which has a place of its own. It begins and ends with its windows, and where it leaps,
+ * it does so at the edge between two: a slope from the window before would show trouble before it began.
  */
 export function stepped(name, columns, panel, first, last, x, y, steep = STEEP) {
   if (columns.length === 1) return line(name, columns, x, y);
@@ -82,7 +84,10 @@ export function scale(values, top, height, { log = true, room = 0.12, least = 0.
   const most = Math.max(2, Math.floor(height / 34));
   const ticks = log ? logTicks(low, high, most).map((tick) => 10 ** tick) : linearTicks(low, high, most);
   // A number at the lower edge would be cut off.
-  return { y: (value) => (log && !(value > 0) ? top + height : y(value)), ticks: ticks.filter((tick) => y(tick) <= top + height - 5) };
+  return {
+    y: (value) => (log && !(value > 0) ? top + height : y(value)),
+    ticks: ticks.filter((tick) => y(tick) <= top + height - 5),
+  };
 }
 
 function linearTicks(low, high, most) {
@@ -98,5 +103,9 @@ function linearTicks(low, high, most) {
 export const grid = (panel, { y, ticks }) =>
   ticks.flatMap((tick) => [
     s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: y(tick), y2: y(tick) }),
-    s("text", { class: "tick", x: panel.gutter - 10, y: y(tick) + 4, "text-anchor": "end" }, formatNumber(Number(tick.toPrecision(2)))),
+    s(
+      "text",
+      { class: "tick", x: panel.gutter - 10, y: y(tick) + 4, "text-anchor": "end" },
+      formatNumber(Number(tick.toPrecision(2))),
+    ),
   ]);

@@ -1,19 +1,22 @@
 // The loss on the same axis, with each treatment that was put on trial as a shaded span, from its step to its verdict.
 
 import { formatNumber, h, put, s } from "./dom.js";
+import { byLoss, dots } from "./dots.js";
 import { area, grid, inside, pieces, scale, stepped } from "./lines.js";
-import { byLoss, dot } from "./norm.js";
 
 const TOP = 16;
 const KINDS = { kept: "kept", "taken back": "back" };
 
-export const hasLoss = (view) => view.windows.loss_high.some(Number.isFinite);
+/** Of a single loss there is no line to draw. */
+export const hasLoss = (view) => view.windows.loss_high.filter(Number.isFinite).length > 1;
 
 export function drawLoss(panel) {
   const { first, last, loss_low: low, loss_high: high, loss_mean: mean } = panel.view.windows;
   if (panel.lossHeader.hidden) return;
   const others = panel.say.others(panel);
-  const values = [low, high, ...others.flatMap(({ view }) => [view.windows.loss_low, view.windows.loss_high])].flatMap((one) => [...one]).filter(Number.isFinite);
+  const values = [low, high, ...others.flatMap(({ view }) => [view.windows.loss_low, view.windows.loss_high])]
+    .flatMap((one) => [...one])
+    .filter(Number.isFinite);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const height = panel.heights.loss;
   const { y, ticks } = scale(values, TOP, height - TOP, { log: least > 0 && most > 10 * least, room: 0.08 });
@@ -23,20 +26,29 @@ export function drawLoss(panel) {
   panel.lossHeader.firstChild.textContent = trials.length ? "Loss, with treatments on trial" : "Loss";
   panel.lossHeader.querySelector(".trial-keys").replaceChildren(...trialKeys(trials));
   panel.loss.setAttribute("height", height);
-  put(panel.loss,
+  put(
+    panel.loss,
     ...grid(panel, { y, ticks }),
     ...inside(
       panel,
       0,
       height,
-      ...runs.map((run) => area("loss-band", edged(run, first, last), ([, place]) => panel.x(place), ([c]) => y(high[c]), ([c]) => y(low[c]))),
+      ...runs.map((run) =>
+        area(
+          "loss-band",
+          edged(run, first, last),
+          ([, place]) => panel.x(place),
+          ([c]) => y(high[c]),
+          ([c]) => y(low[c]),
+        ),
+      ),
       ...trials.map((one) => span(panel, one, y, height)),
       ...runs.map((run) => stepped("loss-line", run, panel, first, last, x, (c) => y(mean[c]))),
       ...others.flatMap(({ view, index }) => overLoss(panel, view, index, y)),
       ...panel.seams(0, height),
     ),
     ...words(panel, trials),
-    ...panel.shownIncidents().filter((one) => byLoss(panel, one)).map((one) => dot(panel, one, y, high)).reverse(),
+    ...dots(panel, panel.shownIncidents().filter((one) => byLoss(panel, one)), y, height, high).reverse(),
   );
 }
 
@@ -45,10 +57,23 @@ const edged = (run, first, last) => run.flatMap((c) => [[c, first[c]], [c, last[
 
 function overLoss(panel, view, index, y) {
   const { first, last, loss_mean: mean } = view.windows;
-  return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) => stepped(`other other-${index}`, run, panel, first, last, (c) => panel.x((first[c] + last[c]) / 2), (c) => y(mean[c])));
+  return pieces(first.length, (c) => Number.isFinite(mean[c])).map((run) =>
+    stepped(
+      `other other-${index}`,
+      run,
+      panel,
+      first,
+      last,
+      (c) => panel.x((first[c] + last[c]) / 2),
+      (c) => y(mean[c]),
+    ),
+  );
 }
 
-/** The span of one trial, and the levels that were compared: a dashed line before the trouble, a ring in it, a disc at the end. */
+/**
+ * The span of one trial, and the levels that were compared: a dashed line before the trouble, a ring in it, a disc at
+ * the end.
+ */
 function span(panel, one, y, height) {
   const [left, right] = edges(panel, one);
   const [before, trouble, after] = (one.numbers ?? []).map(Number);
@@ -59,10 +84,20 @@ function span(panel, one, y, height) {
     { class: `trial ${KINDS[one.outcome] ?? "open"}`, "data-from": one.from, "data-to": one.to },
     s("title", {}, `${one.treatment}${one.became ? `: ${one.became}` : ", on trial"}`),
     s("rect", { x: left, y: TOP, width: Math.max(right - left, 2), height: height - TOP }),
-    known(before) && s("path", { class: "level before", d: `M${left - 24} ${y(before).toFixed(1)}H${Math.max(right, left + 8)}` }, title("before", before)),
-    known(trouble) && known(after) && s("path", { class: "level-way", d: `M${left} ${y(trouble).toFixed(1)}L${right} ${y(after).toFixed(1)}` }),
-    known(trouble) && one.is_new !== false && s("circle", { class: "level trouble", r: 3.5, cx: left, cy: y(trouble).toFixed(1) }, title("trouble", trouble)),
-    known(after) && s("circle", { class: "level after", r: 3.5, cx: right, cy: y(after).toFixed(1) }, title("after", after)),
+    known(before) &&
+      s(
+        "path",
+        { class: "level before", d: `M${left - 24} ${y(before).toFixed(1)}H${Math.max(right, left + 8)}` },
+        title("before", before),
+      ),
+    known(trouble) &&
+      known(after) &&
+      s("path", { class: "level-way", d: `M${left} ${y(trouble).toFixed(1)}L${right} ${y(after).toFixed(1)}` }),
+    known(trouble) &&
+      one.is_new !== false &&
+      s("circle", { class: "level trouble", r: 3.5, cx: left, cy: y(trouble).toFixed(1) }, title("trouble", trouble)),
+    known(after) &&
+      s("circle", { class: "level after", r: 3.5, cx: right, cy: y(after).toFixed(1) }, title("after", after)),
   );
 }
 
@@ -75,7 +110,9 @@ function words(panel, trials) {
   return trials.flatMap((one) => {
     const text = one.outcome ?? "on trial";
     const room = 6.2 * text.length;
-    const [left, right] = edges(panel, one).map((x) => Math.min(Math.max(x, panel.gutter), panel.gutter + panel.plotWidth));
+    const [left, right] = edges(panel, one).map((x) =>
+      Math.min(Math.max(x, panel.gutter), panel.gutter + panel.plotWidth),
+    );
     const middle = Math.min(Math.max((left + right - room) / 2, panel.gutter), panel.gutter + panel.plotWidth - room);
     // A word gives way to the one before it, as long as it still touches its span.
     const at = Math.max(middle, free);
@@ -93,5 +130,11 @@ const trialKeys = (trials) => [
   ]
     .filter(([kind]) => trials.some((one) => (KINDS[one.outcome] ?? "open") === kind))
     .map(([kind, text]) => h("span", { class: "key" }, h("i", { class: `swatch trial-key ${kind}` }), text)),
-  ...(trials.length ? [h("span", { class: "key" }, h("i", { class: "swatch before-key" }), "before"), h("span", { class: "key" }, "○ in the trouble"), h("span", { class: "key" }, "● at the end")] : []),
+  ...(trials.length
+    ? [
+        h("span", { class: "key" }, h("i", { class: "swatch before-key" }), "before"),
+        h("span", { class: "key" }, "○ in the trouble"),
+        h("span", { class: "key" }, "● at the end"),
+      ]
+    : []),
 ];

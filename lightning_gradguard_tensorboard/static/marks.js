@@ -1,87 +1,135 @@
-// What was done at each step, the bracket of the rate, and the axis.
+// What was done at each step, and the axis.
 
-import { formatNumber, formatStep, put, s } from "./dom.js";
-import { area, drawable, inside, pieces, scale } from "./lines.js";
+import { formatStep, put, s } from "./dom.js";
+import { inside, pieces } from "./lines.js";
 import { stepTicks } from "./scale.js";
 
-const HEIGHT = 24;
-const RATE = 46;
+const BARS = 24;
+const LANE = 13;
+const MOST_LANES = 4;
 const AXIS = 24;
 
+/** What was done: bars in a lane of their own, and above it marks of the rate and of rollbacks that do not touch. */
 export function drawMarks(panel) {
-  const { first, last, coefficient, skipped, clipped, lr_factor: factor } = panel.view.windows;
-  const parts = [];
-  const full = (c) => skipped[c] > 0 && skipped[c] >= last[c] - first[c];
-  const whole = (c) => full(c) && (skipped[c] > 1 || (c > 0 && full(c - 1)) || (c + 1 < first.length && full(c + 1)));
-  // Windows of which all was skipped are one span, which says how many steps it is.
-  for (const run of pieces(first.length, whole)) {
-    const [left, right] = [panel.x(first[run[0]]), panel.x(last[run.at(-1)])];
-    const text = `${formatStep(run.reduce((sum, c) => sum + skipped[c], 0))} skipped`;
-    parts.push(s("rect", { class: "mark held", x: left, y: 3, width: Math.max(4, right - left), height: HEIGHT - 5, rx: 1 }, s("title", {}, text)));
-    if (right - left > 7 * text.length) parts.push(s("text", { class: "mark-count", x: (left + right) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, text));
-  }
-  for (let c = 0; c < first.length; c++) {
-    const x = panel.x((first[c] + last[c]) / 2);
-    if (!whole(c) && (skipped[c] > 0 || coefficient[c] === 0)) parts.push(s("rect", { class: "mark held", x: x - 2, y: 3, width: 4, height: HEIGHT - 5, rx: 1 }));
-    if (clipped[c] > 0 || (coefficient[c] > 0 && coefficient[c] < 1)) parts.push(s("rect", { class: "mark clipped", x: x - 1, y: HEIGHT - 11, width: 2, height: 9, rx: 1 }));
-    if (c && factor[c] < factor[c - 1]) parts.push(s("path", { class: "mark backoff", d: `M${x - 5} 4h10l-5 8z` }));
-  }
-  panel.marks.setAttribute("height", HEIGHT);
-  put(panel.marks,
-    s("text", { class: "tick name", x: panel.gutter - 10, y: HEIGHT - 8, "text-anchor": "end" }, "actions"),
-    s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }),
-    ...inside(panel, 0, HEIGHT, ...parts, ...panel.seams(0, HEIGHT), ...rollbacks(panel)),
+  const above = inLanes([...panel.shownLowered().map((place) => lowered(panel, place)), ...rollbacks(panel)]);
+  const top = LANE * Math.max(0, ...above.map(({ lane }) => lane + 1));
+  const height = top + BARS;
+  panel.marks.setAttribute("height", height);
+  put(
+    panel.marks,
+    s("text", { class: "tick name", x: panel.gutter - 10, y: height - 8, "text-anchor": "end" }, "actions"),
+    s("line", {
+      class: "grid",
+      x1: panel.gutter,
+      x2: panel.gutter + panel.plotWidth,
+      y1: height - 0.5,
+      y2: height - 0.5,
+    }),
+    ...inside(
+      panel,
+      0,
+      height,
+      ...bars(panel, top),
+      ...above.map(({ draw, lane }) => draw(top - LANE * (lane + 1))),
+      ...panel.seams(0, height),
+    ),
   );
 }
 
-/** Each rollback that a record tells of, with an arrow to the step it went back to, and each place where the steps themselves go back. */
+/** Skipped and clipped steps. Windows of which all was skipped are one span, which says how many steps it is. */
+function bars(panel, top) {
+  const { first, last, coefficient, skipped, clipped } = panel.view.windows;
+  const parts = [];
+  const full = (c) => skipped[c] > 0 && skipped[c] >= last[c] - first[c];
+  const whole = (c) => full(c) && (skipped[c] > 1 || (c > 0 && full(c - 1)) || (c + 1 < first.length && full(c + 1)));
+  for (const run of pieces(first.length, whole)) {
+    const [left, right] = [panel.x(first[run[0]]), panel.x(last[run.at(-1)])];
+    const text = `${formatStep(run.reduce((sum, c) => sum + skipped[c], 0))} skipped`;
+    parts.push(bar("held", left, Math.max(left + 4, right), top, text));
+    if (right - left > 7 * text.length)
+      parts.push(s("text", { class: "mark-count", x: (left + right) / 2, y: top + 12, "text-anchor": "middle" }, text));
+  }
+  const some = (keep, half) =>
+    [...first.keys()]
+      .filter(keep)
+      .map((c) => panel.x((first[c] + last[c]) / 2))
+      .map((x) => [x - half, x + half]);
+  const held = some((c) => !whole(c) && (skipped[c] > 0 || coefficient[c] === 0), 2);
+  const cut = some((c) => clipped[c] > 0 || (coefficient[c] > 0 && coefficient[c] < 1), 1);
+  parts.push(...joined(held).map(([left, right]) => bar("held", left, right, top)));
+  parts.push(...joined(cut).map(([left, right]) => bar("clipped", left, right, top)));
+  return parts;
+}
+
+const bar = (kind, left, right, top, title) =>
+  s(
+    "rect",
+    {
+      class: `mark ${kind}`,
+      x: left.toFixed(1),
+      y: top + (kind === "held" ? 1 : 17),
+      width: (right - left).toFixed(1),
+      height: kind === "held" ? 15 : 5,
+      rx: 1,
+    },
+    title && s("title", {}, title),
+  );
+
+/** Bars that would touch are one bar. */
+function joined(spans) {
+  const found = [];
+  for (const [left, right] of spans) {
+    if (found.length && left < found.at(-1)[1] + 1) found.at(-1)[1] = Math.max(right, found.at(-1)[1]);
+    else found.push([left, right]);
+  }
+  return found;
+}
+
+/** Give each mark the lowest lane in which it touches no other; {left, right, draw} become {lane, draw}. */
+function inLanes(marks) {
+  const ends = [];
+  return [...marks]
+    .sort((a, b) => a.left - b.left)
+    .map(({ left, right, draw }) => {
+      const found = ends.findIndex((end) => left > end + 2);
+      const lane = found >= 0 ? found : ends.length < MOST_LANES ? ends.length : 0;
+      ends[lane] = Math.max(right, ends[lane] ?? right);
+      return { lane, draw };
+    });
+}
+
+function lowered(panel, place) {
+  const x = panel.x(place);
+  const draw = (top) => s("path", { class: "mark backoff", d: `M${(x - 5).toFixed(1)} ${top + 2}h10l-5 8z` });
+  return { left: x - 5, right: x + 5, draw };
+}
+
+/**
+ * Each rollback that a record tells of, with an arrow to the step it went back to, and each place where the steps
+ * themselves go back.
+ */
 function rollbacks(panel) {
   const told = panel.shownRollbacks();
   const arrows = told.map(({ place, back_place: back, step, back_to: to }) => {
     const [x, target] = [panel.x(place + 0.5), back === null ? null : panel.x(back + 0.5)];
     const title = `rolled back at step ${formatStep(step)}${to === null ? "" : ` to step ${formatStep(to)}`}`;
-    return s(
-      "g",
-      { class: "went-back", "data-step": step },
-      s("title", {}, title),
-      target !== null && x - target > 6 && s("path", { class: "back-line", d: `M${x.toFixed(1)} 12H${target.toFixed(1)}m5 -4l-5 4l5 4` }),
-      s("text", { class: "mark-text", x: x + 2, y: 16 }, "↶"),
-    );
+    const far = target !== null && x - target > 6;
+    const draw = (top) =>
+      s(
+        "g",
+        { class: "went-back", "data-step": step },
+        s("title", {}, title),
+        far && s("path", { class: "back-line", d: `M${x.toFixed(1)} ${top + 7}H${target.toFixed(1)}m5 -4l-5 4l5 4` }),
+        s("text", { class: "mark-text", x: x + 2, y: top + 11 }, "↶"),
+      );
+    return { left: far ? target : x, right: x + 15, draw };
   });
-  const seams = panel.extent.segments.slice(1).filter(({ start }) => !told.some(({ place }) => Math.abs(panel.x(place) - panel.x(start)) < 12));
-  return [...arrows, ...seams.map(({ start }) => s("text", { class: "mark-text", x: panel.x(start) + 3, y: 16 }, "↶"))];
-}
-
-/** The bracket of the rate: what the run has learned with, what has lost it, and what is in use between them. */
-export function drawRate(panel) {
-  const { first, last, rate, rate_good: good, rate_bad: bad } = panel.view.windows;
-  const shown = bad.some(Number.isFinite) && rate.some(drawable);
-  panel.rate.style.display = shown ? "" : "none";
-  if (!shown) return;
-  const { y } = scale([...rate, ...good, ...bad], 4, RATE - 8);
-  const x = (c) => panel.x((first[c] + last[c]) / 2);
-  const bracketed = pieces(first.length, (c) => drawable(bad[c]));
-  const last_known = bracketed.at(-1)?.at(-1);
-  // A window tells the rate of its last step: between two there is no slope.
-  const stairs = (name, run, level) => s("polyline", { class: name, points: run.map((c) => `${panel.x(first[c]).toFixed(1)},${level(c).toFixed(1)} ${panel.x(last[c]).toFixed(1)},${level(c).toFixed(1)}`).join(" ") });
-  const edge = last_known === undefined ? 0 : y(bad[last_known]);
-  // Inside of the shade or below it: its edge does not cross the words.
-  const word = (text) => s("text", { class: "tick", x: panel.gutter + panel.plotWidth - 4, y: edge >= 16 ? edge - 4 : edge + 12, "text-anchor": "end" }, text);
-  panel.rate.setAttribute("height", RATE);
-  put(panel.rate,
-    s("text", { class: "tick name", x: panel.gutter - 10, y: RATE / 2 + 4, "text-anchor": "end" }, "learning rate"),
-    ...inside(
-      panel,
-      0,
-      RATE,
-      ...bracketed.map((run) => area("rate-lost", run, x, () => 0, (c) => y(bad[c]))),
-      ...pieces(first.length, (c) => drawable(good[c]) && drawable(bad[c])).map((run) => stairs("rate-good", run, (c) => y(good[c]))),
-      ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
-      ...panel.seams(0, RATE),
-    ),
-    last_known !== undefined && word(`shaded: too high (by now above ${formatNumber(bad[last_known])})`),
-    s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
-  );
+  const seams = panel.extent.segments
+    .slice(1)
+    .filter(({ start }) => !told.some(({ place }) => Math.abs(panel.x(place) - panel.x(start)) < 12))
+    .map(({ start }) => panel.x(start));
+  const turn = (x) => (top) => s("text", { class: "mark-text", x: x + 3, y: top + 11 }, "↶");
+  return [...arrows, ...seams.map((x) => ({ left: x, right: x + 16, draw: turn(x) }))];
 }
 
 export function drawSteps(panel) {
@@ -97,7 +145,16 @@ export function drawSteps(panel) {
       const half = 3.4 * text.length;
       return [
         s("line", { class: "axis", x1: x, x2: x, y1: 0, y2: 4 }),
-        s("text", { class: "tick", x: Math.min(Math.max(x, panel.gutter + half - 4), end + 10 - half), y: 17, "text-anchor": "middle" }, text),
+        s(
+          "text",
+          {
+            class: "tick",
+            x: Math.min(Math.max(x, panel.gutter + half - 4), end + 10 - half),
+            y: 17,
+            "text-anchor": "middle",
+          },
+          text,
+        ),
       ];
     }),
   );

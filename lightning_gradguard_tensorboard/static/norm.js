@@ -1,6 +1,7 @@
 // The global gradient norm in its band, with the incidents at their steps.
 
-import { formatStep, put, s } from "./dom.js";
+import { put, s } from "./dom.js";
+import { byLoss, dots } from "./dots.js";
 import { area, drawable, grid, inside, line, pieces, scale, stepped } from "./lines.js";
 
 const TOP = 20;
@@ -19,7 +20,17 @@ export function decades(view) {
 }
 
 export function drawNorm(panel) {
-  const { first, last, peak, peak_at: peakAt, nonfinite, nonfinite_at: badAt, typical, limit, overflows } = panel.view.windows;
+  const {
+    first,
+    last,
+    peak,
+    peak_at: peakAt,
+    nonfinite,
+    nonfinite_at: badAt,
+    typical,
+    limit,
+    overflows,
+  } = panel.view.windows;
   const { y, ticks } = scale([], TOP, panel.heights.norm - TOP, { bounds: panel.say.decades() });
   const count = first.length;
   const middle = (c) => panel.x((first[c] + last[c]) / 2);
@@ -32,12 +43,16 @@ export function drawNorm(panel) {
     parts.push(line("limit", run, middle, (c) => y(limit[c])));
     parts.push(line("typical", run, middle, (c) => y(typical[c])));
   }
-  for (const run of pieces(count, (c) => drawable(peak[c]))) parts.push(stepped("peak", run, panel, first, last, own(peakAt), (c) => y(peak[c])));
+  for (const run of pieces(count, (c) => drawable(peak[c])))
+    parts.push(stepped("peak", run, panel, first, last, own(peakAt), (c) => y(peak[c])));
   for (const other of panel.say.others(panel)) parts.push(...over(panel, other, y));
   for (const run of pieces(count, (c) => nonfinite[c] > 0)) {
     // Many windows that were not finite are one span, with a diamond where each begins.
     const [left, right] = [own(badAt)(run[0]), panel.x(last[run.at(-1)])];
-    if (run.length > 1) parts.push(s("rect", { class: "nonfinite-span", x: left, y: TOP - 8, width: Math.max(right - left, 1), height: 4 }));
+    if (run.length > 1)
+      parts.push(
+        s("rect", { class: "nonfinite-span", x: left, y: TOP - 8, width: Math.max(right - left, 1), height: 4 }),
+      );
   }
   for (let c = 0; c < count; c++) {
     if (nonfinite[c]) parts.push(s("path", { class: "nonfinite", d: diamond(own(badAt)(c), TOP - 6) }));
@@ -47,7 +62,7 @@ export function drawNorm(panel) {
   put(panel.norm,
     ...grid(panel, { y, ticks }),
     ...inside(panel, 0, panel.heights.norm, ...parts, ...panel.seams(0, panel.heights.norm)),
-    ...panel.shownIncidents().filter((one) => !byLoss(panel, one)).map((one) => dot(panel, one, y)).reverse(),
+    ...dots(panel, panel.shownIncidents().filter((one) => !byLoss(panel, one)), y, panel.heights.norm).reverse(),
   );
 }
 
@@ -55,32 +70,8 @@ export function drawNorm(panel) {
 function over(panel, { view, index }, y) {
   const { first, last, peak, peak_at: at } = view.windows;
   const x = (c) => panel.x(Number.isFinite(at[c]) ? at[c] + 0.5 : (first[c] + last[c]) / 2);
-  return pieces(first.length, (c) => drawable(peak[c])).map((run) => stepped(`other other-${index}`, run, panel, first, last, x, (c) => y(peak[c])));
-}
-
-/** Whether an incident was found by its loss, and is marked there: the norm may look as ever. */
-export const byLoss = (panel, incident) => incident.told.evidence?.quantity === "loss" && !panel.lossHeader.hidden;
-
-export function dot(panel, incident, y, peak = panel.view.windows.peak) {
-  // Not at the verdict's value: that may be an update over its weights.
-  const { nonfinite } = panel.view.windows;
-  const c = panel.column(panel.view.windows, incident.place);
-  const at = [panel.x(incident.place + 0.5), c >= 0 && peak[c] > 0 && !nonfinite[c] ? Math.max(y(peak[c]), 10) : TOP];
-  const choose = () => panel.say.choose(panel, incident);
-  return s(
-    "g",
-    {
-      class: `dot ${incident.told.level}${panel.isChosen(incident) ? " chosen" : ""}`,
-      tabindex: "0",
-      role: "button",
-      "aria-label": `Incident ${incident.number}, ${incident.form}, step ${formatStep(incident.step)}`,
-      transform: `translate(${at[0].toFixed(1)} ${at[1].toFixed(1)})`,
-      onpointerdown: (event) => event.stopPropagation(),
-      onclick: choose,
-      onkeydown: (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose()),
-    },
-    s("circle", { r: 8.5 }),
-    s("text", { "text-anchor": "middle", y: 3.5 }, String(incident.number)),
+  return pieces(first.length, (c) => drawable(peak[c])).map((run) =>
+    stepped(`other other-${index}`, run, panel, first, last, x, (c) => y(peak[c])),
   );
 }
 

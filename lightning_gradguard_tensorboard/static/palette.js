@@ -1,5 +1,5 @@
-// Colours of the heatmap. All are safe for the colour-blind: blue against orange differs in every form of colour blindness,
-// the others rise in lightness alone. Non-finite and "no gradient" have colours that no scale contains.
+// Colours of the heatmap. All are safe for the colour-blind: blue against orange differs in every form of colour
+// blindness, the others rise in lightness alone. Non-finite and "no gradient" have colours that no scale contains.
 
 const SCALES = {
   // Its stops are the style sheet's, which others that draw the same read too.
@@ -31,7 +31,9 @@ export function palette(name, theme, diverging) {
   for (let i = 0; i < 256; i++) {
     const at = (i / 255) * (colours.length - 1);
     const low = Math.min(Math.floor(at), colours.length - 2);
-    table[i] = pixel(colours[low].map((channel, c) => Math.round(channel + (colours[low + 1][c] - channel) * (at - low))));
+    table[i] = pixel(
+      colours[low].map((channel, c) => Math.round(channel + (colours[low + 1][c] - channel) * (at - low))),
+    );
   }
   const special = { nonfinite: property("nonfinite"), silent: property("silent"), empty: property("ground") };
   return {

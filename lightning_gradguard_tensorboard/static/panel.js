@@ -1,35 +1,47 @@
-// One run: what its drawings share, which is the stretch of steps, the axis, the cursor, and who draws when.
+// One run: what is fetched for it, who draws when, and where the cursor is.
 // Longer than 200 lines: who draws when is one story.
 
 import { fetchView, fetchWeights } from "./api.js";
-import { formatStep, put, s } from "./dom.js";
+import { Axis } from "./axis.js";
+import { formatStep, put } from "./dom.js";
 import { HEIGHTS, fit } from "./fit.js";
 import { Heat } from "./heat.js";
 import { tellValues } from "./labels.js";
 import { normKeys } from "./legend.js";
 import { drawLoss } from "./loss.js";
-import { drawMarks, drawRate, drawSteps } from "./marks.js";
+import { drawMarks, drawSteps } from "./marks.js";
 import { drawNorm } from "./norm.js";
 import { palette } from "./palette.js";
 import { build } from "./parts.js";
+import { drawRate } from "./rate.js";
 import { showTip, tellLayer, tellSteps } from "./readout.js";
 import { blocksOf, sharedPrefix } from "./rows.js";
 import { STATISTICS, hasMiddle } from "./statistics.js";
 import { drawVerdict } from "./verdict.js";
 import { drawWitnesses } from "./witnesses.js";
 
-const RIGHT = 14;
 const SMALL = 32;
 
-export class Panel {
+export class Panel extends Axis {
   /**
    * @param {string} run
    * @param {object} story what the server tells of it
-   * @param {object} state the page's, read only: {from, to, step, stat, order, search, colour, optimizer, layer, incident}
+   * @param {object} state the page's, read only: {from, to, step, stat, order, search, colour, optimizer, layer,
+   *   incident}
    * @param {object} say what the page does when the user acts here: {cursor, pin, zoom, choose, search, speak, others}
    */
   constructor(run, story, state, say) {
-    Object.assign(this, { run, story, state, say, view: null, weights: null, cursor: null, heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] } });
+    super();
+    Object.assign(this, {
+      run,
+      story,
+      state,
+      say,
+      view: null,
+      weights: null,
+      cursor: null,
+      heights: { norm: HEIGHTS.norm[0], loss: HEIGHTS.loss[0] },
+    });
     this.heat = new Heat(this);
     build(this);
     this.settle(story);
@@ -59,16 +71,10 @@ export class Panel {
   standsOut() {
     const mine = (one) => one.optimizer === this.extent.optimizer;
     const unusual = this.story.unusual.filter(mine).map((one) => one.layer);
-    const blamed = this.story.incidents.filter(mine).map((one) => (Array.isArray(one.blame) ? one.blame[0]?.layer : null));
+    const blamed = this.story.incidents
+      .filter(mine)
+      .map((one) => (Array.isArray(one.blame) ? one.blame[0]?.layer : null));
     return [...new Set([...unusual, ...blamed])].filter((name) => this.names.includes(name));
-  }
-
-  /** What is shown: the chosen stretch, or all that any of the runs side by side has. */
-  get range() {
-    const all = this.say.bounds();
-    const from = this.state.from ?? all[0];
-    const to = this.state.to ?? all[1];
-    return to > from ? [from, to] : all;
   }
 
   /** Fetch the weights' statistics if they are to be shown, which few ask for. */
@@ -76,7 +82,9 @@ export class Panel {
     const { extent } = this;
     const [from, to] = this.range;
     const missing = STATISTICS[this.state.stat].weights && extent.weighed;
-    return missing ? fetchWeights(wanted ?? { run: this.run, optimizer: extent.optimizer, from, to, columns: 800 }) : null;
+    return missing
+      ? fetchWeights(wanted ?? { run: this.run, optimizer: extent.optimizer, from, to, columns: 800 })
+      : null;
   }
 
   /** Show another statistic. */
@@ -111,47 +119,6 @@ export class Panel {
     return sampled;
   }
 
-  get gutter() {
-    return this.element.clientWidth < 720 ? 150 : 176;
-  }
-
-  get plotWidth() {
-    return Math.max(60, this.charts.clientWidth - this.gutter - RIGHT);
-  }
-
-  x(place) {
-    const [from, to] = this.range;
-    return this.gutter + ((place - from) / (to - from)) * this.plotWidth;
-  }
-
-  place(x) {
-    const [from, to] = this.range;
-    return from + ((x - this.gutter) / this.plotWidth) * (to - from);
-  }
-
-  /** The step the user knows, at a place on the axis. */
-  step(place) {
-    const segments = this.extent.segments;
-    const segment = [...segments].reverse().find((one) => one.start <= place) ?? segments[0];
-    return Math.floor(place - (segment?.offset ?? 0));
-  }
-
-  /** The column that covers a place, or the nearest; -1 where there is none. */
-  column({ first, last }, place) {
-    let found = -1;
-    for (let c = 0, nearest = Infinity; c < first.length; c++) {
-      const away = place < first[c] ? first[c] - place : place >= last[c] ? place - last[c] + 1e-9 : 0;
-      if (away < nearest) [found, nearest] = [c, away];
-    }
-    return found;
-  }
-
-  /** The steps that a column covers, as the user knows them. */
-  stepsOf(columns, c) {
-    const [low, high] = [columns.first[c] - columns.offset[c], columns.last[c] - 1 - columns.offset[c]].map(Math.round);
-    return low >= high ? formatStep(high) : `${formatStep(low)} – ${formatStep(high)}`;
-  }
-
   resized() {
     const [width, height] = [this.charts.clientWidth, this.charts.clientHeight];
     if (!width || (width === this.width && height === this.height)) return;
@@ -176,9 +143,13 @@ export class Panel {
     drawLoss(this);
     this.heat.draw();
     this.drawPin();
-    const bottom = this.charts.clientHeight - this.heat.scroll.offsetTop - Math.min(this.heat.scroll.clientHeight, this.heat.rows.length * this.heat.rowHeight);
+    const bottom =
+      this.charts.clientHeight -
+      this.heat.scroll.offsetTop -
+      Math.min(this.heat.scroll.clientHeight, this.heat.rows.length * this.heat.rowHeight);
     const top = this.norm.getBoundingClientRect().top - this.charts.getBoundingClientRect().top;
-    for (const one of [this.line, this.pin, this.band]) Object.assign(one.style, { top: `${top}px`, bottom: `${Math.max(0, bottom)}px` });
+    for (const one of [this.line, this.pin, this.band])
+      Object.assign(one.style, { top: `${top}px`, bottom: `${Math.max(0, bottom)}px` });
   }
 
   shownIncidents() {
@@ -197,15 +168,15 @@ export class Panel {
     return all.filter((one) => one.from < to && (one.to ?? Infinity) > from).sort((a, b) => a.from - b.from);
   }
 
+  /** Places in sight at which the learning rate was lowered. */
+  shownLowered() {
+    const [from, to] = this.range;
+    return this.extent.lowered.filter((place) => place >= from && place < to);
+  }
+
   shownRollbacks() {
     const [from, to] = this.range;
     return this.myIncidents().flatMap((one) => one.rollbacks).filter(({ place }) => place >= from && place < to);
-  }
-
-  /** Lines where the steps themselves go back. */
-  seams(top, bottom) {
-    const [from, to] = this.range;
-    return this.extent.segments.slice(1).filter((one) => one.start > from && one.start < to).map(({ start }) => s("line", { class: "rollback", x1: this.x(start), x2: this.x(start), y1: top, y2: bottom }));
   }
 
   isChosen(incident) {
@@ -223,7 +194,8 @@ export class Panel {
     if (!this.view) return;
     this.cursor = { place, row: row === undefined ? undefined : Math.max(0, Math.min(this.heat.rows.length - 1, row)) };
     this.say.cursor(place, this);
-    const lines = this.cursor.row === undefined ? tellSteps(this, place) : tellLayer(this, place, this.heat.rows[this.cursor.row]);
+    const lines =
+      this.cursor.row === undefined ? tellSteps(this, place) : tellLayer(this, place, this.heat.rows[this.cursor.row]);
     showTip(this, place, lines);
     if (!aloud) return;
     this.say.speak(lines.map(([name, value]) => `${name} ${value}`).join(", "));

@@ -29,7 +29,12 @@ export function followPointer(panel, target) {
     start = null;
     panel.band.hidden = true;
     if (high - low > 4) panel.say.zoom(panel.place(low), panel.place(high));
-    else panel.say.pin(Math.floor(panel.place(low)), target === panel.heat.canvas ? panel.heat.rowAt(event.offsetY) : undefined, panel);
+    else
+      panel.say.pin(
+        Math.floor(panel.place(low)),
+        target === panel.heat.canvas ? panel.heat.rowAt(event.offsetY) : undefined,
+        panel,
+      );
   });
   target.addEventListener("pointercancel", () => ((start = null), (panel.band.hidden = true)));
   target.addEventListener("dblclick", () => panel.say.zoom(null, null));
@@ -53,7 +58,11 @@ export function followKey(panel, event) {
     panel.moveTo(place, next, true);
   };
   const far = event.shiftKey ? 10 : 1;
-  const zoom = (factor) => say.zoom(Math.max(extent.start, place - (place - from) * factor), Math.min(extent.end, place + (to - place) * factor));
+  const zoom = (factor) =>
+    say.zoom(
+      Math.max(extent.start, place - (place - from) * factor),
+      Math.min(extent.end, place + (to - place) * factor),
+    );
   const acts = {
     ArrowLeft: () => panel.moveTo(hop(-far), row, true),
     ArrowRight: () => panel.moveTo(hop(far), row, true),

@@ -30,32 +30,54 @@ export const ORDERS = [
 ];
 
 const byName = new Intl.Collator("en", { numeric: true });
-const layerRow = (names, layer, more = {}) => ({ kind: "layer", key: `l${layer}`, layers: [layer], label: names[layer], name: names[layer], ...more });
+const layerRow = (names, layer, more = {}) => ({
+  kind: "layer",
+  key: `l${layer}`,
+  layers: [layer],
+  label: names[layer],
+  name: names[layer],
+  ...more,
+});
 
 /**
  * The rows to draw: a fold's head, its layers when it is open, and layers that stand alone.
  *
- * @param {object} how {order, search, heat}: an order other than forward, or words to search for, gives single layers without folds;
- *   `heat(layer)` tells how far a layer stands out.
+ * @param {object} how {order, search, heat}: an order other than forward, or words to search for, gives single layers
+ *   without folds; `heat(layer)` tells how far a layer stands out.
  */
 export function rowsOf(names, blocks, open, { order = "forward", search = "", heat = () => 0 } = {}) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = names.map((_, layer) => layer).filter((layer) => words.every((word) => names[layer].toLowerCase().includes(word)));
+  const found = names
+    .map((_, layer) => layer)
+    .filter((layer) => words.every((word) => names[layer].toLowerCase().includes(word)));
   if (order === "worst") found.sort((a, b) => heat(b) - heat(a));
   if (order === "name") found.sort((a, b) => byName.compare(names[a], names[b]));
   if (order !== "forward" || words.length) return found.map((layer) => layerRow(names, layer));
   return blocks.flatMap((block, index) => {
     if (!block.folds) return [layerRow(names, block.layers[0])];
     const isOpen = open.has(index);
-    const head = { kind: "block", key: `b${index}`, block: index, open: isOpen, layers: block.layers, label: block.name, name: block.name };
-    const children = block.layers.map((layer) => layerRow(names, layer, { child: true, label: names[layer].slice(block.name.length + 1) }));
+    const head = {
+      kind: "block",
+      key: `b${index}`,
+      block: index,
+      open: isOpen,
+      layers: block.layers,
+      label: block.name,
+      name: block.name,
+    };
+    const children = block.layers.map((layer) =>
+      layerRow(names, layer, { child: true, label: names[layer].slice(block.name.length + 1) }),
+    );
     return isOpen ? [head, ...children] : [head];
   });
 }
 
 const PINNED = 8;
 
-/** The rows with what stands out above them where it is folded away, or below the `seen` rows that are in sight at once; nothing is listed twice. */
+/**
+ * The rows with what stands out above them where it is folded away, or below the `seen` rows that are in sight at once;
+ * nothing is listed twice.
+ */
 export function pinned(rows, out, names, seen) {
   const at = new Map(rows.map((row, index) => [row.kind === "layer" ? row.name : null, index]));
   const mine = rows.length > seen ? out.slice(0, PINNED) : [];
@@ -69,14 +91,17 @@ export function pinned(rows, out, names, seen) {
   return [...above, ...rows.filter((row) => row.kind !== "layer" || !far.includes(row.name))];
 }
 
-/** How far one cell of a view stands out: the size of its ratio, up or down, in codes; what is not finite is above all. */
+/**
+ * How far one cell of a view stands out: the size of its ratio, up or down, in codes; what is not finite is above all.
+ */
 const heatOf = (view, at) => (view.nonfinite[at] ? 1e6 : view.ratios[at] === MISSING ? 0 : Math.abs(view.ratios[at]));
 
 /** How far each layer stands out in a view. */
 export function heats(view, count) {
   const columns = view.layers.first.length;
   const found = new Float64Array(count);
-  for (let at = 0; at < count * columns; at++) found[Math.floor(at / columns)] = Math.max(found[Math.floor(at / columns)], heatOf(view, at));
+  for (let at = 0; at < count * columns; at++)
+    found[Math.floor(at / columns)] = Math.max(found[Math.floor(at / columns)], heatOf(view, at));
   return found;
 }
 
@@ -112,7 +137,12 @@ export function worstOf(view, layers) {
     const [layer] = layers;
     return { codes: part(view.codes, layer), ratios: part(view.ratios, layer), nonfinite: part(view.nonfinite, layer) };
   }
-  const worst = { codes: part(view.codes, layers[0]).slice(), ratios: part(view.ratios, layers[0]).slice(), nonfinite: part(view.nonfinite, layers[0]).slice(), which: new Int32Array(columns).fill(layers[0]) };
+  const worst = {
+    codes: part(view.codes, layers[0]).slice(),
+    ratios: part(view.ratios, layers[0]).slice(),
+    nonfinite: part(view.nonfinite, layers[0]).slice(),
+    which: new Int32Array(columns).fill(layers[0]),
+  };
   for (const layer of layers.slice(1)) {
     const [codes, ratios, nonfinite] = [view.codes, view.ratios, view.nonfinite].map((matrix) => part(matrix, layer));
     for (let c = 0; c < columns; c++) {

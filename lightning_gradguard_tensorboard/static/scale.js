@@ -1,6 +1,8 @@
 // Scales and their ticks.
 
-/** Ticks at round steps; between rollbacks each stretch counts anew, so a label is always a step as the user knows it. */
+/**
+ * Ticks at round steps; between rollbacks each stretch counts anew, so a label is always a step as the user knows it.
+ */
 export function stepTicks(segments, start, end, width) {
   const wish = (end - start) / Math.max(2, Math.floor(width / 110));
   const power = 10 ** Math.floor(Math.log10(Math.max(wish, 1)));
@@ -17,7 +19,8 @@ export function stepTicks(segments, start, end, width) {
   const shown = [];
   for (const tick of ticks) {
     const last = shown[shown.length - 1];
-    if (!last || ((tick.place - last.place) * width) / (end - start) > 50 + 4 * String(tick.step).length) shown.push(tick);
+    if (!last || ((tick.place - last.place) * width) / (end - start) > 50 + 4 * String(tick.step).length)
+      shown.push(tick);
   }
   return shown;
 }

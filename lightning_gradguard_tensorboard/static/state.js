@@ -21,7 +21,11 @@ export function takeLink(runs) {
   const has = (name) => runs.some((run) => run.name === name);
   state.run = has(link.run) ? link.run : has(state.run) ? state.run : newest(runs);
   state.compare = has(link.compare) && link.compare !== state.run ? link.compare : null;
-  state.over = (link.over ?? "").split(",").map(decode).filter((name) => has(name) && name !== state.run).slice(0, MOST_OVER);
+  state.over = (link.over ?? "")
+    .split(",")
+    .map(decode)
+    .filter((name) => has(name) && name !== state.run)
+    .slice(0, MOST_OVER);
   state.optimizer = number(link.optimizer) ?? 0;
   state.stat = known(choices(true), link.stat, "ratio");
   state.order = known(ORDERS, link.order, "forward");

@@ -9,9 +9,9 @@ const doublings = Math.log2;
 const USUAL_UPDATE = doublings(1e-3);
 
 /**
- * For each statistic: its name in the selector and above the map; `full`, the doublings from the middle of the scale to its end, for those that
- * have a middle; `ends`, what stands at the two ends of the scale; `weights`, whether it is one of the weights and fetched only when asked for;
- * `text`, a cell in a few characters.
+ * For each statistic: its name in the selector and above the map; `full`, the doublings from the middle of the scale to
+ * its end, for those that have a middle; `ends`, what stands at the two ends of the scale; `weights`, whether it is one
+ * of the weights and fetched only when asked for; `text`, a cell in a few characters.
  */
 export const STATISTICS = {
   ratio: {
@@ -37,16 +37,21 @@ export const STATISTICS = {
     full: doublings(10),
     ends: ["1/10", "10×"],
     weights: true,
-    text: (real, code, ratio) => (ratio === MISSING ? absolute(real, code) : formatRatio(real(ratio)).replace(" of", "")),
+    text: (real, code, ratio) =>
+      ratio === MISSING ? absolute(real, code) : formatRatio(real(ratio)).replace(" of", ""),
   },
 };
 
-const absolute = (real, code) => (code === MISSING ? "–" : code <= ZERO ? "0" : formatNumber(Number(real(code).toPrecision(2))));
+const absolute = (real, code) =>
+  code === MISSING ? "–" : code <= ZERO ? "0" : formatNumber(Number(real(code).toPrecision(2)));
 
 export const hasMiddle = (stat) => STATISTICS[stat].full !== undefined;
 
 /** Those that there are, for a selector: weights were not measured in runs of older versions. */
-export const choices = (weighed) => Object.entries(STATISTICS).filter(([, one]) => weighed || !one.weights).map(([key, one]) => [key, one.name]);
+export const choices = (weighed) =>
+  Object.entries(STATISTICS)
+    .filter(([, one]) => weighed || !one.weights)
+    .map(([key, one]) => [key, one.name]);
 
 /** What the heatmap draws: {layers, codes, ratios, nonfinite, perDoubling}. */
 export function sourceOf(panel) {
@@ -56,7 +61,13 @@ export function sourceOf(panel) {
   return (weights[state.stat] ??= state.stat === "update" ? updates(weights) : norms(weights));
 }
 
-const EMPTY = { layers: { first: [], last: [], offset: [] }, codes: new Int16Array(), ratios: new Int16Array(), nonfinite: new Uint8Array(), perDoubling: 128 };
+const EMPTY = {
+  layers: { first: [], last: [], offset: [] },
+  codes: new Int16Array(),
+  ratios: new Int16Array(),
+  nonfinite: new Uint8Array(),
+  perDoubling: 128,
+};
 
 function updates({ layers, updates: codes, perDoubling }) {
   const usual = USUAL_UPDATE * perDoubling;

@@ -31,18 +31,65 @@ export function drawTools(page, { runs, panels }, say) {
   const optimizers = panels[0]?.story.optimizers ?? [];
   const rest = runs.filter((run) => run.name !== state.run);
   const free = rest.filter((run) => !state.over.includes(run.name));
-  page.copy = h("button", { type: "button", onclick: () => (saveLink(), copy(address(), page.copy, "Copy link")) }, "Copy link");
-  page.search = h("input", { type: "search", placeholder: "all layers", value: state.search, "aria-label": "Search layers", oninput: (event) => change("search", redraw)(event.target.value) });
+  page.copy = h(
+    "button",
+    { type: "button", onclick: () => (saveLink(), copy(address(), page.copy, "Copy link")) },
+    "Copy link",
+  );
+  page.search = h("input", {
+    type: "search",
+    placeholder: "all layers",
+    value: state.search,
+    "aria-label": "Search layers",
+    oninput: (event) => change("search", redraw)(event.target.value),
+  });
   put(
     page.tools,
-    select("Run", runs.map((run) => [run.name, run.name]), state.run, change("run", reopen)),
-    select("Beside", [["", "none"], ...rest.map((run) => [run.name, run.name])], state.compare ?? "", (value) => change("compare", reopen)(value || null)),
-    free.length > 0 && state.over.length < MOST_OVER && select("Draw over", [["", state.over.length ? "one more …" : "none"], ...free.map((run) => [run.name, run.name])], "", (value) => value && change("over", reopen)([...state.over, value])),
-    state.over.map((name, index) =>
-      h("button", { type: "button", class: "chip", "aria-label": `Draw ${name} no more`, title: name, onclick: () => change("over", reopen)(state.over.filter((one) => one !== name)) }, h("i", { class: `swatch other-key other-${index}` }), h("span", { class: "text" }, name), " ×"),
+    select(
+      "Run",
+      runs.map((run) => [run.name, run.name]),
+      state.run,
+      change("run", reopen),
     ),
-    optimizers.length > 1 && select("Optimizer", optimizers.map((one) => [String(one.optimizer), one.name]), String(state.optimizer), (value) => change("optimizer", reopen)(Number(value))),
-    select("Statistic", choices(panels.some((panel) => panel.extent.weighed)), state.stat, change("stat", say.changeStatistic)),
+    select("Beside", [["", "none"], ...rest.map((run) => [run.name, run.name])], state.compare ?? "", (value) =>
+      change("compare", reopen)(value || null),
+    ),
+    free.length > 0 &&
+      state.over.length < MOST_OVER &&
+      select(
+        "Draw over",
+        [["", state.over.length ? "one more …" : "none"], ...free.map((run) => [run.name, run.name])],
+        "",
+        (value) => value && change("over", reopen)([...state.over, value]),
+      ),
+    state.over.map((name, index) =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          "aria-label": `Draw ${name} no more`,
+          title: name,
+          onclick: () => change("over", reopen)(state.over.filter((one) => one !== name)),
+        },
+        h("i", { class: `swatch other-key other-${index}` }),
+        h("span", { class: "text" }, name),
+        " ×",
+      ),
+    ),
+    optimizers.length > 1 &&
+      select(
+        "Optimizer",
+        optimizers.map((one) => [String(one.optimizer), one.name]),
+        String(state.optimizer),
+        (value) => change("optimizer", reopen)(Number(value)),
+      ),
+    select(
+      "Statistic",
+      choices(panels.some((panel) => panel.extent.weighed)),
+      state.stat,
+      change("stat", say.changeStatistic),
+    ),
     select("Order", ORDERS, state.order, change("order", redraw)),
     h("label", { class: "field" }, h("span", {}, "Layers"), page.search),
     select("Colours", COLOURS, state.colour, change("colour", redraw)),
@@ -52,7 +99,12 @@ export function drawTools(page, { runs, panels }, say) {
       "details",
       { class: "menu" },
       h("summary", {}, "Save"),
-      h("div", {}, h("button", { type: "button", onclick: say.savePicture }, "Picture (PNG)"), h("button", { type: "button", onclick: say.saveNumbers }, "Numbers (CSV)")),
+      h(
+        "div",
+        {},
+        h("button", { type: "button", onclick: say.savePicture }, "Picture (PNG)"),
+        h("button", { type: "button", onclick: say.saveNumbers }, "Numbers (CSV)"),
+      ),
     ),
   );
 }

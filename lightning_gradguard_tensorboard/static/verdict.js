@@ -5,9 +5,20 @@ import { h } from "./dom.js";
 const GLYPHS = { good: "✓", warning: "!", bad: "✕" };
 
 /** A time is written by the clock of who reads it. */
-const moment = (time) => [", ", new Date(Number(time) * 1000).toLocaleString("sv-SE").split(" ").flatMap((part) => [h("span", { class: "moment" }, part), " "])];
+const moment = (time) => [
+  ", ",
+  new Date(Number(time) * 1000)
+    .toLocaleString("sv-SE")
+    .split(" ")
+    .flatMap((part, at) => [at > 0 && " ", h("span", { class: "moment" }, part)]),
+];
 
-const piece = ({ text, layer, time }) => time !== undefined ? moment(time) : (layer === undefined ? text : h("code", {}, layer === "" ? "the root module" : layer));
+const piece = ({ text, layer, time }) =>
+  time !== undefined
+    ? moment(time)
+    : layer === undefined
+      ? text
+      : h("code", {}, layer === "" ? "the root module" : layer);
 
 export function drawVerdict(panel) {
   const { level, headline, words, answers } = panel.story.verdict;
@@ -18,5 +29,14 @@ export function drawVerdict(panel) {
     h("span", { class: "run-name", title: panel.run }, panel.run),
   );
   panel.answers.hidden = answers.length === 0;
-  panel.answers.replaceChildren(...answers.map(({ question, words: said }) => h("div", { class: question === "What next?" ? "next" : undefined }, h("dt", {}, question), h("dd", {}, said.map(piece)))));
+  panel.answers.replaceChildren(
+    ...answers.map(({ question, words: said }) =>
+      h(
+        "div",
+        { class: question === "What next?" ? "next" : undefined },
+        h("dt", {}, question),
+        h("dd", {}, said.map(piece)),
+      ),
+    ),
+  );
 }

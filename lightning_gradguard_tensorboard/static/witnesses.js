@@ -3,23 +3,20 @@
 import { formatNumber, put, s } from "./dom.js";
 import { drawable, inside, pieces, scale, stepped } from "./lines.js";
 
-const ROW = 24;
-
-const WITNESSES = {
-  update_ratio: "update / weight",
-  second_moment: "g / √second moment",
-  attention_logit: "attention logit",
-  router_load: "busiest expert",
-};
+const ROW = 27;
 
 /** Those that have seen something in the stretch in sight, with the names of their rows. */
-const seen = (windows) => Object.entries(WITNESSES).filter(([key]) => windows[key]?.some(drawable));
+const seen = ({ story, view }) =>
+  Object.entries(story.witnesses).filter(([key]) => view.windows[key]?.some(drawable));
 
-/** Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight below its name. */
+/**
+ * Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight below
+ * its name.
+ */
 export function drawWitnesses(panel) {
   const { windows } = panel.view;
   const { first, last } = windows;
-  const rows = seen(windows);
+  const rows = seen(panel);
   panel.witnesses.style.display = rows.length ? "" : "none";
   panel.witnesses.setAttribute("height", ROW * rows.length);
   const x = (c) => panel.x((first[c] + last[c]) / 2);
@@ -31,8 +28,19 @@ export function drawWitnesses(panel) {
       const { y } = scale(values, top + 2, ROW - 4);
       return [
         s("text", { class: "tick name", x: panel.gutter - 10, y: top + 10, "text-anchor": "end" }, name),
-        s("text", { class: "tick largest", x: panel.gutter - 10, y: top + 20, "text-anchor": "end" }, `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`),
-        ...inside(panel, top, ROW, ...pieces(first.length, (c) => drawable(values[c])).map((run) => stepped("witness-line", run, panel, first, last, x, (c) => y(values[c]), ROW / 4))),
+        s(
+          "text",
+          { class: "tick largest", x: panel.gutter - 10, y: top + 22, "text-anchor": "end" },
+          `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`,
+        ),
+        ...inside(
+          panel,
+          top,
+          ROW,
+          ...pieces(first.length, (c) => drawable(values[c])).map((run) =>
+            stepped("witness-line", run, panel, first, last, x, (c) => y(values[c]), ROW / 4),
+          ),
+        ),
         s("line", { class: "grid", x1: panel.gutter, x2: end, y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
       ];
     }),
@@ -41,4 +49,7 @@ export function drawWitnesses(panel) {
 }
 
 /** The same at one column, as lines of [name, value]. */
-export const tellWitnesses = (windows, c) => seen(windows).filter(([key]) => drawable(windows[key][c])).map(([key, name]) => [name, formatNumber(windows[key][c])]);
+export const tellWitnesses = (panel, c) =>
+  seen(panel)
+    .filter(([key]) => drawable(panel.view.windows[key][c]))
+    .map(([key, name]) => [name, formatNumber(panel.view.windows[key][c])]);

@@ -9,10 +9,12 @@ from __future__ import annotations
 from .acts import act, acts, deed, treatment
 from .advice import advice, last_good
 from .finding import cause, evidence, findings, is_layer, named, opening, quantity, reason, suspect, the_rate_too
+from .held import QUARTER, Held, held_back
 from .page import tell
 from .record import Record, dicts, number, outcomes
 from .standing import STATES, improved, remedies, result, state, watched, why_stopped
 from .trials import (
+    LASTING,
     became,
     because,
     deeds,
@@ -26,6 +28,7 @@ from .trials import (
     undone,
     would_have,
 )
+from .witness import ROWS
 from .words import (
     SPENT,
     alike,
@@ -41,11 +44,16 @@ from .words import (
     repeated,
     short,
     tidy,
+    too_high,
 )
 
 __all__ = [
+    "LASTING",
+    "QUARTER",
+    "ROWS",
     "SPENT",
     "STATES",
+    "Held",
     "Record",
     "act",
     "acts",
@@ -65,6 +73,7 @@ __all__ = [
     "findings",
     "fold",
     "gains",
+    "held_back",
     "improved",
     "is_layer",
     "last_good",
@@ -91,6 +100,7 @@ __all__ = [
     "tell",
     "the_rate_too",
     "tidy",
+    "too_high",
     "treatment",
     "trial",
     "tried",

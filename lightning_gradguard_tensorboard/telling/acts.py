@@ -22,7 +22,7 @@ _COULD = {
     "backoff": "lower the learning rate",
     "rollback": "roll back",
     "reinitialize": "repair the layer",
-    "initialize": "initialise all layers anew",
+    "initialize": "re-initialise all layers",
     "regularize": "pull the weights towards good ones",
     "augment": "augment the batches",
     "swap-activation": "swap an activation",

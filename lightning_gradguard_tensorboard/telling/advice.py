@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from .finding import named, the_rate_too
+from .held import Held, held_back
 from .record import Record, actions_of, applied, decision_of, dicts, integer
 from .standing import halted, state, watched
 from .words import tidy
@@ -22,12 +23,13 @@ _NEXT_STEPS = {
 _SNAPSHOT = re.compile(r"snapshot of step (\d+)|went back to step (\d+)")
 
 
-def advice(record: Record, *, ended: bool = False) -> str:
+def advice(record: Record, *, ended: bool = False, held: Held | None = None) -> str:
     """Return what to do next: ``nothing for this run; next time choose a learning rate well below 6, or ...``.
 
     Args:
         record: The newest incident.
         ended: Whether the run has ended, so that there is nothing to wait for.
+        held: How the learning rate is held below the schedule's, if it is.
     """
     told, stands = _for_cause(record), state(record)
     if halted(record) or stands == "stopped":
@@ -40,6 +42,8 @@ def advice(record: Record, *, ended: bool = False) -> str:
         return f"{told}; or {_go_on(record)}"
     if watched(record):
         return f'{told}; without mode="watch" the guard would have acted'
+    if held is not None:
+        return f"{held_back(held)}; {told}"
     if stands == "calm" and _cause(record) in ("", "unknown", "batch"):
         return f"nothing; if it comes again, look at {_batch(record)}"
     return f"nothing for this run; {told}"

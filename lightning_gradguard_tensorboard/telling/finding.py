@@ -174,7 +174,10 @@ def evidence(action: Record) -> str:
         return f"{measured}{short(value)}"
     if not 0.0 < limit < value:
         return f"{measured}{short(value)} against a limit of {short(limit)}"
-    return f"{measured}{short(value)}, {short(float(f'{value / limit:.2g}'))} x the limit of {short(limit)}"
+    times = float(f"{value / limit:.2g}")
+    if times <= 1.0:
+        return f"{measured}{short(value)}, just above the limit of {short(limit)}"
+    return f"{measured}{short(value)}, {short(times)} x the limit of {short(limit)}"
 
 
 def quantity(action: Record) -> str:

@@ -10,7 +10,8 @@ from .record import Record, actions_of, applied, decided, decision_of, dicts, nu
 from .standing import DONE_AT_ONCE, halted, remedies, state, watched
 from .words import SPENT, clean, done, level, plain, tidy
 
-_LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
+LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
+"""Remedies whose treatment is put on trial."""
 
 
 def trial(one: Record, record: Record) -> str:
@@ -41,7 +42,7 @@ def summary(record: Record) -> list[str]:
 def deeds(record: Record) -> str:
     """Return all that was done, and what became of treatments: ``skipped the step; restored the layer (kept)``."""
     tried = summary(record)
-    but = _LASTING if tried else frozenset[str]()
+    but = LASTING if tried else frozenset[str]()
     names = [name for name in remedies(record) if name not in but]
     return "; ".join([acts(record, but)] * bool(names or not tried) + tried)
 
@@ -82,6 +83,9 @@ def levels(one: Record, record: Record | None = None) -> str:
     if not is_new(one, record) and not math.isnan(number(one.get("after"))):
         told = {"at the end": "after"}
     known = [f"{words} {level(value)}" for words, key in told.items() if not math.isnan(value := number(one.get(key)))]
+    if "trouble" in told.values() and number(one.get("trouble")) <= number(one.get("before")):
+        # It was the gradient that gave the alarm: said beside the numbers, which would contradict it.
+        known[1] += " (not higher: the gradient told of the trouble, the loss did not yet)"
     return f"loss {', '.join(known)}" if known else "no loss was known"
 
 
@@ -100,7 +104,7 @@ def on_trial(record: Record) -> str:
 
 def _made(action: Record) -> str:
     done = applied(action)
-    return treatment([name for o in done if (name := str(o.get("remedy"))) in _LASTING], done)
+    return treatment([name for o in done if (name := str(o.get("remedy"))) in LASTING], done)
 
 
 def pending(record: Record) -> dict[str, Any] | None:
@@ -121,7 +125,7 @@ def treats(action: Record) -> bool:
     """Tell whether this action makes, or would make, a treatment that is put on trial."""
     decision = decision_of(action)
     names = [str(o.get("remedy")) for o in applied(action)] if dicts(action.get("outcomes")) else decided(action)
-    return not (decision.get("look") or decision.get("again")) and not _LASTING.isdisjoint(names)
+    return not (decision.get("look") or decision.get("again")) and not LASTING.isdisjoint(names)
 
 
 def _resigned(record: Record) -> bool:

@@ -7,6 +7,13 @@ import math
 from .record import Record, dicts, number
 from .words import clean, short
 
+ROWS = {
+    "update_ratio": "update / weight",
+    "second_moment": "g / √second moment",
+    "attention_logit": "attention logit",
+    "router_load": "busiest expert",
+}
+"""What the row of each witness is called, in the order of the rows."""
 _SENTENCES = {
     "update_ratio": "one update moved {} by {} of its weights",
     "second_moment": "the gradient of {} lay {} x above the root of the optimizer's second moment",

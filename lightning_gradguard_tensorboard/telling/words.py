@@ -14,7 +14,7 @@ DONE = {
     "backoff": "lowered the learning rate",
     "rollback": "rolled back to a good snapshot",
     "reinitialize": "repaired the layer",
-    "initialize": "initialised all layers anew",
+    "initialize": "re-initialised all layers",
     "regularize": "pulled the weights towards good ones",
     "augment": "augmented the batches",
     "swap-activation": "swapped an activation",
@@ -35,6 +35,7 @@ _PLAINER = (
     (re.compile(r"\bfirst aid\b"), "skipping or clipping"),
     (re.compile(r"\bin a row were held\b"), "in a row were skipped"),
     (re.compile(r"\bthe budget is spent\b"), SPENT),
+    (re.compile(r"\bredrawn\b"), "re-initialised"),
 )
 """Words that only who wrote the guard knows, and those for which there is another one: journals have them still."""
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[+-]?\d+(?![\w.])")
@@ -70,6 +71,11 @@ def short(value: float) -> str:
 def level(value: float) -> str:
     """Return the level of a loss."""
     return "NaN or unknown" if math.isnan(value) else short(value)
+
+
+def too_high(rate: float) -> str:
+    """Return what the shade on the strip of the learning rate means."""
+    return f"shaded: too high (by now above {short(rate)})"
 
 
 def tidy(text: str) -> str:

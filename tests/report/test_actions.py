@@ -10,6 +10,7 @@ import pytest
 
 from lightning_gradguard.diagnostics import Journal
 from lightning_gradguard.report import read_story
+from lightning_gradguard.report.actions import _in_lanes, _joined
 from lightning_gradguard.report.chart import draw_chart
 from lightning_gradguard.report.svg import LEFT, PLOT
 from tests.diagnostics.examples import window
@@ -63,3 +64,9 @@ def test_a_line_leaps_at_the_edge_between_two_windows(tmp_path: Path) -> None:
             [edges[0], top, edges[1]], abs=0.1
         )
         assert (line[0][0], line[-1][0]) == (LEFT, LEFT + PLOT) and high < low - 24
+
+
+def test_marks_above_the_bars_do_not_touch() -> None:
+    placed = _in_lanes([(x, x + 10, lambda top: str(top)) for x in (0.0, 5.0, 11.0, 30.0)])
+    assert [lane for lane, _ in placed] == [0, 1, 2, 0]
+    assert _joined([(0.0, 4.0), (4.5, 8.5), (20.0, 24.0)]) == [(0.0, 8.5), (20.0, 24.0)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import synthetic
 
-from lightning_gradguard_tensorboard import events, story, telling
+from lightning_gradguard_tensorboard import events, series, story, telling
+from lightning_gradguard_tensorboard.wire import COLUMNS
 
 
 def event(tick: int, payload: Any) -> events.Event:
@@ -111,3 +113,52 @@ def test_a_fresh_layer_has_not_been_changed_by_anybody(form: str, words: str) ->
     made = synthetic.incident(1, 1, form, "head", remedies=["reinitialize"], closed=20, helped=True)
     made["actions"][0]["decision"] |= {"cause": "layer"}
     assert words in telling.advice(made)
+
+
+def kept(**changes: Any) -> dict[str, Any]:
+    made = synthetic.incident(1, 40, "overshoot", "head", remedies=["backoff"], closed=90, helped=True)
+    made["actions"][0]["decision"] |= {"cause": "learning rate"}
+    (told,) = events.incidents([event(1, {"event": "closed", "incident": {**made, **changes}, "step": 90})], {})
+    return told
+
+
+def rated(**last: float) -> series.Timeline:
+    """A run of 2,000 steps whose rate is lowered at step 40, with what its last windows know of the rate."""
+    steps = np.arange(9.0, 2000.0, 10.0)
+    table = np.full((len(steps), len(COLUMNS)), np.nan)
+    for name, value in {"norm_peak": 1.0, "limit": 9.0, "lr_factor": 1.0, "rate": 0.02, "rate_good": 0.0}.items():
+        table[:, COLUMNS.index(name)] = value
+    table[:, 0], table[:, 1] = steps, steps - 9.0
+    for name, value in last.items():
+        table[4:, COLUMNS.index(name)] = value
+    return series.lay_out(np.arange(len(steps)), np.zeros(len(steps)), table)
+
+
+@pytest.mark.parametrize(
+    ("good", "words", "level", "headline"),
+    [
+        (
+            0.02,
+            "1/2,000 of the largest that the run is known to have learned with: it may learn slowly",
+            "warning",
+            "T",
+        ),
+        (0.0, "and the run is not known to have learned with any: it may learn slowly", "warning", "T"),
+        (2e-5, "50% of the largest that the run is known to have learned with, so it goes on learning", "good", "R"),
+    ],
+)
+def test_a_rate_that_is_held_far_below_the_schedule_is_said_so(
+    good: float, words: str, level: str, headline: str
+) -> None:
+    run = rated(lr_factor=5e-4, rate=1e-5, rate_good=good, rate_bad=0.01)
+    found = story.of_run([kept()], [run], [])
+    (told,) = (one["words"][0]["text"] for one in found["answers"] if one["question"] == "What next?")
+    assert "held at 1/2,000 of the schedule since step 40, " in told and words in told
+    assert "nothing for this run" not in told and "next time choose a lower learning rate" in told
+    assert found["level"] == level and found["headline"][0] == headline
+
+
+def test_a_rate_that_is_nearly_the_schedules_again_is_not_spoken_of() -> None:
+    for changes in ({"lr_factor": 0.5, "rate_bad": 0.01}, {"lr_factor": 5e-4}):
+        found = story.of_run([kept()], [rated(**changes)], [])
+        assert found["headline"] == "Recovered" and "nothing for this run" in found["answers"][-1]["words"][0]["text"]

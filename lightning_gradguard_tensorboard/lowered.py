@@ -1,0 +1,68 @@
+"""Where the learning rate was lowered: at the step of the treatment, and not in the middle of the window around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .series import Timeline
+from .telling import QUARTER, Held
+from .wire import COLUMNS
+
+_FACTOR, _RATE, _GOOD, _BAD = map(COLUMNS.index, ("lr_factor", "rate", "rate_good", "rate_bad"))
+
+
+def lowered(run: Timeline, records: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Return the places at which the factor on the rate fell.
+
+    A treatment tells its step; where none does, all that is known is the window, and its beginning is named.
+
+    Args:
+        run: The windows of one optimizer.
+        records: Its incidents.
+    """
+    told = sorted({float(place) for record in records for place in _treated(record)})
+    factor, axis = run.table[:, _FACTOR], run.axis
+    fell = np.flatnonzero(factor[1:] < factor[:-1]) + 1
+    return [_within(told, axis.first[c - 1], axis.last[c], axis.first[c]) for c in fell]
+
+
+def held(run: Timeline, marks: Sequence[float]) -> Held | None:
+    """Return how the rate is held far below the schedule's at the end of a run, or None where it is not.
+
+    Only a run with a strip of the rate can tell: there a rate was found to be too high.
+
+    Args:
+        run: The windows of one optimizer.
+        marks: The places at which its rate was lowered.
+    """
+    table = run.table
+    if not len(table) or not 0.0 < table[-1, _FACTOR] < QUARTER:
+        return None
+    factor, rate, good, bad = table[-1, [_FACTOR, _RATE, _GOOD, _BAD]].tolist()
+    if not np.isfinite(bad):
+        return None
+    free = np.flatnonzero(table[:, _FACTOR] >= 1.0)
+    first = int(free[-1]) + 1 if len(free) else 0
+    place = _within(marks, run.axis.first[max(first - 1, 0)], run.axis.last[first], run.axis.first[first])
+    return Held(factor, int(place - run.axis.offsets[first]), rate, good if good > 0.0 else None)
+
+
+def shade_begins(first: float, last: float, marks: Sequence[float]) -> float:
+    """Return where the shade of a rate that lost the run begins: where the mark in its window stands.
+
+    >>> shade_begins(10.0, 20.0, [3.0, 12.0]), shade_begins(10.0, 20.0, [])
+    (12.0, 10.0)
+    """
+    return _within(marks, first, last, first)
+
+
+def _within(places: Sequence[float], low: float, high: float, otherwise: float) -> float:
+    return next((float(place) for place in reversed(places) if low <= place < high), float(otherwise))
+
+
+def _treated(record: Mapping[str, Any]) -> list[float]:
+    told = record["told"]
+    return [one["from"] for one in (*told["trials"], *([told["pending"]] if "pending" in told else []))]

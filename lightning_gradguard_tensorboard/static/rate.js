@@ -1,0 +1,68 @@
+// The bracket of the rate: what the run has learned with, what has lost it, and what is in use between them.
+
+import { formatNumber, put, s } from "./dom.js";
+import { area, drawable, inside, pieces, scale } from "./lines.js";
+
+const RATE = 46;
+
+export function drawRate(panel) {
+  const { first, last, rate, rate_good: good, rate_bad: bad } = panel.view.windows;
+  const shown = bad.some(Number.isFinite) && rate.some(drawable);
+  panel.rate.style.display = shown ? "" : "none";
+  if (!shown) return;
+  const { y } = scale([...rate, ...good, ...bad], 4, RATE - 8);
+  const bracketed = pieces(first.length, (c) => drawable(bad[c]));
+  const last_known = bracketed.at(-1)?.at(-1);
+  // A window tells the rate of its last step: between two there is no slope.
+  const at = (place, height) => `${panel.x(place).toFixed(1)},${height.toFixed(1)}`;
+  const stairs = (name, run, level) => {
+    const points = run.map((c) => `${at(first[c], level(c))} ${at(last[c], level(c))}`).join(" ");
+    return s("polyline", { class: name, points });
+  };
+  const edge = last_known === undefined ? 0 : y(bad[last_known]);
+  // Inside of the shade or below it: its edge does not cross the words.
+  const word = (text) =>
+    s(
+      "text",
+      {
+        class: "tick",
+        x: panel.gutter + panel.plotWidth - 4,
+        y: edge >= 16 ? edge - 4 : edge + 12,
+        "text-anchor": "end",
+      },
+      text,
+    );
+  panel.rate.setAttribute("height", RATE);
+  put(
+    panel.rate,
+    s("text", { class: "tick name", x: panel.gutter - 10, y: RATE / 2 + 4, "text-anchor": "end" }, "learning rate"),
+    ...inside(
+      panel,
+      0,
+      RATE,
+      ...bracketed.map((run) =>
+        area(
+          "rate-lost",
+          edged(run, first, last, panel.extent.lowered),
+          ([, place]) => panel.x(place),
+          () => 0,
+          ([c]) => y(bad[c]),
+        ),
+      ),
+      ...pieces(first.length, (c) => drawable(good[c]) && drawable(bad[c])).map((run) =>
+        stairs("rate-good", run, (c) => y(good[c])),
+      ),
+      ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
+      ...panel.seams(0, RATE),
+    ),
+    last_known !== undefined && word(`shaded: too high (by now above ${formatNumber(bad[last_known])})`),
+    s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
+  );
+}
+
+/** Both ends of each window; what is too high is known from where the mark of the lowered rate stands. */
+const edged = (run, first, last, lowered) =>
+  run.flatMap((c, at) => [
+    [c, at ? first[c] : (lowered.findLast((place) => place >= first[c] && place < last[c]) ?? first[c])],
+    [c, last[c]],
+  ]);
