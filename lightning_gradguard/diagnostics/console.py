@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.sink import Event, Sink
-from lightning_gradguard.records import Incident
-from lightning_gradguard_tensorboard.telling import alike, repeated, tidy
+from lightning_gradguard.records import Incident, Window
+from lightning_gradguard_tensorboard.telling import LASTING, alike, optimizer_names, repeated, tidy
 
 logger = logging.getLogger("lightning_gradguard")
+
+LONGEST = 240
+"""Characters of a line about an incident; what does not fit is in the journal, and in the report made of it."""
+_MORE = "; more in the journal"
 
 
 class Console(Sink):
     """Log incidents to the logger ``lightning_gradguard``, as warnings: who sees one open sees how it ends.
 
-    What was found, tried, kept and taken back is told with the end; a treatment that is taken back before it, as soon
-    as that is known. A progress bar of tqdm's makes room for the line.
+    A line tells what is new since the last line of the same incident, in at most :data:`LONGEST` characters: a
+    treatment that is taken back as soon as that is known, and the end with what has not been said. Where there are
+    several optimizers, each is named by the modules that it trains. A progress bar of tqdm's makes room for the line.
 
     An incident that goes on speaks again only when it has news (another remedy, another suspect) or when its count of
     alarms has doubled, so that a thousand bad steps are ten lines.
@@ -28,58 +33,74 @@ class Console(Sink):
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[object, ...]] = {}
+        self._done: dict[int, tuple[str, ...]] = {}
         self._found: dict[int, set[tuple[str, str]]] = {}
         self._open: dict[int, Incident] = {}
         self._noticed: dict[str, tuple[int, int]] = {}
+        self._layers: dict[int, Sequence[str]] = {}
         if not logger.hasHandlers():
             # Where nobody has set logging up, Python would print warnings only, and drop that all is well again.
             logger.addHandler(logging.StreamHandler())
             logger.setLevel(logging.INFO)
 
+    def window(self, window: Window) -> None:
+        """Learn which optimizers there are, and what they train."""
+        self._layers[window.optimizer] = window.layers
+
     def incident(self, incident: Incident, event: Event) -> None:
         """Log one line about an incident."""
+        number = f"incident {incident.number:,}"
         if event == "closed":
-            told = _told(wording.result(incident), self._last_words(incident))
-            for known in (self._told, self._found, self._open):
+            at = "" if incident.closed is None else f" at step {incident.closed:,}"
+            self._say(incident, f"{number} closed{at}: {wording.result(incident)}", over=True)
+            for known in (self._told, self._done, self._found, self._open):
                 known.pop(incident.number, None)
-            with _between_bars():
-                logger.warning(
-                    "GradGuard: incident %s closed%s: %s", f"{incident.number:,}", _at(incident.closed), told
-                )
             return
         self._open[incident.number] = incident
         tried = (incident.trials, wording.on_trial(incident), wording.would_have(incident))
         news = (incident.remedies, incident.culprit, incident.form, incident.alarms.bit_length(), tried)
-        if event == "acted" and self._told.get(incident.number) == news:
+        before = self._told.get(incident.number)
+        if event == "acted" and before == news:
             return
         self._told[incident.number] = news
-        line = f"{wording.opening(incident)}; {wording.acts(incident)}"
-        if event == "acted":
-            # The opening tells the first step; where a long incident has come to is news.
-            now = f"step {incident.actions[-1].step:,}, " if incident.actions else ""
-            line += f" ({now}{wording.count(incident.alarms, 'alarming step')} so far)"
-        with _between_bars():
-            logger.warning("GradGuard: %s", _told(line, self._new_findings(incident)))
+        said = self._done.get(incident.number, ())
+        self._done[incident.number] = incident.remedies
+        if before is None:
+            line = f"{wording.opening(incident)}; {wording.acts(incident)}"
+            line += f" ({wording.count(incident.alarms, 'alarming step')} so far)" if event == "acted" else ""
+        else:
+            # The line before has told the first step, and what was done: where a long incident has come to is news.
+            now = f", step {incident.actions[-1].step:,}" if incident.actions else ""
+            line = f"{number}{now}: {wording.count(incident.alarms, 'alarming step')} so far"
+            # A treatment on trial is told as one.
+            told = {*said, *(LASTING if wording.on_trial(incident) else ())}
+            line += f"; {wording.acts(incident, told)}" if set(incident.remedies) - told else ""
+            line += incident.where() if before[1] != incident.culprit else ""
+        self._say(incident, line)
 
-    def _new_findings(self, incident: Incident) -> list[tuple[str, str]]:
-        """Return what has not been said of an incident under way; its cause is told when it is over."""
+    def _say(self, incident: Incident, line: str, *, over: bool = False) -> None:
+        """Log a line with what has been found since the last one; the cause is told when it is over."""
         known = self._found.setdefault(incident.number, set())
-        new = [found for found in wording.findings(incident) if found not in known and found[0] != "cause"]
-        known.update(new)
-        return new
+        found = [(name, text) for name, text in wording.findings(incident) if over or name != "cause"]
+        new = [(name, text) for name, text in found if (name, _told_by(name, text)) not in known]
+        known.update((name, _told_by(name, text)) for name, text in found)
+        with _between_bars():
+            logger.warning("%s", fitting(f"{self._who(incident.optimizer)}: {line}", new))
 
-    def _last_words(self, incident: Incident) -> list[tuple[str, str]]:
-        """Return what was found, a trial as it was told before: the actions that told why may not be kept any more."""
-        said = {_trial(text): text for name, text in self._found.get(incident.number, ()) if name == "tried"}
-        found = wording.findings(incident)
-        return [(name, said.get(_trial(text), text) if name == "tried" else text) for name, text in found]
+    def _who(self, optimizer: int) -> str:
+        """Return who speaks: of several optimizers which one."""
+        indices = sorted(self._layers.keys() | {optimizer})
+        if len(indices) == 1 and not optimizer:
+            return "GradGuard"
+        names = optimizer_names([self._layers.get(index, ()) for index in indices])
+        name = names[indices.index(optimizer)] if optimizer in self._layers else f"optimizer {optimizer}"
+        return f"GradGuard ({wording.clean(name)})"
 
     def close(self) -> None:
         """Log of each incident that is open at the end of the run how it stands."""
         for incident in self._open.values():
-            told = _told(wording.result(incident), self._last_words(incident))
-            with _between_bars():
-                logger.warning("GradGuard: incident %s at the end of the run: %s", f"{incident.number:,}", told)
+            line = f"incident {incident.number:,} at the end of the run: {wording.result(incident)}"
+            self._say(incident, line, over=True)
         self._open.clear()
 
     def notice(self, step: int, message: str) -> None:
@@ -93,6 +114,32 @@ class Console(Sink):
             logger.info("GradGuard: at step %s: %s%s", f"{step:,}", tidy(wording.clean(message)), again)
 
 
+def fitting(line: str, findings: Iterable[tuple[str, str]]) -> str:
+    """Return a line with its findings: as they are if they fit, else shorter, else as many as fit, the last one cut.
+
+    >>> fitting("incident 1", [("cause", "the loss"), ("tried", "this " * 90)])[-42:]
+    'this this this this …; more in the journal'
+    """
+    found = list(findings)
+    for shorten in (str, _without_numbers, _without_reasons):
+        whole = "; ".join([line, *(f"{name}: {shorten(text)}" for name, text in found)])
+        if len(whole) <= LONGEST:
+            return whole
+    room = LONGEST - len(_MORE)
+    return (whole if len(whole) <= room else f"{whole[: room - 2].rpartition(' ')[0]} …") + _MORE
+
+
+def _without_numbers(text: str) -> str:
+    """Return a finding without what stands in brackets at its end."""
+    return text.rpartition(" (")[0] if text.endswith(")") and " (" in text else text
+
+
+def _without_reasons(text: str) -> str:
+    """Return of a trial only what became of it, and when."""
+    tried, became, why = _without_numbers(text).replace(" to a good snapshot", "").partition(": ")
+    return tried + became + why.partition(", ")[0]
+
+
 def _between_bars() -> AbstractContextManager[Any]:
     """Return a block in which tqdm's progress bars are out of the way, where there are any.
 
@@ -103,14 +150,6 @@ def _between_bars() -> AbstractContextManager[Any]:
     return found
 
 
-def _at(step: int | None) -> str:
-    return "" if step is None else f" at step {step:,}"
-
-
-def _trial(text: str) -> str:
-    """Return which trial is told of, by what comes before its end."""
-    return text.partition(": ")[0]
-
-
-def _told(line: str, findings: Iterable[tuple[str, str]]) -> str:
-    return "; ".join([line, *(f"{name}: {text}" for name, text in findings)])
+def _told_by(name: str, text: str) -> str:
+    """Return by what a finding is known again: a trial by what comes before its end, since that may change."""
+    return text.partition(": ")[0] if name == "tried" else text

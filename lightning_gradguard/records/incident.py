@@ -164,6 +164,13 @@ class Incident:
 
         return incident_html(to_json(self))
 
+    def __str__(self) -> str:
+        """Return it in one sentence, in the words that the console and the tab have."""
+        from lightning_gradguard.records.plain import to_json
+        from lightning_gradguard_tensorboard.card import incident_text
+
+        return incident_text(to_json(self))
+
     @property
     def culprit(self) -> str | None:
         """The first suspect's name, or None where nobody is blamed."""

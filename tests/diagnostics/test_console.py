@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from lightning_gradguard.diagnostics import Console
+from lightning_gradguard.diagnostics.console import LONGEST, fitting
 from lightning_gradguard.diagnostics.wording import number, result
 from lightning_gradguard.records import Outcome
-from tests.diagnostics.examples import HOSTILE, incident
+from tests.diagnostics.examples import HOSTILE, incident, window
 
 
 def test_an_incident_is_one_line_when_it_opens_and_one_when_it_closes(caplog):
@@ -47,7 +48,33 @@ def test_a_thousand_bad_steps_are_few_lines_but_a_new_remedy_is_told(caplog):
     action = incident().actions[0]
     more = dataclasses.replace(action, outcomes=(*action.outcomes, Outcome("backoff", True, "halved")))
     console.incident(incident(alarms=1000, actions=(more,)), "acted")
-    assert "skipped the step, lowered the learning rate (step 40, 1,000 alarming steps so far)" in caplog.messages[-1]
+    assert caplog.messages[-1] == (
+        "GradGuard: incident 1, step 40: 1,000 alarming steps so far; on trial: lowered the learning rate at step 40"
+    )
+
+
+def test_an_optimizer_is_named_by_its_modules_where_there_are_several(caplog):
+    caplog.set_level(logging.INFO, "lightning_gradguard")
+    console = Console()
+    console.window(window(layers=("generator.0", "generator.2")))
+    console.incident(incident(), "opened")
+    console.window(window(optimizer=1, layers=("critic.0",)))
+    console.incident(dataclasses.replace(incident(number=2), optimizer=1), "opened")
+    console.incident(dataclasses.replace(incident(), closed=60), "closed")
+    # Of one that has not been heard of no more is known than its number.
+    console.incident(dataclasses.replace(incident(number=3), optimizer=2), "opened")
+    told = [message.partition(": incident")[0] for message in caplog.messages]
+    assert told == ["GradGuard", "GradGuard (critic)", "GradGuard (generator)", "GradGuard (optimizer 2)"]
+
+
+def test_a_line_has_a_limit_and_says_where_the_rest_is():
+    findings = [("tried", f"rolled back at step {n}: taken back (loss before the trouble 0.04)") for n in range(9)]
+    assert fitting("GradGuard", findings[:1]) == f"GradGuard; tried: {findings[0][1]}"
+    shorter = fitting("GradGuard: incident 1", findings[:5])
+    assert len(shorter) <= LONGEST and shorter.count("taken back") == 5 and "loss" not in shorter
+    line = fitting("GradGuard: incident 1", findings)
+    assert len(line) <= LONGEST and line.endswith("…; more in the journal") and "rolled back at step 3" in line
+    assert len(fitting("y " * 450, findings)) <= LONGEST
 
 
 def test_hostile_names_cannot_write_to_the_terminal(caplog):

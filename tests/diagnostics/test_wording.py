@@ -236,12 +236,11 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     assert opened.endswith("; skipped the step") and tried.endswith("; on trial: repaired the layer at step 42")
     assert "tried: repaired the layer at step 42: taken back" in again and "on trial: rolled back" in again
     assert resigned.endswith(
-        "(step 170, 4 alarming steps so far); left to try: only skipping and clipping: the run goes on as you wrote it"
+        "1, step 170: 4 alarming steps so far; left to try: only skipping and clipping: the run goes on as you wrote it"
     )
-    assert (
-        "closed at step 170: calm again after 130 steps, helped; cause: updates" in closed
-        and closed.count("tried: ") == 2
-    )
+    assert "closed at step 170: calm again after 130 steps, helped; cause: updates" in closed
+    assert closed.count("tried: ") == 1, "the first was told when it was taken back"
+    assert all(len(message) <= 240 for message in caplog.messages)
 
 
 @pytest.mark.parametrize("one", [KEPT_AT_ONCE, CALM, WATCHED, ALL_TAKEN_BACK, ANEW])
@@ -280,3 +279,18 @@ def test_hostile_words_stay_text() -> None:
         assert told(one).replace("\n", "").isprintable()
         text = incident_markdown(one)
         assert "<script>" not in text and "\x1b" not in text and "\n# d" not in text
+
+
+def test_a_value_just_above_its_limit_is_not_one_time_the_limit() -> None:
+    verdict = Verdict("sudden", "spike", 2.43, 2.42, "norm 2.43 is 16 x the typical 0.15", ())
+    assert (
+        wording.evidence(dataclasses.replace(FIRST_AID, verdict=verdict)) == "norm 2.43, just above the limit of 2.42"
+    )
+
+
+def test_a_loss_that_was_no_worse_in_the_trouble_is_explained() -> None:
+    told = wording.levels(dataclasses.replace(KEPT, before=0.5, trouble=0.4, after=0.3), case(FIRST_AID))
+    assert told == (
+        "loss before the trouble 0.5, in it 0.4 (not higher: the gradient told of the trouble, the loss did not yet), "
+        "at the end 0.3"
+    )

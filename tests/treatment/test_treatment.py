@@ -156,7 +156,9 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert any("incident 1 at step 204: state; skipped the step, rolled back" in line for line in lines)
     assert any("lowered the learning rate" in line for line in lines)
     assert f"incident 1 closed at step {incident.closed}: calm again after {incident.closed - 204} steps" in lines[-1]
-    assert "taken back at step" in lines[-1] and "kept" in lines[-1]
+    assert any("taken back at step" in line for line in lines[:-1]), "as soon as it is known"
+    assert "taken back at step" not in lines[-1] and "kept" in lines[-1]
+    assert all(len(line) <= 240 for line in lines)
     story = read_story(tmp_path / "gradguard.jsonl", tmp_path)
     assert story.headline.level == "warning" and story.contents.incidents[-1].trials == incident.trials
     shown = render_text(story)
