@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .codes import Floats
 from .series import Timeline
 from .telling import QUARTER, Held
 from .wire import COLUMNS
@@ -50,13 +51,20 @@ def held(run: Timeline, marks: Sequence[float]) -> Held | None:
     return Held(factor, int(place - run.axis.offsets[first]), rate, good if good > 0.0 else None)
 
 
-def shade_begins(first: float, last: float, marks: Sequence[float]) -> float:
-    """Return where the shade of a rate that lost the run begins: where the mark in its window stands.
+def stairs_at(first: Floats, last: Floats, marks: Sequence[float]) -> tuple[Floats, Floats]:
+    """Return where columns begin and end if the rate steps where it was lowered, and not at the edge of the column.
 
-    >>> shade_begins(10.0, 20.0, [3.0, 12.0]), shade_begins(10.0, 20.0, [])
-    (12.0, 10.0)
+    >>> stairs_at(np.array([0.0, 10.0]), np.array([10.0, 20.0]), [3.0, 12.0])
+    (array([ 3., 12.]), array([12., 20.]))
     """
-    return _within(marks, first, last, first)
+    begins, ends = first.copy(), last.copy()
+    for place in marks:
+        c = int(np.searchsorted(first, place, side="right")) - 1
+        if c >= 0 and place < last[c]:
+            begins[c] = place
+            if c and last[c - 1] >= first[c]:
+                ends[c - 1] = place
+    return begins, ends
 
 
 def _within(places: Sequence[float], low: float, high: float, otherwise: float) -> float:

@@ -63,17 +63,17 @@ class Console(Sink):
         if event == "acted" and before == news:
             return
         self._told[incident.number] = news
-        said = self._done.get(incident.number, ())
+        said, on_trial = self._done.get(incident.number, ()), LASTING if tried[1] else ()
         self._done[incident.number] = incident.remedies
         if before is None:
-            line = f"{wording.opening(incident)}; {wording.acts(incident)}"
+            # A treatment on trial is told as one.
+            line = f"{wording.opening(incident)}; {wording.acts(incident, on_trial)}"
             line += f" ({wording.count(incident.alarms, 'alarming step')} so far)" if event == "acted" else ""
         else:
             # The line before has told the first step, and what was done: where a long incident has come to is news.
             now = f", step {incident.actions[-1].step:,}" if incident.actions else ""
             line = f"{number}{now}: {wording.count(incident.alarms, 'alarming step')} so far"
-            # A treatment on trial is told as one.
-            told = {*said, *(LASTING if wording.on_trial(incident) else ())}
+            told = {*said, *on_trial}
             line += f"; {wording.acts(incident, told)}" if set(incident.remedies) - told else ""
             line += incident.where() if before[1] != incident.culprit else ""
         self._say(incident, line)

@@ -8,11 +8,11 @@ import numpy as np
 
 from lightning_gradguard.report.svg import LEFT, PLOT, Plot, area, decades, mark, pieces, stairs, stepped, text
 from lightning_gradguard_tensorboard.codes import Floats
-from lightning_gradguard_tensorboard.lowered import shade_begins
+from lightning_gradguard_tensorboard.lowered import stairs_at
 from lightning_gradguard_tensorboard.telling import ROWS, short, too_high
 from lightning_gradguard_tensorboard.thinning import View
 
-RATE, ROW = 40, 22
+RATE, ROW = 40, 26
 
 
 def strips(view: View, lowered: Sequence[float], stretch: tuple[float, float], top: float) -> tuple[list[str], float]:
@@ -30,15 +30,14 @@ def strips(view: View, lowered: Sequence[float], stretch: tuple[float, float], t
 
 def _rate(view: View, lowered: Sequence[float], start: float, end: float, top: float) -> Iterable[str]:
     """Yield what the run has learned with, what has lost it, and the rate in use between them."""
-    w = view.windows
+    first, last = stairs_at(view.windows["first"], view.windows["last"], lowered)
+    w = {**view.windows, "first": first, "last": last}
     rate, good, bad = w["rate"], w["rate_good"], w["rate_bad"]
     plot = Plot(start, end, *decades([rate, good, bad]), top + 2, RATE - 4.0)
     yield text("learning rate", LEFT - 8, top + RATE / 2 + 4, anchor="end")
     known = list(pieces(_drawable(bad)))
     for run in known:
-        # A window tells the rate of its last step; what is too high is known from the step of the treatment on.
-        places = np.column_stack((w["first"][run], w["last"][run])).ravel()
-        places[0] = shade_begins(w["first"][run[0]], w["last"][run[0]], lowered)
+        places = np.column_stack((first[run], last[run])).ravel()
         values = np.repeat(bad[run], 2)
         yield mark("path", "rate-lost", d=area(places, values, np.full(len(places), 10.0**plot.high), plot))
     for kind, values, kept in (("rate-good", good, _drawable(good) & _drawable(bad)), ("rate", rate, _drawable(rate))):
@@ -57,7 +56,7 @@ def _witness(view: View, name: str, start: float, end: float, top: float) -> Ite
     plot = Plot(start, end, *decades([values]), top + 2, ROW - 4.0)
     yield text(ROWS[name], LEFT - 8, top + 9, anchor="end")
     largest = float(values[_drawable(values)].max())
-    yield text(f"≤ {short(largest)}", LEFT - 8, top + 19, "tick largest", "end", font_size="10")
+    yield text(f"≤ {short(largest)}", LEFT - 8, top + 21, "tick largest", "end", font_size="10")
     middle = (w["first"] + w["last"]) / 2
     yield mark("path", "witness", d=stepped(w, middle, values, plot, steep=ROW / 4), stroke_width="1.2")
     yield mark("path", "grid", d=f"M{LEFT} {top + ROW:.1f}H{LEFT + PLOT}")

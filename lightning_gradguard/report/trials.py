@@ -27,7 +27,7 @@ def trials(records: Sequence[dict[str, Any]], plot: Plot) -> Iterable[str]:
         left, right = plot.x(one["from"]), max(plot.x(one["to"]), plot.x(one["from"]) + 2)
         title = f"<title>{html.escape(wording.clean(one['treatment'] + ': ' + one['became']))}</title>"
         yield mark("rect", kind, title, x=left, y=plot.top, width=right - left, height=plot.height)
-        yield from _levels(one["numbers"], left, right, plot)
+        yield from _levels(one["numbers"], one["is_new"], left, right, plot)
         room = 6.0 * len(one["outcome"])
         middle = min(max((left + right - room) / 2, LEFT), LEFT + PLOT - room)
         # A word gives way to the one before it, as long as it still touches its span.
@@ -41,10 +41,11 @@ def trials(records: Sequence[dict[str, Any]], plot: Plot) -> Iterable[str]:
             yield mark("rect", "trial open", x=left, y=plot.top, width=LEFT + PLOT - left, height=plot.height)
 
 
-def _levels(numbers: Sequence[float], left: float, right: float, plot: Plot) -> Iterable[str]:
+def _levels(numbers: Sequence[float], is_new: bool, left: float, right: float, plot: Plot) -> Iterable[str]:
     """Yield what was compared.
 
-    A dashed line at the level before the trouble, a ring at that in it, a disc at that of the end.
+    A dashed line at the level before the trouble, a ring at that in it, a disc at that of the end. The ring is drawn
+    once for trials of one trouble.
     """
     before, trouble, after = numbers
     if math.isfinite(before):
@@ -55,5 +56,5 @@ def _levels(numbers: Sequence[float], left: float, right: float, plot: Plot) -> 
         way = f"M{left:.1f} {plot.y(trouble):.1f}L{right:.1f} {plot.y(after):.1f}"
         yield mark("path", "level", d=way, stroke_opacity=".5")
     for value, x, kind in ((trouble, left, "ring"), (after, right, "disc")):
-        if math.isfinite(value):
+        if math.isfinite(value) and (is_new or kind == "disc"):
             yield mark("circle", f"level {kind}", cx=x, cy=plot.y(value), r=3.0, stroke_width="1.5")

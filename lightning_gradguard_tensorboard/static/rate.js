@@ -6,7 +6,8 @@ import { area, drawable, inside, pieces, scale } from "./lines.js";
 const RATE = 46;
 
 export function drawRate(panel) {
-  const { first, last, rate, rate_good: good, rate_bad: bad } = panel.view.windows;
+  const { rate, rate_good: good, rate_bad: bad } = panel.view.windows;
+  const [first, last] = stairsAt(panel.view.windows, panel.extent.lowered);
   const shown = bad.some(Number.isFinite) && rate.some(drawable);
   panel.rate.style.display = shown ? "" : "none";
   if (!shown) return;
@@ -43,7 +44,7 @@ export function drawRate(panel) {
       ...bracketed.map((run) =>
         area(
           "rate-lost",
-          edged(run, first, last, panel.extent.lowered),
+          edged(run, first, last),
           ([, place]) => panel.x(place),
           () => 0,
           ([c]) => y(bad[c]),
@@ -60,9 +61,17 @@ export function drawRate(panel) {
   );
 }
 
-/** Both ends of each window; what is too high is known from where the mark of the lowered rate stands. */
-const edged = (run, first, last, lowered) =>
-  run.flatMap((c, at) => [
-    [c, at ? first[c] : (lowered.findLast((place) => place >= first[c] && place < last[c]) ?? first[c])],
-    [c, last[c]],
-  ]);
+/** Both ends of each window: between two there is no slope. */
+const edged = (run, first, last) => run.flatMap((c) => [[c, first[c]], [c, last[c]]]);
+
+/** Where columns begin and end if the rate steps where it was lowered, and not at the edge of the column. */
+function stairsAt({ first, last }, lowered) {
+  const [begins, ends] = [[...first], [...last]];
+  for (const place of lowered) {
+    const c = first.findLastIndex((begin) => begin <= place);
+    if (c < 0 || place >= last[c]) continue;
+    begins[c] = place;
+    if (c && last[c - 1] >= first[c]) ends[c - 1] = place;
+  }
+  return [begins, ends];
+}

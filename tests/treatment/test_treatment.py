@@ -153,7 +153,7 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert incident.step == first.opened == 204 and first.closed <= second.opened and second.closed == incident.closed
     assert second.after < first.after and incident.helped
     lines = [record.getMessage() for record in caplog.records if record.name == "lightning_gradguard"]
-    assert any("incident 1 at step 204: state; skipped the step, rolled back" in line for line in lines)
+    assert any("incident 1 at step 204: state; skipped the step; on trial: rolled back" in line for line in lines)
     assert any("lowered the learning rate" in line for line in lines)
     assert f"incident 1 closed at step {incident.closed}: calm again after {incident.closed - 204} steps" in lines[-1]
     assert any("taken back at step" in line for line in lines[:-1]), "as soon as it is known"
