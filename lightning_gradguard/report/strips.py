@@ -13,6 +13,7 @@ from lightning_gradguard_tensorboard.telling import ROWS, short, too_high
 from lightning_gradguard_tensorboard.thinning import View
 
 RATE, ROW = 40, 26
+_TICK_LETTER = 6.4
 
 
 def strips(view: View, lowered: Sequence[float], stretch: tuple[float, float], top: float) -> tuple[list[str], float]:
@@ -45,9 +46,11 @@ def _rate(view: View, lowered: Sequence[float], start: float, end: float, top: f
         for run in pieces(kept):
             yield mark("path", kind, d=stairs(w, run, values, plot), stroke_width="1.5", **dashes)
     if known:
-        edge = plot.y(float(bad[known[-1][-1]]))
+        run = known[-1]
+        edge = plot.y(float(bad[run[-1]]))
         y = edge - 4 if edge >= top + 14 else edge + 11
-        yield text(too_high(float(bad[known[-1][-1]])), LEFT + PLOT - 4, y, anchor="end")
+        room = (LEFT + PLOT - 4 - plot.x(first[run[0]])) / _TICK_LETTER
+        yield text(too_high(float(bad[run[0]]), float(bad[run[-1]]), room), LEFT + PLOT - 4, y, anchor="end")
 
 
 def _witness(view: View, name: str, start: float, end: float, top: float) -> Iterable[str]:

@@ -49,9 +49,12 @@ export function csv({ view, weights, names }) {
   return lines.map((line) => line.map(cell).join(",")).join("\n") + "\n";
 }
 
+const MEDIA = /@media (\([^)]*\)) \{((?:[^{}]*\{[^{}]*\})*)\s*\}/g;
+
 /** A run's panel as it is on the screen, as a PNG. */
 export async function png(panel) {
-  const sheet = await styles();
+  // The picture is narrower than the window, and looks as the window does.
+  const sheet = (await styles()).replace(MEDIA, (_, query, rules) => (matchMedia(query).matches ? rules : ""));
   const { element, charts, heat } = panel;
   const box = element.getBoundingClientRect();
   const clone = element.cloneNode(true);

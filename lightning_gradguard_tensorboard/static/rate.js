@@ -4,6 +4,7 @@ import { formatNumber, put, s } from "./dom.js";
 import { area, drawable, inside, pieces, scale } from "./lines.js";
 
 const RATE = 46;
+const LETTER = 6.4;
 
 export function drawRate(panel) {
   const { rate, rate_good: good, rate_bad: bad } = panel.view.windows;
@@ -13,26 +14,12 @@ export function drawRate(panel) {
   if (!shown) return;
   const { y } = scale([...rate, ...good, ...bad], 4, RATE - 8);
   const bracketed = pieces(first.length, (c) => drawable(bad[c]));
-  const last_known = bracketed.at(-1)?.at(-1);
   // A window tells the rate of its last step: between two there is no slope.
   const at = (place, height) => `${panel.x(place).toFixed(1)},${height.toFixed(1)}`;
   const stairs = (name, run, level) => {
     const points = run.map((c) => `${at(first[c], level(c))} ${at(last[c], level(c))}`).join(" ");
     return s("polyline", { class: name, points });
   };
-  const edge = last_known === undefined ? 0 : y(bad[last_known]);
-  // Inside of the shade or below it: its edge does not cross the words.
-  const word = (text) =>
-    s(
-      "text",
-      {
-        class: "tick",
-        x: panel.gutter + panel.plotWidth - 4,
-        y: edge >= 16 ? edge - 4 : edge + 12,
-        "text-anchor": "end",
-      },
-      text,
-    );
   panel.rate.setAttribute("height", RATE);
   put(
     panel.rate,
@@ -56,9 +43,25 @@ export function drawRate(panel) {
       ...pieces(first.length, (c) => drawable(rate[c])).map((run) => stairs("rate-line", run, (c) => y(rate[c]))),
       ...panel.seams(0, RATE),
     ),
-    last_known !== undefined && word(`shaded: too high (by now above ${formatNumber(bad[last_known])})`),
+    bracketed.length > 0 && words(panel, bracketed.at(-1), first, bad, y),
     s("line", { class: "grid", x1: panel.gutter, x2: panel.gutter + panel.plotWidth, y1: RATE - 0.5, y2: RATE - 0.5 }),
   );
+}
+
+/** What the shade means: when it began and by now, or less where there is no room beside what it is drawn on. */
+function words(panel, run, first, bad, y) {
+  const [began, now] = [bad[run[0]], bad[run.at(-1)]].map((one) => formatNumber(one));
+  const since = began === now ? `above ${now}` : `above ${began}, by now above ${now}`;
+  const short = began === now ? `above ${now}` : `above ${began}, now ${now}`;
+  const end = panel.gutter + panel.plotWidth - 4;
+  const room = end - Math.max(panel.x(first[run[0]]), panel.gutter);
+  const text = [`shaded: too high (${since})`, `too high: ${since}`, `too high ${short}`, "too high"].find(
+    (one) => LETTER * one.length < room,
+  );
+  if (!text) return null;
+  const edge = y(bad[run.at(-1)]);
+  // Inside of the shade or below it: its edge does not cross the words.
+  return s("text", { class: "tick", x: end, y: edge >= 16 ? edge - 4 : edge + 12, "text-anchor": "end" }, text);
 }
 
 /** Both ends of each window: between two there is no slope. */

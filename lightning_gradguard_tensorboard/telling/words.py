@@ -73,9 +73,18 @@ def level(value: float) -> str:
     return "NaN or unknown" if math.isnan(value) else short(value)
 
 
-def too_high(rate: float) -> str:
-    """Return what the shade on the strip of the learning rate means."""
-    return f"shaded: too high (by now above {short(rate)})"
+def too_high(began: float, now: float, most: float) -> str:
+    """Return what the shade on the strip of the learning rate means, in as many characters as there is room for.
+
+    The page's ``rate.js`` says the same.
+
+    >>> too_high(2.0, 2.24, 99), too_high(2.0, 2.0, 99), too_high(2.0, 2.24, 30)
+    ('shaded: too high (above 2, by now above 2.24)', 'shaded: too high (above 2)', 'too high above 2, now 2.24')
+    """
+    first, last = f"above {short(began)}", f"above {short(now)}"
+    since, brief = (last, last) if first == last else (f"{first}, by now {last}", f"{first}, now {short(now)}")
+    ways = (f"shaded: too high ({since})", f"too high: {since}", f"too high {brief}", "too high")
+    return next((one for one in ways if len(one) <= most), "")
 
 
 def tidy(text: str) -> str:

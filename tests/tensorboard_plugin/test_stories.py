@@ -161,13 +161,34 @@ def test_a_rate_too_high_whose_first_treatment_was_taken_back(tab: Tab, take: An
     take("story-second-try")
 
 
+def test_marks_do_not_touch_in_a_small_window(tab: Tab) -> None:
+    tab.page.set_viewport_size({"width": 1000, "height": 800})
+    for state in ({}, {"incident": "1", "from": "380", "to": "480"}):
+        frame = tab.open(run="second-try", **state)
+        for drawn in ("svg.marks .mark, svg.marks .back-line", "svg.norm .dot, svg.loss .dot"):
+            boxes = [one.bounding_box() for one in frame.locator(drawn).all()]
+            touching = [
+                (a, b)
+                for number, a in enumerate(boxes)
+                for b in boxes[:number]
+                if a["x"] < b["x"] + b["width"]
+                and b["x"] < a["x"] + a["width"]
+                and a["y"] < b["y"] + b["height"]
+                and b["y"] < a["y"] + a["height"]
+            ]
+            assert boxes and touching == []
+    mark, shade = (frame.locator(f"svg {one}").first.bounding_box() for one in (".backoff", ".rate-lost"))
+    assert mark["x"] + mark["width"] / 2 == pytest.approx(shade["x"], abs=1), "where the mark stands"
+
+
 def test_a_rate_too_high(tab: Tab, take: Any) -> None:
     tab.page.set_viewport_size({"width": 1000, "height": 860})
     frame = tab.open(run="bad-rate")
     said = answers(frame)
+    assert "the learning rate is held at 1/" in said["What next?"] and "so it goes on learning" in said["What next?"]
     assert "learning rate" in said["Where"] and "lowered the learning rate" in said["Done"]
     assert said["Did it help?"].startswith("yes: loss")
-    assert "too high (by now above" in frame.locator("svg.rate").text_content()
+    assert "too high (above 6, by now above" in frame.locator("svg.rate").text_content()
     take("story-bad-rate")
 
 
