@@ -230,7 +230,7 @@ class FirstGradientNorm(Callback):
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to; ``blamed`` and ``remedies`` tell of the first incident."""
+    """What one run came to; ``blamed``, ``remedies`` and the sentence ``told`` are of its first incident."""
 
     run: str
     first_norm: float
@@ -238,6 +238,7 @@ class Result:
     incidents: int = 0
     blamed: str = "-"
     remedies: str = "-"
+    told: str = ""
 
 
 def train(run: str, args: argparse.Namespace) -> Result:
@@ -268,7 +269,7 @@ def train(run: str, args: argparse.Namespace) -> Result:
     if not incidents:
         return Result(run, first.norm, accuracy)
     remedies = ", ".join(incidents[0].remedies) or "-"
-    return Result(run, first.norm, accuracy, len(incidents), incidents[0].culprit or "-", remedies)
+    return Result(run, first.norm, accuracy, len(incidents), incidents[0].culprit or "-", remedies, str(incidents[0]))
 
 
 def table(results: Sequence[Result], title: str) -> Table:
@@ -356,6 +357,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "try --data digits, which needs no network."
         )
         return 2
+    if (why := impossible(args)) is not None:
+        say(why)
+        return 2
     results = []
     for number, run in enumerate(RUNS, start=1):
         say(f"Run {number} of {len(RUNS)}: {run}, {WHAT[run]}.")
@@ -363,6 +367,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     problem = shortfall(results)
     report(results, problem, args)
     return 0 if problem is None else 1
+
+
+def impossible(args: argparse.Namespace) -> str | None:
+    """Say in one sentence what the Trainer, or the folder of the logs, does not allow; or return None."""
+    try:
+        args.log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--log-dir {args.log_dir} cannot be written to: {error.strerror}."
+    names = ("accelerator", "devices", "strategy", "precision")
+    chosen = {name: getattr(args, name) for name in names}
+    try:
+        Trainer(**chosen, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    except Exception as error:  # each of Lightning's parts has errors of its own
+        told = ", ".join(f"--{name} {value}" for name, value in chosen.items())
+        return f"The Trainer takes no such {told}: {' '.join(str(error).split()).split('. ')[0].rstrip('.')}."
+    return None
 
 
 @rank_zero_only
@@ -376,6 +396,8 @@ def report(results: Sequence[Result], problem: str | None, args: argparse.Namesp
     """Print the table, the command that shows the runs, and what went wrong."""
     console = Console()
     console.print(table(results, f"{args.data}, seed {args.seed}"))
+    for told in (result.told for result in results if result.told):
+        console.print(told, markup=False, highlight=False)
     console.print(f"See it all:  tensorboard --logdir {args.log_dir}", soft_wrap=True, highlight=False)
     if problem is not None:
         print(problem, file=sys.stderr)

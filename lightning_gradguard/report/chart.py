@@ -144,7 +144,7 @@ def _dot(record: dict[str, Any], view: View, plot: Plot, name: str) -> str:
     w, place = view.windows, record["place"]
     c = int(np.clip(np.searchsorted(w["first"], place, side="right") - 1, 0, max(len(w["first"]) - 1, 0)))
     known = len(w["first"]) and w[name][c] > 0 and not w["nonfinite"][c]
-    x, y = plot.x(place + 0.5), plot.y(float(w[name][c])) if known else plot.top + 6
+    x, y = plot.x(place + 0.5), plot.y(float(w[name][c])) if known else plot.top + 22
     sheet, level = colours.sheet("light"), record["told"]["level"]
     title = f"incident {record['number']:,} at step {record['step']:,}: {record.get('form')}"
     return (

@@ -4,7 +4,7 @@ import { formatStep, s } from "./dom.js";
 
 const RADIUS = 8.5;
 const APART = 2 * RADIUS + 3;
-const TOP = 20;
+const BELOW = 30;
 
 /** Whether an incident was found by its loss, and is marked there: the norm may look as ever. */
 export const byLoss = (panel, incident) => incident.told.evidence?.quantity === "loss" && !panel.lossHeader.hidden;
@@ -25,10 +25,10 @@ export function dots(panel, incidents, y, height, peak = panel.view.windows.peak
   });
 }
 
-/** Not the verdict's value: that may be an update over its weights. */
+/** Not the verdict's value: that may be an update over its weights. What is not finite stands below its diamond. */
 function heightOf(panel, incident, y, peak) {
   const c = panel.column(panel.view.windows, incident.place);
-  return c >= 0 && peak[c] > 0 && !panel.view.windows.nonfinite[c] ? Math.max(y(peak[c]), 10) : TOP;
+  return c >= 0 && peak[c] > 0 && !panel.view.windows.nonfinite[c] ? Math.max(y(peak[c]), 10) : BELOW;
 }
 
 function dot(panel, incident, x, at, own) {

@@ -203,6 +203,24 @@ def test_an_impossible_argument_ends_in_one_sentence(
     assert f"{option} must be at least {least}, got {value}." in said
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--devices", "two"), ("--accelerator", "gpus"), ("--precision", "a-few"), ("--strategy", "hope")],
+)
+def test_what_the_trainer_does_not_take_ends_in_one_sentence(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    said = example.impossible(example.parse(["--log-dir", str(tmp_path), option, value]))
+    assert said.startswith("The Trainer takes no such ") and f"{option} {value}" in said and "\n" not in said
+    assert example.impossible(example.parse(["--log-dir", str(tmp_path)])) is None
+
+
+def test_a_folder_that_cannot_be_made_ends_in_one_sentence(example: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = example.impossible(example.parse(["--log-dir", str(tmp_path / "file" / "logs")]))
+    assert "cannot be written to: " in said and "\n" not in said
+
+
 def test_every_option_has_a_help_text(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         example.parse(["--help"])
@@ -238,3 +256,13 @@ def test_the_table_fits_80_columns(example: ModuleType) -> None:
     text = console.file.getvalue()
     assert "skip, reinitialize" in text and "first norm" in text and "…" not in text
     assert len(text.strip().splitlines()) == 8, "no cell is wrapped"
+
+
+def test_what_became_of_the_incident_is_said_in_words_below_the_table(
+    example: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    results = [example.Result("guarded", 1.1e10, 0.95, 1, "conv4", "skip", "incident 1 at step 0: [rescaled] " * 4)]
+    example.report(results, None, example.parse([]))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("[rescaled]" in line for line in lines) >= 2 and max(map(len, lines)) <= 80
