@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -57,6 +58,11 @@ class Parts:
                 raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
 
 
+def _class_words(kind: type) -> tuple[str, str]:
+    """Return the name of a class, and as a word: ``BadStart`` and ``bad-start``, whose name in files is older."""
+    return kind.__name__, re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+
+
 def _instead(pattern: object) -> str:
     """Return what somebody may have meant who gave ``exclude`` something that no detector or remedy is called."""
     if pattern in get_args(Form):
@@ -83,7 +89,8 @@ def chosen(
         remedies: What may be done about it.
         policy: Decides.
         snapshots: Keeps copies of the state.
-        exclude: Names of detectors and remedies that are left out, or shell-style patterns of their names.
+        exclude: Names of detectors and remedies that are left out, shell-style patterns of their names, or names of
+            their classes.
         isolate: See :class:`Parts`.
         witnesses: What is watched besides.
 
@@ -93,6 +100,10 @@ def chosen(
     asked = checks.instances("detectors", default_detectors() if detectors is None else detectors, Detector)
     able = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
     names = {"detectors": [d.name for d in asked], "remedies": [r.name for r in able]}
+    if not isinstance(exclude, str) and isinstance(exclude, Iterable):
+        parts: list[Detector | Remedy] = [*asked, *able]
+        own = {word: part.name for part in parts for word in _class_words(type(part))}
+        exclude = [own.get(word, word) if isinstance(word, str) else word for word in exclude]
     gone = checks.matching("exclude", exclude, names, hint=_instead)
     return Parts(
         [detector for detector in asked if detector.name not in gone],

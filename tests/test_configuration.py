@@ -18,7 +18,7 @@ from lightning_gradguard import (
     default_detectors,
     default_remedies,
 )
-from lightning_gradguard.detectors import Detector, Spike
+from lightning_gradguard.detectors import Detector, LossSpike, Spike
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Skip
 from tests.builders import Net, loader, mlp, regression, spoil, trainer
@@ -108,6 +108,12 @@ def test_leaving_one_out_is_a_line() -> None:
 def test_who_leaves_every_detector_out_is_told_so_before_training(options: dict[str, Any]) -> None:
     with pytest.warns(RuntimeWarning, match="no detector is left: nothing is watched for"):
         Guard(**options)
+
+
+@pytest.mark.parametrize("word", ["loss-leap", "LossSpike", "loss-spike"])
+def test_a_detector_is_left_out_by_the_name_of_its_class_too(word: str) -> None:
+    left = {type(detector) for detector in Guard(exclude=[word])._parts.detectors}
+    assert left == {type(detector) for detector in default_detectors()} - {LossSpike}
 
 
 def test_sinks_and_a_function_of_ones_own_are_told_besides_in_every_run(tmp_path: Path) -> None:
