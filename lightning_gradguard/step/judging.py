@@ -37,7 +37,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
         look = not own_verdicts.is_used_up(alarm)
         track.treatment.signal.seen = _signal(run, track, readings) if readings and look else None
         return alarm, _suspects(run, track, context.statistics, readings, inputs) if look else ()
-    if not (run.acts or run.halts) and track.untouched and track.steps == 0:
+    # Of shards each process would see its own, and gathering them costs more than a run that watches may spend.
+    if not (run.acts or run.halts or track.sharded) and track.untouched and track.steps == 0:
         _examine_start(run, track, context.statistics, readings)
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
