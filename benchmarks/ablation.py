@@ -128,21 +128,27 @@ def table(rows: list[Row]) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Draw set-ups against causes: the colour is the mean rescue (1: the twin's score), the number how many."""
-    import matplotlib.pyplot as plt
-
     setups, causes, found = grid(rows)
     for setup in setups:
         found[setup, "all"] = [value for cause in causes for value in found.get((setup, cause), [])]
     causes = ["all", *causes]
     values = [[fmean(found.get((s, c)) or [float("nan")]) for c in causes] for s in setups]
+    inside = [[found.get((setup, cause), []) for cause in causes] for setup in setups]
+    draw(setups, causes, values, [[f"{sum(v >= RESCUED for v in of)}/{len(of)}" for of in row] for row in inside], path)
+
+
+def draw(
+    setups: Sequence[str], causes: Sequence[str], values: list[list[float]], told: list[list[str]], path: Path
+) -> None:
+    """Draw a table of values between 0 and 1, with a text in each cell."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(0.55 * len(causes) + 3.5, 0.32 * len(setups) + 2), layout="constrained")
     image = axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
-    for y, setup in enumerate(setups):
-        for x, cause in enumerate(causes):
-            inside = found.get((setup, cause), [])
-            told = f"{sum(v >= RESCUED for v in inside)}/{len(inside)}"
-            pale = 0.2 < values[y][x] < 0.8
-            axes.text(x, y, told, ha="center", va="center", fontsize=7, color="black" if pale else "white")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            pale = 0.2 < value < 0.8
+            axes.text(x, y, told[y][x], ha="center", va="center", fontsize=7, color="black" if pale else "white")
     axes.axvline(0.5, color="white", linewidth=4)
     for first in ("clipping", "skipping", "default"):  # alone, with skipped steps, with the whole ladder
         if first in setups:

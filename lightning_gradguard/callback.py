@@ -44,7 +44,7 @@ class GradGuard(Callback):
         mode: ``"guard"`` acts; ``"halt"`` raises TrainingDiverged before a bad step is applied; ``"watch"`` reports.
         detectors: What to look for; by default one detector for each form of trouble.
         remedies: What may be done; leave one out to switch it off. Without Skip a NaN reaches the weights.
-        exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
+        exclude: Detectors and remedies that are left out, by name (``["drift", "backoff"]``) or shell-style pattern.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         log_every: Optimizer steps between two points on TensorBoard.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -91,15 +91,30 @@ def function(name: str, value: T) -> T:
     return value
 
 
-def matching(name: str, patterns: Collection[str], known: Collection[str]) -> set[str]:
-    """Return those of the ``known`` names that match a shell-style pattern; raise ValueError if one matches none."""
+def matching(
+    name: str,
+    patterns: Collection[str],
+    known: Mapping[str, Collection[str]],
+    *,
+    hint: Callable[[object], str] = lambda pattern: "",
+) -> set[str]:
+    """Return the known names that match a shell-style pattern; raise ValueError if one matches none.
+
+    Args:
+        name: The argument.
+        patterns: What was given for it.
+        known: The names, by the kind of what bears them.
+        hint: Returns what else a pattern that matches nothing may be, to be said behind it.
+    """
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise ValueError(f"{name} must be a list of patterns, got {patterns!r}")
     found = set[str]()
     for pattern in patterns:
-        matched = {one for one in known if isinstance(pattern, str) and fnmatchcase(one, pattern)}
+        every = [one for names in known.values() for one in names]
+        matched = {one for one in every if isinstance(pattern, str) and fnmatchcase(one, pattern)}
         if not matched:
-            raise ValueError(f"{name} must match some of {', '.join(known)}, got {pattern!r}")
+            told = " or of ".join(f"{kind} ({', '.join(names)})" for kind, names in known.items())
+            raise ValueError(f"{name} must match names of {told}, got {pattern!r}{hint(pattern)}")
         found |= matched
     return found
 

@@ -50,7 +50,7 @@ class Guard(Session):
             non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
-        exclude: Shell-style patterns of detectors and remedies, by name, that are left out: ``["drift", "backoff"]``.
+        exclude: Detectors and remedies that are left out, by name (``["drift", "backoff"]``) or shell-style pattern.
         sinks: Where the record goes.
         on_incident: Called as ``on_incident(incident, event)`` when an incident opens, goes on and closes.
         log_every: Optimizer steps between two windows sent to the sinks.
@@ -118,6 +118,8 @@ class Guard(Session):
         self._step = GuardedStep(run, deferred, on_exhausted=ends, on_error=on_error)
         isolate = self._step.isolate if on_error == "warn" else None
         parts = chosen(detectors, remedies, policy, snapshots, exclude=exclude, isolate=isolate, witnesses=witnesses)
+        if not parts.detectors:
+            recorder.warn("detectors", "no detector is left: nothing is watched for, and no step will be treated")
         run.accused = to_leave_out(skip_batches, mode, parts.remedies, recorder)
         super().__init__(run, parts, deferred)
         if module is not None:

@@ -58,9 +58,11 @@ class GuardedStep:
     def _exhausted(self, track: OptimizerTrack, report: StepReport) -> None:
         if self._on_exhausted == "continue":
             return
+        raises = self._on_exhausted == "raise"
+        bundles = written(self._run, track) if raises else []
         stop(self._run, track, report.statistics.step)
-        if self._on_exhausted == "raise":
-            raise TrainingDiverged("\n".join([self._run.recorder.report(), *written(self._run, track)]))
+        if raises:
+            raise TrainingDiverged("\n".join([self._run.recorder.report(), *bundles]))
 
     def _never_worse(self, track: OptimizerTrack, error: Exception) -> None:
         """Put everything back after an error; raise it again unless the step may pass as if there were no guard."""

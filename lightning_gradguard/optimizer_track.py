@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lightning_gradguard.attribution.batch import BatchWitness
 from lightning_gradguard.attribution.freshness import drawn, untouched
 from lightning_gradguard.attribution.optimizer_state import StateWatch
+from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.detectors.detector_set import DetectorSet
 from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.notices import Notices
@@ -26,7 +28,7 @@ from lightning_gradguard.layers.trained import Trained
 from lightning_gradguard.learning_rate import LargestRate, largest_rate
 from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.parts import Parts
-from lightning_gradguard.records import GradientStatistics, Incident
+from lightning_gradguard.records import GradientStatistics, Incident, Suspect
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
@@ -57,6 +59,9 @@ class OptimizerTrack:
         # asked.
         self.untouched = False
         self._drawn: bool | None = None
+        self._without_copies = False
+        # What was found at the first step, where no copy of it is kept.
+        self.at_start: tuple[tuple[Suspect, ...], Signal | None] | None = None
         self.trained = Trained(index, module, optimizer)
         self.order = ForwardOrder()
         self.snapshots = copy.deepcopy(parts.snapshots)
@@ -161,11 +166,15 @@ class OptimizerTrack:
     def fresh(self) -> bool:
         """Whether the run began with weights that nobody had trained, and its first step can be gone back to."""
         first = self.snapshots.first
-        if not self.untouched or first is None:
+        if not self.untouched or (first is None and not self._without_copies):
             return False
-        if self._drawn is None:
+        if self._drawn is None and first is not None:
             self._drawn = drawn(first.parameters.values())
-        return self._drawn
+        return bool(self._drawn)
+
+    def begins_from(self, weights: Iterable[Tensor]) -> None:
+        """Note whether the weights of the first step are draws, where no copy of them is kept."""
+        self._without_copies, self._drawn = True, drawn(weights)
 
     def watch_closely(self) -> None:
         """Have the host judge each of the next few steps by itself."""

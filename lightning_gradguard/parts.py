@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from lightning_gradguard.defaults import default_detectors, default_remedies
 from lightning_gradguard.detectors import Detector
 from lightning_gradguard.errors import GuardError
 from lightning_gradguard.policy import Policy
+from lightning_gradguard.records import Form
 from lightning_gradguard.remedies import Remedy
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.witnesses import Witness
@@ -56,6 +58,20 @@ class Parts:
                 raise GuardError(f"remedy {remedy.name!r} failed: {error!r}") from error
 
 
+def _class_words(kind: type) -> tuple[str, str]:
+    """Return the name of a class, and as a word: ``BadStart`` and ``bad-start``, whose name in files is older."""
+    return kind.__name__, re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def _instead(pattern: object) -> str:
+    """Return what somebody may have meant who gave ``exclude`` something that no detector or remedy is called."""
+    if pattern in get_args(Form):
+        return ", which is a form of trouble and not the name of a detector"
+    if isinstance(name := getattr(pattern, "name", None), str):
+        return f", whose name is {name!r}"
+    return "; layers are named to Reinitialize(exclude=...)" if isinstance(pattern, str) and "." in pattern else ""
+
+
 def chosen(
     detectors: Sequence[Detector] | None,
     remedies: Sequence[Remedy] | None,
@@ -73,7 +89,8 @@ def chosen(
         remedies: What may be done about it.
         policy: Decides.
         snapshots: Keeps copies of the state.
-        exclude: Shell-style patterns of detectors and remedies, by name, that are left out.
+        exclude: Names of detectors and remedies that are left out, shell-style patterns of their names, or names of
+            their classes.
         isolate: See :class:`Parts`.
         witnesses: What is watched besides.
 
@@ -82,7 +99,12 @@ def chosen(
     """
     asked = checks.instances("detectors", default_detectors() if detectors is None else detectors, Detector)
     able = checks.instances("remedies", default_remedies() if remedies is None else remedies, Remedy)
-    gone = checks.matching("exclude", exclude, [d.name for d in asked] + [r.name for r in able])
+    names = {"detectors": [d.name for d in asked], "remedies": [r.name for r in able]}
+    if not isinstance(exclude, str) and isinstance(exclude, Iterable):
+        parts: list[Detector | Remedy] = [*asked, *able]
+        own = {word: part.name for part in parts for word in _class_words(type(part))}
+        exclude = [own.get(word, word) if isinstance(word, str) else word for word in exclude]
+    gone = checks.matching("exclude", exclude, names, hint=_instead)
     return Parts(
         [detector for detector in asked if detector.name not in gone],
         [remedy for remedy in able if remedy.name not in gone],

@@ -18,7 +18,7 @@ from lightning_gradguard import (
     default_detectors,
     default_remedies,
 )
-from lightning_gradguard.detectors import Detector, Spike
+from lightning_gradguard.detectors import Detector, LossSpike, Spike
 from lightning_gradguard.diagnostics import Sink
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Skip
 from tests.builders import Net, loader, mlp, regression, spoil, trainer
@@ -60,7 +60,16 @@ class Collects(Sink):
         ({"histograms": "yes"}, "histograms must be True or False, got 'yes'"),
         ({"progress_bar": 1}, "progress_bar must be True or False, got 1"),
         ({"exclude": "drift"}, "exclude must be a list of patterns, got 'drift'"),
-        ({"exclude": ["drfit"]}, "exclude must match some of .*, drift, .*, skip, .*, got 'drfit'"),
+        (
+            {"exclude": ["drfit"]},
+            "exclude must match names of detectors \\(.*, drift.*\\) or of remedies \\(.*, skip.*\\), got 'drfit'$",
+        ),
+        (
+            {"exclude": ["sudden"]},
+            "exclude .*, got 'sudden', which is a form of trouble and not the name of a detector$",
+        ),
+        ({"exclude": ["model.head"]}, "exclude .*, got 'model.head'; layers are named to Reinitialize"),
+        ({"exclude": [Spike()]}, "exclude .*, got Spike\\(\\), whose name is 'spike'$"),
         ({"sinks": Collects()}, "sinks must be a list of instances of Sink, got <"),
         ({"on_incident": "mail"}, "on_incident must be a function, got 'mail'"),
         ({"mode": "Guard"}, "mode must be one of 'guard', 'halt', 'watch', got 'Guard'"),
@@ -93,6 +102,18 @@ def test_leaving_one_out_is_a_line() -> None:
         d.name for d in default_detectors() if d.name not in ("drift", "spike", "loss-spike")
     ]
     assert {r.name for r in default_remedies()} - {r.name for r in guard._parts.remedies} == {"reinitialize"}
+
+
+@pytest.mark.parametrize("options", [{"detectors": []}, {"detectors": [Spike()], "exclude": ["spike"]}])
+def test_who_leaves_every_detector_out_is_told_so_before_training(options: dict[str, Any]) -> None:
+    with pytest.warns(RuntimeWarning, match="no detector is left: nothing is watched for"):
+        Guard(**options)
+
+
+@pytest.mark.parametrize("word", ["loss-leap", "LossSpike", "loss-spike"])
+def test_a_detector_is_left_out_by_the_name_of_its_class_too(word: str) -> None:
+    left = {type(detector) for detector in Guard(exclude=[word])._parts.detectors}
+    assert left == {type(detector) for detector in default_detectors()} - {LossSpike}
 
 
 def test_sinks_and_a_function_of_ones_own_are_told_besides_in_every_run(tmp_path: Path) -> None:

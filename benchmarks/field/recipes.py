@@ -382,7 +382,10 @@ def maml_loss(net: Any, b: Batch) -> Tensor:
     """One inner step by functional call, then the loss through it: second derivatives."""
     names, values = zip(*net.named_parameters(), strict=True)
     half = len(b[0]) // 2
-    call = lambda p, part: torch.func.functional_call(net, dict(zip(names, p, strict=True)), (b[0][part],))  # noqa: E731
+
+    def call(given: Any, part: slice) -> Tensor:
+        return torch.func.functional_call(net, dict(zip(names, given, strict=True)), (b[0][part],))
+
     inner = F.mse_loss(call(values, slice(half)), b[1][:half])
     gradients = torch.autograd.grad(inner, values, create_graph=True)
     adapted = [p - 0.05 * g for p, g in zip(values, gradients, strict=True)]

@@ -44,6 +44,7 @@ def suspects(
     fresh: bool = False,
     sharded: bool = False,
     ask: Asked = "all",
+    first: bool = False,
 ) -> tuple[Suspect, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
 
@@ -62,10 +63,11 @@ def suspects(
         fresh: Whether the run is fresh from its initialisation and has learned nothing.
         sharded: Whether parameters are sharded over the processes.
         ask: What may be at fault.
+        first: Whether the weights are those of the first step, which tell by themselves where they are fresh.
     """
     layers: tuple[Suspect, ...] = ()
     # Without a snapshot only measured gains tell a bad layer from one that is merely large: a first look comes first.
-    if ask != "batch" and (readings or snapshots.latest is not None):
+    if ask != "batch" and (readings or first or snapshots.latest is not None):
         changes = ask == "changes"
         layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh=fresh, sharded=sharded)
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +47,7 @@ class Hand:
         self._over = False
         self.loss: Any = None
 
-    def take(self, batch: Any, batch_index: int | None, devices: Iterable[torch.device] = ()) -> None:
+    def take(self, batch: Any, batch_index: int | None, devices: Sequence[torch.device] = ()) -> None:
         """Note a batch that is about to be computed; the first one after a step begins the next step."""
         if self._over:
             self.now, self.before = self.before, self.now

@@ -43,7 +43,7 @@ class Keeper:
         self._warn = warn
         self.hand = Hand()
         self._writer = Writer(self._failed)
-        self._written = 0
+        self._begun: list[Path] = []
         self._devices: tuple[nn.Module, tuple[torch.device, ...]] | None = None
         self.place: Callable[[], Place] = Place
         self.directory = Path(DIRECTORY)
@@ -70,7 +70,7 @@ class Keeper:
         """
         self._writer.tell()
         most = self._evidence.bundles
-        if self._written >= most + (last and most > 0):
+        if len(self._begun) >= most + (last and most > 0):
             return None
         moments, other = self.hand.passes(deferred=deferred)
         settings, place = self._evidence, self.place()
@@ -89,7 +89,7 @@ class Keeper:
         except Exception as error:  # Out of memory, or a batch of a kind that nobody has thought of.
             self._failed(error)
             return None
-        self._written += 1
+        self._begun.append(path)
         self._writer.start(partial(_write, path, made, source_directory(type(module))))
         return path
 
@@ -120,6 +120,10 @@ class Keeper:
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all bundles are written; return whether they are."""
         return self._writer.wait(seconds)
+
+    def missing(self) -> list[str]:
+        """Return the bundles that were begun and are not there, once :meth:`wait` has been called."""
+        return [str(path) for path in self._begun if not path.is_file()]
 
     def close(self) -> None:
         """Wait for what is being written, and let go of batches."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
+from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
@@ -204,6 +205,13 @@ class Policy:
         return self._attempts.treat(
             Cause.RATE if known.updates.ratio > LARGE or case.searching else Cause.UNKNOWN, reason, case, first_aid=aid
         )
+
+    def measured(self, verdict: Verdict, suspects: Sequence[Suspect], case: Case, signal: Signal | None) -> Decision:
+        """Return what is tried at a start for what was measured at its first step, where nobody goes back there."""
+        case = dataclasses.replace(case, looked=True, signal=signal)
+        large = case.baseline.updates.ratio > LARGE
+        decision = self._start(cause_of(verdict, suspects, start=True, large=large, signal=signal), case)
+        return dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
 
     def next_treatment(self, case: Case, reason: str) -> Decision:
         """Return what to try after a treatment that did not help."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,10 @@ class Stage:
     def _own_step(self, batch: Any, index: int | None) -> Any:
         step: Callable[..., Any] = self.module.training_step  # type: ignore[assignment]
         several = len(inspect.signature(step).parameters) > 1
-        return step(batch, index or 0) if several else step(batch)
+        with warnings.catch_warnings():
+            # That nothing is logged without a trainer goes without saying.
+            warnings.filterwarnings("ignore", message=r".*self\.log\(\)` but")
+            return step(batch, index or 0) if several else step(batch)
 
 
 def _precision(word: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,9 @@ class Seen:
     def __str__(self) -> str:
         """Return it in a line."""
         bad = "".join(f", {count} {what}" for count, what in ((self.nan, "NaN"), (self.inf, "inf")) if count)
-        return f"{self.name or 'tensor'} {list(self.shape)} {self.dtype}: {self.low:.4g} .. {self.high:.4g}{bad}"
+        none = 0 < self.nan + self.inf == math.prod(self.shape)
+        numbers = "nothing finite" if none else f"{self.low:.4g} .. {self.high:.4g}"
+        return f"{self.name or 'tensor'} {list(self.shape)} {self.dtype}: {numbers}{bad}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
         look = not own_verdicts.is_used_up(alarm)
         track.treatment.signal.seen = _signal(run, track, readings) if readings and look else None
         return alarm, _suspects(run, track, context.statistics, readings, inputs) if look else ()
+    # Of shards each process would see its own, and gathering them costs more than a run that watches may spend.
+    if not (run.acts or run.halts or track.sharded) and track.untouched and track.steps == 0:
+        _examine_start(run, track, context.statistics, readings)
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
@@ -92,6 +95,16 @@ def _see(
     if track.baseline.count >= 2 * LIFE:
         track.snapshots.pinned = track.snapshots.pinned and track.treatment.signal.dead
     return dataclasses.replace(statistics, variation=varies)
+
+
+def _examine_start(
+    run: Run, track: OptimizerTrack, statistics: GradientStatistics, readings: tuple[LayerReading, ...]
+) -> None:
+    """Examine the layers of a run that only watches at its first step: no copy of them will be there later."""
+    track.begins_from(track.parameters.values())
+    # Of an optimizer that is met at its first step the batch has been missed: its weights have to tell by themselves.
+    found = suspects_of(run, track, statistics, readings, Own(None), first=True)
+    track.at_start = found, _signal(run, track, readings) if readings else None
 
 
 def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...]) -> Signal:
@@ -166,8 +179,9 @@ def suspects_of(
     accused: Own[Suspect | None],
     *,
     ask: Asked = "all",
+    first: bool = False,
 ) -> tuple[Suspect, ...]:
-    """Return whom the evidence speaks against, worst first."""
+    """Return whom the evidence speaks against, worst first; ``first`` where the weights are those of a start."""
     return suspects(
         run.module,
         run.collectives,
@@ -180,4 +194,5 @@ def suspects_of(
         fresh=ask != "batch" and track.fresh and not track.baseline.losses.learned,
         sharded=track.sharded,
         ask=ask,
+        first=first,
     )

@@ -119,11 +119,15 @@ def _accused(ranks: set[int]) -> tuple[Suspect, ...]:
 def written(run: Run, track: OptimizerTrack) -> list[str]:
     """Return how to replay the bundles of the incident that ends the run, once they are written.
 
-    All processes wait for those that write, since the first to raise ends the others.
+    All processes wait for those that write, since the first to raise ends the others. A bundle that could not be
+    written is named no longer.
     """
     if run.evidence is None:
         return []
     run.evidence.wait()
-    run.collectives.gather("")
+    missing = {path for own in run.collectives.gather(run.evidence.missing()) for path in own}
+    if track.incident is not None and track.incident.bundle in missing:
+        track.incident = dataclasses.replace(track.incident, bundle="")
+        run.recorder.replace(track.incident)
     path = "" if track.incident is None else track.incident.bundle
     return [f"lightning-gradguard replay {path} --module <package.Module>"] if path else []

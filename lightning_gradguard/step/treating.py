@@ -23,6 +23,7 @@ from lightning_gradguard.step.learning import accept, learn_anew, reject
 from lightning_gradguard.step.passing import hidden, tell_of_poison
 from lightning_gradguard.step.recording import close, record
 from lightning_gradguard.step.run import Run
+from lightning_gradguard.step.watching import told_at_start
 from lightning_gradguard.treatment import own_verdicts
 
 
@@ -113,7 +114,8 @@ def _decide(
         searching=math.isfinite(track.remedies.known_rates()[1]),
         displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
     )
-    return treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
+    decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
+    return told_at_start(track, verdict, case, decided)
 
 
 def moved_too_far(track: OptimizerTrack) -> bool:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradguard import checks
 from lightning_gradguard.records import Window
 
 
@@ -50,6 +51,10 @@ class Witness(ABC):
     times: ClassVar[float] = 10.0
     least: ClassVar[float] = 0.0
     beyond: ClassVar[float] = math.inf
+
+    def __repr__(self) -> str:
+        """Return it as it would be constructed."""
+        return checks.described(self)
 
     def look(self, scene: WitnessContext) -> None:
         """Look at the first step of a window; what lies on a device is only sent on its way."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +141,30 @@ def test_the_mode_is_checked() -> None:
         GradGuard(mode="stop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="evidence must be an instance of Evidence"):
         GradGuard(evidence=True)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_costs_the_bundle_and_nothing_is_said_of_it_where_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lightning_gradguard.evidence.writer.torch.save", full)
+    network = mlp()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    guard = Guard(network, mode="halt", evidence=Evidence(directory=tmp_path))
+
+    def train() -> None:
+        for index, (x, y) in enumerate(spoil(regression(40), 20)):
+            guard.before_forward(x, index, 0)
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(network(x), y)
+            loss.backward()
+            guard.before_step(optimizer, loss=loss, batch=x)
+            optimizer.step()
+
+    with pytest.warns(RuntimeWarning, match="no bundle of evidence"), pytest.raises(TrainingDiverged) as end:
+        train()
+    assert "the run was halted before this step was made" in str(end.value)
+    assert "evidence" not in str(end.value) and "replay" not in str(end.value)
+    assert guard.incidents[0].bundle == "" and not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradguard.replay.operation import seen
 from lightning_gradguard.replay.origin import origin
 from lightning_gradguard.replay.walk import Walk
 
@@ -95,3 +96,9 @@ def test_a_walk_leaves_no_hooks() -> None:
     module = Deep(1.0)
     walked(module, torch.ones(1, 3))
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+
+
+def test_a_tensor_without_a_finite_number_is_not_said_to_have_a_range() -> None:
+    assert str(seen(torch.tensor([math.nan, math.inf]))) == "tensor [2] float32: nothing finite, 1 NaN, 1 inf"
+    assert str(seen(torch.tensor([2.0, math.inf]))) == "tensor [2] float32: 2 .. 2, 1 inf"
+    assert str(seen(torch.zeros(0))) == "tensor [0] float32: 0 .. 0"

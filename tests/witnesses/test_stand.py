@@ -189,3 +189,7 @@ def test_witnesses_are_checked_when_a_guard_is_made():
     with pytest.raises(ValueError, match="witnesses"):
         Guard(mlp(), witnesses=[3])
     assert "router_load" in repr(Guard(mlp(), witnesses=ALL)) and "witnesses" not in repr(Guard(mlp()))
+
+
+def test_a_witness_shows_itself_as_it_is_constructed() -> None:
+    assert repr(RouterLoad()) == "RouterLoad()"
