@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lightning_gradguard.attribution.batch import largest
 from lightning_gradguard.device_gate import Bounds, Flight
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.policy import GENTLE, Case
+from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import Act
-from lightning_gradguard.records import Action, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.records import GENTLE, Action, GradientStatistics, Outcome, Suspect, Verdict
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.measure import still_scaled
 from lightning_gradguard.statistics.norms import global_norm
@@ -46,12 +47,21 @@ class Finding:
         coefficient: What the device multiplied them by: 1 untouched, 0 skipped.
         accused: The evidence that this process has against its batch, or None.
         batch_index: The number of that batch.
+        through: How large against the weights the update can be, where it was let through though its norm was above
+            the limit; None of others.
     """
 
     statistics: GradientStatistics
     coefficient: float
     accused: Own[Suspect | None]
     batch_index: int | None
+    through: float | None = None
+
+    @property
+    def asked(self) -> GradientStatistics:
+        """What detectors are asked about; nothing is learned of an update that was only foretold."""
+        through = self.through
+        return self.statistics if through is None else dataclasses.replace(self.statistics, update_ratio=through)
 
 
 class DeferredStep:
@@ -106,11 +116,12 @@ class DeferredStep:
         there = loss if isinstance(loss, Tensor) and loss.device == device else None
         known = None if there is not None or loss is None else float(loss)
         peaks = largest(inputs.batch, device) if inputs.batch is not None else ()
-        flight = Flight(track.number, names, known, track.rate(), inputs.batch_index, scaled)
+        bounds, through = _bounds(track, limit)
+        flight = Flight(track.number, names, known, track.rate(), inputs.batch_index, scaled, limit, through)
         judged = track.gate.judge(
             track.optimizer,
             grads,
-            Bounds(limit, track.target(limit), GENTLE),
+            bounds,
             act=act,
             sharded=track.sharded,
             scaled=scaled,
@@ -145,7 +156,8 @@ class DeferredStep:
             scaled=flight.scaled,
         )
         accused = Own(track.batches.accuse_peaks(reading.peaks))
-        return Finding(statistics, reading.coefficient, accused, flight.batch_index)
+        through = flight.update_ratio if norm > flight.limit else None
+        return Finding(statistics, reading.coefficient, accused, flight.batch_index, through)
 
     def before(self, track: OptimizerTrack) -> None:
         """Catch up before a step whose forward pass is over: layers are then measured in the next one's."""
@@ -162,7 +174,7 @@ class DeferredStep:
         statistics, alarm = found.statistics, None
         track.steps += 1
         track.send_rate()
-        for verdict in heard(track, statistics):
+        for verdict in heard(track, found.asked):
             if not verdict.alarm:
                 notice(self._run, track, statistics.step, verdict)
             elif verdict.of_one_step and not verdict.examine:
@@ -200,6 +212,16 @@ class DeferredStep:
         made = found.coefficient > 0.0
         bundle, named = keep(self._run, track, statistics, verdict, named, deferred=True, made=made)
         conclude(self._run, track, statistics, action, named, found.batch_index, limit, bundle=bundle)
+
+
+def _bounds(track: OptimizerTrack, limit: float) -> tuple[Bounds, float | None]:
+    """Return what the device lets through, and how large the update may be of a norm above the limit, if any is let."""
+    updates, most = track.baseline.updates, GENTLE * limit
+    harmless = min(most, updates.reach(LARGE, track.rate()) if updates.ratio <= LARGE else 0.0)
+    if harmless <= limit:
+        return Bounds(limit, track.target(limit), GENTLE), None
+    # No clip and no skip for what leaves the weights nearly as they are; the host looks at batch and layers afterwards.
+    return Bounds(harmless, track.target(limit), most / harmless), LARGE
 
 
 def _outcome(track: OptimizerTrack, found: Finding) -> Outcome:

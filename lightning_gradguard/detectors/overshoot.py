@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -21,6 +22,10 @@ DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they ignore the input; untrained ones have a hundredth."""
 NEARLY_ALL = 0.9
 """Share of the newest losses that must lie above the very first, where only that is known of untrained weights."""
+LEAPT_OF_FIRST = 3
+"""Of the first losses, those that must lie above the very first and above all later ones to be a leap and no chance."""
+LEAP_SHARE = 0.25
+"""Share of the range of later losses by which they must: of noise alone, three in a hundred runs have such ones."""
 ABOVE_BY_CHANCE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
 
@@ -79,12 +84,15 @@ class Overshoot(Detector):
             return self._verdict(
                 level, untrained, f"{told}: the gradients have been zero for {baseline.norms.silent} steps"
             )
-        since = baseline.count - self._overshot
-        if self._overshot >= 0 and since >= self.patience and level > untrained - (1.0 - UNMOVED) * abs(untrained):
+        since, unmoved = baseline.count - self._overshot, level > untrained - (1.0 - UNMOVED) * abs(untrained)
+        if self._overshot >= 0 and since >= self.patience and unmoved:
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.losses.latest(2 * ENOUGH), baseline.losses.first
             faded = baseline.norms.faded(since_first=True)
+            if unmoved and _leapt(first, lately):
+                leap = f"it leapt to {max(first):.3g} at first, and nothing was learned in {self._idle} steps"
+                return self._verdict(level, untrained, f"{told}: {leap}")
             # Where updates replaced all of the weights, only the very first loss is of the untrained ones.
             above = sum(v > untrained for v in lately) >= NEARLY_ALL * len(lately)
             if faded or (above if baseline.updates.ratio > WHOLE else chance_of_lower(first, lately) < ABOVE_BY_CHANCE):
@@ -103,7 +111,7 @@ class Overshoot(Detector):
             why = f"updates of {baseline.updates.ratio:.2g} x the weights"
         elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
-        elif baseline.losses.growing:
+        elif baseline.losses.growing and not baseline.updates.harmless(statistics.norm, rate):
             why = "it grows on and on"
         elif baseline.updates.convicted:
             why = "a rate that had to be lowered before"
@@ -144,3 +152,11 @@ class Overshoot(Detector):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._overshot, self._good, self._idle = int(state["overshot"]), float(state["good"]), int(state["idle"])
+
+
+def _leapt(first: Sequence[float], lately: Sequence[float]) -> bool:
+    """Return whether losses leapt at first, by what they have spread over since."""
+    worst = sorted(first[1:])[-LEAPT_OF_FIRST:]
+    return len(worst) == LEAPT_OF_FIRST and worst[0] > max(
+        first[0], max(lately) + LEAP_SHARE * (max(lately) - min(lately))
+    )

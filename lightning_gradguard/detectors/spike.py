@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -85,16 +86,16 @@ class Spike(Detector):
             return None
         usual = baseline.norms.typical if baseline.count else baseline.norms.prior
         worst = sorted(zip(statistics.norms, statistics.names, strict=True), reverse=True)[:3]
-        return Verdict(
+        verdict = Verdict(
             form="sudden",
             detector=self.name,
             value=statistics.norm,
             limit=limit,
             layers=tuple(name for _, name in worst),
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
-            # In a run of a few steps such a norm does no harm while its update leaves the weights nearly as they are,
-            # unless batch or layers are at fault.
-            examine=baseline.count < RECENT
-            and statistics.norm <= LARGEST
-            and 0.0 < max(statistics.update_ratio or 0.0, baseline.updates.ratio) <= LARGE,
         )
+        # Where its update is known to leave the weights nearly as they are, such a norm does no harm unless batch or
+        # layers are at fault; in a run of a few steps, no norm does.
+        ratio, young = max(statistics.update_ratio or 0.0, baseline.updates.ratio), baseline.count < RECENT
+        known = young or (verdict.gentle and statistics.update_ratio is not None)
+        return dataclasses.replace(verdict, examine=known and 0.0 < ratio <= LARGE and statistics.norm <= LARGEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lightning_gradguard.records import FloatArray
@@ -18,6 +19,9 @@ class Flight:
         rate: Its learning rate.
         batch_index: The number of its batch.
         scaled: Whether a GradScaler owns it.
+        limit: Its largest norm that is nothing to look up for.
+        update_ratio: How large against the weights an update can be that was let through though its norm was larger;
+            None where none was.
     """
 
     step: int
@@ -26,6 +30,8 @@ class Flight:
     rate: float | None
     batch_index: int | None
     scaled: bool = False
+    limit: float = math.inf
+    update_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

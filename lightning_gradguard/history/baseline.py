@@ -103,7 +103,7 @@ class Baseline:
 
     def asks_for_update(self, norm: float, loss: float | None, rate: float | None) -> bool:
         """Return whether the update should be measured against the weights: at first, and where it may be too large."""
-        young = self.count < FEW or (self.count < THIN_HISTORY and norm > OUTSIZED * self.norms.typical)
+        young = self.count < FEW or norm > OUTSIZED * self.norms.typical
         return young or self.updates.rate_leapt(rate) or self.may_overrun(norm, loss, rate)
 
     def ordinary(self, norm: float, loss: float | None) -> bool:

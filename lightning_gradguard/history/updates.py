@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 LARGE = 0.1
 """Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
+SMALL = 1e-3
+"""Update-to-weight ratio that is the usual advice; no run is lost by updates below it, however its loss goes."""
 WHOLE = 1.0
 """Update-to-weight ratio from which an update replaces all of the weights: only the first loss is of untrained ones."""
 RISE = 3.0
-"""Times the largest rate so far above which an update is measured before it is made."""
+"""Times a known rate above which one is another: its update is measured before it is made."""
 RATE_MEMORY = 64
 """Time constant, in accepted steps, of the usual rate: norms are remembered twice as long."""
 
@@ -23,6 +26,8 @@ class UpdateHistory:
         convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next
             one.
         looked: Rate at which an update was last measured.
+        per_norm: The last one that was measured, over its rate, and over its norm where updates grow with it; not kept
+            in checkpoints.
         rate: Largest learning rate of an accepted step.
         usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.
     """
@@ -31,11 +36,30 @@ class UpdateHistory:
         self.ratio = self.first_ratio = self.looked = 0.0
         self.convicted = False
         self.rate = self.usual_rate = 0.0
+        self.per_norm: tuple[float, bool] | None = None
 
     def accept(self, ratio: float) -> None:
         """Learn the size of an update that was made and measured, against the weights."""
         self.first_ratio = self.first_ratio or ratio
         self.ratio = max(self.ratio, ratio)
+
+    def measure(self, ratio: float, norm: float, rate: float, *, grows: bool) -> None:
+        """Learn from a measured update what others are like; ``grows`` where a larger norm makes a larger one."""
+        if (per := rate * (norm if grows else 1.0)) > 0.0:
+            self.per_norm = ratio / per, grows
+
+    def reach(self, ratio: float, rate: float | None) -> float:
+        """Return the largest norm whose update stays within ``ratio``, by the last one measured; 0 if none was."""
+        if self.per_norm is None or rate is None:
+            return 0.0
+        per, grows = self.per_norm
+        if grows:
+            return ratio / (per * rate) if per * rate > 0.0 else math.inf
+        return math.inf if per * rate <= ratio else 0.0
+
+    def harmless(self, norm: float, rate: float | None) -> bool:
+        """Return whether an update is known to be too small to lose a run."""
+        return norm < self.reach(SMALL, rate)
 
     def forget_ratio(self) -> None:
         """Forget how large updates were, where they no longer speak against the rate."""
@@ -63,6 +87,10 @@ class UpdateHistory:
     def rate_leapt(self, rate: float | None) -> bool:
         """Return whether a rate lies so far above that of the last look that its update should be measured."""
         return rate is not None and 0.0 < RISE * self.looked < rate
+
+    def risen(self, rate: float | None) -> bool:
+        """Return whether a rate lies so far above the usual one that nobody knows it to be good."""
+        return rate is not None and 0.0 < RISE * self.usual_rate < rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned."""

@@ -23,8 +23,8 @@ class Case:
         signal: What becomes of the signal at the first step, where that was measured.
         vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights
             are not finite.
-        unlearned: Whether nothing has been learned since the first step at hand, fresh or not.
-        searching: Whether the rate is between what has worked and what has failed, on its way back to the schedule.
+        searching: Whether the rate is not known to be good: far above the usual one, or between what has worked and
+            what has failed, on its way back to the schedule.
         displaced: Whether the weights have moved farther than their updates can have carried them.
     """
 
@@ -35,6 +35,5 @@ class Case:
     trial: Trial | None = None
     signal: Signal | None = None
     vanishing: str | None = None
-    unlearned: bool = False
     searching: bool = False
     displaced: bool = False

@@ -34,6 +34,14 @@ UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.OPTIMIZER: (BACK, SLOWER),
 }
 """For a run that has learned something, or that was not fresh when it began: nothing is drawn anew."""
+AT_START = {
+    Cause.LAYER: "a layer stands out from its first step",
+    Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
+    Cause.ACTIVATION: "a function inside the network turns finite numbers into inf or NaN",
+    Cause.LOSS: "the loss is not finite for finite outputs: their scale is at fault, or the loss",
+    Cause.RATE: "no layer stands out: the rate is too high",
+}
+"""What is said of a run that is bad from its first step, by its cause."""
 
 
 def treatments(cause: Cause, *, start: bool) -> tuple[Treatment, ...]:

@@ -21,21 +21,11 @@ from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.attempts import Attempts, accept_regime
 from lightning_gradguard.policy.case import Case
 from lightning_gradguard.policy.episode import Episode
-from lightning_gradguard.policy.ladder import available
+from lightning_gradguard.policy.ladder import AT_START, available
 from lightning_gradguard.records import Decision, Form, GradientStatistics, Suspect, Verdict
 
-GENTLE = 10.0
-"""Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
 ANEW = 24
 """Alarms in a row that no update has brought about, after which data or loss are believed to have changed for good."""
-AT_START = {
-    Cause.LAYER: "a layer stands out from its first step",
-    Cause.START: "the initialisation, or the scale of what it meets, is at fault as a whole",
-    Cause.ACTIVATION: "a function inside the network turns finite numbers into inf or NaN",
-    Cause.LOSS: "the loss is not finite for finite outputs: their scale is at fault, or the loss",
-    Cause.RATE: "no layer stands out: the rate is too high",
-}
-"""What is said of a run that is bad from its first step, by its cause."""
 
 
 class Policy:
@@ -107,10 +97,9 @@ class Policy:
     ) -> Decision:
         """Return first aid to an alarm while a treatment of another optimizer is on trial: one at a time."""
         accused = any(suspect.is_batch for suspect in suspects)
-        gentle = statistics.finite and verdict.stands_out and verdict.excess < GENTLE and not accused
-        cause = Cause.BATCH if accused else Cause.UNKNOWN
+        aid = Act.CLIP if statistics.finite and verdict.gentle and not accused else Act.SKIP
         reason = "first aid, while a treatment of another optimizer is on trial"
-        return Decision(available((Act.CLIP if gentle else Act.SKIP,), can), reason, cause.value)
+        return Decision(available((aid,), can), reason, (Cause.BATCH if accused else Cause.UNKNOWN).value)
 
     def _answer(
         self,
@@ -125,18 +114,16 @@ class Policy:
             if statistics.finite and not self.may_skip:
                 return accept_regime("so many large batches in a row are no accident")
             return Decision((Act.SKIP,), "the batch itself is corrupt", cause.value)
-        if not statistics.finite and self._episode.untested > 1:
-            reason = (
-                "weights of two times give NaN with no update made between: the data, the loss or the code is at fault"
-            )
-            return Decision((Act.SKIP,), reason, Cause.LOSS.value)
+        broken = any(suspect.broken for suspect in suspects)
+        if not statistics.finite and (decision := self._of_loss(broken=broken)) is not None:
+            return decision
         if verdict.of_a_start and known.count and statistics.growth is None:
             reason = "as if the first batch had never been: the optimizer would long remember it"
             # It is said of an earlier batch, or of this one, which must not pass then.
             acts = (Act.ROLLBACK,) if verdict.value > statistics.norm else (Act.SKIP, Act.ROLLBACK)
             # The treatment on trial began after that batch, and goes on.
             return Decision(acts, reason, Cause.BATCH.value, again=case.trial is not None)
-        if case.vanishing is not None and any(suspect.broken for suspect in suspects):
+        if case.vanishing is not None and broken:
             return self._attempts.treat(
                 Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case
             )
@@ -155,6 +142,16 @@ class Policy:
         if convicted and known.count:
             return self._attempts.treat(Cause.RATE, "the run has lost what it had", case, first_aid=None)
         return self._burst(verdict, statistics, suspects, cause, case)
+
+    def _of_loss(self, *, broken: bool) -> Decision | None:
+        """Answer gradients that are not finite where the loss or code must be at fault; None where it need not be."""
+        if not broken and self._episode.row < min(2 * self._episode.harmless, ANEW):
+            reason = "the loss is as ever and its gradients are not finite: skipping such batches is enough"
+            return Decision((Act.SKIP,), reason, Cause.LOSS.value)
+        if self._episode.untested > 1:
+            reason = "weights of two times give NaN with no update between: the data, the loss or the code is at fault"
+            return Decision((Act.SKIP,), reason, Cause.LOSS.value)
+        return None
 
     def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
         """Return whether a fresh run explodes in step after step.
@@ -180,8 +177,7 @@ class Policy:
     ) -> Decision:
         """Answer trouble of which nothing but its length tells whether the weights are at fault."""
         known, episode = case.baseline, self._episode
-        gentle = verdict.stands_out and verdict.excess < GENTLE
-        aid = Act.CLIP if gentle and known.count >= THIN_HISTORY else Act.SKIP
+        aid = Act.CLIP if verdict.gentle and known.count >= THIN_HISTORY else Act.SKIP
         broken = any(suspect.broken for suspect in suspects)
         if not broken and not episode.accuses_weights(statistics, known, self.patience):
             return Decision((aid,), "first aid", cause.value)
@@ -215,8 +211,12 @@ class Policy:
 
     def next_treatment(self, case: Case, reason: str) -> Decision:
         """Return what to try after a treatment that did not help."""
-        cause = Cause(self._attempts.cause or Cause.UNKNOWN.value)
+        trial, cause = case.trial, Cause(self._attempts.cause or Cause.UNKNOWN.value)
         decision = self._attempts.treat(cause, reason, dataclasses.replace(case, trial=None))
+        slower = Act.BACKOFF in decision.remedies or decision.resign
+        small = case.baseline.updates.ratio <= LARGE and not case.searching
+        if slower and trial is not None and trial.no_cure and small:
+            return accept_regime("weights that were good fare as badly, and no update was large: the data have changed")
         return dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
 
     def rest(self, step: int, *, ordinary: bool = False, trial: bool = False) -> bool:

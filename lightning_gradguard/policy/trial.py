@@ -57,7 +57,7 @@ class Trial:
         before: Accepted losses from before the trouble, newest last; of a run that had learned nothing its first ones.
         trouble: Losses from the trouble until the treatment.
         learned: Whether the run had learned something before.
-        last: Whether no other treatment is left for this cause.
+        last: Whether it is enough to be out of the trouble: no other treatment is left, or none may draw anything anew.
 
     Attributes:
         lowers_rate: Whether one of the remedies lowers the rate; known by the remedy, whatever its name.
@@ -124,6 +124,15 @@ class Trial:
         return self.learned and chance_of_lower(self.before, self.losses[:FIRST]) < CHANCE
 
     @property
+    def no_cure(self) -> bool:
+        """Whether weights from before the trouble, put back, have fared as badly as the trouble from their first step.
+
+        With the rate as it was nothing else has changed, so more losses would tell no more.
+        """
+        put_back = self.learned and not self.lowers_rate and len(self.losses) >= FIRST
+        return put_back and level_of(self.losses[:FIRST]) >= level_of(self.trouble) and self.sick_from_its_beginning()
+
+    @property
     def window(self) -> list[float]:
         """The newest losses, as many as are compared."""
         return self.losses[-WINDOW:]
@@ -141,6 +150,8 @@ class Trial:
         """
         if self.unmeasured >= WINDOW and not self.losses:
             return Ending.CALM  # There is nothing to measure by but that no alarm came.
+        if len(self.losses) == FIRST and self.no_cure:
+            return Ending.TAKEN_BACK
         if not self.losses or len(self.losses) % WINDOW:
             return Ending.NOT_YET
         if self._cured():
@@ -152,7 +163,9 @@ class Trial:
         done = len(self.losses) >= WINDOW * WINDOWS
         if not worse and not done:
             return Ending.NOT_YET
-        better = chance_of_lower(self.window, self.trouble) < CHANCE
+        # The trouble may have been seen in two steps only, of which ranks can prove little.
+        below = bool(self.trouble) and all(max(self.losses) < v or math.isnan(v) for v in self.trouble)
+        better = below or chance_of_lower(self.window, self.trouble) < CHANCE
         return Ending.KEPT if better and (self.learned or self.last) else Ending.TAKEN_BACK
 
     def _cured(self) -> bool:

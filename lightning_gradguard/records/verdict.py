@@ -28,6 +28,10 @@ LOSS = "loss function"
 Part = Literal["layer", "activation", "loss"]
 
 
+GENTLE = 10.0
+"""Excess over the limit below which a spike is clipped; above, its direction is not worth following."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a detector says of one step, with its evidence.
@@ -70,6 +74,11 @@ class Verdict:
     def stands_out(self) -> bool:
         """Whether the step is unlike those before it: a spike of its gradients, or of its loss."""
         return self.form == "sudden"
+
+    @property
+    def gentle(self) -> bool:
+        """Whether the step stands out no farther than its direction is still worth following."""
+        return self.stands_out and self.excess < GENTLE
 
     @property
     def drifts(self) -> bool:

@@ -10,7 +10,7 @@ from lightning_gradguard import checks
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
-from lightning_gradguard.snapshots.snapshot import restore
+from lightning_gradguard.snapshots.snapshot import forget, restore
 
 
 class Rollback(Remedy):
@@ -18,7 +18,8 @@ class Rollback(Remedy):
 
     Batches are not rewound: the run goes on with fresh ones, which is what PaLM did against spikes (Chowdhery et al.,
     2022, section 5.1). If trouble is back within ``patience`` steps, that snapshot was sick already and is dropped for
-    the older one.
+    the older one. An optimizer's state that was loaded less than ``patience`` steps ago, and has made no update that
+    was accepted, is begun anew.
 
     Args:
         patience: Steps after which a rollback counts as having helped.
@@ -48,8 +49,14 @@ class Rollback(Remedy):
         if snapshot is None:
             return Outcome(self.name, applied=False, detail="there is no snapshot to go back to")
         restore(snapshot, context.parameters, context.buffers, context.optimizer)
+        detail = f"went back to step {snapshot.number}"
+        if snapshot.optimizer_state and not snapshot.updates and step - snapshot.number <= self.patience:
+            # It was loaded, has made no good update yet, and may be what is wrong.
+            for parameter in context.parameters.values():
+                forget(context.optimizer, parameter)
+            detail += ", with an optimizer state begun anew"
         self._again = context if isinstance(context.optimizer, torch.optim.LBFGS) else None
-        return Outcome(self.name, True, f"went back to step {snapshot.number}", back_to=snapshot.number)
+        return Outcome(self.name, True, detail, back_to=snapshot.number)
 
     def after_update(self) -> None:
         """Restore once more what LBFGS, in whose step this happens, has written back from its local variables."""

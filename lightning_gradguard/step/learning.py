@@ -12,6 +12,8 @@ def accept(track: OptimizerTrack, statistics: GradientStatistics, limit: float) 
     """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
     rate, ratio = statistics.rate, statistics.update_ratio
     filled = None if ratio is None or statistics.norm > limit else ratio * build_up(track.optimizer)
+    if ratio is not None and rate is not None:
+        track.baseline.updates.measure(ratio, statistics.norm, rate, grows=not statistics.normalised)
     track.baseline.accept(min(statistics.norm, limit), statistics.loss, update_ratio=filled, rate=rate)
     if rate is not None and rate > track.baseline.updates.rate:
         # Asked again, since a remedy may have lowered it for this very update.

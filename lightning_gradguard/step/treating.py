@@ -98,20 +98,18 @@ def _decide(
     track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
 ) -> Decision:
     """Return what to do about an alarm, in the ladder's words."""
-    treatment, can, fresh = track.treatment, track.remedies.can, track.fresh
+    treatment, can = track.treatment, track.remedies.can
     if own_verdicts.is_used_up(verdict):
         return treatment.skip_used_up(statistics, can_skip=Act.SKIP in can)
-    unlearned = treatment.unlearned(track.baseline)
     case = Case(
         track.baseline,
         can,
-        start=unlearned and fresh,
+        start=track.fresh and treatment.unlearned(track.baseline),
         looked=treatment.signal.looked,
         trial=treatment.trial,
         signal=treatment.signal.seen,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
-        unlearned=unlearned,
-        searching=math.isfinite(track.remedies.known_rates()[1]),
+        searching=math.isfinite(track.remedies.known_rates()[1]) or track.baseline.updates.risen(statistics.rate),
         displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)

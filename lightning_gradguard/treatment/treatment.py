@@ -155,9 +155,9 @@ class Treatment:
             return
         before, trouble, learned = self._levels or ([], [], False)
         self._end(step, Ending.TAKEN_BACK, accepted)
-        self.trial = Trial(
-            decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=decision.last
-        )
+        # Weights that somebody had trained need not learn at once: no longer in trouble, they are cured.
+        last = decision.last or not self._at_start
+        self.trial = Trial(decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=last)
         self.trial.lowers_rate = lowers_rate
 
     def keep_if_cured(self, step: int, accepted: int) -> bool:

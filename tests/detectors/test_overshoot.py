@@ -49,6 +49,15 @@ def test_a_loss_that_leapt_and_came_back_without_learning_is_convicted_when_pati
     assert convicted(losses, ratio=HEALTHY) is None
 
 
+def test_a_leap_is_seen_by_the_noise_of_what_came_after_it_where_nothing_was_learned() -> None:
+    leap, calm_again = [1.8, 2.9, 2.4, 3.2, 2.2, 2.0], noisy([1.85] * 100, 0.05)
+    step = convicted([*leap, *calm_again], ratio=TOO_LARGE)
+    assert step is not None and 80 <= step <= 90
+    assert convicted([*leap, *calm_again], ratio=HEALTHY) is None
+    assert convicted([1.8] * 6 + calm_again, ratio=TOO_LARGE) is None, "a plateau is honest for as long as it likes"
+    assert convicted([*leap, *noisy([1.85] * 40 + [1.2] * 60, 0.05)], ratio=TOO_LARGE) is None, "it learns late"
+
+
 def test_an_overshoot_is_noted_once_there_are_losses_to_tell_their_noise_from() -> None:
     losses = noisy([2.3, 2.3, 2.3, 30.0, 12.0, *[2.3] * 80], 0.02)
     for count, expected in ((8, -1), (9, 9)):
@@ -194,3 +203,14 @@ def test_it_remembers_over_a_resume_when_the_run_overshot() -> None:
     assert said and said[0][0] < 15
     baseline.load_state_dict(kept)
     assert run(Overshoot(), calm(20), rest, baseline=baseline, ratio=TOO_LARGE) == []
+
+
+def test_growth_after_updates_of_less_than_a_thousandth_convicts_nobody() -> None:
+    losses = noisy([2.3] * 9 + np.linspace(0.2, 0.1, 60).tolist() + [0.1 * 1.1**k for k in range(60)], 0.02)
+    for norm, expected in ((1.0, True), (1e-3, False)):
+        baseline = taught([], [])
+        baseline.updates.measure(0.01, norm=1.0, rate=0.1, grows=True)
+        said = run(
+            Overshoot(), [norm] * len(losses), losses, baseline=baseline, ratio=HEALTHY, rates=[0.1] * len(losses)
+        )
+        assert bool(said) is expected

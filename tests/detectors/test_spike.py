@@ -73,3 +73,15 @@ def test_a_young_spike_after_small_updates_accuses_nobody_by_itself(ratio: float
 def test_a_young_spike_that_would_replace_all_weights_is_one_at_once(ratio: float, alarm: bool) -> None:
     baseline = taught([8.0] * 5, [9.0] * 5)
     assert (Spike().judge(statistics(900.0, loss=6e5, update_ratio=ratio), baseline) is not None) is alarm
+
+
+@pytest.mark.parametrize(
+    ("norm", "ratio", "examine"),
+    [(20.0, 0.02, True), (20.0, 0.2, False), (20.0, None, False), (900.0, 0.02, False)],
+    ids=["small", "large", "unknown", "not worth following"],
+)
+def test_a_spike_whose_update_is_known_to_be_small_asks_only_for_batch_and_layers(
+    norm: float, ratio: float | None, examine: bool
+) -> None:
+    verdict = Spike().judge(statistics(norm, update_ratio=ratio), taught(calm(100)))
+    assert verdict is not None and verdict.examine is examine

@@ -205,14 +205,30 @@ def test_no_memory_to_examine_the_state_of_the_optimizer() -> None:
 def test_what_others_clip_before_the_update_is_not_divided_twice(kind: str, bound: float | None) -> None:
     """A spike's update is as long as where the host clips it, to within rounding."""
     moves = []
+    # Rate and spike make an update of a tenth of the weights: a smaller one does no harm, and is let through.
+    rate, by = {"AdamW fused": (0.04, 200.0), "SGD fused": (0.01, 60.0)}[kind]
     for home in ("cuda:0", "cpu"):
-        loop = Loop(network(), OPTIMIZERS[kind], device=home)
+        loop = Loop(network(), partial(OPTIMIZERS[kind], lr=rate), device=home)
         for step, (inputs, targets) in enumerate(batches(AT + 1)):
             before = loop.weights
-            loop.step(
-                inputs, targets, by={"AdamW fused": 30.0, "SGD fused": 60.0}[kind] if step == AT else 1.0, clip=bound
-            )
+            loop.step(inputs, targets, by=by if step == AT else 1.0, clip=bound)
         loop.guard.flush()
         assert loop.incidents == [(AT, "sudden", ("clip",))]
         moves.append(math.hypot(*(float((b - a).norm()) for a, b in zip(before, loop.weights, strict=True))))
     assert moves[0] == pytest.approx(moves[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["AdamW fused", "AdamW foreach", "SGD fused"])
+def test_a_spike_whose_update_leaves_the_weights_nearly_as_they_are_is_let_through(kind: str) -> None:
+    """On the device as on the host: the run ends as without a guard, to the last bit."""
+    rate = {"SGD fused": 1e-3}.get(kind, 1e-2)
+    for home in ("cuda:0", "cpu"):
+        weights = []
+        for mode in ("guard", "watch"):
+            loop = Loop(network(), partial(OPTIMIZERS[kind], lr=rate), device=home, mode=mode)
+            for step, (inputs, targets) in enumerate(batches(AT + 20)):
+                loop.step(inputs, targets, by=40.0 if step == AT else 1.0)
+            loop.guard.flush()
+            assert loop.incidents == []
+            weights.append(loop.weights)
+        assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

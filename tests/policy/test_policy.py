@@ -480,3 +480,33 @@ def test_any_history_is_answered_within_the_budget_and_resumes(events: list[Any]
     second.load_state_dict(through_a_file(first.state_dict()))
     assert whole[cut:] == play(second, min(cut, len(events)), events[cut:])
     assert same(second.state_dict(), policy.state_dict())
+
+
+def ended(baseline: Baseline, **more: Any) -> Decision:
+    """What follows on a rollback whose losses were as bad as the trouble."""
+    policy = Policy(patience=1)
+    first = decide(policy, 0, form="state", baseline=baseline)
+    assert first.remedies == ("skip", "rollback")
+    trial = Trial("optimizer", ("rollback",), 0, before=calm(64), trouble=calm(16, level=9.0), learned=True)
+    for loss in calm(9, level=12.0, seed=3):
+        trial.observe(loss)
+    return policy.next_treatment(case(baseline, trial=trial, **more), "no better")
+
+
+def test_what_good_weights_do_not_cure_at_a_known_rate_is_a_new_regime() -> None:
+    assert ended(OLD).cause == Cause.REGIME.value
+
+
+def test_it_is_the_rate_s_after_large_updates_and_at_a_rate_that_is_searched() -> None:
+    assert ended(OVERSHOT).remedies == ended(OLD, searching=True).remedies == ("skip", "rollback", "backoff")
+
+
+def test_gradients_that_are_not_finite_while_the_loss_is_as_ever_are_skipped_and_the_loss_is_at_fault() -> None:
+    policy, known = Policy(), taught(calm(100), calm(100))
+    told = {"form": "non-finite", "loss": 1.0, "baseline": known}
+    said = [decide(policy, step, blame=(LAYER,), **told) for step in range(ANEW + 1)]
+    assert all(one.remedies == ("skip",) and one.cause == Cause.LOSS.value for one in said[: ANEW - 1])
+    assert said[ANEW].remedies != ("skip",), "so many in a row are no accident"
+    broken = Suspect("net.3", math.inf, "x", broken=True)
+    assert decide(Policy(), blame=(broken,), **told).remedies != ("skip",)
+    assert decide(Policy(), **(told | {"loss": 9.0})).cause != Cause.LOSS.value

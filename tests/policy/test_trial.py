@@ -52,12 +52,15 @@ def test_a_loss_that_is_where_it_was_keeps_the_treatment_after_one_window() -> N
     assert outcome(under_way(), noisy(0.25, MOST)) == ("kept", WINDOW)
 
 
+SLOWER = ("rollback", "backoff")
+
+
 def test_a_treatment_that_made_no_difference_is_taken_back_after_four() -> None:
-    assert outcome(under_way(), noisy(2.0, MOST)) == ("taken back", MOST)
+    assert outcome(under_way(treatment=SLOWER), noisy(2.0, MOST)) == ("taken back", MOST)
 
 
 def test_one_that_made_it_worse_is_taken_back_at_once() -> None:
-    assert outcome(under_way(), noisy(4.0, MOST)) == ("taken back", WINDOW)
+    assert outcome(under_way(treatment=SLOWER), noisy(4.0, MOST)) == ("taken back", WINDOW)
 
 
 def test_one_that_made_it_better_without_curing_it_is_kept_in_the_end() -> None:
@@ -70,7 +73,7 @@ def test_the_sign_of_the_loss_does_not_matter(shift: float) -> None:
         return [v + shift for v in values]
 
     for level, expected in ((0.3, ("kept", WINDOW)), (2.0, ("taken back", MOST)), (4.0, ("taken back", WINDOW))):
-        trial = under_way()
+        trial = under_way(treatment=SLOWER)
         trial.before, trial.trouble = shifted(trial.before), shifted(trial.trouble)
         assert outcome(trial, shifted(noisy(level, MOST))) == expected
 
@@ -193,3 +196,20 @@ def test_a_guard_resumes_in_the_middle_of_a_trial() -> None:
     other = track_of(second)
     assert same(other.treatment.trial.state_dict(), one.treatment.trial.state_dict())
     assert other.batches.state_dict() == one.batches.state_dict()
+
+
+def test_good_weights_that_fare_as_badly_as_the_trouble_are_no_cure_after_nine_losses() -> None:
+    trial = under_way(before=0.3, trouble=2.0)
+    assert outcome(trial, noisy(2.5, 64)) == ("taken back", 9) and trial.no_cure
+
+
+@pytest.mark.parametrize(("treatment", "level"), [(("rollback",), 1.0), (("rollback", "backoff"), 2.5)])
+def test_what_is_better_than_the_trouble_or_at_another_rate_is_measured_on(treatment: Any, level: float) -> None:
+    trial = under_way(before=0.3, trouble=2.0, treatment=treatment)
+    assert outcome(trial, noisy(level, 15)) == ("", 15) and not trial.no_cure
+
+
+def test_trouble_of_two_steps_is_left_behind_by_losses_that_all_lie_below_it() -> None:
+    for last, said in ((True, "kept"), (False, "taken back")):
+        trial = Trial("unknown", ("rollback",), 5, before=[1.8], trouble=[6e13, math.inf], learned=False, last=last)
+        assert outcome(trial, np.linspace(1.8, 1.9, 64).tolist()) == (said, 64)

@@ -97,3 +97,16 @@ def test_lbfgs_does_not_write_back_what_was_undone_within_its_step() -> None:
     rollback.after_update()
     assert same([p.detach() for p in module.parameters()], before[0])
     assert str(optimizer.state_dict()["state"]) == before[1]
+
+
+def test_an_optimizer_state_that_was_loaded_and_has_made_no_good_update_is_begun_anew() -> None:
+    module, optimizer, _, states = trained()
+    store = SnapshotStore()
+    extra = {"baseline": {"count": 0}, "number": 400}
+    store.take(400, dict(module.named_parameters()), dict(module.named_buffers()), optimizer, extra)
+    for step, kept in ((411, True), (405, False)):
+        spoil(module)
+        context = context_for(module, optimizer, snapshots=store, buffers=dict(module.named_buffers()), step=step)
+        assert ("begun anew" in Rollback().apply(context).detail) is not kept
+        assert bool(optimizer.state) is kept
+        assert same([*module.state_dict().values()], states[2][0])

@@ -166,8 +166,11 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert "taken back" in shown, "why the first was taken back"
 
 
-def in_vain() -> tuple[Loop, list[Tensor], Any]:
+def in_vain(rate: float = 0.08) -> tuple[Loop, list[Tensor], Any]:
     """A run whose targets become noise just before its optimizer is accused: neither treatment helps.
+
+    Args:
+        rate: The learning rate from then on, so far above that of before that it is a suspect too.
 
     Returns:
         The loop, the weights before the first treatment, and the report of the step at which all is taken back.
@@ -179,11 +182,13 @@ def in_vain() -> tuple[Loop, list[Tensor], Any]:
     batches = [
         (x, y + (i >= 200) * 2.0 * torch.randn(y.shape, generator=generator)) for i, (x, y) in enumerate(noisy(400))
     ]
-    loop.run(batches[:204])
+    loop.run(batches[:200])
+    loop.optimizer.param_groups[0]["lr"] = rate
+    loop.run(batches[200:204])
     before = [p.detach().clone() for p in loop.network.parameters()]
     for batch in batches[204:]:
         report = loop.step(batch)
-        if report.decision is not None and report.decision.resign:
+        if report.decision is not None and (report.decision.resign or report.decision.cause == "new regime"):
             return loop, before, report
     raise AssertionError("it was given up at no step")
 
@@ -206,6 +211,14 @@ def test_weights_of_before_are_restored_where_treatments_have_made_it_worse() ->
 
 def test_a_rate_that_was_lowered_in_vain_is_given_back() -> None:
     assert in_vain()[0].track.remedies.lr_factor == 1.0
+
+
+def test_what_weights_of_before_do_not_cure_at_a_rate_of_before_is_learned_anew_within_some_dozens_of_steps() -> None:
+    loop, before, report = in_vain(rate=0.02)
+    (incident,) = loop.guard.incidents
+    assert report.decision.cause == "new regime" and report.statistics.step - incident.step < 24
+    assert told(incident) == [("optimizer", ("rollback",), "taken back")]
+    assert same(before, [p.detach() for p in loop.network.parameters()])
 
 
 # -- healthy, and not like any other
