@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,14 @@ PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700
 def write_whole(path: Path, content: Any) -> None:
     """Save ``content`` so that at no moment half of it can be found under the name of ``path``.
 
+    What a process of this machine had half written when it was killed is removed first.
+
     Raises:
         OSError: The disk is full, or the directory cannot be written; nothing is left behind then.
     """
     _private_directory(path.parent)
-    half = path.with_name(f".{path.name}.{os.getpid()}.half")
+    _sweep(path.parent)
+    half = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.half")
     try:
         with open(os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, PRIVATE_FILE), "wb") as file:
             torch.save(content, file)
@@ -32,6 +37,26 @@ def write_whole(path: Path, content: Any) -> None:
         half.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def _sweep(directory: Path) -> None:
+    if os.name != "posix":
+        return  # Elsewhere a process cannot be asked whether it lives without a signal that it would feel.
+    # Other machines may write into the same directory, and nobody here knows their processes.
+    for half in directory.glob(f".*.{glob.escape(platform.node())}.*.half"):
+        owner = half.name.split(".")[-2]
+        if owner.isdigit() and not _alive(int(owner)):
+            half.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # It is somebody else's, or this system cannot tell.
+    return True
 
 
 def _private_directory(directory: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import platform
 import signal
 import stat
 import subprocess
@@ -66,3 +68,13 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_half_bundle(tmp_path
         whole: dict[str, Any] = torch.load(tmp_path / "one.pt", weights_only=True)
         assert whole["x"].shape == (2_000_000,)
         assert [name for name in names(tmp_path) if not name.startswith(".")] == ["one.pt"]
+    write_whole(tmp_path / "two.pt", {})
+    assert sorted(names(tmp_path)) == ["one.pt", "two.pt"], "what was half written is gone"
+
+
+def test_what_a_process_that_lives_is_writing_stays(tmp_path: Path) -> None:
+    halves = [f".one.pt.{platform.node()}.{os.getpid()}.half", ".one.pt.elsewhere.1.half"]
+    for name in halves:
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "two.pt", {})
+    assert sorted(names(tmp_path)) == sorted([*halves, "two.pt"])
