@@ -36,8 +36,8 @@ class Policy:
         calm: Steps without alarm that end an episode.
         memory: Steps for which a past episode makes a new one *recurrent*.
         max_trials: Treatments that may be tried in the whole run; when they are spent, first aid is all that is left.
-        max_skipped: Steps skipped in a row before the budget counts as spent; after half as many on finite numbers the
-            data are believed to have changed for good.
+        max_skipped: Steps skipped in a row with which the budget counts as spent; after half as many on finite numbers
+            the data are believed to have changed for good.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Policy:
             # Whatever is thought of it, it must not reach the weights.
             decision = dataclasses.replace(decision, remedies=(Act.SKIP, *decision.remedies))
         decision = dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
-        skipped = self._episode.skipped
+        skipped = self._episode.skipped + 1  # With this one, if it is skipped.
         if skipped >= self.max_skipped and Act.SKIP in decision.remedies:
             decision = Decision((Act.SKIP,), f"{skipped} steps in a row were skipped", cause.value, exhausted=True)
         self._episode.note(decision)

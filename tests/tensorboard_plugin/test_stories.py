@@ -208,18 +208,18 @@ def test_a_stopped_run_says_so(tab: Tab, take: Any) -> None:
     tab.page.set_viewport_size({"width": 1000, "height": 860})
     frame = tab.open(run="stopped")
     sentence = frame.locator(".verdict.bad").inner_text()
-    assert "Stopped by GradGuard at step 401: 100 steps in a row were skipped; first the batch at step 301." in sentence
+    assert "Stopped by GradGuard at step 400: 100 steps in a row were skipped; first the batch at step 301." in sentence
     said = answers(frame)
-    assert said["Done"] == "101 steps skipped: 100 in a row, and step 401, at which the run was stopped"
+    assert said["Done"] == "100 steps skipped"
     assert said["What next?"].startswith("look at batch 301 and those after it")
     assert "go on from a checkpoint of step 300 or before" in said["What next?"]
     assert re.search(r"non-finite, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\s*$", said["When"])
-    assert frame.locator("svg.marks .mark-count").text_content() == "101 skipped"
+    assert frame.locator("svg.marks .mark-count").text_content() == "100 skipped"
     assert frame.locator(".incident code").count() == 0, "the batch is no layer"
-    assert said["Now"].startswith("stopped at step 401") and said["Did it help?"] == "no: the run was stopped"
+    assert said["Now"].startswith("stopped at step 400") and said["Did it help?"] == "no: the run was stopped"
     assert said["Where"] == "batch 301 and those after it"
     card = frame.locator(".incident").inner_text()
-    assert "stopped the run" in card and "at step 401" in card and "Calm" not in card and "∞" not in card
+    assert "stopped the run" in card and "at step 400" in card and "Calm" not in card and "∞" not in card
     take("story-stopped")
     frame.locator(".incident .headline").click()
     frame.locator(".incident[aria-pressed=true]").wait_for()
