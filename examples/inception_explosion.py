@@ -57,6 +57,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from lightning_gradguard import GradGuard
+from lightning_gradguard.diagnostics import wording
 
 BAD_WEIGHT = 0.1
 WHITE = 160.0
@@ -230,14 +231,14 @@ class FirstGradientNorm(Callback):
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to; ``blamed``, ``remedies`` and the sentence ``told`` are of its first incident."""
+    """What one run came to; ``blamed``, the treatment ``kept`` and the sentence ``told`` are of its first incident."""
 
     run: str
     first_norm: float
     accuracy: float
     incidents: int = 0
     blamed: str = "-"
-    remedies: str = "-"
+    kept: str = "-"
     told: str = ""
 
 
@@ -268,17 +269,19 @@ def train(run: str, args: argparse.Namespace) -> Result:
     incidents = guard.incidents if guard is not None else ()
     if not incidents:
         return Result(run, first.norm, accuracy)
-    remedies = ", ".join(incidents[0].remedies) or "-"
-    return Result(run, first.norm, accuracy, len(incidents), incidents[0].culprit or "-", remedies, str(incidents[0]))
+    first_one = incidents[0]
+    kept = [wording.tried(trial, first_one) for trial in first_one.trials if trial.outcome == "kept"]
+    told = kept[-1].removesuffix(" the layer") if kept else "-"  # which layer is in the column before it
+    return Result(run, first.norm, accuracy, len(incidents), first_one.culprit or "-", told, str(first_one))
 
 
 def table(results: Sequence[Result], title: str) -> Table:
     """Lay the results out, one run a row."""
     out = Table("run", title=title)
-    for heading in ("first norm", "incidents", "blamed", "remedy", "accuracy"):
+    for heading in ("first norm", "incidents", "blamed", "kept", "accuracy"):
         out.add_column(heading, justify="right")
     for r in results:
-        out.add_row(r.run, f"{r.first_norm:.2e}", str(r.incidents), r.blamed, r.remedies, f"{r.accuracy:.3f}")
+        out.add_row(r.run, f"{r.first_norm:.2e}", str(r.incidents), r.blamed, r.kept, f"{r.accuracy:.3f}")
     return out
 
 

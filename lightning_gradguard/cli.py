@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,9 +44,17 @@ def _run(options: argparse.Namespace) -> int:
 def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int | None = None) -> int:
     """Print the story of the runs below ``run_dir`` whenever a journal grows; return the exit status."""
     # A pipe gets one text below the other; a terminal keeps one place.
-    begin = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    terminal = sys.stdout.isatty()
+    begin = "\x1b[H\x1b[2J" if terminal else ""
     try:
-        follow(run_dir, lambda text: _print(begin + text), every=every, color=color, rounds=rounds)
+        follow(
+            run_dir,
+            lambda text: _print(begin + text),
+            every=every,
+            color=color,
+            rounds=rounds,
+            width=lambda: shutil.get_terminal_size().columns if terminal else None,
+        )
     except KeyboardInterrupt:
         _print("\n")
     return COMPLETE

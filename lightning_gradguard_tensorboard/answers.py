@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .clock import Heard, at, heard
+from .pieces import Words, with_commands
 from .telling import (
     Held,
     acts,
@@ -14,10 +15,12 @@ from .telling import (
     cause,
     count,
     dicts,
+    enough,
     improved,
     is_layer,
     level,
     number,
+    only_that_step,
     outcomes,
     short,
     state,
@@ -25,9 +28,6 @@ from .telling import (
     the_rate_too,
     watched,
 )
-
-Words = list[dict[str, str]]
-"""A sentence in pieces, ``{"text": ...}`` or ``{"layer": ...}``: the page parses no markup."""
 
 
 def answers(
@@ -53,7 +53,7 @@ def answers(
         "Where": _where(newest),
         "Done": [{"text": "; ".join([first_aid] * bool(first_aid) + summary(newest)) or done_by(newest)}],
         "Did it help?": [{"text": _helped(newest)}],
-        "What next?": [{"text": advice(newest, ended=last is not None and last.ended, held=held)}],
+        "What next?": with_commands(advice(newest, ended=last is not None and last.ended, held=held)),
     }
     return [{"question": question, "words": words} for question, words in told.items()]
 
@@ -78,7 +78,9 @@ def _where(record: Mapping[str, Any]) -> Words:
         said = found and found not in (f"layer {culprit}", "could not be told")
         return [name_of(culprit), {"text": f": {found}" if said else ""}]
     if found in ("", "could not be told", "not known yet"):
-        return [{"text": f"{batch}; no layer is blamed" if isinstance(number, int) else "no layer is blamed"}]
+        if only := only_that_step(record):
+            return [{"text": f"{only}; nobody is blamed, since {enough(record)}"}]
+        return [{"text": f"{f'the step of {batch}; ' if isinstance(number, int) else ''}no layer is blamed"}]
     return [{"text": found}]
 
 
@@ -92,14 +94,15 @@ def _helped(record: Mapping[str, Any]) -> str:
     if stands == "anew":
         return "what is healthy is learned anew"
     if not trials:
-        aid = f"no alarm since; nothing but {_of_a_step(record)}, so nothing was measured"
+        aid = _after_first_aid(record)
         return {"open": "not over at the last step seen", "failed": "no", "helped": "yes"}.get(stands, aid)
     last = trials[-1]
     before, trouble, after = (number(last.get(key)) for key in ("before", "trouble", "after"))
     numbers = f"loss {level(trouble)} → {level(after)}" + (
         f", before the trouble {short(before)}" if not math.isnan(before) else ""
     )
-    lost = f"; taken back first: {count(len(trials) - 1, 'treatment')}" if trials[1:] else ""
+    were = "was" if len(trials) == 2 else "were"
+    lost = f"; {count(len(trials) - 1, 'treatment')} before it {were} taken back" if trials[1:] else ""
     if math.isnan(trouble) and math.isnan(after):
         numbers = "no loss was known"
     if stands == "open":
@@ -125,7 +128,9 @@ def done_by(record: Mapping[str, Any]) -> str:
     return acts(record)
 
 
-def _of_a_step(record: Mapping[str, Any]) -> str:
-    words = {"skip": "skipping", "clip": "clipping"}
-    done = dict.fromkeys(words.get(str(one.get("remedy")), "what was done") for one in outcomes(record))
-    return " and ".join(done) or "watching"
+def _after_first_aid(record: Mapping[str, Any]) -> str:
+    words, done = {"skip": "skipping", "clip": "clipping"}, [str(one.get("remedy")) for one in outcomes(record)]
+    if not done or not words.keys() >= set(done):
+        return f"calm again; {'what was done was not measured' if done else 'nothing was done'}"
+    made = " and ".join(dict.fromkeys(words[name] for name in done))
+    return f"calm again after {made} {'it' if len(done) == 1 else 'them'}; no treatment was needed"

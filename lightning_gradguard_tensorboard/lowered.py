@@ -9,7 +9,7 @@ import numpy as np
 
 from .codes import Floats
 from .series import Timeline
-from .telling import QUARTER, Held
+from .telling import QUARTER, Held, lowered_to
 from .wire import COLUMNS
 
 _FACTOR, _RATE, _GOOD, _BAD = map(COLUMNS.index, ("lr_factor", "rate", "rate_good", "rate_bad"))
@@ -30,14 +30,14 @@ def lowered(run: Timeline, records: Iterable[Mapping[str, Any]]) -> list[float]:
     return [_within(told, axis.first[c - 1], axis.last[c], axis.first[c]) for c in fell]
 
 
-def held(run: Timeline, marks: Sequence[float]) -> Held | None:
+def held(run: Timeline, records: Sequence[Mapping[str, Any]]) -> Held | None:
     """Return how the rate is held far below the schedule's at the end of a run, or None where it is not.
 
     Only a run with a strip of the rate can tell: there a rate was found to be too high.
 
     Args:
         run: The windows of one optimizer.
-        marks: The places at which its rate was lowered.
+        records: Its incidents.
     """
     table = run.table
     if not len(table) or not 0.0 < table[-1, _FACTOR] < QUARTER:
@@ -47,8 +47,12 @@ def held(run: Timeline, marks: Sequence[float]) -> Held | None:
         return None
     free = np.flatnonzero(table[:, _FACTOR] >= 1.0)
     first = int(free[-1]) + 1 if len(free) else 0
+    marks, treated = lowered(run, records), {float(place) for record in records for place in _treated(record)}
     place = _within(marks, run.axis.first[max(first - 1, 0)], run.axis.last[first], run.axis.first[first])
-    return Held(factor, int(place - run.axis.offsets[first]), rate, good if good > 0.0 else None)
+    step = int(place - run.axis.offsets[first])
+    eased = sum(mark > place and mark not in treated for mark in marks)
+    low = next((told for record in records if (told := _lowered_to(record, step)) is not None), table[first, _RATE])
+    return Held(factor, step, rate, good if good > 0.0 else None, float(low), eased)
 
 
 def stairs_at(first: Floats, last: Floats, marks: Sequence[float]) -> tuple[Floats, Floats]:
@@ -69,6 +73,11 @@ def stairs_at(first: Floats, last: Floats, marks: Sequence[float]) -> tuple[Floa
 
 def _within(places: Sequence[float], low: float, high: float, otherwise: float) -> float:
     return next((float(place) for place in reversed(places) if low <= place < high), float(otherwise))
+
+
+def _lowered_to(record: Mapping[str, Any], step: int) -> float | None:
+    """Return the rate to which a treatment at a step has lowered it, or None where none tells."""
+    return next((rate for at, rate in lowered_to(record) if at == step), None)
 
 
 def _treated(record: Mapping[str, Any]) -> list[float]:

@@ -66,6 +66,7 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def __init__(self, context: Any) -> None:
         """Keep the data provider; nothing is read before it is asked for."""
         self._reader = Reader(context.data_provider)
+        self._logdir: str = getattr(context, "logdir", None) or ""
 
     def data_plugin_names(self) -> tuple[str, ...]:
         """Name whose summaries are read."""
@@ -119,7 +120,9 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             request,
             {
                 "run": run,
-                "verdict": story.of_run(records, list(loaded.values()), unusual, events.last_heard(log.events, axes)),
+                "verdict": story.of_run(
+                    records, list(loaded.values()), unusual, events.last_heard(log.events, axes), self._place(run)
+                ),
                 "unusual": unusual,
                 "incidents": records,
                 "notices": events.notices(log.events),
@@ -127,6 +130,11 @@ class GradGuardPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 "witnesses": telling.ROWS,
             },
         )
+
+    def _place(self, run: str) -> str | None:
+        """Return a run's directory, or None where TensorBoard reads it from elsewhere or it holds no journal."""
+        place = Path(self._logdir) / run
+        return str(place) if self._logdir and (place / "gradguard.jsonl").is_file() else None
 
     def _view(self, request: wrappers.Request) -> wrappers.Response:
         def answer(log: Log, optimizer: int, stretch: Stretch) -> bytes:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from . import lowered
-from .answers import Words, answers, culprit_of, done_by, name_of
+from .answers import answers, culprit_of, done_by, name_of
 from .clock import Heard
 from .events import Event, incidents, notices, read_event
+from .pieces import Words, located, plain_text
 from .series import COUNTS, Timeline
 from .telling import (
     SPENT,
@@ -20,7 +21,9 @@ from .telling import (
     clean,
     count,
     dicts,
+    exhausted,
     is_layer,
+    lasted,
     left,
     outcomes,
     short,
@@ -28,7 +31,7 @@ from .telling import (
     watched,
     why_stopped,
 )
-from .telling.record import actions_of, integer
+from .telling.record import integer
 
 Level = Literal["good", "warning", "bad"]
 
@@ -95,7 +98,7 @@ def verdict(
     skipped, clipped = max(counts.get("skipped", 0), _held(records)), counts.get("clipped", 0)
     done = [f"{count(skipped, 'step')} skipped"] if skipped else []
     done += [f"{count(clipped, 'step')} clipped"] if clipped else []
-    calm = end[0] - 1 - newest["place"] - _lasted(newest) if end else 0.0
+    calm = end[0] - 1 - newest["place"] - lasted(newest) if end else 0.0
 
     def answered(now: str) -> list[dict[str, Any]]:
         return answers(records, now, ", ".join(done), last, held)
@@ -116,7 +119,7 @@ def verdict(
         words += [{"text": ", first in " if is_layer(culprit) else ", "}, name_of(culprit)]
     words.append({"text": f"; {', '.join(done) or done_by(newest)}"})
 
-    if state(newest) in ("failed", "stopped") or any(_exhausted(record) for record in records):
+    if state(newest) in ("failed", "stopped") or any(exhausted(record) for record in records):
         told = "; what was done did not help." if outcomes(newest) else "; the run went on."
         if dicts(newest.get("trials")) and state(newest) == "failed":
             remains = left(newest)
@@ -136,31 +139,34 @@ def verdict(
     only_watched = all(map(watched, records))
     if only_watched:
         words.append({"text": "; nothing was changed, only watched"})
-    settled = calm >= SETTLED or states == {"calm"}
-    now = f"no alarm for {count(int(calm), 'step')}" if calm >= 1 else "no alarm since"
+    # A run that has ended recovers no more: what was over by then is settled, if something shows that it is.
+    ended = last is not None and last.ended
+    over = ended and state(newest) in ("helped", "calm", "anew")
+    settled = calm >= SETTLED or states == {"calm"} or over
+    alarm = f"step {integer(newest.get('step')) + lasted(newest):,}"
+    now = f"no alarm for {count(int(calm), 'step')} since {alarm}" if calm >= 1 else f"no alarm since {alarm}"
     # One word has one colour: what is amber is called otherwise than what is green.
-    since = "" if settled or only_watched or (last is not None and last.ended) else f"; green after {SETTLED}"
-    words.append({"text": f"; {now}{' since' if calm >= 1 else ''}{since}."})
+    slow = held is not None and held.slow
+    since = "" if settled or ended or only_watched or slow else f"; green after {SETTLED}"
+    words.append({"text": f"; {now}{since}."})
     if only_watched:
         return _verdict("warning", "No more alarms", words, answered(now))
-    if held is not None and held.slow:
+    if slow:
         # Calm, and yet not what was asked for: whether it learns at such a rate nobody has seen.
+        words.append({"text": " The learning rate is held so low that it may learn slowly."})
         return _verdict("warning", "Treated", words, answered(now))
     amber, green = _HEADLINES["anew" if state(newest) == "anew" else "helped" if "helped" in states else "calm"]
-    return _verdict("good" if settled else "warning", green if settled else amber, words, answered(now))
-
-
-def _lasted(record: Mapping[str, Any]) -> int:
-    """Return the steps from an incident's first alarm to the last one that is known."""
-    first = integer(record.get("step"))
-    later = [integer(one.get("step")) for one in actions_of(record)]
-    later += [integer(one.get("opened")) for one in dicts(record.get("trials"))]
-    return max(max(later, default=first) - first, 0)
+    if settled:
+        return _verdict("good", green, words, answered(now))
+    if ended:
+        words.append({"text": " The run has ended, and no loss shows that what was done made it better."})
+        amber = "Treated"
+    return _verdict("warning", amber, words, answered(now))
 
 
 def sentence(said: Mapping[str, Any]) -> str:
     """Return a verdict as one line of text: ``Recovered. 1 incident in 2,400 steps; ...``."""
-    words = "".join(clean(word.get("text", word.get("layer", ""))) for word in said["words"])
+    words = clean(plain_text(said["words"]))
     return f"{said['headline']}{'' if said['headline'].endswith(':') else '.'} {words}"
 
 
@@ -193,6 +199,7 @@ def of_run(
     timelines: Sequence[Timeline],
     unusual: Sequence[Mapping[str, Any]],
     last: Heard | None = None,
+    run_dir: str | None = None,
 ) -> dict[str, Any]:
     """Return the verdict on a run.
 
@@ -201,14 +208,15 @@ def of_run(
         timelines: The windows of each of its optimizers.
         unusual: Layers that have left their level for good, as :func:`amend` takes them.
         last: The last that was heard of it.
+        run_dir: Its directory, which commands are told with, if it is known.
     """
     ends = [(float(one.axis.last[-1]), int(one.table[-1, 0])) for one in timelines if len(one.table)]
     restless = [since for one in timelines if (since := one.restless_since) is not None]
     counts = {name: sum(one.total(name) for one in timelines) for name in COUNTS}
-    low = [found for one in timelines if (found := lowered.held(one, lowered.lowered(one, records))) is not None]
+    low = [found for one in timelines if (found := lowered.held(one, records)) is not None]
     held = min(low, key=lambda one: one.factor, default=None)
     end, since = max(ends, default=None), min(restless, default=None)
-    return amend(verdict(records, end, since, counts, last, held), unusual)
+    return located(amend(verdict(records, end, since, counts, last, held), unusual), run_dir)
 
 
 def _verdict(level: Level, headline: str, words: Words, answers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -236,10 +244,3 @@ def _held(records: list[dict[str, Any]]) -> int:
     """Steps that were skipped, as far as the kept actions tell."""
     made = [outcome for record in records for outcome in outcomes(record)]
     return sum(one.get("remedy") == "skip" and one.get("coefficient") == 0.0 for one in made)
-
-
-def _exhausted(record: Mapping[str, Any]) -> bool:
-    return any(
-        isinstance(action.get("decision"), dict) and action["decision"].get("exhausted") is True
-        for action in dicts(record.get("actions"))
-    )

@@ -53,7 +53,7 @@ def displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
         far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
         if value >= DISPLACED and far_apart and value >= explained(layer):
-            others = f"those of other layers by {math.exp(centre):.2g}"
+            others = f"those of other layers by {math.exp(centre):.2g} x theirs"
             reason = f"since the snapshot its weights changed by {value:.3g} x their norm, {others}"
             found.append(Suspect(layer, apart, reason))
     return found

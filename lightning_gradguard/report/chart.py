@@ -92,9 +92,14 @@ def _norm(view: View, plot: Plot) -> Iterable[str]:
     middle = (w["first"] + w["last"]) / 2
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         low = w["typical"] ** 2 / w["limit"]
-    yield mark("path", "band", d=area(middle, low, w["limit"], plot))
-    yield mark("path", "limit", d=line(middle, w["limit"], plot), stroke_dasharray="5 4", stroke_width="1.3")
-    yield mark("path", "typical", d=line(middle, w["typical"], plot), opacity=".55")
+    # A stretch of windows that were not finite has no band: nothing in it was healthy.
+    lost = [run for run in pieces(w["nonfinite"] > 0) if len(run) > 1]
+    hidden = np.isin(np.arange(len(middle)), np.concatenate(lost)) if lost else np.zeros(len(middle), bool)
+    low, limit, typical = (np.where(hidden, np.nan, one) for one in (low, w["limit"], w["typical"]))
+    places = np.concatenate((w["first"][:1], middle[1:-1], w["last"][-1:])) if len(middle) > 1 else middle
+    yield mark("path", "band", d=area(places, low, limit, plot))
+    yield mark("path", "limit", d=line(places, limit, plot), stroke_dasharray="5 4", stroke_width="1.3")
+    yield mark("path", "typical", d=line(places, typical, plot), opacity=".55")
     at = np.where(np.isnan(w["peak_at"]), middle, w["peak_at"] + 0.5)
     yield mark("path", "peak", d=stepped(w, at, w["peak"], plot), stroke_width="1.5", stroke_linejoin="round")
     for run in pieces(w["nonfinite"] > 0):

@@ -15,7 +15,13 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 def follow(
-    run_dir: Path, draw: Callable[[str], None], *, every: float = 2.0, color: bool = True, rounds: int | None = None
+    run_dir: Path,
+    draw: Callable[[str], None],
+    *,
+    every: float = 2.0,
+    color: bool = True,
+    rounds: int | None = None,
+    width: Callable[[], int | None] = lambda: None,
 ) -> None:
     """Draw the newest story of the runs below a directory, again whenever one of their journals has grown.
 
@@ -25,13 +31,14 @@ def follow(
         every: Seconds between two looks.
         color: Whether to use ANSI colours.
         rounds: Looks after which to stop; None for no end.
+        width: Tells the columns of the terminal, beyond which lines are broken.
     """
     told: Stamp | None = None
     for number, (now, stories) in enumerate(_stories(run_dir), start=1):
         if now != told:
             told = now
             draw(
-                "\n".join(brief(story, color=color) for story in stories())
+                "\n".join(brief(story, color=color, width=width()) for story in stories())
                 or f"Waiting for a journal below {run_dir} ...\n"
             )
         if rounds is not None and number >= rounds:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_gradguard.report.chart import draw_chart
-from lightning_gradguard.report.page import text
+from lightning_gradguard.report.page import commands, text
 from lightning_gradguard.report.story import RunStory, find_journals, read_stories
 from lightning_gradguard.report.terminal import render_text
 from lightning_gradguard_tensorboard import colours
@@ -80,7 +80,7 @@ def _answers(answers: Sequence[tuple[str, str]]) -> str:
         return ""
     cells = "".join(
         f'<td style="text-align:left;vertical-align:top;padding:0 14px 0 0">'
-        f'<small style="color:{colours.sheet("light")["quiet"]}">{text(question)}</small><br>{text(answer)}</td>'
+        f'<small style="color:{colours.sheet("light")["quiet"]}">{text(question)}</small><br>{commands(answer)}</td>'
         for question, answer in answers
     )
     return f"<table><tr>{cells}</tr></table>"

@@ -6,6 +6,7 @@ Every name and sentence from a journal is escaped here, at the one place where t
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
@@ -39,6 +40,11 @@ def text(words: str) -> str:
     return html.escape(wording.clean(words))
 
 
+def commands(words: str) -> str:
+    """Return text as HTML, what stands between backticks set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(words))
+
+
 def _run(story: RunStory) -> str:
     head = story.headline
     parts = [
@@ -63,7 +69,7 @@ def _run(story: RunStory) -> str:
 
 def answers(told: Sequence[tuple[str, str]]) -> str:
     """Return the answers to the questions as a list of terms; nothing where nothing has happened."""
-    terms = "".join(f"<div><dt>{text(question)}</dt><dd>{text(answer)}</dd></div>" for question, answer in told)
+    terms = "".join(f"<div><dt>{text(question)}</dt><dd>{commands(answer)}</dd></div>" for question, answer in told)
     return f'<dl class="answers">{terms}</dl>' if terms else ""
 
 

@@ -21,6 +21,7 @@ from lightning_gradguard.diagnostics.journal import FILE_NAME
 from lightning_gradguard.diagnostics.journal_reader import JournalContents, read_runs
 from lightning_gradguard.records import Window, to_json
 from lightning_gradguard_tensorboard import codes, events, series, story, telling
+from lightning_gradguard_tensorboard.pieces import plain_text
 from lightning_gradguard_tensorboard.wire import COLUMNS
 
 Level = Literal["good", "warning", "bad", "unknown"]
@@ -96,8 +97,8 @@ def read_stories(path: Path, root: str | os.PathLike[str]) -> list[RunStory]:
         headline = Headline("unknown", "Unknown", "The journal could not be read.")
         return [RunStory(name, JournalContents(), headline, missing=(reason,))]
     if len(runs) <= 1:
-        return [tell_story(name, contents) for contents in runs.values() or [JournalContents()]]
-    return [tell_story(f"{name}, run {run}" if run else name, contents) for run, contents in runs.items()]
+        return [tell_story(name, contents, str(place)) for contents in runs.values() or [JournalContents()]]
+    return [tell_story(f"{name}, run {run}" if run else name, told, str(place)) for run, told in runs.items()]
 
 
 def read_story(path: Path, root: str | os.PathLike[str]) -> RunStory:
@@ -105,13 +106,13 @@ def read_story(path: Path, root: str | os.PathLike[str]) -> RunStory:
     return read_stories(path, root)[-1]
 
 
-def tell_story(name: str, contents: JournalContents) -> RunStory:
-    """Return the story of what a journal holds."""
+def tell_story(name: str, contents: JournalContents, run_dir: str | None = None) -> RunStory:
+    """Return the story of what a journal holds, in the run's directory if that is known."""
     indices = sorted({window.optimizer for window in contents.windows})
     optimizers = {i: lay_out([w for w in contents.windows if w.optimizer == i]) for i in indices}
     names = telling.optimizer_names([one.names for one in optimizers.values()])
     records = place(contents, optimizers)
-    headline = _headline(contents, optimizers, records)
+    headline = _headline(contents, optimizers, records, run_dir)
     return RunStory(
         name, contents, headline, optimizers, dict(zip(indices, names, strict=True)), records, _missing(contents)
     )
@@ -148,7 +149,9 @@ def _float(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _headline(contents: JournalContents, optimizers: dict[int, series.Series], records: Records) -> Headline:
+def _headline(
+    contents: JournalContents, optimizers: dict[int, series.Series], records: Records, run_dir: str | None
+) -> Headline:
     if contents.empty:
         return Headline("unknown", "Unknown", "Nothing was recorded yet.")
     told = {str(blame.get("layer")) for record in records for blame in record.get("blame", ())}
@@ -158,13 +161,9 @@ def _headline(contents: JournalContents, optimizers: dict[int, series.Series], r
         for found in one.outliers
         if one.names[found.layer] not in told
     ]
-    said = story.of_run(records, [one.windows for one in optimizers.values()], unusual, contents.heard)
-    answers = tuple((answer["question"], _plain(answer["words"])) for answer in said["answers"])
-    return Headline(said["level"], said["headline"], _plain(said["words"]).strip(), answers)
-
-
-def _plain(words: Sequence[dict[str, str]]) -> str:
-    return "".join(word.get("text", word.get("layer", "")) for word in words)
+    said = story.of_run(records, [one.windows for one in optimizers.values()], unusual, contents.heard, run_dir)
+    answers = tuple((answer["question"], plain_text(answer["words"])) for answer in said["answers"])
+    return Headline(said["level"], said["headline"], plain_text(said["words"]).strip(), answers)
 
 
 def _missing(contents: JournalContents) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 
 from lightning_gradguard.diagnostics import wording
@@ -14,6 +15,7 @@ _COLOURS = {"good": "32", "warning": "33", "bad": "31", "unknown": "90"}
 _BARS = "▁▂▃▄▅▆▇█"
 _PEAK, _LOSS = COLUMNS.index("norm_peak"), COLUMNS.index("loss_mean")
 NEWEST = 20
+_CELLS = 60
 ACTIONS = 3
 
 
@@ -27,31 +29,49 @@ def render_text(story: RunStory, *, color: bool = False) -> str:
     return "\n".join(_lines(story, color)) + "\n"
 
 
-def brief(story: RunStory, *, color: bool = False) -> str:
+def brief(story: RunStory, *, color: bool = False, width: int | None = None) -> str:
     """Return what a person who watches needs, in few lines.
 
     The verdict, the answers, norm and loss, the newest incidents.
+
+    Args:
+        story: What to tell.
+        color: Whether to use ANSI colours.
+        width: Columns of the terminal, beyond which lines are broken; None to break none.
     """
-    lines = list(_head(story, color))
+    lines = list(_head(story, color, width))
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)
-        lines.append(f"  {opening[0].upper()}{opening[1:]}: {wording.result(incident)}")
-    lines += [f"  note, {when}: {wording.clean(said)}" for when, said in story.notes[-2:]]
+        lines += _broken("  ", f"{opening[0].upper()}{opening[1:]}: {wording.result(incident)}", width)
+    for when, said in story.notes[-2:]:
+        lines += _broken("  ", f"note, {when}: {wording.clean(said)}", width)
     return "\n".join(lines) + "\n"
 
 
-def _head(story: RunStory, color: bool) -> Iterator[str]:
+def _head(story: RunStory, color: bool, width: int | None = None) -> Iterator[str]:
     head = story.headline
     yield _paint(wording.clean(story.name), "1", color)
     said = wording.clean(f"{head.word} {head.text}")
-    yield f"  {_paint('●', _COLOURS[head.level], color)} {_paint(said, _COLOURS[head.level], color)}"
-    yield from (f"    {question:12}  {wording.clean(answer)}" for question, answer in head.answers)
+    for line in _broken("  ● ", said, width):
+        yield line[:2] + _paint(line[2:], _COLOURS[head.level], color)
+    for question, answer in head.answers:
+        yield from _broken(f"    {question:13}  ", wording.clean(answer), width)
     for optimizer, run in story.optimizers.items():
         label = wording.clean(f" ({story.names[optimizer]})") if len(story.optimizers) > 1 else ""
-        yield f"  log10 gradient norm{label}  {_sparkline(run.windows.table[:, _PEAK].tolist())}"
+        cells = _CELLS if width is None else max(min(_CELLS, width - 40 - len(label)), 10)
+        yield f"  log10 gradient norm{label}  {_sparkline(run.windows.table[:, _PEAK].tolist(), cells)}"
         losses = run.windows.table[:, _LOSS].tolist()
         if any(loss > 0 for loss in losses):
-            yield f"  log10 loss{label}           {_sparkline(losses, unknown=' ')}"
+            yield f"  log10 loss{label}           {_sparkline(losses, cells, unknown=' ')}"
+
+
+def _broken(begin: str, said: str, width: int | None) -> list[str]:
+    """Return a sentence in lines no longer than ``width``, those after the first set in."""
+    if width is None or len(begin) + len(said) <= width:
+        return [begin + said]
+    room = max(width - len(begin), 20)
+    lines = textwrap.wrap(said, room, break_long_words=False, break_on_hyphens=False)
+    return [begin + lines[0], *(" " * len(begin) + line for line in lines[1:])]
 
 
 def _lines(story: RunStory, color: bool) -> Iterator[str]:
@@ -82,7 +102,7 @@ def _incident(incident: Incident, color: bool) -> Iterator[str]:
         yield f"  … {wording.count(incident.alarms, 'alarming step')} in all"
 
 
-def _sparkline(peaks: list[float], width: int = 60, unknown: str = "!") -> str:
+def _sparkline(peaks: list[float], width: int = _CELLS, unknown: str = "!") -> str:
     """Return numbers on a log scale, ``unknown`` where one was not finite; a cell shows the largest it covers."""
     size = -(-len(peaks) // width) or 1
     cells = [peaks[i : i + size] for i in range(0, len(peaks), size)]

@@ -29,7 +29,8 @@ export class Heat {
     this.title = h("h2", {});
     this.legend = h("div", { class: "legend" });
     this.foldAll = h("button", { type: "button", class: "small", onclick: () => this.toggleAll() });
-    this.header = h("header", { class: "heat-header" }, this.title, this.foldAll, this.legend);
+    this.atStep = h("div", { class: "at-step", title: "the largest of these steps, beside each layer's name" });
+    this.header = h("header", { class: "heat-header" }, this.title, this.foldAll, this.legend, this.atStep);
     this.scroll.addEventListener("scroll", () => this.paint());
   }
 

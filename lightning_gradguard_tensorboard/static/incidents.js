@@ -53,7 +53,7 @@ function ending(incident) {
 }
 
 function details(incident, chosen) {
-  const { evidence, blame, findings, trials, done, state } = incident.told;
+  const { evidence, blame, findings, trials, done, state, only } = incident.told;
   const finding = ({ name, text }) => entry(name, text);
   const reason = incident.told.because;
   return [
@@ -65,7 +65,9 @@ function details(incident, chosen) {
       ),
     entry(
       "Blamed",
-      blame.length === 0 ? "no layer" : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0)),
+      blame.length === 0
+        ? (only ? "nobody" : "no layer")
+        : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0)),
     ),
     findings.filter(isCause).map(finding),
     trials.map((one) =>

@@ -44,7 +44,7 @@ export function drawLabels(heat, begin, end, top) {
       },
       h("span", { class: "chevron", "aria-hidden": "true" }, row.open ? "▾" : "▸"),
       text,
-      h("span", { class: "size" }, String(row.layers.length)),
+      h("span", { class: "size" }, `${row.layers.length} layers`),
       at,
     );
   });
@@ -60,6 +60,9 @@ export function tellValues(heat, place, begin = heat.begin) {
   const c =
     place === null || place === undefined || !source.layers.first.length ? -1 : panel.column(source.layers, place);
   labels.classList.toggle("telling", c >= 0);
+  // The numbers are of one window, which may lie beside what is most to be seen.
+  heat.atStep.textContent = c < 0 ? "" : `step ${panel.stepsOf(source.layers, c)}`;
+  heat.atStep.style.width = `${panel.gutter - 12}px`;
   if (c < 0) return;
   const real = (code) => 2 ** (code / source.perDoubling);
   [...labels.children].forEach((label, index) => {

@@ -1,6 +1,7 @@
 // What the lines and marks are, in a word each.
 
 import { h, s } from "./dom.js";
+import { drawable } from "./lines.js";
 import { diamond } from "./norm.js";
 
 const key = (mark, text, title) => h("span", { class: "key", title }, mark, text);
@@ -33,14 +34,20 @@ export function normKeys(panel) {
     panel.shownLowered().length > 0 &&
       key(
         h("i", { class: "text-key" }, "▼"),
-        "LR lowered",
-        "the learning rate was lowered, or taken back a little while it climbed again",
+        "LR lowered, or halved after a climb",
+        "the learning rate was lowered by a treatment, or halved where it had climbed too far since",
       ),
     panel.view.windows.rate_bad.some(Number.isFinite) &&
       key(
         h("i", { class: "swatch rate-good-key" }),
         "LR that worked",
         "the largest learning rate that the run is known to have learned with; the solid line is the one in use",
+      ),
+    panel.view.windows.rate_bad.some(drawable) &&
+      key(
+        h("i", { class: "swatch rate-lost-key" }),
+        "LR too high",
+        "above the bound: the rate that has lost the run, loosened with calm steps",
       ),
     (panel.shownRollbacks().length > 0 || panel.extent.segments.length > 1) &&
       key(h("i", { class: "text-key" }, "← ↶"), "rollback", "weights went back to the step where the arrow ends"),

@@ -37,11 +37,16 @@ export function drawNorm(panel) {
   const own = (places) => (c) => (Number.isFinite(places[c]) ? panel.x(places[c] + 0.5) : middle(c));
   panel.normY = y;
   const parts = [];
-  for (const run of pieces(count, (c) => drawable(typical[c]) && drawable(limit[c]))) {
+  // A stretch of windows that were not finite has no band: nothing in it was healthy.
+  const lost = (c) => nonfinite[c] > 0 && (nonfinite[c - 1] > 0 || nonfinite[c + 1] > 0);
+  for (const run of pieces(count, (c) => drawable(typical[c]) && drawable(limit[c]) && !lost(c))) {
+    // They begin and end with their windows: both ends have a place of their own.
+    const [begin, end] = [run[0], run.at(-1)];
+    const places = [[begin, panel.x(first[begin])], ...run.map((c) => [c, middle(c)]), [end, panel.x(last[end])]];
     // The band lies evenly about the centre on the log axis: as far below it as the limit is above.
-    parts.push(area("band", run, middle, (c) => y(limit[c]), (c) => y(typical[c] ** 2 / limit[c])));
-    parts.push(line("limit", run, middle, (c) => y(limit[c])));
-    parts.push(line("typical", run, middle, (c) => y(typical[c])));
+    parts.push(area("band", places, ([, x]) => x, ([c]) => y(limit[c]), ([c]) => y(typical[c] ** 2 / limit[c])));
+    parts.push(line("limit", places, ([, x]) => x, ([c]) => y(limit[c])));
+    parts.push(line("typical", places, ([, x]) => x, ([c]) => y(typical[c])));
   }
   for (const run of pieces(count, (c) => drawable(peak[c])))
     parts.push(stepped("peak", run, panel, first, last, own(peakAt), (c) => y(peak[c])));

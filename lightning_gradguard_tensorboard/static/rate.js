@@ -48,14 +48,14 @@ export function drawRate(panel) {
   );
 }
 
-/** What the shade means: when it began and by now, or less where there is no room beside what it is drawn on. */
+/** The shade, as `telling/words.py` says it: the bound and what calm steps have made of it; less where room is short */
 function words(panel, run, first, bad, y) {
   const [began, now] = [bad[run[0]], bad[run.at(-1)]].map((one) => formatNumber(one));
-  const since = began === now ? `above ${now}` : `above ${began}, by now above ${now}`;
-  const short = began === now ? `above ${now}` : `above ${began}, now ${now}`;
+  const loosened = began === now ? "" : `, loosened to ${now}`;
+  const bound = `bound ${began}${loosened}`;
   const end = panel.gutter + panel.plotWidth - 4;
   const room = end - Math.max(panel.x(first[run[0]]), panel.gutter);
-  const text = [`shaded: too high (${since})`, `too high: ${since}`, `too high ${short}`, "too high"].find(
+  const text = [`too high: ${bound}${loosened && " with calm steps"}`, `too high: ${bound}`, bound, "too high"].find(
     (one) => LETTER * one.length < room,
   );
   if (!text) return null;

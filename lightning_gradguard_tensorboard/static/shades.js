@@ -59,5 +59,7 @@ export function drawLegend(heat) {
     !STATISTICS[state.stat].weights && swatch(colours.nonfinite, "non-finite"),
     state.stat !== "nonfinite" &&
       swatch(colours.silent, STATISTICS[state.stat].weights ? "no update, or not known" : "no gradient"),
+    heat.panel.standsOut().length > 0 &&
+      h("span", { class: "key" }, h("i", { class: "out-key" }, "●"), "blamed, or unusual"),
   );
 }

@@ -13,12 +13,14 @@ const moment = (time) => [
     .flatMap((part, at) => [at > 0 && " ", h("span", { class: "moment" }, part)]),
 ];
 
-const piece = ({ text, layer, time }) =>
+const piece = ({ text, layer, time, code }) =>
   time !== undefined
     ? moment(time)
-    : layer === undefined
-      ? text
-      : h("code", {}, layer === "" ? "the root module" : layer);
+    : code !== undefined
+      ? h("code", {}, code)
+      : layer === undefined
+        ? text
+        : h("code", {}, layer === "" ? "the root module" : layer);
 
 export function drawVerdict(panel) {
   const { level, headline, words, answers } = panel.story.verdict;
@@ -26,7 +28,7 @@ export function drawVerdict(panel) {
   panel.verdict.replaceChildren(
     h("span", { class: "glyph", "aria-hidden": "true" }, GLYPHS[level]),
     h("p", {}, h("b", {}, headline), " ", words.map(piece)),
-    h("span", { class: "run-name", title: panel.run }, panel.run),
+    h("span", { class: "run-name", title: panel.run }, `run: ${panel.run}`),
   );
   panel.answers.hidden = answers.length === 0;
   panel.answers.replaceChildren(

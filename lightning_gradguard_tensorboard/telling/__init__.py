@@ -8,11 +8,25 @@ from __future__ import annotations
 
 from .acts import act, acts, deed, treatment
 from .advice import advice, last_good
-from .finding import cause, evidence, findings, is_layer, named, opening, quantity, reason, suspect, the_rate_too
-from .held import QUARTER, Held, held_back
+from .finding import (
+    aim,
+    cause,
+    enough,
+    evidence,
+    findings,
+    is_layer,
+    named,
+    only_that_step,
+    opening,
+    quantity,
+    reason,
+    suspect,
+    the_rate_too,
+)
+from .held import QUARTER, Held, held_back, lowered_to
 from .page import tell
 from .record import Record, dicts, number, outcomes
-from .standing import STATES, improved, remedies, result, state, watched, why_stopped
+from .standing import STATES, exhausted, improved, lasted, remedies, result, state, watched, why_stopped
 from .trials import (
     LASTING,
     became,
@@ -58,6 +72,7 @@ __all__ = [
     "act",
     "acts",
     "advice",
+    "aim",
     "alike",
     "became",
     "because",
@@ -69,7 +84,9 @@ __all__ = [
     "deeds",
     "dicts",
     "done",
+    "enough",
     "evidence",
+    "exhausted",
     "findings",
     "fold",
     "gains",
@@ -77,12 +94,15 @@ __all__ = [
     "improved",
     "is_layer",
     "last_good",
+    "lasted",
     "left",
     "level",
     "levels",
+    "lowered_to",
     "named",
     "number",
     "on_trial",
+    "only_that_step",
     "opening",
     "optimizer_names",
     "outcomes",

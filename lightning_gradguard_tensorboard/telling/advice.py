@@ -24,7 +24,7 @@ _SNAPSHOT = re.compile(r"snapshot of step (\d+)|went back to step (\d+)")
 
 
 def advice(record: Record, *, ended: bool = False, held: Held | None = None) -> str:
-    """Return what to do next: ``nothing for this run; next time choose a learning rate well below 6, or ...``.
+    """Return what to do next, as ``nothing for this run; next time choose ...``, commands between backticks.
 
     Args:
         record: The newest incident.
@@ -69,7 +69,7 @@ def last_good(record: Record) -> int | None:
 def _go_on(record: Record) -> str:
     good = last_good(record)
     known = "" if good is None else tidy(f" of step {good} or before")
-    return f"go on from a checkpoint{known} (lightning-gradguard checkpoints RUN_DIR tells which are healthy)"
+    return f"go on from a checkpoint{known} (`lightning-gradguard checkpoints RUN_DIR` tells which are healthy)"
 
 
 def _cause(record: Record) -> str:
@@ -86,7 +86,7 @@ def _for_cause(record: Record) -> str:
         on = " and those after it" if integer(record.get("alarms")) > 1 else ""
         suspect = named(blame[0]) if blame and blame[0].get("samples") else ""
         what = f"{_batch(record)}{suspect.removeprefix('the batch')}{on}"
-        return f"look at {what}; GradGuard(skip_batches=RUN_DIR) leaves {'them' if on else 'it'} out"
+        return f"look at {what}; `GradGuard(skip_batches=RUN_DIR)` leaves {'them' if on else 'it'} out"
     if cause == "learning rate":
         return _lower(record)
     suspect = named(blame[0]) if blame else "the layers"

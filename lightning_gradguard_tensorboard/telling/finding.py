@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from .held import lowered_to
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
 from .standing import state, watched
 from .trials import left, on_trial, treats, trial, would_have
@@ -93,10 +94,9 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
     rates = [plain(str(one.get("detail"))) for one in done if one.get("remedy") == "backoff"]
     if rates and rates[-1].startswith(_RATE) and stands != "anew" and not left(record):
-        yield (
-            "learning rate",
-            f"lowered to {tidy(clean(rates[-1].removeprefix(_RATE)))}; it climbs while the loss falls",
-        )
+        to, _, why = tidy(clean(rates[-1].removeprefix(_RATE))).partition(", ")
+        at = "".join(f" at step {step:,}" for step, _ in lowered_to(record)[-1:])
+        yield "learning rate", f"lowered to {to}{at}{why and f', {why}'}; from there it climbs while the loss falls"
     if would := would_have(record):
         yield "only watched", would
     if stands == "anew":
@@ -147,14 +147,41 @@ def the_rate_too(record: Record) -> bool:
     return bool(before) and lowered[-1] and not any(lowered[:-1])
 
 
+def aim(one: Record, record: Record) -> str:
+    """Return what a treatment was for: ``a bad layer, conv4``."""
+    told, outcomes = (
+        str(one.get("cause")),
+        [o for a in actions_of(record) if a.get("step") == one.get("opened") for o in applied(a)],
+    )
+    layers = [layer for o in outcomes if o.get("remedy") == "reinitialize" for layer in texts(o.get("layers"))]
+    layers = layers or [str(b.get("layer")) for b in dicts(record.get("blame")) if is_layer(str(b.get("layer")))][:1]
+    names = [clean(layer) or "the root module" for layer in layers[:2]] if told == "layer" else []
+    return f"{cause_named(told)}{', ' if names else ''}{' and '.join(names)}"
+
+
+def only_that_step(record: Record) -> str:
+    """Return whose step was bad where first aid was enough: ``only the step of batch 500 was bad``; else nothing."""
+    if not enough(record):
+        return ""
+    batch, alarms = record.get("batch"), integer(record.get("alarms"))
+    step = f"step {integer(record.get('step')):,}" + (f" (batch {batch:,})" if isinstance(batch, int) else "")
+    return f"only {step} was bad" if alarms <= 1 else f"only {alarms:,} steps were bad, first {step}"
+
+
 def _not_looked_for(record: Record) -> str:
     """Return why nobody looked for a cause where first aid was enough."""
-    told = {decision_of(action).get("cause") for action in actions_of(record)} - {None}
+    return f"not looked for: {only_that_step(record)}, and {enough(record)}" if enough(record) else ""
+
+
+def enough(record: Record) -> str:
+    """Return what was enough where nobody looked for a cause: ``skipping it was enough``; else nothing."""
+    told = {str(cause) for action in actions_of(record) if (cause := decision_of(action).get("cause"))}
     done = [one.get("remedy") for action in actions_of(record) for one in applied(action)]
     if state(record) != "calm" or dicts(record.get("trials")) or told != {"unknown"} or not done:
         return ""
-    enough = {"skip": "skipping it was enough", "clip": "clipping it was enough"}.get(str(done[-1]), "")
-    return f"not looked for: {enough}" if enough and set(done) <= {"skip", "clip"} else ""
+    it = "it" if integer(record.get("alarms")) <= 1 else "them"
+    words = {"skip": f"skipping {it} was enough", "clip": f"clipping {it} was enough"}.get(str(done[-1]), "")
+    return words if set(done) <= {"skip", "clip"} else ""
 
 
 def _at_fault(record: Record) -> list[str]:

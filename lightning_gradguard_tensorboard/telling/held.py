@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
+from .record import Record, actions_of, applied, integer, number
 from .words import short
+
+_LOWERED_TO = re.compile(r"learning rate ([\d.e+-]+)")
 
 QUARTER = 0.25
 """The share of a rate that has worked at which the guard begins to search below it.
@@ -23,12 +28,16 @@ class Held:
         since: The step since which it is below the schedule's.
         rate: The rate in use.
         good: The largest rate that the run is known to have learned with, the dashed line of the strip; None if none.
+        began: The rate to which it was lowered at first; NaN where nothing tells.
+        eased: How often it was halved since, where it had climbed too far.
     """
 
     factor: float
     since: int
     rate: float
     good: float | None
+    began: float = math.nan
+    eased: int = 0
 
     @property
     def slow(self) -> bool:
@@ -37,23 +46,44 @@ class Held:
 
 
 def held_back(held: Held) -> str:
-    """Say that the rate is held, how it compares with what has worked, and what follows from that.
+    """Say from what to what the rate was lowered and has climbed, how that compares, and what follows from it.
 
-    >>> held_back(Held(5e-4, 401, 1e-5, 0.02))
-    'the learning rate is held at 1/2,000 of the schedule since step 401, which is 1/2,000 of the largest that the run \
-is known to have learned with: it may learn slowly, so lower the rate yourself, or mend what made it too high'
+    >>> held_back(Held(1 / 450, 403, 0.0133, 0.02, 0.005, 3))
+    'the learning rate was lowered to 0.005 at step 403 and has climbed to 0.0133 by now, halved 3 times on the way \
+where it had climbed too far: that is 1/450 of the schedule; the run has learned with up to 0.02, so it goes on \
+learning'
+    >>> held_back(Held(5e-4, 401, 1e-5, 0.02, 1e-5))
+    'the learning rate was lowered to 1e-5 at step 401 and is still there: that is 1/2,000 of the schedule, and far \
+below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it too \
+high'
     """
-    told = f"the learning rate is held at {_part(held.factor)} of the schedule since step {held.since:,}"
-    if held.good is None:
-        why = ", and the run is not known to have learned with any"
-    else:
-        share = held.rate / held.good
-        part = f"{share:.0%}" if share >= 0.1 else _part(share)
-        why = f", which is {part} of the largest that the run is known to have learned with"
+    told = f"the learning rate was lowered{_to(held.began)} at step {held.since:,} and {_since(held)}{_eased(held)}"
+    told = f"{told}: that is 1/{short(float(f'{1 / held.factor:.2g}'))} of the schedule"
     if held.slow:
-        return f"{told}{why}: it may learn slowly, so lower the rate yourself, or mend what made it too high"
-    return f"{told}{why}, so it goes on learning"
+        than = "not known to be a rate with which the run learns"
+        than = than if held.good is None else f"far below {short(held.good)}, with which the run has learned"
+        return f"{told}, and {than}: it may learn slowly, so lower the rate yourself, or mend what made it too high"
+    return f"{told}; the run has learned with up to {short(held.good or 0.0)}, so it goes on learning"
 
 
-def _part(share: float) -> str:
-    return f"1/{short(float(f'{1 / share:.2g}'))}"
+def lowered_to(record: Record) -> list[tuple[int, float]]:
+    """Return the steps at which treatments have lowered the rate, and to what."""
+    made = [(integer(action.get("step")), one) for action in actions_of(record) for one in applied(action)]
+    told = [(step, _LOWERED_TO.match(str(one.get("detail")))) for step, one in made if one.get("remedy") == "backoff"]
+    return [(step, rate) for step, found in told if found and not math.isnan(rate := number(found[1]))]
+
+
+def _to(rate: float) -> str:
+    return f" to {short(rate)}" if math.isfinite(rate) else ""
+
+
+def _since(held: Held) -> str:
+    if short(held.began) == short(held.rate):
+        return "is still there"
+    return f"{'has climbed to' if held.rate > held.began else 'is at'} {short(held.rate)} by now"
+
+
+def _eased(held: Held) -> str:
+    if not held.eased:
+        return ""
+    return f", halved {'once' if held.eased == 1 else f'{held.eased:,} times'} on the way where it had climbed too far"

@@ -7,11 +7,13 @@ from typing import Any
 
 from .acts import act, detail
 from .advice import advice
-from .finding import evidence, findings, is_layer, named, quantity, reason
+from .finding import aim, evidence, findings, is_layer, named, only_that_step, quantity, reason
 from .record import Record, actions_of, dicts, number, whole
 from .standing import STATES, result, state, why_stopped
 from .trials import became, because, is_new, levels, tried
-from .words import cause_named, gains, tidy
+from .words import gains, tidy
+
+_MOVED = "its weights changed by"
 
 
 def tell(record: Record) -> dict[str, Any]:
@@ -34,9 +36,12 @@ def tell(record: Record) -> dict[str, Any]:
         "findings": [{"name": name, "text": text} for name, text in findings(record, trials=False)],
         "trials": [_trial(one, record) for one in dicts(record.get("trials"))],
         "done": _deeds(actions),
+        "only": only_that_step(record),
         "blame": [
             {
                 **one,
+                # One number is enough of one thing: the reason tells how far the weights were moved.
+                "weight_ratio": None if _MOVED in str(one.get("reason")) else one.get("weight_ratio"),
                 "named": named(one),
                 "is_layer": is_layer(str(one.get("layer"))),
                 "gains": gains(one),
@@ -56,7 +61,7 @@ def _trial(one: Record, record: Record) -> dict[str, Any]:
     return {
         "treatment": f"{tried(one, record)} at step {whole(one.get('opened'))}",
         "name": {"kept": "kept", "taken back": "taken back"}.get(outcome, "tried"),
-        "cause": cause_named(str(one.get("cause"))),
+        "cause": aim(one, record),
         "became": became(one, record),
         "levels": levels(one, record),
         "is_new": is_new(one, record),

@@ -79,6 +79,19 @@ def halted(record: Record) -> bool:
     return state(record) == "stopped" and last.get("exhausted") is True and not decided(actions[-1])
 
 
+def lasted(record: Record) -> int:
+    """Return the steps from an incident's first alarm to the last one that is known."""
+    first = integer(record.get("step"))
+    later = [integer(one.get("step")) for one in actions_of(record)]
+    later += [integer(one.get("opened")) for one in dicts(record.get("trials"))]
+    return max(max(later, default=first) - first, 0)
+
+
+def exhausted(record: Record) -> bool:
+    """Tell whether all that may be tried was tried."""
+    return any(decision_of(action).get("exhausted") is True for action in actions_of(record))
+
+
 def result(record: Record) -> str:
     """Return how an incident ended: ``calm again after 12 steps, helped``."""
     if record.get("closed") is None:

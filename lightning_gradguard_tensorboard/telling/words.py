@@ -21,7 +21,7 @@ DONE = {
 }
 _CAUSES = {
     "batch": "the data of that step",
-    "layer": "single layers",
+    "layer": "a bad layer",
     "start": "the initialisation as a whole, or the scale of what it meets",
     "learning rate": "updates that are too large: the learning rate",
     "optimizer": "the optimizer's state or its numbers",
@@ -78,12 +78,15 @@ def too_high(began: float, now: float, most: float) -> str:
 
     The page's ``rate.js`` says the same.
 
-    >>> too_high(2.0, 2.24, 99), too_high(2.0, 2.0, 99), too_high(2.0, 2.24, 30)
-    ('shaded: too high (above 2, by now above 2.24)', 'shaded: too high (above 2)', 'too high above 2, now 2.24')
+    >>> [too_high(2.0, 2.24, most) for most in (99, 40, 30)]
+    ['too high: bound 2, loosened to 2.24 with calm steps', 'too high: bound 2, loosened to 2.24', \
+'bound 2, loosened to 2.24']
+    >>> too_high(2.0, 2.0, 99)
+    'too high: bound 2'
     """
-    first, last = f"above {short(began)}", f"above {short(now)}"
-    since, brief = (last, last) if first == last else (f"{first}, by now {last}", f"{first}, now {short(now)}")
-    ways = (f"shaded: too high ({since})", f"too high: {since}", f"too high {brief}", "too high")
+    same = short(began) == short(now)
+    bound = f"bound {short(began)}" + ("" if same else f", loosened to {short(now)}")
+    ways = (f"too high: {bound}{'' if same else ' with calm steps'}", f"too high: {bound}", bound, "too high")
     return next((one for one in ways if len(one) <= most), "")
 
 

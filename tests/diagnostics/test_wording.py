@@ -143,7 +143,10 @@ def test_why_a_trial_that_ran_to_its_end_was_taken_back(trouble: float, after: f
 
 
 def test_first_aid_only_is_calm_and_neither_help_nor_failure() -> None:
-    assert told(CALM) == "calm again after 21 steps, only skipped\ncause: not looked for: skipping it was enough"
+    assert (
+        told(CALM) == "calm again after 21 steps, only skipped\n"
+        "cause: not looked for: only step 40 (batch 7) was bad, and skipping it was enough"
+    )
     assert wording.state(CALM) == "calm"
 
 
@@ -261,7 +264,7 @@ def test_markdown_has_a_table_of_treatments() -> None:
     assert "**Left to try:** only skipping and clipping: the run goes on as you wrote it." in text
     assert "| treatment | for | loss before | in the trouble | at the end | what became of it |" in text
     assert (
-        "| **step 42**: repaired the layer | single layers | 0.25 | 6.12 | 6.5 "
+        "| **step 42**: repaired the layer | a bad layer | 0.25 | 6.12 | 6.5 "
         "| taken back at step 106, the loss was no better than in the trouble |" in text
     )
     assert "**New regime:** what is healthy is learned anew from here on." in incident_markdown(ANEW)

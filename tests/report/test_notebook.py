@@ -51,11 +51,11 @@ def test_a_notebook_shows_the_verdict_and_a_static_picture(tmp_path: Path) -> No
     page = shown._repr_html_()
     tags = Tags(page).seen
     assert {"svg", "image", "rect"} <= set(tags) and not {"script", "style", "link", "iframe"} & set(tags)
-    assert "Recovering" in page and "Did it help?" in page and "taken back" in page
+    assert "Recovered" in page and "Did it help?" in page and "taken back" in page
     assert 'fill="none" stroke="#24406b"' in page.replace(
         'stroke="#24406b" fill="none"', 'fill="none" stroke="#24406b"'
     )
-    assert "Recovering" in repr(shown) and "\x1b" not in repr(shown)
+    assert "Recovered" in repr(shown) and "\x1b" not in repr(shown)
 
 
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Balance(HTMLParser):
     [
         ("good", "No incident in 250 steps", (), {}),
         ("good", "GradScaler skipped 3 steps by itself", (), {"overflows": 3, "norm_before": 0.0, "norm_peak": 0.0}),
-        ("warning", "no alarm for 209 steps since", (incident(closed=52, helped=True),), {}),
+        ("good", "no alarm for 209 steps since step 40.", (incident(closed=52, helped=True),), {}),
         ("bad", "still open at step 249, the last seen", (incident(),), {}),
         ("bad", "did not help", (incident(closed=52, helped=False),), {}),
         ("bad", "non-finite or over its limit since step 0", (), {"norm_peak": math.nan}),
@@ -69,7 +69,7 @@ def test_the_text_tells_the_newest_incident_first(tmp_path):
     text = render_text(story(tmp_path / "run", incidents=cases))
     assert text.index("Incident 2 at step 90") < text.index("Incident 1 at step 40")
     assert "2 incidents in 250 steps; the last: non-finite at step 90, first in conv2; 1 step clipped" in text
-    assert "\x1b" not in text and "\x1b[33m" in render_text(story(tmp_path / "other", incidents=cases), color=True)
+    assert "\x1b" not in text and "\x1b[32m" in render_text(story(tmp_path / "other", incidents=cases), color=True)
 
 
 def test_the_page_is_whole_and_self_contained(tmp_path):

@@ -52,10 +52,10 @@ def story(folder: Path, *incidents: Incident) -> RunStory:
     [
         (CALM, "good", "Calm again", "no alarm for 209 steps since"),
         (WATCHED, "warning", "No more alarms", "nothing was changed, only watched; no alarm for"),
-        (ANEW, "warning", "Learning anew", "have changed for good, and what is healthy was learned anew"),
-        (KEPT_ONLY, "warning", "Treated", "no alarm for 143 steps since"),
-        (KEPT_AT_ONCE, "warning", "Recovering", "no alarm for 207 steps since"),
-        (SECOND_KEPT, "warning", "Recovering", "no alarm for 143 steps since"),
+        (ANEW, "good", "Learned anew", "have changed for good, and what is healthy was learned anew"),
+        (KEPT_ONLY, "warning", "Treated", "The run has ended, and no loss shows that what was done made it better."),
+        (KEPT_AT_ONCE, "good", "Recovered", "no alarm for 207 steps since"),
+        (SECOND_KEPT, "good", "Recovered", "no alarm for 143 steps since"),
         (
             ALL_TAKEN_BACK,
             "bad",
@@ -81,7 +81,7 @@ def test_the_page_has_a_table_of_treatments(tmp_path: Path) -> None:
     assert Balance(page).open == []
     assert "<th>Loss before</th><th>In the trouble</th><th>At the end</th>" in page
     assert (
-        "<tr><td>Step 42: repaired the layer</td><td>single layers</td><td>0.25</td><td>6.12</td><td>6.5</td>"
+        "<tr><td>Step 42: repaired the layer</td><td>a bad layer</td><td>0.25</td><td>6.12</td><td>6.5</td>"
         "<td>Taken back at step 106, the loss was no better than in the trouble.</td></tr>" in page
     )
     assert "<strong>Left to try:</strong> Only skipping and clipping: the run goes on as you wrote it." in page
@@ -107,7 +107,7 @@ def test_the_guards_own_lines(tmp_path: Path) -> None:
     recorder.incidents = [CALM, dataclasses.replace(SECOND_KEPT, number=2)]
     lines = recorder.report().splitlines()
     assert lines[0].endswith("skipped the step: calm again after 21 steps, only skipped")
-    assert lines[1] == "  cause: not looked for: skipping it was enough"
+    assert lines[1] == "  cause: not looked for: only step 40 (batch 7) was bad, and skipping it was enough"
     assert lines[2].startswith("incident 2 at step 40: sudden, first in conv2 (the norm leapt)")
     assert [line.split(":")[0] for line in lines[3:]] == ["  cause", "  tried", "  tried"]
 

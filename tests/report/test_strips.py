@@ -47,7 +47,7 @@ def test_the_shade_begins_where_the_mark_of_the_lowered_rate_stands(tmp_path: Pa
     page = render_page([told(tmp_path / "run", {**first, **LOWERED}, lowered_at=512)])
     svg = page[page.index("<figure>") :]
     assert xs(svg, "lowered") == [round(at(512) - 5, 1)] and xs(svg, "rate-lost")[0] == round(at(512), 1)
-    assert "shaded: too high (above 0.1)" in page and len(xs(svg, "rate-good")) == 40
+    assert "too high: bound 0.1" in page and len(xs(svg, "rate-good")) == 40
 
 
 def test_without_a_treatment_that_tells_its_step_the_window_does(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_recovered_is_amber_and_names_the_layer() -> None:
     assert verdict["level"] == "warning"
     assert said(verdict) == (
         "1 incident in 2,400 steps; the last: non-finite at step 1,900, first in blocks.7.mlp.fc2; "
-        "1 step skipped; no alarm for 499 steps since; green after 500."
+        "1 step skipped; no alarm for 499 steps since step 1,900; green after 500."
     )
 
 
@@ -139,12 +139,12 @@ def rated(**last: float) -> series.Timeline:
     [
         (
             0.02,
-            "1/2,000 of the largest that the run is known to have learned with: it may learn slowly",
+            "far below 0.02, with which the run has learned: it may learn slowly",
             "warning",
             "T",
         ),
-        (0.0, "and the run is not known to have learned with any: it may learn slowly", "warning", "T"),
-        (2e-5, "50% of the largest that the run is known to have learned with, so it goes on learning", "good", "R"),
+        (0.0, "not known to be a rate with which the run learns: it may learn slowly", "warning", "T"),
+        (2e-5, "the run has learned with up to 2e-5, so it goes on learning", "good", "R"),
     ],
 )
 def test_a_rate_that_is_held_far_below_the_schedule_is_said_so(
@@ -153,7 +153,7 @@ def test_a_rate_that_is_held_far_below_the_schedule_is_said_so(
     run = rated(lr_factor=5e-4, rate=1e-5, rate_good=good, rate_bad=0.01)
     found = story.of_run([kept()], [run], [])
     (told,) = (one["words"][0]["text"] for one in found["answers"] if one["question"] == "What next?")
-    assert "held at 1/2,000 of the schedule since step 40, " in told and words in told
+    assert "lowered to 1e-5 at step 40 and is still there: that is 1/2,000 of the schedule" in told and words in told
     assert "nothing for this run" not in told and "next time choose a lower learning rate" in told
     assert found["level"] == level and found["headline"][0] == headline
 

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from browsing import Tab
 
-from lightning_gradguard_tensorboard import events, story, telling
+from lightning_gradguard_tensorboard import events, pieces, story, telling
 from lightning_gradguard_tensorboard.clock import Heard
 from lightning_gradguard_tensorboard.telling.advice import advice
 
@@ -180,3 +180,11 @@ def test_a_run_that_has_ended_is_not_waited_for() -> None:
     assert "green after 500" in going and "green after" not in ended
     open_now = record("skip", closed=None)
     assert advice(open_now).startswith("wait") and "wait" not in advice(open_now, ended=True)
+
+
+def test_commands_name_the_runs_own_directory() -> None:
+    words = pieces.with_commands("call `guard(at=RUN_DIR)`, then `look RUN_DIR`")
+    said = {"answers": [{"question": "What next?", "words": words}]}
+    (told,) = pieces.located(said, "my runs/1")["answers"]
+    assert pieces.plain_text(told["words"]) == "call `guard(at='my runs/1')`, then `look 'my runs/1'`"
+    assert pieces.located(said, None) is said
