@@ -17,6 +17,7 @@ from lightning_gradguard.attribution.batch import BatchWitness
 from lightning_gradguard.attribution.freshness import drawn, untouched
 from lightning_gradguard.attribution.optimizer_state import StateWatch
 from lightning_gradguard.attribution.signal import Signal
+from lightning_gradguard.attribution.two_kinds import TwoKinds
 from lightning_gradguard.detectors.detector_set import DetectorSet
 from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.notices import Notices
@@ -66,7 +67,7 @@ class OptimizerTrack:
         self.order = ForwardOrder()
         self.snapshots = copy.deepcopy(parts.snapshots)
         self.baseline = Baseline()
-        self.batches = BatchWitness()
+        self.batches, self.two_kinds = BatchWitness(), TwoKinds()
         self.accumulator = WindowAccumulator()
         self.witnesses = WitnessStand(parts.witnesses)
         self.incident: Incident | None = None

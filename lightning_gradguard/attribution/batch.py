@@ -108,7 +108,10 @@ class BatchWitness:
     @torch.no_grad()
     def remember(self, batch: Any) -> None:
         """Note the largest absolute element of each float tensor in a healthy batch."""
-        peaks = [float(peak) for peak in largest(batch)]
+        self.learn([float(peak) for peak in largest(batch)])
+
+    def learn(self, peaks: list[float]) -> None:
+        """Note the largest absolute elements of a healthy batch."""
         self._gaps = self._gaps or any(map(math.isnan, peaks))
         if not peaks or not all(map(math.isfinite, peaks)):
             return

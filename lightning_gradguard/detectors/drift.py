@@ -23,6 +23,8 @@ PER_STEP = 3.0
 """Standard deviations that one step may add to the sum, however far above the reference it lies."""
 LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
+ENDLESS = 1000.0
+"""Times what they were at first that the norm and, below zero, the loss of no bounded objective come to."""
 
 
 class Drift(Detector):
@@ -32,7 +34,8 @@ class Drift(Detector):
     threshold``. Norms also grow while a healthy model learns. So if the loss has fallen since the reference was frozen,
     the growth is healthy and becomes the new reference. If it has not, the verdict reports; where the loss is worse
     beyond chance and the norm has grown threefold without a leap, it asks for the layers to be examined. Whether the
-    run is lost is for the losses to tell.
+    run is lost is for the losses to tell. Growth of a thousand times while the loss falls as far below zero is reported
+    too: it may have no lower bound.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
@@ -63,6 +66,9 @@ class Drift(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Return a verdict while the cumulated excess is above the threshold and the loss does not excuse it."""
+        endless = None if (statistics.loss or 0.0) >= 0.0 else _falls_on(statistics, baseline)
+        if endless is not None:
+            return endless
         if self._sum < self.threshold - 1.01 * PER_STEP:
             return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
         if not statistics.finite or self._next_sum(statistics.norm) <= self.threshold:
@@ -132,3 +138,13 @@ class Drift(Detector):
         self._sum, self._seen = float(state["sum"]), int(state["seen"])
         self._center, self._spread = float(state["center"]), float(state["spread"])
         self._loss = float(state["loss"])
+
+
+def _falls_on(statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+    """Return a report of a loss that falls below zero without bound, as the norm grows: nothing excuses that."""
+    first, untrained = baseline.norms.first, abs(baseline.losses.untrained)
+    if not statistics.norm > ENDLESS * first > 0.0 or not -(statistics.loss or 0.0) > ENDLESS * untrained > 0.0:
+        return None
+    told = f"the norm has grown {statistics.norm / first:.3g} x, and the loss falls on from {untrained:.3g} to"
+    reason = f"{told} {statistics.loss:.3g}: has it a lower bound?"
+    return Verdict("drift", Drift.name, statistics.norm, ENDLESS * first, reason, alarm=False)

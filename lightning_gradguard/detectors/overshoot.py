@@ -20,6 +20,8 @@ RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they ignore the input; untrained ones have a hundredth."""
+WILD = 10.0
+"""RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
 NEARLY_ALL = 0.9
 """Share of the newest losses that must lie above the very first, where only that is known of untrained weights."""
 LEAPT_OF_FIRST = 3
@@ -73,10 +75,10 @@ class Overshoot(Detector):
             )
         if baseline.losses.learned:
             return self._lost(statistics, baseline)
-        if baseline.updates.ratio <= LARGE:
-            return None
-        level = baseline.losses.level(RECENT)[0]
         ratio = baseline.updates.ratio
+        if ratio <= LARGE:
+            return self._explodes(statistics, baseline)
+        level = baseline.losses.level(RECENT)[0]
         told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {ratio:.2g} x the weights"
         if loss > untrained and baseline.losses.above_untrained and not baseline.losses.recovering:
             return self._verdict(level, untrained, told)
@@ -99,6 +101,17 @@ class Overshoot(Detector):
                 how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None
+
+    def _explodes(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+        """Judge small updates of a fresh network whose signal grows: they are enough to lose it."""
+        growth, first = statistics.growth, baseline.losses.first[:1]
+        if growth is None or growth <= WILD or baseline.count <= RECENT or baseline.losses.recovering:
+            return None
+        if not first or not baseline.losses.stands_above(baseline.losses.latest(RECENT), first[0]):
+            return None
+        level = baseline.losses.level(RECENT)[0]
+        told = f"loss {level:.3g} after {first[0]:.3g} at first, and the signal grows {growth:.3g} x on its way"
+        return self._verdict(level, first[0], told)
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None

@@ -110,6 +110,12 @@ class Policy:
         case: Case,
     ) -> Decision:
         known = case.baseline
+        of_earlier = cause is Cause.BATCH or statistics.growth is None
+        if verdict.of_a_start and known.count and statistics.finite and of_earlier:
+            reason = "as if such a batch had never been: the optimizer would long remember it"
+            # It is said of an earlier batch, or of this one too, which must not pass then.
+            acts = (Act.ROLLBACK,) if verdict.value > statistics.norm else (Act.SKIP, Act.ROLLBACK)
+            return Decision(acts, reason, Cause.BATCH.value)
         if cause is Cause.BATCH:
             if statistics.finite and not self.may_skip:
                 return accept_regime("so many large batches in a row are no accident")
@@ -117,12 +123,6 @@ class Policy:
         broken = any(suspect.broken for suspect in suspects)
         if not statistics.finite and (decision := self._of_loss(broken=broken)) is not None:
             return decision
-        if verdict.of_a_start and known.count and statistics.growth is None:
-            reason = "as if the first batch had never been: the optimizer would long remember it"
-            # It is said of an earlier batch, or of this one, which must not pass then.
-            acts = (Act.ROLLBACK,) if verdict.value > statistics.norm else (Act.SKIP, Act.ROLLBACK)
-            # The treatment on trial began after that batch, and goes on.
-            return Decision(acts, reason, Cause.BATCH.value, again=case.trial is not None)
         if case.vanishing is not None and broken:
             return self._attempts.treat(
                 Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case

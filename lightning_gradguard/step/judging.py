@@ -1,18 +1,26 @@
-"""Statistics -> verdict: the alarm of a step, if there is one, and whom the evidence speaks against."""
+"""Statistics -> verdict: the alarm of a step, if there is one, and whom the evidence speaks against.
+
+One idea: whoever may raise an alarm is asked here, one after the other.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
 from lightning_gradguard.attribution.agreement import Asked, agreed, suspects
+from lightning_gradguard.attribution.batch import BatchWitness, largest
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.attribution.signal import Signal, signal
+from lightning_gradguard.attribution.two_kinds import KINDS_APART
+from lightning_gradguard.detectors.bad_start import BadStart
 from lightning_gradguard.detectors.overshoot import DEAD
+from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
+from lightning_gradguard.records import BATCH, Form, GradientStatistics, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import TOO_LARGE_TO_COPY
 from lightning_gradguard.statistics.collectives import Own
@@ -47,7 +55,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     for verdict in heard(track, statistics):
         if waits and (verdict.diverges or verdict.examine):
             continue
-        if track.treatment.resigned and verdict.diverges and not verdict.examine:
+        if verdict.diverges and not verdict.examine and (track.treatment.resigned or _signed(run, track)):
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)
@@ -55,6 +63,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
             return verdict, _suspects(run, track, statistics, readings, inputs)
         elif found := _look(run, track, statistics, readings, inputs, verdict):
             return verdict, found
+    if run.acts and track.baseline.count < THIN_HISTORY and (large := _two_kinds(run, track, statistics, inputs)):
+        return large
     return _check_up(run, track, statistics) if track.check_up else (None, ())
 
 
@@ -113,6 +123,27 @@ def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...])
         own = {layer_of(name) for name in track.parameters}
         readings = tuple(reading for reading in readings if reading.layer in own)
     return agreed(signal(readings), run.collectives)
+
+
+def _signed(run: Run, track: OptimizerTrack) -> bool:
+    """Return whether the loss of one of several optimizers has been below zero: an actor's rises in health too."""
+    return len(run.tracks) > 1 and track.baseline.losses.best_level < 0.0
+
+
+def _two_kinds(run: Run, track: OptimizerTrack, statistics: GradientStatistics, inputs: StepInputs) -> Alarm | None:
+    """Return the alarm about a young run's batch that is of a corrupt kind, or None."""
+    if inputs.batch is None or not statistics.finite or run.collectives.size > 1:
+        return None  # Each process has batches of its own, and would have to be asked at every step.
+    peaks = [float(peak) for peak in largest(inputs.batch)]
+    if not all(map(math.isfinite, peaks)) or not track.two_kinds.large(statistics.norm, peaks):
+        return None
+    track.batches = BatchWitness()
+    for seen in track.two_kinds.small:
+        track.batches.learn(list(seen))
+    reason = f"gradients and data are {KINDS_APART:.0f} x those of other batches"
+    form: Form = "cold-start" if track.two_kinds.accepted else "sudden"
+    verdict = Verdict(form, BadStart.name, statistics.norm, statistics.norm / KINDS_APART, reason)
+    return verdict, (Suspect(BATCH, math.log(KINDS_APART), reason),)
 
 
 def _check_up(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> Alarm:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
@@ -135,7 +136,7 @@ class Treatment:
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
             snapshots.only_first()
         # Where there was no memory for it, a later copy would be of what the treatment has made.
-        if self.untreated is None and finite and not self._uncopied:
+        if self.untreated is None and finite and not self._uncopied and not _for_a_batch(decision):
             self.untreated = capture()
             self._uncopied = self.untreated is None
 
@@ -144,6 +145,8 @@ class Treatment:
     ) -> None:
         """Put a treatment that was made on trial; one that only goes on (a lower rate) stays on the old one.
 
+        What is done because of a batch is no treatment: there is nothing to be cured.
+
         Args:
             decision: What was decided.
             done: Names of the remedies that have made a treatment.
@@ -151,7 +154,7 @@ class Treatment:
             accepted: Steps accepted so far.
             lowers_rate: Whether one of them has lowered the rate.
         """
-        if not done or decision.look or decision.again:
+        if not done or decision.look or decision.again or _for_a_batch(decision):
             return
         before, trouble, learned = self._levels or ([], [], False)
         self._end(step, Ending.TAKEN_BACK, accepted)
@@ -235,3 +238,7 @@ class Treatment:
         self._levels = levels if found["measured"] else None
         self.resigned, self._at_start = bool(found["resigned"]), bool(found["at_start"])
         self.signal.load_state_dict(found, state["next_look"])
+
+
+def _for_a_batch(decision: Decision) -> bool:
+    return decision.cause == Cause.BATCH.value

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from lightning_gradguard.detectors import Drift
-from tests.builders import calm
+from tests.builders import calm, statistics, taught
 from tests.detectors.feeding import run
 
 
@@ -48,3 +49,10 @@ def test_a_norm_that_leapt_is_reported_and_no_more() -> None:
     norms = calm(200) + calm(100, level=50.0)
     said = run(Drift(), norms, [1.0] * 200 + np.linspace(1.0, 4.0, 100).tolist())
     assert said and not any(v.alarm for step, v in said if step < 215)
+
+
+@pytest.mark.parametrize(("norm", "loss", "told"), [(2e3, -5e3, True), (2e3, -500.0, False), (500.0, -5e3, False)])
+def test_a_loss_that_falls_without_bound_is_reported_and_nothing_more(norm: float, loss: float, told: bool) -> None:
+    baseline = taught(calm(60, spread=0.01), calm(60, level=1.5, spread=0.01))
+    verdict = Drift().judge(statistics(norm, loss=loss), baseline)
+    assert (verdict is not None and not verdict.alarm and "lower bound" in verdict.reason) is told

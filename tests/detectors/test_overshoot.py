@@ -214,3 +214,13 @@ def test_growth_after_updates_of_less_than_a_thousandth_convicts_nobody() -> Non
             Overshoot(), [norm] * len(losses), losses, baseline=baseline, ratio=HEALTHY, rates=[0.1] * len(losses)
         )
         assert bool(said) is expected
+
+
+@pytest.mark.parametrize(("growth", "expected"), [(43.0, True), (5.0, False), (None, False)])
+def test_small_updates_lose_a_fresh_network_only_where_its_signal_grows(growth: float | None, expected: bool) -> None:
+    losses, baseline, detector = noisy([1.9] + [20.0] * 20, 0.1), taught([], []), Overshoot()
+    baseline.updates.ratio, said = HEALTHY, []
+    for step, loss in enumerate(losses):
+        said.append(detector.judge(statistics(1.0, step=step, loss=loss, growth=growth), baseline))
+        baseline.accept(1.0, loss)
+    assert any(said) is expected and not any(said[:10])

@@ -75,3 +75,17 @@ def test_an_odd_batch_of_ordinary_gradients_is_let_through(monkeypatch: pytest.M
     assert judge(loop.run, loop.track, context, StepInputs())[0] is None
     context.statistics = replace(context.statistics, norm=100 * loop.track.baseline.norms.typical)
     assert judge(loop.run, loop.track, context, StepInputs())[1] == (BATCH,)
+
+
+@pytest.mark.parametrize(("best", "alone", "heeded"), [(-0.5, False, False), (0.5, False, True), (-0.5, True, True)])
+def test_a_loss_below_zero_convicts_none_of_several_optimizers(
+    monkeypatch: pytest.MonkeyPatch, best: float, alone: bool, heeded: bool
+) -> None:
+    """An actor's loss rises in health."""
+    loop = Loop()
+    if not alone:
+        loop.guard.attach(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    context = loop.measured()
+    loop.track.baseline.losses.best_level = best
+    speaking(monkeypatch, alarm(context.statistics, "divergence"))
+    assert (judge(loop.run, loop.track, context, StepInputs())[0] is not None) is heeded
