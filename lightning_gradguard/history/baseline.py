@@ -101,6 +101,11 @@ class Baseline:
         # The loss first: it says no in nearly every step.
         return self.losses.worse_than_untrained(loss) and self.outsized(norm, rate)
 
+    def exceptional(self, norm: float, loss: float | None, rate: float | None) -> bool:
+        """Return whether a norm is that of one step alone, so that its update tells nothing of the others."""
+        rare = self.count >= THIN_HISTORY and norm > OUTSIZED * self.norms.typical
+        return rare and not self.may_overrun(norm, loss, rate)
+
     def asks_for_update(self, norm: float, loss: float | None, rate: float | None) -> bool:
         """Return whether the update should be measured against the weights: at first, and where it may be too large."""
         young = self.count < FEW or norm > OUTSIZED * self.norms.typical

@@ -11,7 +11,8 @@ from lightning_gradguard.statistics.update_ratio import build_up
 def accept(track: OptimizerTrack, statistics: GradientStatistics, limit: float) -> None:
     """Learn from a step that was let through, whose norm was clipped to ``limit`` if above it."""
     rate, ratio = statistics.rate, statistics.update_ratio
-    filled = None if ratio is None or statistics.norm > limit else ratio * build_up(track.optimizer)
+    alone = ratio is not None and track.baseline.exceptional(statistics.norm, statistics.loss, rate)
+    filled = None if ratio is None or alone or statistics.norm > limit else ratio * build_up(track.optimizer)
     if ratio is not None and rate is not None:
         track.baseline.updates.measure(ratio, statistics.norm, rate, grows=not statistics.normalised)
     track.baseline.accept(min(statistics.norm, limit), statistics.loss, update_ratio=filled, rate=rate)

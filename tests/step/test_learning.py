@@ -24,6 +24,15 @@ def test_the_size_of_an_update_counts_only_where_nothing_was_clipped(limit: floa
     assert (loop.track.baseline.updates.ratio >= 5.0) is learned
 
 
+def test_the_update_of_one_large_step_tells_nothing_of_the_others() -> None:
+    loop = Loop()
+    typical = loop.track.baseline.norms.typical
+    for norm, learned in ((20.0 * typical, False), (typical, True)):
+        accept(loop.track, replace(loop.measured().statistics, norm=norm, update_ratio=5.0), 1e9)
+        assert (loop.track.baseline.updates.ratio >= 5.0) is learned
+        assert loop.track.baseline.updates.reach(1.0, 1.0) > 0.0, "what it was is known"
+
+
 def test_a_skipped_step_leaves_no_loss_behind() -> None:
     loop = Loop()
     loop.track.joint_loss.own = [1.0, 2.0]
