@@ -12,7 +12,7 @@ from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, WHOLE
-from lightning_gradguard.records import GradientStatistics, Verdict
+from lightning_gradguard.records import GENTLE, GradientStatistics, Verdict
 
 WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
@@ -73,7 +73,7 @@ class Spike(Detector):
             # Half of the least that any history calls a spike, as in nearly every step: its own limit need not be
             # known.
             return None
-        limit = self.limit(baseline)
+        limit = ordinary = self.limit(baseline)
         if not statistics.finite:
             return None
         replaces = (statistics.update_ratio or 0.0) > WHOLE
@@ -97,5 +97,5 @@ class Spike(Detector):
         # Where its update is known to leave the weights nearly as they are, such a norm does no harm unless batch or
         # layers are at fault; in a run of a few steps, no norm does.
         ratio, young = max(statistics.update_ratio or 0.0, baseline.updates.ratio), baseline.count < RECENT
-        known = young or (verdict.gentle and statistics.update_ratio is not None)
+        known = young or (statistics.norm < GENTLE * ordinary and statistics.update_ratio is not None)
         return dataclasses.replace(verdict, examine=known and 0.0 < ratio <= LARGE and statistics.norm <= LARGEST)

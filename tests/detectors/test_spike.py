@@ -85,3 +85,11 @@ def test_a_spike_whose_update_is_known_to_be_small_asks_only_for_batch_and_layer
 ) -> None:
     verdict = Spike().judge(statistics(norm, update_ratio=ratio), taught(calm(100)))
     assert verdict is not None and verdict.examine is examine
+
+
+def test_the_wider_limit_of_a_young_run_excuses_no_larger_norms() -> None:
+    """Nothing is known of the tail yet, so what is let through must lie close to what history explains."""
+    young = taught(calm(20), calm(20))
+    small = statistics(5e3, loss=1.0, update_ratio=0.02)
+    verdict = Spike().judge(small, young)
+    assert verdict is not None and verdict.gentle and not verdict.examine
