@@ -109,7 +109,7 @@ function words(panel, trials) {
   let free = panel.gutter;
   return trials.flatMap((one) => {
     const text = one.outcome ?? "on trial";
-    const room = 6.2 * text.length;
+    const room = 7.4 * text.length;
     const [left, right] = edges(panel, one).map((x) =>
       Math.min(Math.max(x, panel.gutter), panel.gutter + panel.plotWidth),
     );
