@@ -160,7 +160,7 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert "taken back at step" not in lines[-1] and "kept" in lines[-1]
     assert all(len(line) <= 240 for line in lines)
     story = read_story(tmp_path / "gradguard.jsonl", tmp_path)
-    assert story.headline.level == "warning" and story.contents.incidents[-1].trials == incident.trials
+    assert story.headline.level == "good" and story.contents.incidents[-1].trials == incident.trials
     shown = render_text(story)
     assert "Incident 1 at step 204: state" in shown and "helped" in shown
     assert "taken back" in shown, "why the first was taken back"
