@@ -188,3 +188,11 @@ def test_commands_name_the_runs_own_directory() -> None:
     (told,) = pieces.located(said, "my runs/1")["answers"]
     assert pieces.plain_text(told["words"]) == "call `guard(at='my runs/1')`, then `look 'my runs/1'`"
     assert pieces.located(said, None) is said
+
+
+def test_a_run_that_is_only_watched_says_why_nobody_is_blamed() -> None:
+    made = watched(closed=1920)
+    made["actions"][0]["decision"]["cause"] = "unknown"
+    assert "no copies are kept" not in advice(made)
+    made["blame"] = []
+    assert advice(made).startswith("no copies are kept to compare layers with, so nobody is blamed: look at")
