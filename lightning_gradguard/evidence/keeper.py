@@ -125,6 +125,11 @@ class Keeper:
         """Return the bundles that were begun and are not there, once :meth:`wait` has been called."""
         return [str(path) for path in self._begun if not path.is_file()]
 
+    def lost(self, bundle: str) -> bool:
+        """Return whether a bundle of this process was begun and could not be written; it is not waited for."""
+        begun = bundle in map(str, self._begun)
+        return begun and not self._writer.busy and not Path(bundle).is_file()
+
     def close(self) -> None:
         """Wait for what is being written, and let go of batches."""
         self.wait()

@@ -103,6 +103,11 @@ class Writer:
         self._threads.append(thread)
         thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether any work is still being done."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def tell(self) -> None:
         """Tell of what has failed so far."""
         while self._errors:

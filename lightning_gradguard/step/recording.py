@@ -91,6 +91,8 @@ def record(
 def close(run: Run, track: OptimizerTrack, step: int) -> None:
     """Close the open incident, and forget the trouble that it was about."""
     assert track.incident is not None
+    if run.evidence is not None and run.evidence.lost(track.incident.bundle):
+        track.incident = dataclasses.replace(track.incident, bundle="")  # The disk was full, as a warning has said.
     run.recorder.close_incident(track.incident, step, track.treatment.trials)
     track.incident = None
     track.treatment.close()

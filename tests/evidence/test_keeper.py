@@ -180,3 +180,12 @@ def test_settings_are_checked_at_construction(wrong: Any) -> None:
 
 def test_settings_show_themselves() -> None:
     assert repr(Evidence(bundles=5, batch=True)) == "Evidence(bundles=5, batch=True)"
+
+
+def test_a_bundle_that_could_not_be_written_is_lost_and_one_that_is_written_is_not(tmp_path: Path) -> None:
+    module, made = mlp(norm=True), keeper(tmp_path)
+    two_steps(made, module)
+    path = kept(made, module)
+    assert not made.lost(str(path)) and not made.lost(str(tmp_path / "another rank's"))
+    path.unlink()
+    assert made.lost(str(path))
