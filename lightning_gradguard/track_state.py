@@ -36,6 +36,7 @@ def state_of(track: OptimizerTrack, together: Collectives | None = None) -> dict
         "snapshots": track.snapshots.state_dict(incident=incident, whole=readable),
         **track.treatment.state_dict(whole=readable),
         "batches": track.batches.state_dict(),
+        "kinds": track.two_kinds.state_dict(),
         "meter": track.accumulator.state_dict(),
         "incident": to_json(
             track.incident and dataclasses.replace(track.incident, trials=tuple(track.treatment.trials))
@@ -61,6 +62,7 @@ def load_state(track: OptimizerTrack, state: dict[str, Any]) -> None:
     track.untouched = bool(state["untouched"])
     track.snapshots.load_state_dict(state["snapshots"])
     track.batches.load_state_dict(state["batches"])
+    track.two_kinds.load_state_dict(state["kinds"])
     track.accumulator.load_state_dict(state["meter"])
     track.incident = incident_from_json(state["incident"]) if state["incident"] else None
     track.treatment.load_state_dict(state, () if track.incident is None else track.incident.trials)

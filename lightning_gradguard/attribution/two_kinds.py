@@ -39,5 +39,18 @@ class TwoKinds:
             self.small, self.accepted = small, len(small) < len(self._seen)
             self._seen = [one for one in self._seen if KINDS_APART * one[0] < norm]
             return True
-        self._seen = [*self._seen, (norm, peaks)][-THIN_HISTORY:]
+        alike = [one for one in self._seen if len(one[1]) == len(peaks)]
+        self._seen = [*alike, (norm, peaks)][-THIN_HISTORY:]
         return False
+
+    def state_dict(self) -> list[float]:
+        """Return how many tensors a batch has, and norm and largest elements of each batch, one after the other."""
+        if not self._seen:
+            return []
+        return [len(self._seen[0][1]), *(value for norm, peaks in self._seen for value in (norm, *peaks))]
+
+    def load_state_dict(self, state: list[float]) -> None:
+        """Take them back."""
+        width, *values = state or [0]
+        rows = [values[start : start + int(width) + 1] for start in range(0, len(values), int(width) + 1)]
+        self._seen = [(norm, peaks) for norm, *peaks in rows]

@@ -26,8 +26,7 @@ class UpdateHistory:
         convicted: Whether a rate has been convicted in this run, so that a loss that is lost speaks against the next
             one.
         looked: Rate at which an update was last measured.
-        per_norm: The last one that was measured, over its rate, and over its norm where updates grow with it; not kept
-            in checkpoints.
+        per_norm: The last one that was measured, over its rate, and over its norm where updates grow with it.
         rate: Largest learning rate of an accepted step.
         usual_rate: Geometric mean of the learning rates of late, newer ones counting more; 0 if unknown.
     """
@@ -101,6 +100,7 @@ class UpdateHistory:
             "looked": self.looked,
             "first_ratio": self.first_ratio,
             "convicted": self.convicted,
+            "per_norm": list(self.per_norm or ()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,3 +108,5 @@ class UpdateHistory:
         self.ratio, self.first_ratio = float(state["update_ratio"]), float(state["first_ratio"])
         self.rate, self.usual_rate = float(state["rate"]), float(state["usual_rate"])
         self.looked, self.convicted = float(state["looked"]), bool(state["convicted"])
+        per, *grows = state["per_norm"] or [0.0]
+        self.per_norm = (float(per), bool(grows[0])) if grows else None
