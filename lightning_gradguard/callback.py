@@ -154,8 +154,8 @@ class GradGuard(Callback):
         self.guard.epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what has not been written yet."""
-        self.guard.settle()
+        """Leave no weights that the last update has spoilt, and write what has not been written yet."""
+        self.guard.finish()
         self.guard.flush()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -184,6 +184,7 @@ class GradGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Sum the loss over the micro-batches of a step."""
+        self.guard.before_backward()
         self.guard.follow(loss)
         if self._inputs.add_loss(loss, trainer.optimizers):
             self.guard.forget_losses()

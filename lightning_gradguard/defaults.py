@@ -14,6 +14,7 @@ from lightning_gradguard.detectors import (
     Vanishing,
 )
 from lightning_gradguard.remedies import (
+    ClearGradients,
     Clip,
     Initialize,
     LearningRateBackoff,
@@ -40,4 +41,4 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff()]
+    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), ClearGradients()]

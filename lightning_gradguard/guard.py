@@ -157,6 +157,14 @@ class Guard(Session):
         if self._run.evidence is not None:
             self._run.evidence.before_forward(self.module, batch, batch_index)
 
+    def before_backward(self) -> None:
+        """Look, at the first few steps, whether gradients that were stepped by have been cleared.
+
+        Call it right before each ``backward()`` of a loop of your own; the callback does. Without it a forgotten
+        ``zero_grad`` is treated as what it looks like: a rate that is too high.
+        """
+        self._tracks.before_backward()
+
     @property
     def evidence(self) -> Keeper | None:
         """What keeps the evidence, or None."""

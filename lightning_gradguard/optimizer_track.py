@@ -33,6 +33,7 @@ from lightning_gradguard.records import GradientStatistics, Incident, Suspect
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
+from lightning_gradguard.statistics.stale import StaleGradients
 from lightning_gradguard.treatment import Treatment
 from lightning_gradguard.witnesses.stand import WitnessStand
 
@@ -68,6 +69,7 @@ class OptimizerTrack:
         self.snapshots = copy.deepcopy(parts.snapshots)
         self.baseline = Baseline()
         self.batches, self.two_kinds = BatchWitness(), TwoKinds()
+        self.stale = StaleGradients()
         self.accumulator = WindowAccumulator()
         self.witnesses = WitnessStand(parts.witnesses)
         self.incident: Incident | None = None
@@ -86,7 +88,7 @@ class OptimizerTrack:
         self.clipping_seen = ClippingSeen()
         self.sharded, self.device = False, "cpu"
         # In a plain loop others may clip between judgement and step, so the gate settles right before the update.
-        self._hook = StepHook(optimizer, self.after_update, before=self.gate.settle)
+        self._hook = StepHook(optimizer, self._stepped, before=self.gate.settle)
 
     def begin_run(self, *, resumed: bool, followers: tuple[nn.Module, ...]) -> None:
         """Look the optimizer's parameters up, and whether anybody has trained them.
@@ -141,6 +143,10 @@ class OptimizerTrack:
         self.after_update()
         self.remedies.touched = True
 
+    def _stepped(self) -> None:
+        self.stale.after_update()
+        self.after_update()
+
     def after_update(self) -> None:
         """Let lasting remedies undo what they changed for the update, unless that is done already."""
         if not self.remedies.touched:
@@ -162,6 +168,11 @@ class OptimizerTrack:
         """Return the rate in use, the largest known good and the smallest known bad; NaN where that is not known."""
         rate = self.rate()
         return math.nan if rate is None else rate, *self.remedies.known_rates()
+
+    @property
+    def climbs(self) -> bool:
+        """Whether a rate has lost the run, and a lower one is on its way back to the schedule."""
+        return math.isfinite(self.remedies.known_rates()[1])
 
     @property
     def fresh(self) -> bool:

@@ -24,6 +24,7 @@ from lightning_gradguard.snapshots.budget import Keeping
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run
+from lightning_gradguard.step.finishing import finish
 from lightning_gradguard.step.inputs import Passes
 from lightning_gradguard.step.recording import log
 from lightning_gradguard.track_state import go_on_from
@@ -148,6 +149,15 @@ class Session:
         for track in self._tracks:
             self._deferred.catch_up(track)
             track.joint_loss.settle(self._run.collectives)
+
+    def finish(self) -> None:
+        """Go back to the newest copy where training has ended in the midst of an explosion.
+
+        Every process must call it at the same point, after the last step; the callback does.
+        """
+        self.settle()
+        for track in self._tracks:
+            finish(self._run, track)
 
     def _catch_up(self) -> None:
         """Learn of steps that were left to their devices, unless other processes must take part in it."""

@@ -29,6 +29,8 @@ class Cause(str, Enum):
     """A function inside the network that turns finite numbers into inf or NaN."""
     LOSS = "loss"
     """The loss function, or code between the model's output and it."""
+    STALE = "stale gradients"
+    """The training loop: gradients that were stepped by are not cleared, and the next ones are added to them."""
     REGIME = "new regime"
     """Data, loss or task have changed for good."""
     UNKNOWN = "unknown"

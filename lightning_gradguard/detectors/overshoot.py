@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from lightning_gradguard import checks
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.level import QUICK, leaps
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.history.sample import ENOUGH, RECENT
 from lightning_gradguard.history.updates import LARGE, WHOLE
@@ -30,6 +31,8 @@ LEAP_SHARE = 0.25
 """Share of the range of later losses by which they must: of noise alone, three in a hundred runs have such ones."""
 ABOVE_BY_CHANCE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
+LOST_BY_CHANCE = 1e-6
+"""The same of losses above the best ones, which are chosen among many."""
 
 
 class Overshoot(Detector):
@@ -41,8 +44,9 @@ class Overshoot(Detector):
     - nothing had been learned, updates replaced weights (their size is more than a tenth of some weight matrix), and
       all of the last nine losses lie above the untrained one, by as much again and apart from their own noise;
     - the loss leapt so after such an update, and ``patience`` steps later nothing has been learned;
-    - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one beyond
-      chance, or the gradients have faded to a hundredth;
+    - a rate was convicted before, and three losses in a row leap above all before them;
+    - after such updates ``2 * patience`` steps have brought nothing, and the loss stays above the untrained one,
+      or above the best one, beyond chance, or the gradients have faded to a hundredth;
     - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its
       way;
     - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly
@@ -95,6 +99,9 @@ class Overshoot(Detector):
             if unmoved and _leapt(first, lately):
                 leap = f"it leapt to {max(first):.3g} at first, and nothing was learned in {self._idle} steps"
                 return self._verdict(level, untrained, f"{told}: {leap}")
+            if unmoved and chance_of_lower(baseline.losses.best, lately) < LOST_BY_CHANCE:
+                best = baseline.losses.best_level
+                return self._verdict(level, best, f"{told}: it had come down to {best:.3g}")
             # Where updates replaced all of the weights, only the very first loss is of the untrained ones.
             above = sum(v > untrained for v in lately) >= NEARLY_ALL * len(lately)
             if faded or (above if baseline.updates.ratio > WHOLE else chance_of_lower(first, lately) < ABOVE_BY_CHANCE):
@@ -115,7 +122,11 @@ class Overshoot(Detector):
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
-        if not baseline.losses.far_from_best(statistics.loss) or not baseline.losses.lost or baseline.losses.recovering:
+        losses, loss = baseline.losses, statistics.loss
+        newest, earlier = [*losses.latest(QUICK - 1), loss], losses.latest(ENOUGH, skip=QUICK - 1)
+        if baseline.updates.convicted and len(earlier) == ENOUGH and leaps(newest, earlier):
+            return self._verdict(loss, losses.level(RECENT)[0], f"loss {loss:.3g}, the third in a row that leaps")
+        if not losses.far_from_best(loss) or not losses.lost or losses.recovering:
             return None
         rate = statistics.rate or 0.0
         if rate > RISEN * self._good > 0.0:
@@ -124,7 +135,7 @@ class Overshoot(Detector):
             why = f"updates of {baseline.updates.ratio:.2g} x the weights"
         elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
-        elif baseline.losses.growing and not baseline.updates.harmless(statistics.norm, rate):
+        elif losses.growing and not baseline.updates.harmless(statistics.norm, rate):
             why = "it grows on and on"
         elif baseline.updates.convicted:
             why = "a rate that had to be lowered before"

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+import statistics
 from array import array
+from collections.abc import Sequence
+
+LEAP = 2.0
+"""Times the level of earlier losses that all of the newest must have to be a leap."""
+QUICK = 3
+"""Losses in a row that a leap takes, which no single batch makes."""
 
 
 def beginning(losses: list[float]) -> float:
     """Return the first loss, or the lower quartile of the first few if that is larger; NaN of nothing."""
     return max(losses[0], sorted(losses)[(len(losses) - 1) // 4]) if losses else math.nan
+
+
+def leaps(newest: Sequence[float], earlier: Sequence[float]) -> bool:
+    """Return whether all of the newest losses lie above all earlier ones, by their level or by their range."""
+    if not newest or not earlier:
+        return False
+    middle = statistics.median(earlier)
+    return min(newest) > max(earlier) + (LEAP - 1.0) * max(abs(middle), max(earlier) - min(earlier))
 
 
 def noise(steps: list[float]) -> float:

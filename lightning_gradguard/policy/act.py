@@ -22,6 +22,8 @@ class Act(str, Enum):
     """Draw a fresh network anew."""
     BACKOFF = "backoff"
     """Lower the learning rate."""
+    CLEAR = "clear"
+    """Clear gradients that were stepped by, before the next ones are added to them."""
 
 
 FIRST_AID = frozenset({Act.CLIP, Act.SKIP})

@@ -36,7 +36,12 @@ class Attempts:
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
+        # Before the losses are forgotten that tell.
+        sick = trial is not None and trial.of_a_sick_copy
         if trial is not None and trial.lowers_rate and trial.tested and trial.descend():
+            if sick:
+                older = (Act.SKIP, Act.ROLLBACK)
+                return Decision(older, "the copy was sick already: an older one", trial.cause, again=True)
             slower = (Act.SKIP, Act.ROLLBACK, Act.BACKOFF)
             return Decision(slower, "lost again: a lower rate", trial.cause, again=True)
         if trial is not None:
@@ -45,8 +50,9 @@ class Attempts:
             self.cause, self._tried = cause.value, 0
         while (found := self._next(case)) is not None:
             self._tried += 1
-            if trial is not None and not trial.tested and Act.INITIALIZE in trial.treatment and found == SLOWER:
-                continue  # What was drawn cannot take a single batch: no rate is to blame.
+            untested = trial is not None and not trial.tested and Act.INITIALIZE in trial.treatment
+            if untested and found == SLOWER and not case.passed:
+                continue  # Neither what was drawn here nor what the user drew can take a batch: no rate is to blame.
             if set(found) & set(case.can) or strangers(case.can):
                 self.trials += 1
                 return Decision((Act.SKIP, *found), reason, self.cause, last=self._next(case) is None)

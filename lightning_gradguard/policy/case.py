@@ -25,6 +25,8 @@ class Case:
             are not finite.
         searching: Whether the rate is not known to be good: far above the usual one, or between what has worked and
             what has failed, on its way back to the schedule.
+        passed: Whether any step of the run has gone without alarm.
+        stale: Whether the gradients hold those of updates before, which nobody clears.
         displaced: Whether the weights have moved farther than their updates can have carried them.
     """
 
@@ -36,4 +38,6 @@ class Case:
     signal: Signal | None = None
     vanishing: str | None = None
     searching: bool = False
+    passed: bool = False
+    stale: bool = False
     displaced: bool = False

@@ -89,7 +89,9 @@ class Episode:
         """Note what is done about the alarm."""
         skip, back = Act.SKIP in decision.remedies, Act.ROLLBACK in decision.remedies
         if back:
-            self.convicted += self.row  # The weights brought these about, and no data.
+            # The weights brought these about, and no data.
+            self.convicted += self.row
+            self.nans = max(0, self.nans - self.row)
         self.skipped = self.skipped + 1 if skip else 0
         # Weights that were gone back to, and that no update has touched since.
         self.untested = self.untested + back if skip and Act.INITIALIZE not in decision.remedies else 0

@@ -12,6 +12,7 @@ Treatment = tuple[Act, ...]
 REPAIR: Treatment = (Act.REINITIALIZE,)
 BACK: Treatment = (Act.ROLLBACK,)
 SLOWER: Treatment = (Act.ROLLBACK, Act.BACKOFF)
+CLEAR: Treatment = (Act.ROLLBACK, Act.CLEAR)
 REDRAW: Treatment = (Act.ROLLBACK, Act.INITIALIZE, Act.BACKOFF)
 
 START: dict[Cause, tuple[Treatment, ...]] = {
@@ -22,6 +23,7 @@ START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.RATE: (SLOWER, REDRAW),
     Cause.UNKNOWN: (SLOWER, REDRAW),
     Cause.OPTIMIZER: (BACK, SLOWER),
+    Cause.STALE: (CLEAR, SLOWER),
 }
 """For a run that is fresh from its initialisation, with the copy of its first step at hand."""
 
@@ -32,6 +34,7 @@ UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.RATE: (SLOWER,),
     Cause.UNKNOWN: (BACK, SLOWER),
     Cause.OPTIMIZER: (BACK, SLOWER),
+    Cause.STALE: (CLEAR, SLOWER),
 }
 """For a run that has learned something, or that was not fresh when it began: nothing is drawn anew."""
 AT_START = {

@@ -65,6 +65,16 @@ class Policy:
         return self._attempts.trials
 
     @property
+    def passed(self) -> bool:
+        """Whether any step of the run has gone without alarm."""
+        return self._episode.calm > 0
+
+    @property
+    def accuses(self) -> bool:
+        """Whether the newest step was alarming, and batches alone are not at fault."""
+        return self._episode.row > 0 and self._episode.quiet == 0 and not self._episode.innocent
+
+    @property
     def may_skip(self) -> bool:
         """Whether one more step may be skipped before the data are believed to have changed for good."""
         return 2 * (self._episode.skipped + 1) < self.max_skipped
@@ -110,6 +120,9 @@ class Policy:
         case: Case,
     ) -> Decision:
         known = case.baseline
+        if case.stale and Act.CLEAR in case.can:
+            told = "gradients that were stepped by are not cleared: each update repeats all before it"
+            return self._attempts.treat(Cause.STALE, told, case, first_aid=None)
         of_earlier = cause is Cause.BATCH or statistics.growth is None
         if verdict.of_a_start and known.count and statistics.finite and of_earlier:
             reason = "as if such a batch had never been: the optimizer would long remember it"

@@ -14,7 +14,8 @@ FARTHEST = 1000.0
 CLIMB = 1.05
 """Growth of the rate per update while the loss is at its best: a doubling, below what failed, in fifteen."""
 STALE = 16
-"""Updates without a better loss after which the rate, which climbed too far, is halved: down to where it began."""
+"""Updates without a better loss after which the rate, which climbed too far, is halved: down to where it began, and
+below where the loss is worse than it was."""
 BELOW = 0.25
 """Share of the smallest rate that failed up to which the rate climbs."""
 WAIT = 100
@@ -48,17 +49,18 @@ class RateBracket:
         """Return what a rate of the schedule is multiplied by, at most 1."""
         return min(1.0, self.in_use / rate) if rate > 0.0 else 1.0
 
-    def next_share(self, scheduled: float, *, best: bool, learned: bool) -> float:
+    def next_share(self, scheduled: float, *, best: bool, learned: bool, worse: bool = False) -> float:
         """Return what a rate of the schedule is multiplied by for the next update, and note that this is made.
 
         Args:
             scheduled: The rate of the schedule.
             best: Whether the loss is at the best level that was reached.
             learned: Whether that is below what it was before training, beyond chance.
+            worse: Whether the loss has been above the best level for some time, beyond chance.
         """
         self.follow(scheduled)
         share = self.share(scheduled)
-        self.made(scheduled * share, best=best, learned=learned)
+        self.made(scheduled * share, best=best, learned=learned, worse=worse)
         return share
 
     def convict(self, rate: float, ratio: float = 0.0) -> float:
@@ -96,13 +98,14 @@ class RateBracket:
         self.bad = self.in_use = math.inf
         self._calm = 0
 
-    def made(self, rate: float, *, best: bool, learned: bool) -> None:
+    def made(self, rate: float, *, best: bool, learned: bool, worse: bool = False) -> None:
         """Note an update that was made at this effective rate, and climb or loosen.
 
         Args:
             rate: The rate it was made with.
             best: Whether the loss is at the best level that was reached.
             learned: Whether that is below what it was before training, beyond chance.
+            worse: Whether the loss has been above the best level for some time, beyond chance.
         """
         if best and learned:
             self.good = max(self.good, min(rate, self.bad))
@@ -113,7 +116,9 @@ class RateBracket:
         if best and self.in_use < BELOW * self.bad:
             self.in_use = min(self.in_use * CLIMB, BELOW * self.bad)
         elif self._stale >= STALE:
-            self.in_use, self._stale = max(0.5 * self.in_use, min(self._floor, self.in_use)), 0
+            # Where it began was only a guess, which a loss that has come to be worse speaks against.
+            floor = self._floor / DESCENT if worse else self._floor
+            self.in_use, self._stale = max(0.5 * self.in_use, min(floor, self.in_use)), 0
         if self._calm > self._wait:
             growth = 2.0 ** (1.0 / DOUBLING)
             self.bad *= growth

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
+from lightning_gradguard.history.level import QUICK, leaps
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import TrialRecord
@@ -22,12 +23,10 @@ PATIENT = 2
 """Windows without a cure after which a rate whose updates still replace weights is lowered once more."""
 MOST_DESCENTS = 10
 """Times that one trial may lower the rate: each time to a quarter at most, so a millionfold at least."""
-QUICK = 3
-"""Losses in a row above all of the window before them that end an attempt inside a trial."""
-LOST_AGAIN = 2.0
-"""Times the level before them that these losses must have."""
 FIRST = 9
 """Losses at the beginning of a fresh run that tell what an untrained model has."""
+NEARLY_ALL = 0.9
+"""Share of the losses before the trouble above which a single one is not of their kind."""
 LEARNED = 0.7
 """Share of the untrained loss at which nobody need ask for ranks whether something was learned."""
 
@@ -114,14 +113,17 @@ class Trial:
             # a single one that is not positive tells no scale.
             untrained = [*self.before, *self.losses[:1]]
             earlier = untrained if not self.learned and min(untrained) > 0.0 else []
-        if not earlier:
-            return False
-        level = statistics.median(earlier)
-        return min(now) > max(earlier) + (LOST_AGAIN - 1.0) * max(abs(level), max(earlier) - min(earlier))
+        return leaps(now, earlier)
 
     def sick_from_its_beginning(self) -> bool:
         """Return whether the first losses after going back were as bad as the trouble: the copy was sick already."""
         return self.learned and chance_of_lower(self.before, self.losses[:FIRST]) < CHANCE
+
+    @property
+    def of_a_sick_copy(self) -> bool:
+        """Whether the very first loss after going back, which no update has touched, speaks against the copy too."""
+        usual = sorted(self.before)[: math.ceil(NEARLY_ALL * len(self.before))]
+        return bool(self.losses and usual) and self.losses[0] > usual[-1] and self.sick_from_its_beginning()
 
     @property
     def no_cure(self) -> bool:

@@ -2,6 +2,7 @@
 
 from lightning_gradguard.remedies.augment import Augment
 from lightning_gradguard.remedies.backoff import LearningRateBackoff
+from lightning_gradguard.remedies.clear_gradients import ClearGradients
 from lightning_gradguard.remedies.clip import Clip
 from lightning_gradguard.remedies.initialize import Initialize
 from lightning_gradguard.remedies.regularize import Regularize
@@ -13,6 +14,7 @@ from lightning_gradguard.remedies.swap_activation import SwapActivation, restore
 
 __all__ = [
     "Augment",
+    "ClearGradients",
     "Clip",
     "Initialize",
     "LearningRateBackoff",

@@ -89,8 +89,8 @@ class LearningRateBackoff(Remedy):
             # waited for.
             known = rate if on_a_device(context.optimizer) else None
         scheduled = largest_rate(context.optimizer) if known is None else known
-        best, learned = context.progress()
-        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned)
+        best, learned, worse = context.progress()
+        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse)
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:

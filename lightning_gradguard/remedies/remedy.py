@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -39,8 +39,8 @@ class RemedyContext:
             anew or rescaled.
         treated: Whether the trouble at hand is being treated already, so that what is kept from before it stays.
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
-        progress: Tells whether the loss is at the best level that was reached, and whether something was learned; for
-            those who ask.
+        progress: Tells whether the loss is at the best level that was reached, whether something was learned, and
+            whether the loss is worse than it was; for those who ask.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
@@ -61,7 +61,7 @@ class RemedyContext:
     start: bool = False
     treated: bool = False
     update_ratio: float = 0.0
-    progress: Callable[[], tuple[bool, bool]] = lambda: (False, False)
+    progress: Callable[[], tuple[bool, bool, bool]] = lambda: (False, False, False)
     grad_scale: float = 1.0
 
 
@@ -114,6 +114,10 @@ class Remedy(ABC):
 
     def before_forward(self, batch: Any) -> bool:
         """Change a batch in place before the forward pass, if at all; :meth:`after_update` undoes it."""
+        return False
+
+    def before_backward(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Return whether gradients were cleared; called before a backward pass that finds some stepped by already."""
         return False
 
     def after_update(self) -> None:

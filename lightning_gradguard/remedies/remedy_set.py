@@ -41,6 +41,7 @@ class RemedySet:
         # Most remedies act once and need not be asked at every step.
         self._last(self._with("before_update", "after_update"))
         self._preparing = self._with("before_forward")
+        self._clearing = self._with("before_backward")
         self._slowing = self._with("rate")
         self._measuring = self._with("finish")
         aid = {act: [r for r in self._kept.values() if act in acts(r)] for act in FIRST_AID}
@@ -144,6 +145,14 @@ class RemedySet:
             self.touched = True
             with self._isolation.block(remedy, "remedy"):
                 if remedy.before_forward(batch):
+                    return True
+        return False
+
+    def before_backward(self, parameters: Collection[nn.Parameter]) -> bool:
+        """Let remedies clear gradients that were stepped by already; return whether one did."""
+        for remedy in list(self._clearing):
+            with self._isolation.block(remedy, "remedy"):
+                if remedy.before_backward(parameters):
                     return True
         return False
 

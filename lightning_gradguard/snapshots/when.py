@@ -24,6 +24,7 @@ def worth_keeping(
     *,
     incident: bool = False,
     trial: int | None = None,
+    soon: bool = False,
 ) -> bool:
     """Return whether the state before ``step`` should be copied: it is time, and nothing is suspicious.
 
@@ -34,8 +35,9 @@ def worth_keeping(
         known: What a healthy step looks like.
         incident: Whether an incident is open.
         trial: How many losses there are since the treatment on trial; None where there is none.
+        soon: Whether ten steps after the last one are enough.
     """
-    if not store.due(step, soon=trial is not None):
+    if not store.due(step, soon=soon):
         return False
     if store.empty:
         return True

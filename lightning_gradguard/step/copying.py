@@ -14,13 +14,16 @@ from lightning_gradguard.step.run import Run
 def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatistics) -> bool:
     """Return whether the state before ``step`` should be copied."""
     trial = None if track.treatment.trial is None else len(track.treatment.trial.losses)
+    # A rate that climbs may lose the run again, and what was won since must not be lost with it.
+    losses, loss = track.baseline.losses, statistics.loss
+    soon = trial is not None or (track.climbs and losses.at_best and loss is not None and loss <= losses.best_level)
     # The one question of nearly every step; the others can wait until the answer is yes.
-    if not track.snapshots.due(step, soon=trial is not None):
+    if not track.snapshots.due(step, soon=soon):
         return False
     if not any(remedy.uses_snapshots for remedy in track.remedies):
         return False
     return worth_keeping(
-        track.snapshots, step, statistics, track.baseline, incident=track.incident is not None, trial=trial
+        track.snapshots, step, statistics, track.baseline, incident=track.incident is not None, trial=trial, soon=soon
     )
 
 

@@ -95,6 +95,6 @@ def context_of(
         running=run.running,
         statistics=statistics,
         scaler=scaler,
-        progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned),
+        progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned, track.baseline.losses.worse),
         grad_scale=scale,
     )

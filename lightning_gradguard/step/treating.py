@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from lightning_gradguard.attribution.cause import Cause
@@ -40,7 +39,7 @@ def treat(
     if another_on_trial(run, track):
         called_for = track.policy.wait(verdict, statistics, suspects, track.remedies.can)
     else:
-        called_for = _decide(track, verdict, statistics, suspects)
+        called_for = _decide(run, track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     ends = halts(run, called_for)
     bundle, suspects = keep(run, track, statistics, verdict, suspects, ends=ends)
@@ -95,7 +94,7 @@ def conclude(
 
 
 def _decide(
-    track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
+    run: Run, track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
 ) -> Decision:
     """Return what to do about an alarm, in the ladder's words."""
     treatment, can = track.treatment, track.remedies.can
@@ -109,7 +108,9 @@ def _decide(
         trial=treatment.trial,
         signal=treatment.signal.seen,
         vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
-        searching=math.isfinite(track.remedies.known_rates()[1]) or track.baseline.updates.risen(statistics.rate),
+        searching=track.climbs or track.baseline.updates.risen(statistics.rate),
+        passed=track.policy.passed,
+        stale=any(one.stale.piled_up for one in run.tracks),
         displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
