@@ -15,7 +15,6 @@ from .telling import (
     cause,
     count,
     dicts,
-    enough,
     improved,
     is_layer,
     level,
@@ -79,7 +78,7 @@ def _where(record: Mapping[str, Any]) -> Words:
         return [name_of(culprit), {"text": f": {found}" if said else ""}]
     if found in ("", "could not be told", "not known yet"):
         if only := only_that_step(record):
-            return [{"text": f"{only}; nobody is blamed, since {enough(record)}"}]
+            return [{"text": only}]
         return [{"text": f"{f'the step of {batch}; ' if isinstance(number, int) else ''}no layer is blamed"}]
     return [{"text": found}]
 

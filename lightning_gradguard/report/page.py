@@ -154,7 +154,7 @@ def _list(title: str, sentences: Sequence[str], kind: str) -> str:
 
 
 def _legend() -> str:
-    entries = (("1/100", -2.0), ("1/10", -1.0), ("usual", 0.0), ("10 x", 1.0), ("100 x", 2.0))
+    entries = (("0.01 x", -2.0), ("0.1 x", -1.0), ("usual", 0.0), ("10 x", 1.0), ("100 x", 2.0))
     swatches = [(text, colours.ratios(np.array(ratio / np.log10(2.0))).tolist()) for text, ratio in entries]
     swatches += [("NaN or inf", list(colours.special("nonfinite"))), ("no gradient", list(colours.special("silent")))]
     return "".join(

@@ -41,7 +41,9 @@ def advice(record: Record, *, ended: bool = False, held: Held | None = None) -> 
     if stands == "failed":
         return f"{told}; or {_go_on(record)}"
     if watched(record):
-        blind = "" if dicts(record.get("blame")) else "no copies are kept to compare layers with, so nobody is blamed: "
+        blind = (
+            "" if dicts(record.get("blame")) else "no copies are kept to compare layers with, so no layer is blamed: "
+        )
         return f'{blind}{told}; without mode="watch" the guard would have acted'
     if held is not None:
         return f"{held_back(held)}; {told}"

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from .held import lowered_to
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
-from .standing import state, watched
-from .trials import left, on_trial, treats, trial, would_have
+from .standing import state, watched, why_stopped
+from .trials import left, on_trial, resigned, treats, trial, would_have
 from .witness import witnessed
-from .words import cause_named, clean, gains, plain, short, tidy
+from .words import SPENT, cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
 _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
@@ -78,10 +78,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         trials: Whether to tell of the treatments one by one, which a table tells better.
     """
     stands, tried = state(record), dicts(record.get("trials"))
-    if found := cause(record):
+    if found := cause(record) or only_that_step(record):
         yield ("suspected cause" if tried and stands == "failed" else "cause"), found
-    elif unsought := _not_looked_for(record):
-        yield "cause", unsought
     yield from (("witness", told) for told in witnessed(record))
     for one in tried if trials else ():
         yield "tried", trial(one, record)
@@ -93,7 +91,12 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "measured", tidy(clean(str(measured[-1])))
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
     rates = [plain(str(one.get("detail"))) for one in done if one.get("remedy") == "backoff"]
-    if rates and rates[-1].startswith(_RATE) and stands != "anew" and not left(record):
+    if (
+        rates
+        and rates[-1].startswith(_RATE)
+        and stands not in ("anew", "stopped")
+        and not (left(record) or resigned(record))
+    ):
         to, _, why = tidy(clean(rates[-1].removeprefix(_RATE))).partition(", ")
         at = "".join(f" at step {step:,}" for step, _ in lowered_to(record)[-1:])
         yield "learning rate", f"lowered to {to}{at}{why and f', {why}'}; from there it climbs while the loss falls"
@@ -101,6 +104,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "only watched", would
     if stands == "anew":
         yield "new regime", "what is healthy is learned anew from here on"
+    if stands == "stopped":
+        yield "stopped", f"at step {integer(record.get('stopped')):,}: {why_stopped(record) or SPENT}"
     if remains := left(record):
         yield "left to try", remains
     if isinstance(kept := record.get("bundle"), str) and kept:
@@ -160,20 +165,19 @@ def aim(one: Record, record: Record) -> str:
 
 
 def only_that_step(record: Record) -> str:
-    """Return whose step was bad where first aid was enough: ``only the step of batch 500 was bad``; else nothing."""
-    if not enough(record):
+    """Return what was bad where first aid was enough, and why no layer is blamed if none is; else nothing.
+
+    ``only step 500 (batch 500) was bad; no layer is blamed, since skipping it was enough``
+    """
+    if not (first_aid := _enough(record)):
         return ""
     batch, alarms = record.get("batch"), integer(record.get("alarms"))
     step = f"step {integer(record.get('step')):,}" + (f" (batch {batch:,})" if isinstance(batch, int) else "")
-    return f"only {step} was bad" if alarms <= 1 else f"only {alarms:,} steps were bad, first {step}"
+    bad = f"only {step} was bad" if alarms <= 1 else f"only {alarms:,} steps were bad, first {step}"
+    return f"{bad}; {first_aid}" if dicts(record.get("blame")) else f"{bad}; no layer is blamed, since {first_aid}"
 
 
-def _not_looked_for(record: Record) -> str:
-    """Return why nobody looked for a cause where first aid was enough."""
-    return f"not looked for: {only_that_step(record)}, and {enough(record)}" if enough(record) else ""
-
-
-def enough(record: Record) -> str:
+def _enough(record: Record) -> str:
     """Return what was enough where nobody looked for a cause: ``skipping it was enough``; else nothing."""
     told = {str(cause) for action in actions_of(record) if (cause := decision_of(action).get("cause"))}
     done = [one.get("remedy") for action in actions_of(record) for one in applied(action)]

@@ -107,7 +107,7 @@ def test_the_guards_own_lines(tmp_path: Path) -> None:
     recorder.incidents = [CALM, dataclasses.replace(SECOND_KEPT, number=2)]
     lines = recorder.report().splitlines()
     assert lines[0].endswith("skipped the step: calm again after 21 steps, only skipped")
-    assert lines[1] == "  cause: not looked for: only step 40 (batch 7) was bad, and skipping it was enough"
+    assert lines[1] == "  cause: only step 40 (batch 7) was bad; skipping it was enough"
     assert lines[2].startswith("incident 2 at step 40: sudden, first in conv2 (the norm leapt)")
     assert [line.split(":")[0] for line in lines[3:]] == ["  cause", "  tried", "  tried"]
 
