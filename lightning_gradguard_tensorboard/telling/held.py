@@ -54,8 +54,8 @@ where it had climbed too far: that is 450 times below the schedule; the run has 
 learning'
     >>> held_back(Held(5e-4, 401, 1e-5, 0.02, 1e-5))
     'the learning rate was lowered to 1e-5 at step 401 and is still there: that is 2,000 times below the schedule, and \
-far below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it too \
-high'
+far below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it \
+too high'
     """
     told = f"the learning rate was lowered{_to(held.began)} at step {held.since:,} and {_since(held)}{_eased(held)}"
     told = f"{told}: that is {short(float(f'{1 / held.factor:.2g}'))} times below the schedule"

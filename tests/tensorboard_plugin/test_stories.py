@@ -115,6 +115,10 @@ def test_a_bad_layer(tab: Tab, take: Any) -> None:
     assert frame.locator("svg.loss .trial.kept").count() == 1
     hot = sum(n for (r, g, b), n in colours(frame).items() if r > b + 60 and (r, g, b) != NONFINITE)
     assert hot > 100, "a single step among a thousand is seen"
+    (blamed,) = frame.locator(".label:has(.by)").all()
+    assert blamed.get_attribute("title") == "blocks.2.2", "all burn, and one is blamed"
+    assert blamed.locator(".by").get_attribute("data-numbers") == frame.locator("svg.norm .dot text").text_content()
+    assert "blamed by that incident" in frame.locator(".heat-header .legend").inner_text()
     take("story-bad-layer")
 
 
@@ -187,7 +191,7 @@ def test_a_rate_too_high(tab: Tab, take: Any) -> None:
     frame = tab.open(run="bad-rate")
     said = answers(frame)
     assert re.search(
-        r"was lowered to 0\.005 at step 403 and has climbed to [\d.]+ by now, halved 3 times .*: that is \d+ times below",
+        r"was lowered to 0\.005 at step 403 and has climbed to [\d.]+ by now, halved 3 times .* \d+ times below",
         said["What next?"],
     )
     assert "the run has learned with up to 0.02, so it goes on learning" in said["What next?"]
