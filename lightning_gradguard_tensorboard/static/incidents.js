@@ -175,14 +175,12 @@ function elsewhere(story, optimizer, say) {
 }
 
 /** Fill the side: one section a run. */
-export function drawIncidents(container, sections, chosen, say) {
+export function drawIncidents(container, sections, say) {
   const top = container.scrollTop;
   put(
     container,
     sections.map(({ panel, title, story, optimizer }) => {
       const mine = story.incidents.filter((incident) => incident.optimizer === optimizer);
-      const isChosen = (one) =>
-        chosen?.panel === panel && chosen.number === one.number && chosen.optimizer === one.optimizer;
       const own = {
         ...say,
         choose: (incident) => say.choose(panel, incident),
@@ -208,7 +206,7 @@ export function drawIncidents(container, sections, chosen, say) {
         h(
           "ol",
           {},
-          mine.slice(0, MOST).map((one) => card(one, isChosen(one), own)),
+          mine.slice(0, MOST).map((one) => card(one, panel.isChosen(one), own)),
         ),
         mine.length > MOST &&
           h("p", { class: "quiet" }, `${formatStep(mine.length - MOST)} older ones are dots on the chart.`),

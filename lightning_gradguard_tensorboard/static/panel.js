@@ -189,9 +189,10 @@ export class Panel extends Axis {
     return this.myIncidents().flatMap((one) => one.rollbacks).filter(({ place }) => place >= from && place < to);
   }
 
+  /** A resumed run may give a number again, at another step. */
   isChosen(incident) {
     const chosen = this.state.incident;
-    return chosen?.panel === this && chosen.number === incident.number && chosen.optimizer === incident.optimizer;
+    return chosen?.panel === this && ["number", "step", "optimizer"].every((key) => chosen[key] === incident[key]);
   }
 
   leave() {
