@@ -45,11 +45,12 @@ def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int 
     """Print the story of the runs below ``run_dir`` whenever a journal grows; return the exit status."""
     # A pipe gets one text below the other; a terminal keeps one place.
     terminal = sys.stdout.isatty()
-    begin = "\x1b[H\x1b[2J" if terminal else ""
+    if terminal:
+        _print("\x1b[2J")
     try:
         follow(
             run_dir,
-            lambda text: _print(begin + text),
+            lambda text: _print(_in_place(text, shutil.get_terminal_size().lines) if terminal else text),
             every=every,
             color=color,
             rounds=rounds,
@@ -58,6 +59,15 @@ def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int 
     except KeyboardInterrupt:
         _print("\n")
     return COMPLETE
+
+
+def _in_place(text: str, rows: int) -> str:
+    """Return what writes a text over the one before, without an empty screen between them, which would flicker.
+
+    Of a text that is too long for the terminal the end is shown: the newest run is there.
+    """
+    lines = text.splitlines()[1 - rows :] if rows > 1 else []
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
 def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color: bool = True) -> int:

@@ -42,7 +42,9 @@ def brief(story: RunStory, *, color: bool = False, width: int | None = None) -> 
     lines = list(_head(story, color, width))
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)
-        lines += _broken("  ", f"{opening[0].upper()}{opening[1:]}: {wording.result(incident)}", width)
+        # Alarms are told at each doubling: their count would lag behind that of skipped steps above it.
+        result = "still open" if incident.closed is None else wording.result(incident)
+        lines += _broken("  ", f"{opening[0].upper()}{opening[1:]}: {result}", width)
     for when, said in story.notes[-2:]:
         lines += _broken("  ", f"note, {when}: {wording.clean(said)}", width)
     return "\n".join(lines) + "\n"
@@ -51,7 +53,7 @@ def brief(story: RunStory, *, color: bool = False, width: int | None = None) -> 
 def _head(story: RunStory, color: bool, width: int | None = None) -> Iterator[str]:
     head = story.headline
     yield _paint(wording.clean(story.name), "1", color)
-    said = wording.clean(f"{head.word} {head.text}")
+    said = wording.clean(f"{head.word}{'' if head.word.endswith(':') else '.'} {head.text}")
     for line in _broken("  ● ", said, width):
         yield line[:2] + _paint(line[2:], _COLOURS[head.level], color)
     for question, answer in head.answers:
