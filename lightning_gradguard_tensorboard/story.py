@@ -186,7 +186,7 @@ def amend(said: dict[str, Any], unusual: Sequence[Mapping[str, Any]]) -> dict[st
     for index, one in enumerate(unusual[:3]):
         times, size = (one["factor"], "larger") if one["factor"] >= 1.0 else (1.0 / one["factor"], "smaller")
         told += [{"text": ", " if index else ""}, {"layer": str(one["layer"])}]
-        told.append({"text": f" has a gradient {short(times)} times {size}"})
+        told.append({"text": f" has a gradient {short(times)} times {size} than before"})
     told.append({"text": f" and {len(unusual) - 3:,} more." if unusual[3:] else "."})
     if said["level"] != "good":
         return {**said, "words": [*said["words"], *told]}

@@ -39,7 +39,7 @@ def test_healthy_is_green() -> None:
 def test_a_layer_that_has_left_its_level_is_told_without_a_fraction() -> None:
     unusual = [{"layer": "fc", "step": 300, "factor": 1 / 4.4}, {"layer": "stem", "step": 310, "factor": 12.0}]
     told = said(story.amend(story.verdict([], END), unusual))
-    assert "fc has a gradient 4.4 times smaller, stem has a gradient 12 times larger." in told
+    assert "fc has a gradient 4.4 times smaller than before, stem has a gradient 12 times larger than before." in told
 
 
 def test_recovered_is_amber_and_names_the_layer() -> None:
