@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_gradguard.report.story import RunStory, find_journals, read_stories
 from lightning_gradguard.report.terminal import brief
 
-ENDED = "The run has ended.\n"
+OVER = "The run has ended.\n"
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -43,7 +43,7 @@ def follow(
             ended = told is not None and bool(known) and known[-1].contents.heard.ended
             told = now
             text = "\n".join(brief(story, color=color, width=width()) for story in known)
-            draw((text or f"Waiting for a journal below {run_dir} ...\n") + (ENDED if ended else ""))
+            draw((text or f"Waiting for a journal below {run_dir} ...\n") + (OVER if ended else ""))
             if ended:
                 return
         if rounds is not None and number >= rounds:

@@ -58,14 +58,14 @@ def heatmap(
         yield f'<image class="{theme}" {at}{hidden} {shape} href="data:image/png;base64,{picture}"/>'
     every = max(1, math.ceil(11 / row))
     blamed = _blamed(records)
-    at = [index for index, layer in enumerate(run.names) if layer in blamed]
+    marked = [index for index, layer in enumerate(run.names) if layer in blamed]
     for index, layer in enumerate(run.names):
         y = top + index * row
         middle = y + min(row, 12) / 2
         if layer in blamed:
             yield text(shorten(layer, 23), LEFT - 24, middle + 4, "layer blamed", "end", font_weight="700")
             yield badge(blamed[layer], LEFT - 13, middle, 6.5)
-        elif index % every == 0 and all(abs(index - other) >= every for other in at):
+        elif index % every == 0 and all(abs(index - other) >= every for other in marked):
             yield text(shorten(layer, 26), LEFT - 8, middle + 4, "layer", "end")
         title = f"<title>{html.escape(wording.clean(layer))}</title>"
         place = f'x="{LEFT}" y="{y:.1f}" width="{PLOT}" height="{row:.1f}"'
