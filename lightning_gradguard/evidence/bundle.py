@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,11 @@ class Bundle:
         fields["passes"] = [_plain(one) for one in self.passes]
         fields["other"] = None if self.other is None else _plain(self.other)
         return {"format": FORMAT, "version": VERSION, **fields}
+
+    @property
+    def seen_here(self) -> bool:
+        """Whether the trouble is known to be this process's: its loss was not finite, or it is named."""
+        return not math.isfinite(self.loss) or any(one.get("rank") == self.rank for one in self.suspects)
 
     @property
     def size(self) -> int:

@@ -145,9 +145,9 @@ class _Replay:
     def _samples(self, batch: Any, at: Pass, *, mix: bool) -> tuple[int, ...]:
         """Return the samples that make a batch fail, the others being replaced by those of another one, or left out."""
         size = samples.count(batch)
-        if size is None or size < 2:
-            return ()
         mixes = mix and samples.can_mix(batch, self._other)
+        if size is None or (size < 2 and not mixes):
+            return ()
         every = list(range(size))
 
         def fails(rows: Sequence[int]) -> bool:
@@ -155,19 +155,21 @@ class _Replay:
             return self._stage.bad(self._stage.attempt(some, at.batch_index, at.states))
 
         if mixes and fails(()):
-            self._notes.append(f"any batch of {size} samples fails, whatever they are: it is the size, and no sample")
+            many = "1 sample fails, whatever it is" if size == 1 else f"{size} samples fails, whatever they are"
+            self._notes.append(f"any batch of {many}: it is the size, and no sample")
             return ()
         found = samples.guilty(every, fails)
-        if len(found) == size:
+        if len(found) == size > 1:
             self._notes.append("no sample fails without the others")
             return ()
         return found
 
     def _told(self, kind: Any, again: Attempt, failing: Pass, **more: Any) -> Answer:
         bundle = self._bundle
-        if kind == "does not reproduce" and bundle.processes > 1:
+        if kind == "does not reproduce" and bundle.processes > 1 and not bundle.seen_here:
             self._notes.append(
-                f"{bundle.processes} processes trained together: it may have been the batch of another rank"
+                f"{bundle.processes} processes trained together, and none of them stood out: it may have been the "
+                "batch of another rank, which its own bundle tells"
             )
         if bundle.weights_step is not None:
             self._notes.append(f"the weights are those of step {bundle.weights_step}")
