@@ -152,7 +152,8 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     except OSError:
         raise
     except Exception as error:
-        raise BundleError(f"{path} is no bundle that can be read: {str(error).splitlines()[0]}") from error
+        # Not in torch's words, which advise to execute what is in it.
+        raise BundleError(f"{path} is no bundle that can be read ({type(error).__name__})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path} is no bundle of GradGuard's")
     if data.get("version") != VERSION:

@@ -1,4 +1,4 @@
-"""Computing a bad step again, and telling data, weights, and what does not reproduce apart."""
+"""Computing a bad step again. One idea: data, weights, and what does not reproduce are told apart."""
 
 from __future__ import annotations
 
@@ -52,8 +52,15 @@ def replay(
         BundleError: The file is no bundle.
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-    here = _Replay(bundle, Stage(build(bundle, module, ckpt), bundle, loss, torch.device(device)), batch, other)
-    return here.answer()
+    stage = Stage(build(bundle, module, ckpt), bundle, loss, _there(device))
+    return _Replay(bundle, stage, batch, other).answer()
+
+
+def _there(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # Each kind of device has an error of its own.
+        raise ReplayError(f"nothing can be computed on {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 class _Replay:
@@ -66,6 +73,7 @@ class _Replay:
                 "the bundle holds no batch: it is kept where Evidence(batch=True) or mode='halt' asks for it"
             )
         self._other = other if other is not None else bundle.other.loaded if bundle.other is not None else None
+        self._then = bundle.other if other is None else None
         self._notes: list[str] = []
         self._stray = stray(stage.module)
 
@@ -80,18 +88,33 @@ class _Replay:
             self._notes.append("computed once more it was fine: it fails now and then")
             return self._told("does not reproduce", repeated, failing)
         other = None if self._other is None else self._stage.attempt(self._other, failing.batch_index, failing.states)
+        drawn = other is not None and self._stage.bad(other) and (own := self._other_as_it_was()) is not None
+        other = own if drawn else other
         passes = other is not None and not self._stage.bad(other)
-        found = self._samples(batch, failing, mix=passes)
+        found = () if drawn else self._samples(batch, failing, mix=passes)
         if other is None and not found:
             self._notes.append("there was no other batch to compare with")
         data = (passes or (other is None and bool(found))) and not self._one_weight_is_it(index)
-        fine = self._walked(self._other, failing) if passes and data else []
+        fine = self._walked(self._other, self._then if drawn and self._then else failing) if passes and data else []
         walked = self._walked(batch, failing)
         where = origin(walked, fine)
         self._of_input(walked)
         at = walked.index(where) if where is not None else 0
         more = {"operation": where, "before": tuple(walked[max(at - AROUND, 0) : at]), "other": other}
         return self._told("data" if data else "weights", again, failing, samples=found if data else (), **more)
+
+    def _other_as_it_was(self) -> Attempt | None:
+        """Return what comes of the other batch with its own number and random states, if it passes with these."""
+        if self._then is None or self._then.states is None:
+            return None
+        own = self._stage.attempt(self._other, self._then.batch_index, self._then.states)
+        if self._stage.bad(own):
+            return None
+        self._notes.append(
+            "with its own random numbers the other batch passes, and with those of this step it fails too: "
+            "what was drawn (or the number of the batch) is at fault, and no sample"
+        )
+        return own
 
     def _one_weight_is_it(self, index: int) -> bool:
         """Return whether the batch passes once the weight that stands out is set to 0.

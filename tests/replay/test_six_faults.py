@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -141,3 +142,22 @@ def test_another_rank_is_spoken_of_only_where_none_is_known(known: str, tmp_path
     answer = replay(bundle, faults.Classifier)
     assert answer.kind == "does not reproduce"
     assert any("another rank" in note for note in answer.notes) == (known == "nothing")
+
+
+class Drawn(faults.Classifier):
+    """Divides by a number that is drawn, and is 0 now and then."""
+
+    def training_step(self, batch: faults.Batch, batch_idx: int) -> Tensor:
+        share = torch.rand(()) * (np.random.rand() > 0.05)
+        return super().training_step(batch, batch_idx) / share.sqrt()
+
+
+def test_random_numbers_that_fail_whatever_the_batch_are_not_taken_for_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0), np.random.seed(0)
+    guard = GradGuard(mode="halt", journal=False)
+    with pytest.raises(TrainingDiverged):
+        trainer(tmp_path, callbacks=[guard]).fit(Drawn(), loader(faults.batches()))
+    answer = replay(guard.incidents[0].bundle, Drawn)
+    assert (answer.kind, answer.samples) == ("data", ()), str(answer)
+    assert answer.operation is not None and answer.operation.name == "aten.div.Tensor"
+    assert any("what was drawn" in note for note in answer.notes)
