@@ -134,7 +134,11 @@ def test_evidence_is_kept_while_the_guard_acts_and_costs_the_run_nothing_where_i
     bundle = read_bundle(path)
     assert bundle.passes[0].batch is None and bundle.step == 30 and bundle.weights
     answer = replay(path, Classifier, batch=made[30], other=made[29])
-    assert answer.kind == "data" and answer.samples == (2,)
+    assert answer.kind == "data" and answer.samples == (2,) and not any("weights are" in note for note in answer.notes)
+    bundle.weights = {}
+    fit.save_checkpoint(tmp_path / "later.ckpt")
+    answer = replay(bundle, Classifier, batch=made[30], other=made[29], ckpt=tmp_path / "later.ckpt")
+    assert f"the weights are those of {tmp_path / 'later.ckpt'}, and not of the step" in answer.notes
 
 
 @pytest.mark.parametrize("mode", ["guard", "watch"])
