@@ -85,10 +85,18 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
     target = html or (run_dir if run_dir.is_dir() else run_dir.parent) / PAGE_NAME
     if page and not _write(target, stories):
         return NOTHING
+    if any(story.contents.incidents for story in stories):
+        _name_checkpoint(run_dir if run_dir.is_dir() else run_dir.parent)
     if all(story.contents.empty for story in stories):
         return NOTHING
     damaged = closed or any(story.contents.unreadable or story.contents.empty for story in stories)
     return INCOMPLETE if damaged else COMPLETE
+
+
+def _name_checkpoint(directory: Path) -> None:
+    """Print which of the checkpoints below a directory is the newest that is to be trusted, if there is one."""
+    if trusted := [one for one in checkpoints(directory) if one.healthy and one.step is not None]:
+        _print(f"checkpoint: {trusted[-1].path}, of step {trusted[-1].step:,}, is the newest that is healthy\n")
 
 
 def list_of_checkpoints(directory: Path) -> int:

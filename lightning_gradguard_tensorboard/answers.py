@@ -18,6 +18,7 @@ from .telling import (
     improved,
     is_layer,
     level,
+    named,
     number,
     only_that_step,
     outcomes,
@@ -67,6 +68,8 @@ def _when(records: Sequence[Mapping[str, Any]]) -> Words:
 def _where(record: Mapping[str, Any]) -> Words:
     culprit, found, number = culprit_of(record), cause(record), record.get("batch")
     batch = f"batch {number:,}" if isinstance(number, int) else "the batch"
+    if culprit == "machine":
+        return [{"text": named(dicts(record.get("blame"))[0])}]
     if culprit == "batch":
         more = " and those after it" if isinstance(alarms := record.get("alarms"), int) and alarms > 1 else ""
         known = not found or found.startswith("the data of that step")

@@ -29,6 +29,8 @@ class Cause(str, Enum):
     """A function inside the network that turns finite numbers into inf or NaN."""
     LOSS = "loss"
     """The loss function, or code between the model's output and it."""
+    MACHINE = "machine"
+    """The machine of a process: computed again on the spot the step was another."""
     REGIME = "new regime"
     """Data, loss or task have changed for good."""
     UNKNOWN = "unknown"

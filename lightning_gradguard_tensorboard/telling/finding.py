@@ -23,13 +23,13 @@ _QUANTITIES = {
 }
 """What a detector measures; one that measures several things, or another package's, says it in its reason."""
 _FEW_SAMPLES = 8
-_NO_LAYER = ("batch", "loss function")
+_NO_LAYER = ("batch", "loss function", "machine")
 """Suspects that are no layer."""
 _SAID_BY_THE_EVIDENCE = re.compile(r"^(?:norm|loss) (?:[\d.,]+(?:e[+-]?\d+)?) ?(?:is |, )")
 
 
 def is_layer(name: str) -> bool:
-    """Tell whether a suspect is a layer; the batch and the loss function are none."""
+    """Tell whether a suspect is a layer; the batch, the loss function and a machine are none."""
     return name not in _NO_LAYER
 
 
@@ -38,7 +38,9 @@ def named(blame: Record) -> str:
     layer = str(blame.get("layer", "?"))
     if layer == "batch":
         return _the_batch(blame)
-    return clean(layer) or "the root module" if is_layer(layer) else f"the {layer}"
+    if is_layer(layer):
+        return clean(layer) or "the root module"
+    return f"the {layer}{_of_rank(blame)}"
 
 
 def suspect(record: Record) -> str:
@@ -55,10 +57,14 @@ def suspect(record: Record) -> str:
     return f"{name} ({evidence})" if evidence else name
 
 
+def _of_rank(blame: Record) -> str:
+    rank = blame.get("rank")
+    return f" of rank {rank}" if isinstance(rank, int) else ""
+
+
 def _the_batch(blame: Record) -> str:
     """Return ``the batch of rank 1, sample 5``."""
-    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
-    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    samples, of = [i for i in blame.get("samples") or () if isinstance(i, int)], _of_rank(blame)
     listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
     return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
 

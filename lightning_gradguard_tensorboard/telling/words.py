@@ -27,6 +27,7 @@ _CAUSES = {
     "optimizer": "the optimizer's state or its numbers",
     "activation": "a function inside the network that turns finite numbers into inf or NaN",
     "loss": "the loss function, or what lies between the model's output and it",
+    "machine": "a machine that computed the step wrongly",
     "new regime": "data, loss or task have changed for good",
     "unknown": "could not be told",
 }
