@@ -1,9 +1,9 @@
 """The random states of torch, numpy and Python. One idea: they are read without advancing any, and put back.
 
-They are read before every forward pass, of a loop that has emptied the processor's caches, where the getters would take
-most of a hundred microseconds. All three keep a Mersenne Twister, and its memory is looked at through views that are
-made once: each further function or library that is entered costs microseconds there. That the memory is laid out as it
-is known to be is checked once, and else the getters are used.
+They are read before every forward pass, of a loop that has emptied the processor's caches, where the getters of numpy
+and Python would take most of a hundred microseconds. Both keep a Mersenne Twister, and its memory is looked at through
+views that are made once: each further function or library that is entered costs microseconds there. That the memory is
+laid out as it is known to be is checked once, and else the getters are used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradguard.evidence.torch_twister import state_of, view_of
-
 TWISTER_WORDS = 624
 """Words of a Mersenne Twister; numpy keeps them in one piece, and a count of those that are used up behind."""
 _RAW = 4 * TWISTER_WORDS + 4
@@ -37,7 +35,7 @@ class RandomStates(NamedTuple):
     """The random states at one moment, in one flat tuple: to make more objects costs microseconds.
 
     Args:
-        torch: That of torch on the host: its memory, or what ``get_state`` says.
+        torch: That of torch on the host.
         numpy: That of ``numpy.random``: its memory, or what ``get_state`` says.
         ahead: The memory of a normal number that numpy has drawn ahead; empty where ``get_state`` has said it.
         python: That of ``random``: its memory, or what ``getstate`` says.
@@ -45,7 +43,7 @@ class RandomStates(NamedTuple):
         devices: Those of accelerators, by device name.
     """
 
-    torch: bytes | Tensor
+    torch: Tensor
     numpy: bytes | dict[str, Any]
     ahead: bytes
     python: bytes | tuple[Any, ...]
@@ -60,17 +58,17 @@ def read(devices: Sequence[torch.device] = ()) -> RandomStates:
         devices: Accelerators whose states are read too; a CUDA device's lies on the host, so nothing is waited for.
     """
     there = tuple((str(one), _generator(one).get_state()) for one in devices if one.type == "cuda") if devices else ()
-    memory = _WHERE
-    if not memory.known or _NUMPY._bit_generator is not memory.generator:
-        return RandomStates(memory.torch_anew(), *memory.numpy_anew(), *memory.python_anew(), there)
+    memory, torch_state = _WHERE, torch.default_generator.get_state()
+    if memory.python is None or _NUMPY._bit_generator is not memory.generator:
+        return RandomStates(torch_state, *memory.numpy_anew(), *memory.python_anew(), there)
     # Not by RandomStates(...), which is a function of its own.
-    found = memory.torch.raw, memory.words.raw, memory.ahead.raw, memory.python.raw, _PYTHON.gauss_next, there
+    found = torch_state, memory.words.raw, memory.ahead.raw, memory.python.raw, _PYTHON.gauss_next, there
     return tuple.__new__(RandomStates, found)
 
 
 def put_back(states: RandomStates) -> None:
     """Set all random states to what they were; that of an accelerator which this machine lacks is left out."""
-    torch.default_generator.set_state(_torch_state(states.torch))
+    torch.default_generator.set_state(states.torch)
     np.random.set_state(_numpy_state(states.numpy, states.ahead))
     random.setstate(_python_state(states.python, states.gauss))
     for name, state in states.devices:
@@ -98,7 +96,7 @@ def plain(states: RandomStates) -> dict[str, Any]:
     if numpy["bit_generator"] != "MT19937":
         raise TypeError(f"numpy.random draws from a {numpy['bit_generator']}, whose state is not known here")
     return {
-        "torch": _torch_state(states.torch),
+        "torch": states.torch,
         "numpy": {
             "key": torch.from_numpy(np.asarray(numpy["state"]["key"], dtype=np.int64)),
             "pos": int(numpy["state"]["pos"]),
@@ -131,11 +129,9 @@ def _generator(device: torch.device) -> torch.Generator:
 
 
 class _Memory:
-    """Where torch, numpy and Python keep the states of their twisters.
+    """Where numpy and Python keep the states of their twisters.
 
     Attributes:
-        known: Whether those of torch and Python are known.
-        torch: That of torch; None where it is not known.
         generator: The generator of ``numpy.random`` whose memory is known; None where none is.
         words: Its words, and how many are used up.
         ahead: The normal number drawn ahead.
@@ -144,20 +140,12 @@ class _Memory:
 
     def __init__(self) -> None:
         # A generator that is kept here keeps its memory too, so that no other can lie where it lay.
-        self.known = False
-        self.torch: Any = None
         self.generator: Any = None
         self.words: Any = None
         self.ahead: Any = None
         self.python: Any = None
         self._looked = False
         self._ahead_at: int | None = None
-
-    def torch_anew(self) -> bytes | Tensor:
-        """Return torch's state."""
-        self._look_once()
-        found: Tensor = torch.default_generator.get_state() if self.torch is None else self.torch.raw
-        return found
 
     def numpy_anew(self) -> tuple[bytes | dict[str, Any], bytes]:
         """Return numpy's state where its generator is another one than before."""
@@ -188,8 +176,6 @@ class _Memory:
             seen = _view(id(_PYTHON) + object.__basicsize__, _RAW)
             if _python_state(seen.raw, _PYTHON.gauss_next) == random.getstate():
                 self.python = seen
-        self.torch = view_of(torch.default_generator)
-        self.known = self.torch is not None and self.python is not None
 
 
 def _view(address: int, size: int) -> Any:
@@ -210,10 +196,6 @@ def _where_drawn_ahead() -> int | None:
 
 
 _WHERE = _Memory()
-
-
-def _torch_state(found: bytes | Tensor) -> Tensor:
-    return state_of(found) if isinstance(found, bytes) else found
 
 
 def _python_state(found: bytes | tuple[Any, ...], gauss: float | None) -> tuple[Any, ...]:

@@ -82,21 +82,18 @@ def test_a_twister_that_the_user_puts_in_place_is_found_and_so_is_the_old_one() 
     assert draw() == first
 
 
-@pytest.mark.parametrize("missing", ["torch", "numpy", "python"])
+@pytest.mark.parametrize("missing", ["numpy", "python"])
 def test_where_memory_is_laid_out_in_another_way_the_getters_are_asked(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = randomness._Memory()
     memory._looked = missing == "python"
-    if missing == "torch":
-        monkeypatch.setattr(randomness, "view_of", lambda generator: None)
     monkeypatch.setattr(randomness, "_WHERE", memory)
     monkeypatch.setattr(randomness, "_where_drawn_ahead", lambda: None)
     np.random.standard_normal()
     states = read()
     first = draw()
-    assert isinstance(states.numpy, dict) and (missing != "python") == isinstance(states.python, bytes)
-    assert (missing == "numpy") == isinstance(states.torch, bytes)
+    assert isinstance(states.numpy, dict) and (missing == "numpy") == isinstance(states.python, bytes)
     draw()
     put_back(from_plain(through_a_file(plain(states))))
     assert draw() == first
