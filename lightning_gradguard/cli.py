@@ -45,11 +45,12 @@ def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int 
     """Print the story of the runs below ``run_dir`` whenever a journal grows; return the exit status."""
     # A pipe gets one text below the other; a terminal keeps one place.
     terminal = sys.stdout.isatty()
-    begin = "\x1b[H\x1b[2J" if terminal else ""
+    if terminal:
+        _print("\x1b[2J")
     try:
         follow(
             run_dir,
-            lambda text: _print(begin + text),
+            lambda text: _print(_in_place(text, shutil.get_terminal_size().lines) if terminal else text),
             every=every,
             color=color,
             rounds=rounds,
@@ -58,6 +59,15 @@ def watch(run_dir: Path, *, every: float = 2.0, color: bool = True, rounds: int 
     except KeyboardInterrupt:
         _print("\n")
     return COMPLETE
+
+
+def _in_place(text: str, rows: int) -> str:
+    """Return what writes a text over the one before, without an empty screen between them, which would flicker.
+
+    Of a text that is too long for the terminal the end is shown: the newest run is there.
+    """
+    lines = text.splitlines()[1 - rows :] if rows > 1 else []
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
 def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color: bool = True) -> int:
@@ -75,10 +85,18 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
     target = html or (run_dir if run_dir.is_dir() else run_dir.parent) / PAGE_NAME
     if page and not _write(target, stories):
         return NOTHING
+    if any(story.contents.incidents for story in stories):
+        _name_checkpoint(run_dir if run_dir.is_dir() else run_dir.parent)
     if all(story.contents.empty for story in stories):
         return NOTHING
     damaged = closed or any(story.contents.unreadable or story.contents.empty for story in stories)
     return INCOMPLETE if damaged else COMPLETE
+
+
+def _name_checkpoint(directory: Path) -> None:
+    """Print which of the checkpoints below a directory is the newest that is to be trusted, if there is one."""
+    if trusted := [one for one in checkpoints(directory) if one.healthy and one.step is not None]:
+        _print(f"checkpoint: {trusted[-1].path}, of step {trusted[-1].step:,}, is the newest that is healthy\n")
 
 
 def list_of_checkpoints(directory: Path) -> int:

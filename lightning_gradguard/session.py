@@ -175,7 +175,7 @@ class Session:
     def close(self) -> None:
         """Put everything back, and close the sinks; the guard can be attached again afterwards."""
         try:
-            self._catch_up()
+            self.flush()
         finally:
             self._run.investigation.rest()
             self._passes.drop()

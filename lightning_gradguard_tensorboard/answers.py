@@ -15,10 +15,10 @@ from .telling import (
     cause,
     count,
     dicts,
-    enough,
     improved,
     is_layer,
     level,
+    named,
     number,
     only_that_step,
     outcomes,
@@ -68,6 +68,8 @@ def _when(records: Sequence[Mapping[str, Any]]) -> Words:
 def _where(record: Mapping[str, Any]) -> Words:
     culprit, found, number = culprit_of(record), cause(record), record.get("batch")
     batch = f"batch {number:,}" if isinstance(number, int) else "the batch"
+    if culprit == "machine":
+        return [{"text": named(dicts(record.get("blame"))[0])}]
     if culprit == "batch":
         more = " and those after it" if isinstance(alarms := record.get("alarms"), int) and alarms > 1 else ""
         known = not found or found.startswith("the data of that step")
@@ -79,7 +81,7 @@ def _where(record: Mapping[str, Any]) -> Words:
         return [name_of(culprit), {"text": f": {found}" if said else ""}]
     if found in ("", "could not be told", "not known yet"):
         if only := only_that_step(record):
-            return [{"text": f"{only}; nobody is blamed, since {enough(record)}"}]
+            return [{"text": only}]
         return [{"text": f"{f'the step of {batch}; ' if isinstance(number, int) else ''}no layer is blamed"}]
     return [{"text": found}]
 

@@ -52,6 +52,14 @@ def special(name: Literal["nonfinite", "silent", "ground"], theme: Theme = "ligh
     return _rgb(sheet(theme)[name])
 
 
+def legend(theme: Theme = "light") -> list[tuple[str, tuple[int, int, int]]]:
+    """Return what the colours of the heatmap mean, in words, each with its red, green and blue."""
+    steps = (("0.01 x", 0.01), ("0.1 x", 0.1), ("usual", 1.0), ("10 x", 10.0), ("100 x", 100.0))
+    table = ratios(np.log2([ratio for _, ratio in steps]), theme).tolist()
+    told = [(words, (r, g, b)) for (words, _), (r, g, b) in zip(steps, table, strict=True)]
+    return [*told, ("NaN or inf", special("nonfinite", theme)), ("no gradient", special("silent", theme))]
+
+
 def ratios(log2: npt.NDArray[np.floating], theme: Theme = "light") -> npt.NDArray[np.uint8]:
     """Return red, green and blue for log2 of ratios to what is usual, of any shape; NaN is no gradient."""
     known = np.nan_to_num(log2, nan=0.0, posinf=99.0, neginf=-99.0)

@@ -20,6 +20,10 @@ DEEPEST_EVENT = 40
 """Levels of an event's JSON; the guard's have nine."""
 
 
+_Key = tuple[int, int, int]
+"""By what an incident is known: its optimizer, its number and its step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One incident event as it was read."""
@@ -61,9 +65,10 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
         events: In the order of their ticks.
         axes: The axis of each optimizer.
     """
-    merged: dict[tuple[int, int], dict[str, Any]] = {}
-    acted: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
-    heard: dict[tuple[int, int, int], float] = {}
+    # A run that is resumed from before an incident gives its number again, to another one.
+    merged: dict[_Key, dict[str, Any]] = {}
+    acted: dict[_Key, dict[int, dict[str, Any]]] = {}
+    heard: dict[tuple[_Key, int], float] = {}
     for event in events:
         record = event.payload.get("incident")
         if not isinstance(record, dict):
@@ -73,16 +78,15 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
         if own < 1:
             continue
         step = _integer(record.get("step"), _integer(event.payload.get("step"), 0))
-        known, axis = merged.get((optimizer, own)), axes.get(optimizer)
+        key = optimizer, own, step
+        known, axis = merged.get(key), axes.get(optimizer)
 
-        def place(
-            at: Any, axis: Axis | None = axis, key: tuple[int, int] = (optimizer, own), now: float = event.wall_time
-        ) -> float:
+        def place(at: Any, axis: Axis | None = axis, key: _Key = key, now: float = event.wall_time) -> float:
             found = _integer(at, 0)
-            return heard.setdefault((*key, found), axis.place(found, now) if axis else float(found))
+            return heard.setdefault((key, found), axis.place(found, now) if axis else float(found))
 
         # An incident keeps its first and its last actions; what lay between was told by the events before.
-        mine = acted.setdefault((optimizer, own), {})
+        mine = acted.setdefault(key, {})
         mine.update({one["step"]: one for one in dicts(record.get("actions")) if isinstance(one.get("step"), int)})
         if mine and len(mine) > len(dicts(record.get("actions"))):
             record = {**record, "actions": [mine[step] for step in sorted(mine)]}
@@ -95,7 +99,7 @@ def incidents(events: Iterable[Event], axes: Mapping[int, Axis]) -> list[dict[st
             }
         if (open_trial := pending(record)) is not None:
             told["pending"] = {"treatment": on_trial(record), "from": place(open_trial.get("step"))}
-        merged[optimizer, own] = {
+        merged[key] = {
             **record,
             "optimizer": optimizer,
             "number": own,

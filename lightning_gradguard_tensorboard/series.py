@@ -33,8 +33,13 @@ class Timeline:
     def done(self, name: str) -> Floats:
         """Return how often in each window something counted (one of :data:`COUNTS`) was done; NaN in an old log."""
         since = self.table[:, COLUMNS.index(name)]
-        steps = np.diff(since, prepend=0.0)
-        # Where the count falls, a run was begun anew in the same folder.
+        before = np.append(0.0, since[:-1])
+        for c in np.flatnonzero(np.diff(self.axis.offsets)) + 1:
+            # A resumed run goes on with the count of the step that it was resumed from.
+            kept = np.flatnonzero(self.table[:c, 0] < self.table[c, 1])
+            before[c] = since[kept[-1]] if len(kept) else 0.0
+        steps = since - before
+        # Where the count falls all the same, a run was begun anew in the same folder.
         return np.where(steps < 0, since, steps)
 
     def total(self, name: str) -> int:

@@ -184,8 +184,9 @@ def amend(said: dict[str, Any], unusual: Sequence[Mapping[str, Any]]) -> dict[st
     since = f"{count(len(unusual), 'layer')} unusual since step {min(int(one['step']) for one in unusual):,}"
     told: Words = [{"text": f" {since}: " if said["answers"] or said["level"] != "good" else ""}]
     for index, one in enumerate(unusual[:3]):
-        times = f"{short(one['factor'])} x" if one["factor"] >= 1.0 else f"1/{short(1.0 / one['factor'])} of"
-        told += [{"text": ", " if index else ""}, {"layer": str(one["layer"])}, {"text": f" has {times} its gradient"}]
+        times, size = (one["factor"], "larger") if one["factor"] >= 1.0 else (1.0 / one["factor"], "smaller")
+        told += [{"text": ", " if index else ""}, {"layer": str(one["layer"])}]
+        told.append({"text": f" has a gradient {short(times)} times {size} than before"})
     told.append({"text": f" and {len(unusual) - 3:,} more." if unusual[3:] else "."})
     if said["level"] != "good":
         return {**said, "words": [*said["words"], *told]}

@@ -31,6 +31,8 @@ class Cause(str, Enum):
     """The loss function, or code between the model's output and it."""
     STALE = "stale gradients"
     """The training loop: gradients that were stepped by are not cleared, and the next ones are added to them."""
+    MACHINE = "machine"
+    """The machine of a process: computed again on the spot the step was another."""
     REGIME = "new regime"
     """Data, loss or task have changed for good."""
     UNKNOWN = "unknown"

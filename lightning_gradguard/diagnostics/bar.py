@@ -20,7 +20,7 @@ class BarWord(Sink):
     def __init__(self) -> None:
         self.word = "ok"
         self._done: dict[int, tuple[int, int]] = {}
-        self._open: set[int] = set()
+        self._open: dict[int, int] = {}
         self._bar: Any = None
 
     def beside(self, bar: Any) -> BarWord:
@@ -38,11 +38,13 @@ class BarWord(Sink):
 
     def incident(self, incident: Incident, event: Event) -> None:
         """Tell of trouble as long as it lasts."""
-        (self._open.discard if incident.closed is not None else self._open.add)(incident.number)
-        skipped = sum(any(o.skips for o in action.outcomes) for action in incident.actions)
-        before = self._done.get(incident.optimizer, (0, 0))
+        skipped, clipped = self._done.get(incident.optimizer, (0, 0))
+        before = self._open.setdefault(incident.number, skipped)
+        held = sum(any(o.skips for o in action.outcomes) for action in incident.actions)
         # The window under way has not been told of yet.
-        self._done[incident.optimizer] = max(before[0], skipped), before[1]
+        self._done[incident.optimizer] = max(skipped, before + held), clipped
+        if incident.closed is not None:
+            del self._open[incident.number]
         self._say()
 
     def _say(self) -> None:

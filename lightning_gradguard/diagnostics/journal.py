@@ -69,6 +69,7 @@ class Journal(Sink):
         self._file: TextIO | None = None
         self._layers: dict[int, tuple[str, ...]] = {}
         self._widening: dict[int, Widening] = {}
+        self._unwritten: dict[int, Incident] = {}
 
     def window(self, window: Window) -> None:
         """Take in one window; write a line for every few."""
@@ -82,8 +83,11 @@ class Journal(Sink):
         self._wake()
         if event == "opened":
             self._write_windows(self._widening_of(incident.optimizer).trouble())
+        self._unwritten.pop(incident.number, None)
         if is_milestone(incident, event):
-            self._write({"event": event, "incident": to_json(incident), "time": time.time()})
+            self._write({"event": event, "incident": to_json(incident)})
+        else:
+            self._unwritten[incident.number] = incident
 
     def notice(self, step: int, message: str) -> None:
         """Write one sentence that asks for no remedy."""
@@ -111,8 +115,11 @@ class Journal(Sink):
         try:
             for widening in self._widening.values():
                 self._write_windows(widening.flush())
+            for incident in self._unwritten.values():
+                self._write({"event": "acted", "incident": to_json(incident)})
+            self._unwritten.clear()
             if self._file is not None:
-                self._write({"event": "ended", "time": time.time()})
+                self._write({"event": "ended"})
         finally:
             file, self._file, self._layers = self._file, None, {}
             if file is not None:
@@ -142,7 +149,8 @@ class Journal(Sink):
         elif not self.path.exists():
             # The system would take every further line without an error, and drop them with the file.
             raise FileNotFoundError(errno.ENOENT, "the journal was removed in mid-run", str(self.path))
-        self._file.write(dumps({**entry, "run": self.run}) + "\n")
+        # Each line tells when the run was last heard of.
+        self._file.write(dumps({"time": round(time.time(), 3), **entry, "run": self.run}) + "\n")
         self._file.flush()
 
     def _open(self) -> TextIO:

@@ -11,9 +11,10 @@ import zlib
 import numpy as np
 
 from lightning_gradguard.diagnostics import wording
-from lightning_gradguard.diagnostics.heatmap import NONFINITE, Pixels, colours, palette
+from lightning_gradguard.diagnostics.heatmap import Pixels, colours
 from lightning_gradguard.diagnostics.timeline import Timeline
 from lightning_gradguard.records import FloatArray
+from lightning_gradguard_tensorboard.colours import legend
 
 try:
     from PIL import Image, ImageDraw, ImageFont
@@ -29,11 +30,11 @@ _INK = (40, 40, 40)
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Return an image of shape ``(height, width, 3 or 4)`` as PNG."""
+    """Return an image of shape ``(height, width, 3)`` as PNG."""
     height, width, channels = pixels.shape
     rows = np.zeros((height, 1 + width * channels), dtype=np.uint8)
     rows[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
@@ -57,12 +58,12 @@ def draw(timeline: Timeline) -> Pixels:
     Layers in forward order, time to the right.
     """
     labels, peaks, nonfinite = fold(timeline.layers, *timeline.grid())
-    cells = _on_white(colours(peaks, nonfinite))
+    cells = colours(peaks, nonfinite)
     width = max(2, min(24, 960 // max(cells.shape[1], 1)))
     left = 20 + 6 * min(LABEL, max(map(len, labels), default=0))
     body = cells.repeat(ROW, axis=0).repeat(width, axis=1)
     body[ROW - 1 :: ROW] = np.minimum(body[ROW - 1 :: ROW], 235)
-    canvas = np.full((TOP + body.shape[0] + BOTTOM, left + max(body.shape[1], 460) + 16, 3), 255, dtype=np.uint8)
+    canvas = np.full((TOP + body.shape[0] + BOTTOM, left + max(body.shape[1], 540) + 16, 3), 255, dtype=np.uint8)
     canvas[TOP : TOP + body.shape[0], left : left + body.shape[1]] = body
     return canvas if Image is None else _label(canvas, labels, timeline, left, width)
 
@@ -95,18 +96,8 @@ def _label(canvas: Pixels, labels: list[str], timeline: Timeline, origin: int, w
 
 def _legend(pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, origin: int) -> None:
     pen.text((origin, 4), "gradient norm of each layer, against its own running median", fill=_INK, font=font)
-    entries = (("1/100", -2.0), ("1/10", -1.0), ("1 x", 0.0), ("10 x", 1.0), ("100 x", 2.0), ("10,000 x", 4.0))
-    swatches = [(text, _on_white(palette(np.array([[ratio]])))[0, 0]) for text, ratio in entries]
-    swatches.append(("NaN or inf", np.array(NONFINITE[:3], dtype=np.uint8)))
     left = float(origin)
-    for text, colour in swatches:
-        fill = (int(colour[0]), int(colour[1]), int(colour[2]))
-        pen.rectangle([left, 22, left + 10, 32], fill=fill, outline=(170, 170, 170))
+    for text, colour in legend():
+        pen.rectangle([left, 22, left + 10, 32], fill=colour, outline=(170, 170, 170))
         pen.text((left + 14, 21), text, fill=_INK, font=font)
         left += 26 + pen.textlength(text, font=font)
-
-
-def _on_white(pixels: Pixels) -> Pixels:
-    alpha = pixels[..., 3:] / 255.0
-    mixed: Pixels = (pixels[..., :3] * alpha + 255.0 * (1.0 - alpha)).round().astype(np.uint8)
-    return mixed

@@ -49,6 +49,12 @@ class Recorder:
         self.log_every = log_every
         self.incidents: list[Incident] = []
         self._warned: set[str] = set()
+        self._untold: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """How many incidents the run has had, of which the newest are kept."""
+        return self.incidents[-1].number if self.incidents else 0
 
     def record(
         self,
@@ -79,8 +85,7 @@ class Recorder:
         event: Event = "acted"
         if incident is None:
             event = "opened"
-            number = self.incidents[-1].number + 1 if self.incidents else 1
-            incident = Incident(number, optimizer, action.step, form, batch=batch_index, witnessed=witnessed)
+            incident = Incident(self.count + 1, optimizer, action.step, form, batch=batch_index, witnessed=witnessed)
             self.incidents = [*self.incidents[-KEPT_INCIDENTS + 1 :], incident]
         changed = not incident.actions or incident.actions[-1].decision.remedies != action.decision.remedies
         incident = dataclasses.replace(
@@ -92,9 +97,14 @@ class Recorder:
             bundle=bundle or incident.bundle,
         )
         self.replace(incident)
+        self._untold.add(incident.number)
         if event == "opened" or changed or incident.alarms.bit_count() == 1:
-            self.tell("incident", incident, event)
+            self._tell_of(incident, event)
         return incident
+
+    def _tell_of(self, incident: Incident, event: Event) -> None:
+        self._untold.discard(incident.number)
+        self.tell("incident", incident, event)
 
     def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
         """Close an incident.
@@ -106,7 +116,7 @@ class Recorder:
         helped = True if better else False if outcomes == {"taken back"} else None
         closed = dataclasses.replace(incident, closed=step, helped=helped, trials=tuple(trials))
         self.replace(closed)
-        self.tell("incident", closed, "closed")
+        self._tell_of(closed, "closed")
 
     def replace(self, incident: Incident) -> None:
         """Put a newer version of an incident in place of the old."""
@@ -180,7 +190,10 @@ class Recorder:
             warnings.warn(f"GradGuard: {message}", RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Close the sinks and let go of them."""
+        """Close the sinks and let go of them, once they know how many alarms an open incident has come to."""
+        for incident in self.incidents:
+            if incident.number in self._untold and incident.closed is None:
+                self._tell_of(incident, "acted")
         for sink in self.sinks:
             try:
                 sink.close()

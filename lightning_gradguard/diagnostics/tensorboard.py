@@ -77,6 +77,7 @@ class TensorBoardSink(Sink):
         self._points: dict[int, Widening] = {}
         self._tab = TabEvents(self._add, self._index)
         self._closed_incidents: deque[Incident] = deque(maxlen=HISTORY)
+        self._unwritten: dict[int, Incident] = {}
         self._rest_until = 0.0
 
     def window(self, window: Window) -> None:
@@ -108,8 +109,11 @@ class TensorBoardSink(Sink):
         if event == "opened" and incident.optimizer in self._points:
             self._write_points(self._points[incident.optimizer].trouble())
             self._tab.trouble(incident.optimizer)
+        self._unwritten.pop(incident.number, None)
         if is_milestone(incident, event):
             self._tab.entry(event, incident.step if event == "opened" else _last_step(incident), incident=incident)
+        else:
+            self._unwritten[incident.number] = incident
         if event == "acted":
             return
         text = incident_markdown(incident, reversed(self._closed_incidents))
@@ -135,6 +139,9 @@ class TensorBoardSink(Sink):
             for points in self._points.values():
                 self._write_points(points.flush())
             self._tab.flush()
+            for incident in self._unwritten.values():
+                self._tab.entry("acted", _last_step(incident), incident=incident)
+            self._unwritten.clear()
             self._tab.ended()
             for optimizer in self._timelines:
                 self.draw_heatmap(optimizer)

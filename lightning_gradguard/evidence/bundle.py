@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,11 @@ class Bundle:
         return {"format": FORMAT, "version": VERSION, **fields}
 
     @property
+    def seen_here(self) -> bool:
+        """Whether the trouble is known to be this process's: its loss was not finite, or it is named."""
+        return not math.isfinite(self.loss) or any(one.get("rank") == self.rank for one in self.suspects)
+
+    @property
     def size(self) -> int:
         """Bytes of its tensors."""
         return size_of(self.plain())
@@ -146,7 +152,8 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     except OSError:
         raise
     except Exception as error:
-        raise BundleError(f"{path} is no bundle that can be read: {str(error).splitlines()[0]}") from error
+        # Not in torch's words, which advise to execute what is in it.
+        raise BundleError(f"{path} is no bundle that can be read ({type(error).__name__})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{path} is no bundle of GradGuard's")
     if data.get("version") != VERSION:

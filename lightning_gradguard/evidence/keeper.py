@@ -13,11 +13,12 @@ from torch import nn
 from lightning_gradguard import checks
 from lightning_gradguard.evidence.bundle import Bundle, bundle_name
 from lightning_gradguard.evidence.collecting import Facts, Place, collect
+from lightning_gradguard.evidence.fitting import write_fitting
 from lightning_gradguard.evidence.hand import Hand
 from lightning_gradguard.evidence.recompute import Compute, recomputed
 from lightning_gradguard.evidence.settings import Evidence
 from lightning_gradguard.evidence.versions import commit_of, source_directory, versions
-from lightning_gradguard.evidence.writer import Writer, write_whole
+from lightning_gradguard.evidence.writer import Writer
 
 DIRECTORY = "gradguard_evidence"
 
@@ -90,7 +91,8 @@ class Keeper:
             self._failed(error)
             return None
         self._begun.append(path)
-        self._writer.start(partial(_write, path, made, source_directory(type(module))))
+        write = partial(write_fitting, path, made, most=settings.max_bytes, checkpoint=place.checkpoint)
+        self._writer.start(partial(_write, made, source_directory(type(module)), write))
         return path
 
     @property
@@ -139,9 +141,9 @@ class Keeper:
         self._warn(f"no bundle of evidence was written: {error!r}")
 
 
-def _write(path: Path, bundle: Bundle, source: Path | None) -> None:
+def _write(bundle: Bundle, source: Path | None, write: Callable[[], None]) -> None:
     bundle.versions, bundle.commit = versions(), commit_of(source)
-    write_whole(path, bundle.plain())
+    write()
 
 
 def keeper_of(evidence: Evidence | None, mode: str, warn: Callable[[str], None]) -> Keeper | None:

@@ -22,8 +22,8 @@ class Evidence:
     Args:
         directory: Where bundles go; by default ``gradguard_evidence`` in the directory of the run.
         bundles: Most bundles that one process writes in a run.
-        max_bytes: Most bytes of a bundle; what does not fit is left out, the optimizer's state first, then the other
-            batch, the weights, and the batch.
+        max_bytes: Most bytes of a bundle's file; what does not fit is left out, the optimizer's state first, then the
+            other batch, the weights, the batch, and the random states. Where even that is too much none is written.
         batch: Whether the batch is kept; None for only under ``mode="halt"``.
         weights: Whether weights and buffers from before the step are kept; otherwise the newest checkpoint is named.
         optimizer_state: Whether the optimizer's state is kept too.
@@ -51,6 +51,8 @@ class Evidence:
         optimizer_state: bool = False,
         recompute: bool | Callable[[nn.Module, Any], Tensor] = False,
     ) -> None:
+        if not isinstance(directory, (str, os.PathLike, type(None))):
+            raise ValueError(f"directory must be a path, got {directory!r}")
         self.directory = None if directory is None else Path(directory)
         self.bundles = checks.whole("bundles", bundles)
         self.max_bytes = checks.whole("max_bytes", max_bytes, least=1)

@@ -15,12 +15,17 @@ import torch
 PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700
 
 
-def write_whole(path: Path, content: Any) -> None:
+class TooLargeError(OSError):
+    """A file would be larger than it may be; the message says by how much."""
+
+
+def write_whole(path: Path, content: Any, *, most: int | None = None) -> None:
     """Save ``content`` so that at no moment half of it can be found under the name of ``path``.
 
     What a process of this machine had half written when it was killed is removed first.
 
     Raises:
+        TooLargeError: It takes more than ``most`` bytes; nothing is left behind then either.
         OSError: The disk is full, or the directory cannot be written; nothing is left behind then.
     """
     _private_directory(path.parent)
@@ -30,6 +35,8 @@ def write_whole(path: Path, content: Any) -> None:
         with open(os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, PRIVATE_FILE), "wb") as file:
             torch.save(content, file)
             file.flush()
+            if most is not None and (size := file.tell()) > most:
+                raise TooLargeError(f"the file would have had {size:,} bytes, and may have {most:,}")
             # A name that is there after a crash of the machine must not stand for an empty file.
             os.fsync(file.fileno())
         half.replace(path)

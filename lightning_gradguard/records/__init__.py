@@ -8,7 +8,7 @@ from lightning_gradguard.records.checkpoint import CheckpointRecord
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, StepReport, TrialRecord
 from lightning_gradguard.records.measured import FloatArray, GradientStatistics, plain_statistics, statistics_from
 from lightning_gradguard.records.plain import incident_from_json, to_json
-from lightning_gradguard.records.verdict import BATCH, GENTLE, LOSS, Form, Suspect, Verdict, verdict_from_json
+from lightning_gradguard.records.verdict import BATCH, GENTLE, LOSS, MACHINE, Form, Suspect, Verdict, verdict_from_json
 from lightning_gradguard.records.window import Window
 from lightning_gradguard.records.witnessed import WITNESSES, Testimony
 
@@ -16,6 +16,7 @@ __all__ = [
     "BATCH",
     "GENTLE",
     "LOSS",
+    "MACHINE",
     "WITNESSES",
     "AccusedBatch",
     "Action",

@@ -177,7 +177,7 @@ class Incident:
         return self.blame[0].layer if self.blame else None
 
     def where(self, layer: str = "{}", escape: Callable[[str], str] = str) -> str:
-        """Return ``", first in conv4"``, or ``", the batch"``; an empty string where nobody is blamed.
+        """Return ``", first in conv4"``, or ``", the batch of rank 1"``; an empty string where nobody is blamed.
 
         Args:
             layer: How a layer's name is set off.
@@ -186,7 +186,10 @@ class Incident:
         if not self.blame:
             return ""
         if not self.blame[0].is_module:
-            return f", the {self.blame[0].layer}"
+            from lightning_gradguard.records.plain import to_json
+            from lightning_gradguard_tensorboard.telling import named
+
+            return f", {escape(named(to_json(self.blame[0])))}"
         return f", first in {layer.format(escape(self.blame[0].layer or 'the root module'))}"
 
     @property

@@ -25,6 +25,8 @@ BATCH = "batch"
 """What a suspect is called that is no layer but the data."""
 LOSS = "loss function"
 """What a suspect is called that lies between the last module's output and the loss."""
+MACHINE = "machine"
+"""What a suspect is called that computed a step wrongly."""
 Part = Literal["layer", "activation", "loss"]
 
 
@@ -116,7 +118,8 @@ class Suspect:
     """One suspect: a layer (or the batch) with the evidence against it.
 
     Args:
-        layer: Qualified module name; :data:`BATCH` accuses the data, :data:`LOSS` what makes the loss of the output.
+        layer: Qualified module name; :data:`BATCH` accuses the data, :data:`LOSS` what makes the loss of the output,
+            :data:`MACHINE` what computed the step.
         score: Natural logarithm of how far the strongest evidence lies above what is healthy; higher is worse.
         forward_gain: RMS(out) / RMS(in), or None where it was not measured.
         backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
@@ -124,7 +127,7 @@ class Suspect:
         reason: One sentence for a person.
         broken: True if its parameters are NaN or inf, which no batch can be blamed for.
         part: What of a training program it is.
-        rank: The process that saw it, where it is a batch and several processes train together.
+        rank: The process that saw it, where it is a batch and several processes train together, or that of a machine.
         samples: Positions in the batch of the samples that are beyond what is healthy.
     """
 
@@ -142,17 +145,22 @@ class Suspect:
     @property
     def is_layer(self) -> bool:
         """Whether a module with parameters is accused."""
-        return self.part == "layer" and not self.is_batch
+        return self.part == "layer" and self.layer not in (BATCH, MACHINE)
 
     @property
     def is_module(self) -> bool:
         """Whether it bears a module's name."""
-        return self.layer not in (BATCH, LOSS)
+        return self.layer not in (BATCH, LOSS, MACHINE)
 
     @property
     def is_batch(self) -> bool:
         """Whether the data are accused, and no layer."""
         return self.layer == BATCH
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether a machine is accused, which computed a step wrongly."""
+        return self.layer == MACHINE
 
 
 def verdict_from_json(data: dict[str, Any]) -> Verdict:

@@ -1,4 +1,4 @@
-"""Computing a bad step again, and telling data, weights, and what does not reproduce apart."""
+"""Computing a bad step again. One idea: data, weights, and what does not reproduce are told apart."""
 
 from __future__ import annotations
 
@@ -52,8 +52,18 @@ def replay(
         BundleError: The file is no bundle.
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-    here = _Replay(bundle, Stage(build(bundle, module, ckpt), bundle, loss, torch.device(device)), batch, other)
+    stage = Stage(build(bundle, module, ckpt), bundle, loss, _there(device))
+    here = _Replay(bundle, stage, batch, other)
+    if ckpt is not None and not bundle.weights:
+        here.notes.append(f"the weights are those of {ckpt}, and not of the step")
     return here.answer()
+
+
+def _there(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except Exception as error:  # Each kind of device has an error of its own.
+        raise ReplayError(f"nothing can be computed on {device!r} here: {str(error).splitlines()[0]}") from error
 
 
 class _Replay:
@@ -66,7 +76,8 @@ class _Replay:
                 "the bundle holds no batch: it is kept where Evidence(batch=True) or mode='halt' asks for it"
             )
         self._other = other if other is not None else bundle.other.loaded if bundle.other is not None else None
-        self._notes: list[str] = []
+        self._then = bundle.other if other is None else None
+        self.notes: list[str] = []
         self._stray = stray(stage.module)
 
     def answer(self) -> Answer:
@@ -77,21 +88,36 @@ class _Replay:
             return self._told("does not reproduce", again, failing)
         repeated = self._attempt(index)
         if not self._stage.bad(repeated):
-            self._notes.append("computed once more it was fine: it fails now and then")
+            self.notes.append("computed once more it was fine: it fails now and then")
             return self._told("does not reproduce", repeated, failing)
         other = None if self._other is None else self._stage.attempt(self._other, failing.batch_index, failing.states)
+        drawn = other is not None and self._stage.bad(other) and (own := self._other_as_it_was()) is not None
+        other = own if drawn else other
         passes = other is not None and not self._stage.bad(other)
-        found = self._samples(batch, failing, mix=passes)
+        found = () if drawn else self._samples(batch, failing, mix=passes)
         if other is None and not found:
-            self._notes.append("there was no other batch to compare with")
+            self.notes.append("there was no other batch to compare with")
         data = (passes or (other is None and bool(found))) and not self._one_weight_is_it(index)
-        fine = self._walked(self._other, failing) if passes and data else []
+        fine = self._walked(self._other, self._then if drawn and self._then else failing) if passes and data else []
         walked = self._walked(batch, failing)
         where = origin(walked, fine)
         self._of_input(walked)
         at = walked.index(where) if where is not None else 0
         more = {"operation": where, "before": tuple(walked[max(at - AROUND, 0) : at]), "other": other}
         return self._told("data" if data else "weights", again, failing, samples=found if data else (), **more)
+
+    def _other_as_it_was(self) -> Attempt | None:
+        """Return what comes of the other batch with its own number and random states, if it passes with these."""
+        if self._then is None or self._then.states is None:
+            return None
+        own = self._stage.attempt(self._other, self._then.batch_index, self._then.states)
+        if self._stage.bad(own):
+            return None
+        self.notes.append(
+            "with its own random numbers the other batch passes, and with those of this step it fails too: "
+            "what was drawn (or the number of the batch) is at fault, and no sample"
+        )
+        return own
 
     def _one_weight_is_it(self, index: int) -> bool:
         """Return whether the batch passes once the weight that stands out is set to 0.
@@ -103,9 +129,7 @@ class _Replay:
         with without(self._stage.module, self._stray):
             passes = not self._stage.bad(self._attempt(index))
         if passes:
-            self._notes.append(
-                "with that weight set to 0 this batch passes; a batch that makes no use of it passes too"
-            )
+            self.notes.append("with that weight set to 0 this batch passes; a batch that makes no use of it passes too")
         return passes
 
     def _worst(self) -> tuple[int, Attempt]:
@@ -125,7 +149,7 @@ class _Replay:
                 with walk:
                     torch.autograd.backward(self._stage.forward(batch, at.batch_index))
             except Exception as error:
-                self._notes.append(f"the walk ended with {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                self.notes.append(f"the walk ended with {type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return walk.operations
 
     def _of_input(self, walked: Sequence[Operation]) -> None:
@@ -137,7 +161,7 @@ class _Replay:
                     and not tensor.name
                     and not any(o.made for o in walked[: walked.index(one)])
                 ):
-                    self._notes.append(f"NaN or inf came in with the batch, first seen by {one.name} at {one.site}")
+                    self.notes.append(f"NaN or inf came in with the batch, first seen by {one.name} at {one.site}")
                     return
                 if one.made:
                     return
@@ -145,9 +169,9 @@ class _Replay:
     def _samples(self, batch: Any, at: Pass, *, mix: bool) -> tuple[int, ...]:
         """Return the samples that make a batch fail, the others being replaced by those of another one, or left out."""
         size = samples.count(batch)
-        if size is None or size < 2:
-            return ()
         mixes = mix and samples.can_mix(batch, self._other)
+        if size is None or (size < 2 and not mixes):
+            return ()
         every = list(range(size))
 
         def fails(rows: Sequence[int]) -> bool:
@@ -155,22 +179,24 @@ class _Replay:
             return self._stage.bad(self._stage.attempt(some, at.batch_index, at.states))
 
         if mixes and fails(()):
-            self._notes.append(f"any batch of {size} samples fails, whatever they are: it is the size, and no sample")
+            many = "1 sample fails, whatever it is" if size == 1 else f"{size} samples fails, whatever they are"
+            self.notes.append(f"any batch of {many}: it is the size, and no sample")
             return ()
         found = samples.guilty(every, fails)
-        if len(found) == size:
-            self._notes.append("no sample fails without the others")
+        if len(found) == size > 1:
+            self.notes.append("no sample fails without the others")
             return ()
         return found
 
     def _told(self, kind: Any, again: Attempt, failing: Pass, **more: Any) -> Answer:
         bundle = self._bundle
-        if kind == "does not reproduce" and bundle.processes > 1:
-            self._notes.append(
-                f"{bundle.processes} processes trained together: it may have been the batch of another rank"
+        if kind == "does not reproduce" and bundle.processes > 1 and not bundle.seen_here:
+            self.notes.append(
+                f"{bundle.processes} processes trained together, and none of them stood out: it may have been the "
+                "batch of another rank, which its own bundle tells"
             )
         if bundle.weights_step is not None:
-            self._notes.append(f"the weights are those of step {bundle.weights_step}")
+            self.notes.append(f"the weights are those of step {bundle.weights_step}")
         which = next((i for i, (one, _) in enumerate(self._passes) if one is failing), 0)
         called = bundle.indices[which] if which < len(bundle.indices) else []
         found = more.get("samples", ())
@@ -183,6 +209,6 @@ class _Replay:
             batch_index=failing.batch_index,
             names=tuple(called[i] for i in found if i < len(called)),
             stray=self._stray,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(dict.fromkeys(self.notes)),
             **more,
         )

@@ -51,6 +51,8 @@ def build(bundle: Bundle, source: Source, ckpt: str | os.PathLike[str] | None = 
     Raises:
         ReplayError: It cannot be made, or its weights are nowhere.
     """
+    if ckpt is not None and not Path(ckpt).exists():
+        raise ReplayError(f"there is no checkpoint at {ckpt}")
     module = source if isinstance(source, nn.Module) else _made(bundle, source, ckpt)
     if not isinstance(module, nn.Module):
         raise ReplayError(f"{source!r} makes a {type(module).__name__}, which is no torch module")
@@ -82,7 +84,9 @@ def _weights_of(ckpt: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         found = torch.load(ckpt, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ReplayError(f"{ckpt} cannot be loaded without executing what is in it: {error}") from error
+        raise ReplayError(
+            f"{ckpt} cannot be loaded without executing what is in it ({type(error).__name__})"
+        ) from error
     state = found.get("state_dict", found)
     return {clean(name): value for name, value in state.items() if isinstance(value, Tensor)}
 

@@ -22,6 +22,11 @@ from lightning_gradguard.replay.operation import Operation, Seen, Site, seen
 _FOREIGN = tuple(f"{Path(str(package.__file__)).parent}/" for package in (torch, lightning_gradguard))
 _UNSET = ("empty", "new_empty", "resize", "rand")
 """Beginnings of the names of operations whose output means nothing yet, or is drawn."""
+_FILLS = (
+    *("copy_", "fill_", "zero_", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_"),
+    *("random_", "uniform_"),
+)
+"""Operations that write over a tensor whatever is in it, which may be memory that nobody has set."""
 
 
 class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -70,8 +75,9 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(func).removesuffix(".default")
         short = name.split(".")[1] if "." in name else name
         # What is written over before it is read tells nothing.
-        given = args[1:] if short.endswith("_") and short in ("copy_", "fill_", "zero_") else args
-        inputs = tuple(map(self._seen, _floats((given, kwargs))))
+        given = args[1:] if short in _FILLS else args
+        read = {key: value for key, value in kwargs.items() if key != "out"}
+        inputs = tuple(map(self._seen, _floats((given, read))))
         site, phase = self._where()
         result = func(*args, **kwargs)
         outputs = [] if short.startswith(_UNSET) else [self._seen(t) for t in _floats(result)]

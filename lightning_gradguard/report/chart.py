@@ -5,14 +5,13 @@ Axis, columns and colours are the tab's own.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.report.actions import actions
+from lightning_gradguard.report.badge import badge
 from lightning_gradguard.report.heatmap import heatmap, map_height
 from lightning_gradguard.report.strips import strips
 from lightning_gradguard.report.svg import (
@@ -31,7 +30,7 @@ from lightning_gradguard.report.svg import (
     title,
 )
 from lightning_gradguard.report.trials import trials, tried
-from lightning_gradguard_tensorboard import axis, colours, series
+from lightning_gradguard_tensorboard import axis, series
 from lightning_gradguard_tensorboard.codes import Floats
 from lightning_gradguard_tensorboard.lowered import lowered
 from lightning_gradguard_tensorboard.thinning import View
@@ -74,7 +73,7 @@ def draw_chart(run: series.Series, records: Records, *, layers: bool = True) -> 
     bottom = top + 20.0
     if layers and run.names:
         bottom += HEAD
-        parts += [title("layers, against their own running median", bottom), *heatmap(run, view, norm, bottom)]
+        parts += [title("layers, against their own running median", bottom), *heatmap(run, view, norm, bottom, records)]
         bottom += map_height(len(run.names))
     for record in records:
         # What the losses have shown stands on the loss: the norm may look as ever.
@@ -150,18 +149,4 @@ def _dot(record: dict[str, Any], view: View, plot: Plot, name: str) -> str:
     c = int(np.clip(np.searchsorted(w["first"], place, side="right") - 1, 0, max(len(w["first"]) - 1, 0)))
     known = len(w["first"]) and w[name][c] > 0 and not w["nonfinite"][c]
     x, y = plot.x(place + 0.5), plot.y(float(w[name][c])) if known else plot.top + 22
-    sheet, level = colours.sheet("light"), record["told"]["level"]
-    title = f"incident {record['number']:,} at step {record['step']:,}: {record.get('form')}"
-    return (
-        f'<a href="#{anchor(record)}">'
-        f'<g class="dot {level}" stroke="{sheet[level]}" stroke-width="2" fill="{sheet["ground"]}">'
-        f"<title>{html.escape(wording.clean(title))}</title>"
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8.5"/>'
-        f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle" stroke="none" fill="{sheet["ink"]}">'
-        f"{record['number']}</text></g></a>"
-    )
-
-
-def anchor(record: dict[str, Any]) -> str:
-    """Return the name by which a page's dot finds the incident's card."""
-    return f"incident-{record['optimizer']}-{record['number']}-{record['step']}"
+    return badge(record, x, y)

@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_gradguard.report.story import RunStory, find_journals, read_stories
 from lightning_gradguard.report.terminal import brief
 
+OVER = "The run has ended.\n"
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -25,6 +26,8 @@ def follow(
 ) -> None:
     """Draw the newest story of the runs below a directory, again whenever one of their journals has grown.
 
+    Return once a run that has grown meanwhile has ended.
+
     Args:
         run_dir: Directory to search for journals, or one journal.
         draw: Called with the whole text to show.
@@ -36,11 +39,13 @@ def follow(
     told: Stamp | None = None
     for number, (now, stories) in enumerate(_stories(run_dir), start=1):
         if now != told:
+            known = stories()
+            ended = told is not None and bool(known) and known[-1].contents.heard.ended
             told = now
-            draw(
-                "\n".join(brief(story, color=color, width=width()) for story in stories())
-                or f"Waiting for a journal below {run_dir} ...\n"
-            )
+            text = "\n".join(brief(story, color=color, width=width()) for story in known)
+            draw((text or f"Waiting for a journal below {run_dir} ...\n") + (OVER if ended else ""))
+            if ended:
+                return
         if rounds is not None and number >= rounds:
             return
         time.sleep(every)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.diagnostics.picture import encode_png, shorten
+from lightning_gradguard.report.badge import badge
 from lightning_gradguard.report.svg import LEFT, PLOT, Plot, text
 from lightning_gradguard_tensorboard import colours, series
 from lightning_gradguard_tensorboard.codes import CODES, MISSING
+from lightning_gradguard_tensorboard.telling import dicts
 from lightning_gradguard_tensorboard.thinning import View
 
 
@@ -22,8 +25,13 @@ def map_height(rows: int) -> int:
     return 0 if rows == 0 else rows * max(2, min(16, 640 // rows))
 
 
-def heatmap(run: series.Series, view: View, plot: Plot, top: float) -> Iterable[str]:
-    """Yield the map, its labels and its rows."""
+def heatmap(
+    run: series.Series, view: View, plot: Plot, top: float, records: Sequence[Mapping[str, Any]] = ()
+) -> Iterable[str]:
+    """Yield the map, its labels and its rows.
+
+    A layer that an incident blames has that incident's circle beside its name, which is bold.
+    """
     height = map_height(len(run.names))
     row = height / len(run.names)
     first = view.layers["first"]
@@ -49,10 +57,22 @@ def heatmap(run: series.Series, view: View, plot: Plot, top: float) -> Iterable[
         shape = 'preserveAspectRatio="none" image-rendering="pixelated"'
         yield f'<image class="{theme}" {at}{hidden} {shape} href="data:image/png;base64,{picture}"/>'
     every = max(1, math.ceil(11 / row))
+    blamed = _blamed(records)
+    marked = [index for index, layer in enumerate(run.names) if layer in blamed]
     for index, layer in enumerate(run.names):
         y = top + index * row
-        if index % every == 0:
-            yield text(shorten(layer, 26), LEFT - 8, y + min(row, 12) / 2 + 4, "layer", "end")
+        middle = y + min(row, 12) / 2
+        if layer in blamed:
+            yield text(shorten(layer, 23), LEFT - 24, middle + 4, "layer blamed", "end", font_weight="700")
+            yield badge(blamed[layer], LEFT - 13, middle, 6.5)
+        elif index % every == 0 and all(abs(index - other) >= every for other in marked):
+            yield text(shorten(layer, 26), LEFT - 8, middle + 4, "layer", "end")
         title = f"<title>{html.escape(wording.clean(layer))}</title>"
         place = f'x="{LEFT}" y="{y:.1f}" width="{PLOT}" height="{row:.1f}"'
         yield f'<rect class="row" {place} fill="transparent">{title}</rect>'
+
+
+def _blamed(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the layers that incidents blame first, each with the newest of them; records are newest first."""
+    told = [(dicts(record.get("blame")), record) for record in records]
+    return {str(blame[0].get("layer")): record for blame, record in reversed(told) if blame}

@@ -21,7 +21,7 @@ HOW = (
     "taken back. Actions: tall bars are skipped steps, short ones clipped, triangles where the learning rate was "
     "lowered, arrows rollbacks. Learning rate: what is shaded is too high, the dashed line has worked. Rows below it: "
     "what may move before the gradient. Layers: orange is above their own running median, blue below, magenta NaN or "
-    "inf."
+    "inf; a circle beside a layer's name is the incident that blames it."
 )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-import numpy as np
-
 from lightning_gradguard.diagnostics import wording
 from lightning_gradguard.records import Action, Incident, Suspect
 from lightning_gradguard.report.chart import draw_chart
@@ -154,11 +152,8 @@ def _list(title: str, sentences: Sequence[str], kind: str) -> str:
 
 
 def _legend() -> str:
-    entries = (("1/100", -2.0), ("1/10", -1.0), ("usual", 0.0), ("10 x", 1.0), ("100 x", 2.0))
-    swatches = [(text, colours.ratios(np.array(ratio / np.log10(2.0))).tolist()) for text, ratio in entries]
-    swatches += [("NaN or inf", list(colours.special("nonfinite"))), ("no gradient", list(colours.special("silent")))]
     return "".join(
         '<span><svg viewBox="0 0 12 12">'
         f'<rect class="frame" width="12" height="12" fill="rgb({r},{g},{b})"/></svg> {text}</span>'
-        for text, (r, g, b) in swatches
+        for text, (r, g, b) in colours.legend()
     )

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_gradguard.report.svg import LEFT, PLOT, Plot, area, decades, mark, pieces, stairs, stepped, text
 from lightning_gradguard_tensorboard.codes import Floats
 from lightning_gradguard_tensorboard.lowered import stairs_at
-from lightning_gradguard_tensorboard.telling import ROWS, short, too_high
+from lightning_gradguard_tensorboard.telling import ROWS, reach, too_high
 from lightning_gradguard_tensorboard.thinning import View
 
 RATE, ROW = 40, 26
@@ -35,7 +35,7 @@ def _rate(view: View, lowered: Sequence[float], start: float, end: float, top: f
     w = {**view.windows, "first": first, "last": last}
     rate, good, bad = w["rate"], w["rate_good"], w["rate_bad"]
     plot = Plot(start, end, *decades([rate, good, bad]), top + 2, RATE - 4.0)
-    yield text("learning rate", LEFT - 8, top + RATE / 2 + 4, anchor="end")
+    yield from _name("learning rate", rate, top + RATE / 2 - 2)
     known = list(pieces(_drawable(bad)))
     for run in known:
         places = np.column_stack((first[run], last[run])).ravel()
@@ -54,15 +54,20 @@ def _rate(view: View, lowered: Sequence[float], start: float, end: float, top: f
 
 
 def _witness(view: View, name: str, start: float, end: float, top: float) -> Iterable[str]:
-    """Yield a line on a logarithmic scale of its own, with its largest value below its name."""
+    """Yield a line on a logarithmic scale of its own."""
     w, values = view.windows, view.windows[name]
     plot = Plot(start, end, *decades([values]), top + 2, ROW - 4.0)
-    yield text(ROWS[name], LEFT - 8, top + 9, anchor="end")
-    largest = float(values[_drawable(values)].max())
-    yield text(f"≤ {short(largest)}", LEFT - 8, top + 21, "tick largest", "end", font_size="10")
+    yield from _name(ROWS[name], values, top + 9)
     middle = (w["first"] + w["last"]) / 2
     yield mark("path", "witness", d=stepped(w, middle, values, plot, steep=ROW / 4), stroke_width="1.2")
     yield mark("path", "grid", d=f"M{LEFT} {top + ROW:.1f}H{LEFT + PLOT}")
+
+
+def _name(name: str, values: Floats, y: float) -> Iterable[str]:
+    """Yield the name of a row, and below it the lowest and the highest value."""
+    known = values[_drawable(values)]
+    yield text(name, LEFT - 8, y, anchor="end")
+    yield text(reach(float(known.min()), float(known.max())), LEFT - 8, y + 12, "tick reach", "end", font_size="10")
 
 
 def _drawable(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -42,7 +42,9 @@ def brief(story: RunStory, *, color: bool = False, width: int | None = None) -> 
     lines = list(_head(story, color, width))
     for incident in story.contents.incidents[:-4:-1]:
         opening = wording.opening(incident)
-        lines += _broken("  ", f"{opening[0].upper()}{opening[1:]}: {wording.result(incident)}", width)
+        # Alarms are told at each doubling: their count would lag behind that of skipped steps above it.
+        result = "still open" if incident.closed is None else wording.result(incident)
+        lines += _broken("  ", f"{opening[0].upper()}{opening[1:]}: {result}", width)
     for when, said in story.notes[-2:]:
         lines += _broken("  ", f"note, {when}: {wording.clean(said)}", width)
     return "\n".join(lines) + "\n"
@@ -51,18 +53,21 @@ def brief(story: RunStory, *, color: bool = False, width: int | None = None) -> 
 def _head(story: RunStory, color: bool, width: int | None = None) -> Iterator[str]:
     head = story.headline
     yield _paint(wording.clean(story.name), "1", color)
-    said = wording.clean(f"{head.word} {head.text}")
+    said = wording.clean(f"{head.word}{'' if head.word.endswith(':') else '.'} {head.text}")
     for line in _broken("  ● ", said, width):
         yield line[:2] + _paint(line[2:], _COLOURS[head.level], color)
     for question, answer in head.answers:
         yield from _broken(f"    {question:13}  ", wording.clean(answer), width)
     for optimizer, run in story.optimizers.items():
         label = wording.clean(f" ({story.names[optimizer]})") if len(story.optimizers) > 1 else ""
-        cells = _CELLS if width is None else max(min(_CELLS, width - 40 - len(label)), 10)
-        yield f"  log10 gradient norm{label}  {_sparkline(run.windows.table[:, _PEAK].tolist(), cells)}"
-        losses = run.windows.table[:, _LOSS].tolist()
-        if any(loss > 0 for loss in losses):
-            yield f"  log10 loss{label}           {_sparkline(losses, cells, unknown=' ')}"
+        cells = _CELLS if width is None else max(min(_CELLS, width - 46 - len(label)), 10)
+        norms, losses = (run.windows.table[:, column].tolist() for column in (_PEAK, _LOSS))
+        yield f"  log10 gradient norm{label}  {_sparkline(norms, cells)}"
+        known = [loss for loss in losses if math.isfinite(loss)]
+        if known:
+            log = min(known) > 0.0
+            name = "log10 loss" if log else "loss, linear"
+            yield f"  {name + label:{19 + len(label)}}  {_sparkline(losses, cells, unknown=' ', log=log)}"
 
 
 def _broken(begin: str, said: str, width: int | None) -> list[str]:
@@ -102,20 +107,27 @@ def _incident(incident: Incident, color: bool) -> Iterator[str]:
         yield f"  … {wording.count(incident.alarms, 'alarming step')} in all"
 
 
-def _sparkline(peaks: list[float], width: int = _CELLS, unknown: str = "!") -> str:
-    """Return numbers on a log scale, ``unknown`` where one was not finite; a cell shows the largest it covers."""
-    size = -(-len(peaks) // width) or 1
-    cells = [peaks[i : i + size] for i in range(0, len(peaks), size)]
-    levels = [
-        max((math.log10(p) if p > 0 else -12.0 for p in cell if math.isfinite(p)), default=None) for cell in cells
-    ]
-    known = [level for level in levels if level is not None]
+def _sparkline(values: list[float], width: int = _CELLS, unknown: str = "!", log: bool = True) -> str:
+    """Return numbers as bars, ``unknown`` where one was not finite; a cell shows the largest that it covers.
+
+    On a log scale a number that is not above zero is as low as the lowest one that is.
+    """
+    size = -(-len(values) // width) or 1
+    cells = [values[i : i + size] for i in range(0, len(values), size)]
+    tops = [max((value for value in cell if math.isfinite(value)), default=math.nan) for cell in cells]
+    levels = [(math.log10(top) if top > 0.0 else -math.inf) if log else top for top in tops]
+    known = [level for level in levels if math.isfinite(level)]
     if not known:
         return unknown * len(cells)
-    low, span = min(known), max(max(known) - min(known), 1.0)
-    bars = [_BARS[int((level - low) / span * 7.999)] if level is not None else unknown for level in levels]
-    bars = [unknown if any(not math.isfinite(p) for p in cell) else bar for bar, cell in zip(bars, cells, strict=True)]
-    return f"{''.join(bars)}  {low:.1f} to {max(known):.1f}"
+    low, high = min(known), max(known)
+    # Small changes of a logarithm are no news; what is linear has no such measure.
+    span = max(high - low, 1.0) if log else high - low or 1.0
+    bars = [
+        unknown if not all(map(math.isfinite, cell)) else _BARS[int((max(level, low) - low) / span * 7.999)]
+        for level, cell in zip(levels, cells, strict=True)
+    ]
+    reach = f"{low:.1f} to {high:.1f}" if log else f"{wording.number(low)} to {wording.number(high)}"
+    return f"{''.join(bars)}  {reach}"
 
 
 def _paint(text: str, code: str, color: bool) -> str:

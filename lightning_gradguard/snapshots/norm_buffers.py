@@ -1,9 +1,10 @@
-"""Running statistics of normalisation layers, kept so that a skipped step leaves no trace in them."""
+"""Running statistics of normalisation layers. One idea: a skipped step leaves no trace in what is kept of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -121,7 +122,7 @@ class RunningStatistics:
             for values in copy.floats:
                 good = good & values.isfinite().all()
             torch.where(good, copy.bytes, self._saved[device].bytes, out=copy.bytes)
-            self._write(device, copy)
+            self._write(device, copy.bytes)
         self._saved, self._spare = fresh, self._saved
         return False
 
@@ -144,15 +145,30 @@ class RunningStatistics:
         """Put back the values of the last accepted step."""
         self._awaken(reset=True)
         for device, saved in self._saved.items():
-            self._write(device, saved)
+            self._write(device, saved.bytes)
+
+    @contextmanager
+    def as_remembered(self) -> Iterator[None]:
+        """Show the values of the last accepted step for a while, and put those of now back."""
+        if self._lazy:  # Nothing is remembered of layers that have seen one batch only.
+            yield
+            return
+        now = {device: torch.cat(live) for device, live in self._live.items()}
+        for device, saved in self._saved.items():
+            self._write(device, saved.bytes)
+        try:
+            yield
+        finally:
+            for device, bytes_ in now.items():
+                self._write(device, bytes_)
 
     def _read(self, copies: dict[torch.device, _Copy]) -> None:
         for device, live in self._live.items():
             torch.cat(live, out=copies[device].bytes)
 
-    def _write(self, device: torch.device, copy: _Copy) -> None:
+    def _write(self, device: torch.device, values: Tensor) -> None:
         live = self._live[device]
-        torch._foreach_copy_(live, torch.split(copy.bytes, [view.numel() for view in live]))
+        torch._foreach_copy_(live, torch.split(values, [view.numel() for view in live]))
 
 
 def reset_statistics(layer: _NormBase) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
 
 from lightning_gradguard.evidence.collecting import Facts
 from lightning_gradguard.optimizer_track import OptimizerTrack
-from lightning_gradguard.records import BATCH, GradientStatistics, Suspect, Verdict, to_json
+from lightning_gradguard.records import BATCH, MACHINE, GradientStatistics, Suspect, Verdict, to_json
 from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.step.run import Run
 
@@ -45,8 +46,9 @@ def keep(
     if keeper is None or (track.incident is not None and not ends):
         return "", suspects
     loss = value_of(keeper.hand.loss)
-    if not deferred:
-        _suspect_machines(run, track, statistics, loss)
+    with _as_before(run, now=deferred or made):
+        machines = () if deferred else _suspect_machines(run, track, statistics, loss)
+    suspects = (*machines, *suspects)
     ranks = {s.rank for s in suspects if s.rank is not None}
     if run.collectives.size > 1 and not ranks:
         # Every process comes here at the same step, since all have judged alike.
@@ -54,23 +56,36 @@ def keep(
         suspects = tuple(_on(suspect, ranks) for suspect in suspects) or _accused(ranks)
     writes = run.collectives.size == 1 or keeper.place().rank in (ranks or range(FEW_RANKS))
     facts = _facts(track, statistics, verdict, suspects, loss=loss, made=made)
-    path = keeper.keep(facts, run.module, track.optimizer, deferred=deferred, last=ends) if writes else None
+    with _as_before(run, now=deferred or made):
+        path = keeper.keep(facts, run.module, track.optimizer, deferred=deferred, last=ends) if writes else None
     # The journal is the first process's, and the bundle may be another's.
     paths = run.collectives.gather("" if path is None else str(path))
     return next((one for one in paths if one), ""), suspects
 
 
-def _suspect_machines(run: Run, track: OptimizerTrack, statistics: GradientStatistics, loss: float | None) -> None:
+def _suspect_machines(
+    run: Run, track: OptimizerTrack, statistics: GradientStatistics, loss: float | None
+) -> tuple[Suspect, ...]:
     """Compute the step again, where that is asked for, and name the ranks whose numbers were not what they are now."""
     if run.evidence is None or not run.evidence.recomputes:
-        return
+        return ()
     alone = run.collectives.size == 1 and not track.sharded and not statistics.scaled and len(run.tracks) == 1
     own = run.evidence.compute_again(run.module, loss=loss, norm=statistics.norm if alone else None)
+    machines = []
     for rank, told in enumerate(run.collectives.gather(own)):
         if told:
+            machines.append(Suspect(MACHINE, math.inf, "; ".join(told), rank=rank))
             sentence = f"rank {rank} computed the step wrongly: {'; '.join(told)}. Suspect its machine"
             run.recorder.tell("notice", statistics.step, f"machine: {sentence}")
             run.recorder.warn(f"machine {rank}", sentence)
+    return tuple(machines)
+
+
+def _as_before(run: Run, *, now: bool) -> contextlib.AbstractContextManager[None]:
+    """Show the module with the running statistics of before the step, unless it shows them now."""
+    if now or run.running is None or not (run.acts or run.halts):  # Who only watches remembers none.
+        return contextlib.nullcontext()
+    return run.running.as_remembered()
 
 
 def _facts(

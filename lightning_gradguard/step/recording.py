@@ -39,7 +39,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
         limit=limit,
         coefficient=coefficient,
         lr_factor=track.remedies.lr_factor,
-        incidents=len(run.recorder.incidents),
+        incidents=run.recorder.count,
         rates=rates,
     )
     run.recorder.tell("window", hear(run, track, window))

@@ -43,8 +43,8 @@ def treat(
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     ends = halts(run, called_for)
     bundle, suspects = keep(run, track, statistics, verdict, suspects, ends=ends)
-    if ends:
-        decision = halted(context, decision)
+    decision = _of_machine(decision, suspects, treats=not (ends or FIRST_AID.issuperset(called_for.remedies)))
+    decision = halted(context, decision) if ends else decision
     _tell(track, context, verdict, decision, suspects, limit)
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
@@ -91,6 +91,12 @@ def conclude(
         accept(track, statistics, limit)
     record(run, track, action, suspects, batch_index, bundle=bundle)
     return skipped
+
+
+def _of_machine(decision: Decision, suspects: tuple[Suspect, ...], *, treats: bool) -> Decision:
+    """Return the decision with a machine as its cause, where one is accused and nothing is treated for another."""
+    accused = bool(suspects) and suspects[0].is_machine
+    return dataclasses.replace(decision, cause=Cause.MACHINE.value) if accused and not treats else decision
 
 
 def _decide(

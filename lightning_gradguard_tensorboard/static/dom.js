@@ -40,13 +40,9 @@ export function formatNumber(value) {
   return `${Number(mantissa)}e${Number(exponent)}`;
 }
 
-/** A ratio: 12× or ÷ 4. */
-export function formatRatio(ratio) {
-  if (!Number.isFinite(ratio)) return formatNumber(ratio);
-  return ratio >= 0.95
-    ? `${formatNumber(ratio < 10 ? Number(ratio.toPrecision(2)) : ratio)}×`
-    : `1/${formatNumber(Number((1 / ratio).toPrecision(2)))} of`;
-}
+/** A ratio: 12× or 0.23×. */
+export const formatRatio = (ratio) =>
+  Number.isFinite(ratio) ? `${formatNumber(ratio < 10 ? Number(ratio.toPrecision(2)) : ratio)}×` : formatNumber(ratio);
 
 export function select(label, options, chosen, change) {
   const box = h(

@@ -102,7 +102,6 @@ export function markdown(incident, run, link) {
     `**Run:** ${escape(run)}. **Result:** ${escape(told.result)}.`,
   ];
   if (told.evidence) lines.push(`**Evidence:** ${escape(told.evidence.measured)}; ${escape(told.evidence.reason)}.`);
-  if (told.why_stopped) lines.push(`**Stopped:** ${escape(told.why_stopped)}.`);
   for (const { name, text } of told.findings)
     lines.push(`**${name[0].toUpperCase()}${name.slice(1)}:** ${escape(text)}.`);
   if (told.trials.length) {

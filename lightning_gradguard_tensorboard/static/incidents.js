@@ -46,14 +46,14 @@ const isCause = ({ name }) => name.endsWith("cause");
 const entry = (name, ...value) => [h("dt", {}, capital(name)), h("dd", {}, value)];
 
 function ending(incident) {
-  const { state, result, why_stopped: why } = incident.told;
-  if (incident.closed === null || incident.closed === undefined) return false;
-  if (state === "stopped") return entry("Stopped", `the run, at step ${formatStep(incident.stopped)}: ${why}`);
+  const { state, result } = incident.told;
+  // Of a run that was stopped the findings say so.
+  if (incident.closed === null || incident.closed === undefined || state === "stopped") return false;
   return entry("Ended", `at step ${formatStep(incident.closed)}: ${result}`);
 }
 
 function details(incident, chosen) {
-  const { evidence, blame, findings, trials, done, state, only } = incident.told;
+  const { evidence, blame, findings, trials, done, only } = incident.told;
   const finding = ({ name, text }) => entry(name, text);
   const reason = incident.told.because;
   return [
@@ -63,12 +63,14 @@ function details(incident, chosen) {
         h("div", {}, h("b", {}, evidence.measured.replaceAll(" x)", "\u00a0x)"))),
         h("div", { class: "quiet" }, evidence.reason),
       ),
-    entry(
-      "Blamed",
-      blame.length === 0
-        ? (only ? "nobody" : "no layer")
-        : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0)),
-    ),
+    // Where only that step was bad, the cause says that no layer is blamed, and why.
+    !(only && blame.length === 0) &&
+      entry(
+        "Blamed",
+        blame.length === 0
+          ? "no layer"
+          : blame.slice(0, chosen ? 5 : 1).map((one, index) => suspect(one, index === 0)),
+      ),
     findings.filter(isCause).map(finding),
     trials.map((one) =>
       entry(
@@ -86,7 +88,6 @@ function details(incident, chosen) {
           h("div", {}, h("b", {}, one.act), h("span", { class: "quiet" }, detail(one), times(one, incident))),
         ),
       ),
-    state === "stopped" && !chosen && ending(incident),
     chosen && reason && entry("Because", reason),
     incident.batch !== null && incident.batch !== undefined && entry("Batch", formatStep(incident.batch)),
     incident.time > 0 && entry("Time", new Date(incident.time * 1000).toLocaleString("sv-SE")),
@@ -174,14 +175,12 @@ function elsewhere(story, optimizer, say) {
 }
 
 /** Fill the side: one section a run. */
-export function drawIncidents(container, sections, chosen, say) {
+export function drawIncidents(container, sections, say) {
   const top = container.scrollTop;
   put(
     container,
     sections.map(({ panel, title, story, optimizer }) => {
       const mine = story.incidents.filter((incident) => incident.optimizer === optimizer);
-      const isChosen = (one) =>
-        chosen?.panel === panel && chosen.number === one.number && chosen.optimizer === one.optimizer;
       const own = {
         ...say,
         choose: (incident) => say.choose(panel, incident),
@@ -207,7 +206,7 @@ export function drawIncidents(container, sections, chosen, say) {
         h(
           "ol",
           {},
-          mine.slice(0, MOST).map((one) => card(one, isChosen(one), own)),
+          mine.slice(0, MOST).map((one) => card(one, panel.isChosen(one), own)),
         ),
         mine.length > MOST &&
           h("p", { class: "quiet" }, `${formatStep(mine.length - MOST)} older ones are dots on the chart.`),

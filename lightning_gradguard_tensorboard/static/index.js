@@ -71,7 +71,7 @@ const say = {
     }
     const blamed = Array.isArray(incident.blame) ? incident.blame[0]?.layer : null;
     Object.assign(state, {
-      incident: { panel, number: incident.number, optimizer: incident.optimizer },
+      incident: { panel, number: incident.number, step: incident.step, optimizer: incident.optimizer },
       layer: blamed ?? null,
       step: incident.place,
     });
@@ -99,7 +99,6 @@ function drawSide() {
       story: panel.story,
       optimizer: panel.extent.optimizer,
     })),
-    state.incident,
     say,
   );
   // Within the side only: the page itself stays where it is, with the verdict in sight.
@@ -164,7 +163,8 @@ async function openRuns(incident = null) {
       const found = stories[0].incidents.find(
         (one) => one.number === incident && one.optimizer === panels[0].extent.optimizer,
       );
-      if (found) state.incident = { panel: panels[0], number: found.number, optimizer: found.optimizer };
+      const { number, step, optimizer } = found ?? {};
+      if (found) state.incident = { panel: panels[0], number, step, optimizer };
     }
     drawBar();
     drawSide();

@@ -13,7 +13,8 @@ const labelText = (text) =>
 export function drawLabels(heat, begin, end, top) {
   const { panel, labels, rowHeight } = heat;
   const focused = labels.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  const out = new Set(panel.standsOut());
+  const out = new Set(panel.unusual());
+  const by = panel.blamed();
   labels.style.width = `${panel.gutter - 8}px`;
   const made = heat.rows.slice(begin, end).map((row, index) => {
     const offset = ((begin + index) * rowHeight - top).toFixed(1);
@@ -21,13 +22,17 @@ export function drawLabels(heat, begin, end, top) {
     const marked = row.kind === "layer" && panel.state.layer === row.name;
     const blamed = marked ? (panel.state.incident?.panel === panel ? " blamed" : " chosen") : "";
     const away = row.kind === "layer" && out.has(row.name) ? " out" : "";
+    const told = (row.kind === "layer" && by.get(row.name)) || [];
     const kind = `${row.child ? " child" : ""}${row.pinned ? " pinned" : ""}${away}${blamed}`;
+    const numbers = told.map((one) => one.number).sort((a, b) => a - b);
     const text = labelText(row.child ? row.label : row.label.slice(panel.shared));
     const at = h("span", { class: "at" });
     if (row.kind !== "block")
       return h(
         "div",
         { class: `label${kind}`, style, title: row.name, onclick: () => panel.say.layer(row.name) },
+        // The numbers of the circles at their steps.
+        told.length > 0 && h("i", { class: `by ${told[0].told.level}`, "data-numbers": numbers.join(", ") }),
         text,
         at,
       );

@@ -47,7 +47,7 @@ export function normKeys(panel) {
       key(
         h("i", { class: "swatch rate-lost-key" }),
         "LR too high",
-        "above the bound: the rate that has lost the run, loosened with calm steps",
+        "above the bound: the rate that has lost the run; calm steps raise the bound",
       ),
     (panel.shownRollbacks().length > 0 || panel.extent.segments.length > 1) &&
       key(h("i", { class: "text-key" }, "← ↶"), "rollback", "weights went back to the step where the arrow ends"),

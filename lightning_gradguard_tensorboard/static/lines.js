@@ -23,21 +23,25 @@ export function pieces(count, keep) {
 
 const pair = (x, y) => `${x.toFixed(1)},${y.toFixed(1)}`;
 
-/** A line through some columns; where what was measured is in one alone, a dot. */
-export function line(name, columns, x, y) {
-  if (columns.length === 1 && !UNMEASURED.has(name))
-    return s("circle", { class: `${name} dot-alone`, r: 1.5, cx: x(columns[0]), cy: y(columns[0]) });
-  return s("polyline", { class: name, points: columns.map((c) => pair(x(c), y(c))).join(" ") });
-}
+/** A line through some columns. */
+export const line = (name, columns, x, y) =>
+  s("polyline", { class: name, points: columns.map((c) => pair(x(c), y(c))).join(" ") });
 
 const STEEP = 24;
+const LEAST_WIDTH = 3;
 
 /**
  * A line through columns each of which has a place of its own. It begins and ends with its windows, and where it leaps,
  * it does so at the edge between two: a slope from the window before would show trouble before it began.
  */
 export function stepped(name, columns, panel, first, last, x, y, steep = STEEP) {
-  if (columns.length === 1) return line(name, columns, x, y);
+  if (columns.length === 1) {
+    // What was measured in one window alone is a level stroke, which may be wider than the window to be seen.
+    const [c] = columns;
+    const [left, right] = [panel.x(first[c]), panel.x(last[c])];
+    const ends = right - left < LEAST_WIDTH ? [x(c) - LEAST_WIDTH / 2, x(c) + LEAST_WIDTH / 2] : [left, right];
+    return s("polyline", { class: name, points: ends.map((end) => pair(end, y(c))).join(" ") });
+  }
   const points = [pair(panel.x(first[columns[0]]), y(columns[0]))];
   columns.forEach((c, at) => {
     points.push(pair(x(c), y(c)));
@@ -48,13 +52,22 @@ export function stepped(name, columns, panel, first, last, x, y, steep = STEEP) 
   return s("polyline", { class: name, points: points.join(" ") });
 }
 
-const UNMEASURED = new Set(["limit", "typical", "rate-good"]);
-
 /** The area between two lines. */
 export function area(name, columns, x, above, below) {
   const there = columns.map((c) => pair(x(c), above(c)));
   const back = columns.map((c) => pair(x(c), below(c))).reverse();
   return s("polygon", { class: name, points: [...there, ...back].join(" ") });
+}
+
+/** The name of a row, and below it the lowest and the highest value in sight, as `telling/words.py` says them. */
+export function rowName(panel, name, values, y) {
+  const known = [...values].filter(drawable);
+  const [low, high] = [Math.min(...known), Math.max(...known)].map(formatNumber);
+  const place = { x: panel.gutter - 10, "text-anchor": "end" };
+  return [
+    s("text", { class: "tick name", ...place, y }, name),
+    s("text", { class: "tick reach", ...place, y: y + 12 }, low === high ? low : `${low} to ${high}`),
+  ];
 }
 
 let frames = 0;

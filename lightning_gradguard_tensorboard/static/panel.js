@@ -67,14 +67,24 @@ export class Panel extends Axis {
     drawVerdict(this);
   }
 
+  /** Layers that have left their level for good. */
+  unusual() {
+    return this.story.unusual.filter((one) => one.optimizer === this.extent.optimizer).map((one) => one.layer);
+  }
+
+  /** The layers that incidents blame, each with its incidents, the newest first. */
+  blamed() {
+    const found = new Map();
+    for (const one of this.myIncidents()) {
+      const layer = Array.isArray(one.blame) ? one.blame[0]?.layer : null;
+      if (this.names.includes(layer)) found.set(layer, [...(found.get(layer) ?? []), one]);
+    }
+    return found;
+  }
+
   /** Layers that have left their level for good, and those that an incident blames. */
   standsOut() {
-    const mine = (one) => one.optimizer === this.extent.optimizer;
-    const unusual = this.story.unusual.filter(mine).map((one) => one.layer);
-    const blamed = this.story.incidents
-      .filter(mine)
-      .map((one) => (Array.isArray(one.blame) ? one.blame[0]?.layer : null));
-    return [...new Set([...unusual, ...blamed])].filter((name) => this.names.includes(name));
+    return [...new Set([...this.unusual(), ...this.blamed().keys()])].filter((name) => this.names.includes(name));
   }
 
   /** Fetch the weights' statistics if they are to be shown, which few ask for. */
@@ -179,9 +189,10 @@ export class Panel extends Axis {
     return this.myIncidents().flatMap((one) => one.rollbacks).filter(({ place }) => place >= from && place < to);
   }
 
+  /** A resumed run may give a number again, at another step. */
   isChosen(incident) {
     const chosen = this.state.incident;
-    return chosen?.panel === this && chosen.number === incident.number && chosen.optimizer === incident.optimizer;
+    return chosen?.panel === this && ["number", "step", "optimizer"].every((key) => chosen[key] === incident[key]);
   }
 
   leave() {

@@ -1,7 +1,7 @@
 // The bracket of the rate: what the run has learned with, what has lost it, and what is in use between them.
 
 import { formatNumber, put, s } from "./dom.js";
-import { area, drawable, inside, pieces, scale } from "./lines.js";
+import { area, drawable, inside, pieces, rowName, scale } from "./lines.js";
 
 const RATE = 46;
 const LETTER = 6.4;
@@ -23,7 +23,7 @@ export function drawRate(panel) {
   panel.rate.setAttribute("height", RATE);
   put(
     panel.rate,
-    s("text", { class: "tick name", x: panel.gutter - 10, y: RATE / 2 + 4, "text-anchor": "end" }, "learning rate"),
+    ...rowName(panel, "learning rate", rate, RATE / 2 - 2),
     ...inside(
       panel,
       0,
@@ -50,12 +50,14 @@ export function drawRate(panel) {
 
 /** The shade, as `telling/words.py` says it: the bound and what calm steps have made of it; less where room is short */
 function words(panel, run, first, bad, y) {
-  const [began, now] = [bad[run[0]], bad[run.at(-1)]].map((one) => formatNumber(one));
-  const loosened = began === now ? "" : `, loosened to ${now}`;
-  const bound = `bound ${began}${loosened}`;
+  const ends = [bad[run[0]], bad[run.at(-1)]];
+  const [began, now] = ends.map(formatNumber);
+  const moved = began === now ? "" : ends[1] > ends[0] ? "raised" : "lowered";
+  const bound = moved ? `bound ${moved} from ${began} to ${now}` : `bound ${began}`;
+  const by = moved === "raised" ? " by calm steps" : "";
   const end = panel.gutter + panel.plotWidth - 4;
   const room = end - Math.max(panel.x(first[run[0]]), panel.gutter);
-  const text = [`too high: ${bound}${loosened && " with calm steps"}`, `too high: ${bound}`, bound, "too high"].find(
+  const text = [`too high: ${bound}${by}`, `too high: ${bound}`, bound, "too high"].find(
     (one) => LETTER * one.length < room,
   );
   if (!text) return null;

@@ -59,7 +59,8 @@ export function drawLegend(heat) {
     !STATISTICS[state.stat].weights && swatch(colours.nonfinite, "non-finite"),
     state.stat !== "nonfinite" &&
       swatch(colours.silent, STATISTICS[state.stat].weights ? "no update, or not known" : "no gradient"),
-    heat.panel.standsOut().length > 0 &&
-      h("span", { class: "key" }, h("i", { class: "out-key" }, "●"), "blamed, or unusual"),
+    heat.panel.blamed().size > 0 &&
+      h("span", { class: "key" }, h("i", { class: "by", "data-numbers": "1" }), "blamed by that incident"),
+    heat.panel.unusual().length > 0 && h("span", { class: "key" }, h("i", { class: "out-key" }, "●"), "unusual"),
   );
 }

@@ -18,8 +18,8 @@ export const STATISTICS = {
     name: "Norm / running median",
     title: "Layers, gradient norm against their own running median",
     full: doublings(100),
-    ends: ["1/100", "100×"],
-    text: (real, code, ratio) => (ratio === MISSING ? "–" : formatRatio(real(ratio)).replace(" of", "")),
+    ends: ["0.01×", "100×"],
+    text: (real, code, ratio) => (ratio === MISSING ? "–" : formatRatio(real(ratio))),
   },
   norm: { name: "Norm, absolute", title: "Layers, gradient norm", text: (real, code) => absolute(real, code) },
   nonfinite: { name: "Non-finite steps", title: "Layers, steps with a non-finite gradient", text: () => "0" },
@@ -35,10 +35,9 @@ export const STATISTICS = {
     name: "Weight norm / at first",
     title: "Layers, norm of the weights against their first",
     full: doublings(10),
-    ends: ["1/10", "10×"],
+    ends: ["0.1×", "10×"],
     weights: true,
-    text: (real, code, ratio) =>
-      ratio === MISSING ? absolute(real, code) : formatRatio(real(ratio)).replace(" of", ""),
+    text: (real, code, ratio) => (ratio === MISSING ? absolute(real, code) : formatRatio(real(ratio))),
   },
 };
 

@@ -1,7 +1,7 @@
 // What witnesses have seen, a row each: numbers that may move before the gradient does.
 
 import { formatNumber, put, s } from "./dom.js";
-import { drawable, inside, pieces, scale, stepped } from "./lines.js";
+import { drawable, inside, pieces, rowName, scale, stepped } from "./lines.js";
 
 const ROW = 27;
 
@@ -10,8 +10,8 @@ const seen = ({ story, view }) =>
   Object.entries(story.witnesses).filter(([key]) => view.windows[key]?.some(drawable));
 
 /**
- * Draw a row for each witness that there is, on a logarithmic scale of its own, with the largest value in sight below
- * its name.
+ * Draw a row for each witness that there is, on a logarithmic scale of its own, with the lowest and the highest value
+ * in sight below its name.
  */
 export function drawWitnesses(panel) {
   const { windows } = panel.view;
@@ -27,12 +27,7 @@ export function drawWitnesses(panel) {
       const top = row * ROW;
       const { y } = scale(values, top + 2, ROW - 4);
       return [
-        s("text", { class: "tick name", x: panel.gutter - 10, y: top + 10, "text-anchor": "end" }, name),
-        s(
-          "text",
-          { class: "tick largest", x: panel.gutter - 10, y: top + 22, "text-anchor": "end" },
-          `≤ ${formatNumber(Math.max(...[...values].filter(drawable)))}`,
-        ),
+        ...rowName(panel, name, values, top + 10),
         ...inside(
           panel,
           top,

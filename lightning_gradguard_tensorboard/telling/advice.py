@@ -17,6 +17,7 @@ _NEXT_STEPS = {
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
     "activation": "look at the function that is named: a log, a root, an exponential or a division needs a bound",
     "loss": "look at the loss function: a log, a root or a division in it needs a bound",
+    "machine": "take {suspect} out of the run, or test it; replay the bundle on another one",
     "new regime": "if data, loss or task were not meant to change, look at the data from {batch} on",
     "unknown": "look at {batch}, and at what changed in the code or the data shortly before",
 }
@@ -41,7 +42,9 @@ def advice(record: Record, *, ended: bool = False, held: Held | None = None) -> 
     if stands == "failed":
         return f"{told}; or {_go_on(record)}"
     if watched(record):
-        blind = "" if dicts(record.get("blame")) else "no copies are kept to compare layers with, so nobody is blamed: "
+        blind = (
+            "" if dicts(record.get("blame")) else "no copies are kept to compare layers with, so no layer is blamed: "
+        )
         return f'{blind}{told}; without mode="watch" the guard would have acted'
     if held is not None:
         return f"{held_back(held)}; {told}"

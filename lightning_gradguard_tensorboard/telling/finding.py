@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from .held import lowered_to
 from .record import Record, actions_of, applied, decision_of, dicts, integer, number, texts, verdict_of
-from .standing import state, watched
-from .trials import left, on_trial, treats, trial, would_have
+from .standing import state, watched, why_stopped
+from .trials import left, on_trial, resigned, treats, trial, would_have
 from .witness import witnessed
-from .words import cause_named, clean, gains, plain, short, tidy
+from .words import SPENT, cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
 _NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
@@ -23,13 +23,13 @@ _QUANTITIES = {
 }
 """What a detector measures; one that measures several things, or another package's, says it in its reason."""
 _FEW_SAMPLES = 8
-_NO_LAYER = ("batch", "loss function")
+_NO_LAYER = ("batch", "loss function", "machine")
 """Suspects that are no layer."""
 _SAID_BY_THE_EVIDENCE = re.compile(r"^(?:norm|loss) (?:[\d.,]+(?:e[+-]?\d+)?) ?(?:is |, )")
 
 
 def is_layer(name: str) -> bool:
-    """Tell whether a suspect is a layer; the batch and the loss function are none."""
+    """Tell whether a suspect is a layer; the batch, the loss function and a machine are none."""
     return name not in _NO_LAYER
 
 
@@ -38,7 +38,9 @@ def named(blame: Record) -> str:
     layer = str(blame.get("layer", "?"))
     if layer == "batch":
         return _the_batch(blame)
-    return clean(layer) or "the root module" if is_layer(layer) else f"the {layer}"
+    if is_layer(layer):
+        return clean(layer) or "the root module"
+    return f"the {layer}{_of_rank(blame)}"
 
 
 def suspect(record: Record) -> str:
@@ -55,10 +57,14 @@ def suspect(record: Record) -> str:
     return f"{name} ({evidence})" if evidence else name
 
 
+def _of_rank(blame: Record) -> str:
+    rank = blame.get("rank")
+    return f" of rank {rank}" if isinstance(rank, int) else ""
+
+
 def _the_batch(blame: Record) -> str:
     """Return ``the batch of rank 1, sample 5``."""
-    rank, samples = blame.get("rank"), [i for i in blame.get("samples") or () if isinstance(i, int)]
-    of = f" of rank {rank}" if isinstance(rank, int) else ""
+    samples, of = [i for i in blame.get("samples") or () if isinstance(i, int)], _of_rank(blame)
     listed = ", ".join(map(str, samples[:_FEW_SAMPLES])) + (", …" if len(samples) > _FEW_SAMPLES else "")
     return f"the batch{of}" + (f", {'sample' if len(samples) == 1 else 'samples'} {listed}" if samples else "")
 
@@ -78,10 +84,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         trials: Whether to tell of the treatments one by one, which a table tells better.
     """
     stands, tried = state(record), dicts(record.get("trials"))
-    if found := cause(record):
+    if found := cause(record) or only_that_step(record):
         yield ("suspected cause" if tried and stands == "failed" else "cause"), found
-    elif unsought := _not_looked_for(record):
-        yield "cause", unsought
     yield from (("witness", told) for told in witnessed(record))
     for one in tried if trials else ():
         yield "tried", trial(one, record)
@@ -93,7 +97,12 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "measured", tidy(clean(str(measured[-1])))
     done = [one for action in actions for one in dicts(action.get("outcomes")) if one.get("applied") is True]
     rates = [plain(str(one.get("detail"))) for one in done if one.get("remedy") == "backoff"]
-    if rates and rates[-1].startswith(_RATE) and stands != "anew" and not left(record):
+    if (
+        rates
+        and rates[-1].startswith(_RATE)
+        and stands not in ("anew", "stopped")
+        and not (left(record) or resigned(record))
+    ):
         to, _, why = tidy(clean(rates[-1].removeprefix(_RATE))).partition(", ")
         at = "".join(f" at step {step:,}" for step, _ in lowered_to(record)[-1:])
         yield "learning rate", f"lowered to {to}{at}{why and f', {why}'}; from there it climbs while the loss falls"
@@ -101,6 +110,8 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "only watched", would
     if stands == "anew":
         yield "new regime", "what is healthy is learned anew from here on"
+    if stands == "stopped":
+        yield "stopped", f"at step {integer(record.get('stopped')):,}: {why_stopped(record) or SPENT}"
     if remains := left(record):
         yield "left to try", remains
     if isinstance(kept := record.get("bundle"), str) and kept:
@@ -160,20 +171,19 @@ def aim(one: Record, record: Record) -> str:
 
 
 def only_that_step(record: Record) -> str:
-    """Return whose step was bad where first aid was enough: ``only the step of batch 500 was bad``; else nothing."""
-    if not enough(record):
+    """Return what was bad where first aid was enough, and why no layer is blamed if none is; else nothing.
+
+    ``only step 500 (batch 500) was bad; no layer is blamed, since skipping it was enough``
+    """
+    if not (first_aid := _enough(record)):
         return ""
     batch, alarms = record.get("batch"), integer(record.get("alarms"))
     step = f"step {integer(record.get('step')):,}" + (f" (batch {batch:,})" if isinstance(batch, int) else "")
-    return f"only {step} was bad" if alarms <= 1 else f"only {alarms:,} steps were bad, first {step}"
+    bad = f"only {step} was bad" if alarms <= 1 else f"only {alarms:,} steps were bad, first {step}"
+    return f"{bad}; {first_aid}" if dicts(record.get("blame")) else f"{bad}; no layer is blamed, since {first_aid}"
 
 
-def _not_looked_for(record: Record) -> str:
-    """Return why nobody looked for a cause where first aid was enough."""
-    return f"not looked for: {only_that_step(record)}, and {enough(record)}" if enough(record) else ""
-
-
-def enough(record: Record) -> str:
+def _enough(record: Record) -> str:
     """Return what was enough where nobody looked for a cause: ``skipping it was enough``; else nothing."""
     told = {str(cause) for action in actions_of(record) if (cause := decision_of(action).get("cause"))}
     done = [one.get("remedy") for action in actions_of(record) for one in applied(action)]

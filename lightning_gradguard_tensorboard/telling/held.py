@@ -50,15 +50,15 @@ def held_back(held: Held) -> str:
 
     >>> held_back(Held(1 / 450, 403, 0.0133, 0.02, 0.005, 3))
     'the learning rate was lowered to 0.005 at step 403 and has climbed to 0.0133 by now, halved 3 times on the way \
-where it had climbed too far: that is 1/450 of the schedule; the run has learned with up to 0.02, so it goes on \
+where it had climbed too far: that is 450 times below the schedule; the run has learned with up to 0.02, so it goes on \
 learning'
     >>> held_back(Held(5e-4, 401, 1e-5, 0.02, 1e-5))
-    'the learning rate was lowered to 1e-5 at step 401 and is still there: that is 1/2,000 of the schedule, and far \
-below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it too \
-high'
+    'the learning rate was lowered to 1e-5 at step 401 and is still there: that is 2,000 times below the schedule, and \
+far below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it \
+too high'
     """
     told = f"the learning rate was lowered{_to(held.began)} at step {held.since:,} and {_since(held)}{_eased(held)}"
-    told = f"{told}: that is 1/{short(float(f'{1 / held.factor:.2g}'))} of the schedule"
+    told = f"{told}: that is {short(float(f'{1 / held.factor:.2g}'))} times below the schedule"
     if held.slow:
         than = "not known to be a rate with which the run learns"
         than = than if held.good is None else f"far below {short(held.good)}, with which the run has learned"

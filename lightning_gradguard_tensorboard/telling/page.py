@@ -9,7 +9,7 @@ from .acts import act, detail
 from .advice import advice
 from .finding import aim, evidence, findings, is_layer, named, only_that_step, quantity, reason
 from .record import Record, actions_of, dicts, number, whole
-from .standing import STATES, result, state, why_stopped
+from .standing import STATES, result, state
 from .trials import became, because, is_new, levels, tried
 from .words import gains, tidy
 
@@ -29,7 +29,6 @@ def tell(record: Record) -> dict[str, Any]:
         "glyph": glyph,
         "word": word,
         "result": result(record),
-        "why_stopped": why_stopped(record) if stands == "stopped" else "",
         "evidence": _evidence(actions[0]) if actions else None,
         "because": because(actions[0]) if actions else "",
         "next": advice(record),

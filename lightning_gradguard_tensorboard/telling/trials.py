@@ -7,7 +7,7 @@ from typing import Any
 
 from .acts import acts, treatment
 from .record import Record, actions_of, applied, decided, decision_of, dicts, number, texts, verdict_of, whole
-from .standing import DONE_AT_ONCE, halted, remedies, state, watched
+from .standing import DONE_AT_ONCE, remedies, state, watched
 from .words import SPENT, clean, done, level, plain, tidy
 
 LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize"})
@@ -115,7 +115,7 @@ def pending(record: Record) -> dict[str, Any] | None:
 def _unended(record: Record) -> dict[str, Any] | None:
     """Return the last treating action of which no trial has told the end, or None."""
     treating = [action for action in actions_of(record) if treats(action) and dicts(action.get("outcomes"))]
-    if not treating or _resigned(record):
+    if not treating or resigned(record):
         return None
     ended = any(one.get("opened") == treating[-1].get("step") for one in dicts(record.get("trials")))
     return None if ended else treating[-1]
@@ -128,7 +128,8 @@ def treats(action: Record) -> bool:
     return not (decision.get("look") or decision.get("again")) and not LASTING.isdisjoint(names)
 
 
-def _resigned(record: Record) -> bool:
+def resigned(record: Record) -> bool:
+    """Tell whether the guard has given up treating, and goes on with first aid."""
     turns = [
         decision_of(a).get("resign") is True for a in actions_of(record) if decision_of(a).get("resign") or treats(a)
     ]
@@ -149,13 +150,15 @@ def would_have(record: Record) -> str:
 
 
 def left(record: Record) -> str:
-    """Return what is left when no treatment is, or the budget is spent; else nothing."""
+    """Return what is left to try while that matters: in an incident that is open, or that was given up.
+
+    It is nothing where the budget is spent, or first aid where no treatment is left. Else nothing is returned: a run
+    that was stopped says why it was, and trouble that went by needs no treatment.
+    """
     actions, stands = actions_of(record), state(record)
-    if halted(record):
-        return ""
-    if stands in ("failed", "stopped") and actions and decision_of(actions[-1]).get("exhausted") is True:
+    if stands == "failed" and actions and decision_of(actions[-1]).get("exhausted") is True:
         return f"nothing: {tidy(plain(clean(str(decision_of(actions[-1]).get('reason') or SPENT))))}"
-    gone = _resigned(record) and stands in ("open", "failed", "calm", "watched")
+    gone = resigned(record) and stands in ("open", "failed")
     return "only skipping and clipping: the run goes on as you wrote it" if gone else ""
 
 

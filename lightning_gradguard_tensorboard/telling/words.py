@@ -27,6 +27,7 @@ _CAUSES = {
     "optimizer": "the optimizer's state or its numbers",
     "activation": "a function inside the network that turns finite numbers into inf or NaN",
     "loss": "the loss function, or what lies between the model's output and it",
+    "machine": "a machine that computed the step wrongly",
     "new regime": "data, loss or task have changed for good",
     "unknown": "could not be told",
 }
@@ -73,20 +74,32 @@ def level(value: float) -> str:
     return "NaN or unknown" if math.isnan(value) else short(value)
 
 
+def reach(low: float, high: float) -> str:
+    """Return the lowest and the highest value of a row, as the page's ``lines.js`` says them.
+
+    >>> reach(0.005, 6.0), reach(0.1, 0.1)
+    ('0.005 to 6', '0.1')
+    """
+    return short(low) if short(low) == short(high) else f"{short(low)} to {short(high)}"
+
+
 def too_high(began: float, now: float, most: float) -> str:
     """Return what the shade on the strip of the learning rate means, in as many characters as there is room for.
 
     The page's ``rate.js`` says the same.
 
     >>> [too_high(2.0, 2.24, most) for most in (99, 40, 30)]
-    ['too high: bound 2, loosened to 2.24 with calm steps', 'too high: bound 2, loosened to 2.24', \
-'bound 2, loosened to 2.24']
+    ['too high: bound raised from 2 to 2.24 by calm steps', 'too high: bound raised from 2 to 2.24', \
+'bound raised from 2 to 2.24']
     >>> too_high(2.0, 2.0, 99)
     'too high: bound 2'
+    >>> too_high(2.0, 0.5, 99)
+    'too high: bound lowered from 2 to 0.5'
     """
-    same = short(began) == short(now)
-    bound = f"bound {short(began)}" + ("" if same else f", loosened to {short(now)}")
-    ways = (f"too high: {bound}{'' if same else ' with calm steps'}", f"too high: {bound}", bound, "too high")
+    moved = "" if short(began) == short(now) else "raised" if now > began else "lowered"
+    bound = f"bound {moved} from {short(began)} to {short(now)}" if moved else f"bound {short(began)}"
+    by = " by calm steps" if moved == "raised" else ""
+    ways = (f"too high: {bound}{by}", f"too high: {bound}", bound, "too high")
     return next((one for one in ways if len(one) <= most), "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lightning_gradguard import GradGuard
 from lightning_gradguard.diagnostics.bar import BarWord
-from tests.diagnostics.examples import window
+from lightning_gradguard.records import Outcome
+from tests.diagnostics.examples import incident, window
 from tests.tensorboard_plugin.stories import Regression, bad_layer_at
 
 
@@ -51,3 +53,12 @@ def test_a_bar_says_how_it_goes() -> None:
     assert word.word == "2 clipped"
     word.window(window(0, optimizer=1, skipped=3, clipped=0))
     assert word.word == "3 skipped, 2 clipped"
+
+
+def test_each_incident_adds_what_was_skipped_in_it() -> None:
+    word, outcome = BarWord(), Outcome("skip", True, "skipped the step", coefficient=0.0)
+    actions = (dataclasses.replace(incident().actions[0], outcomes=(outcome,)),)
+    for number in (1, 2):
+        word.incident(incident(number, actions=actions), "opened")
+        word.incident(incident(number, actions=actions, closed=60), "closed")
+    assert word.word == "2 skipped", "before a window has told of them"

@@ -145,3 +145,22 @@ def test_an_incident_has_helped_only_if_the_loss_is_the_better_for_what_was_kept
     (closed,) = recorder.incidents
     assert closed.helped is helped
     assert (wording.state(closed) == "kept") is (outcome == "kept" and helped is None)
+
+
+def test_all_incidents_count_although_the_newest_alone_are_kept() -> None:
+    recorder = Recorder([], 50)
+    recorder.incidents = [Incident(number, 0, 10 * number, "sudden", closed=10 * number) for number in range(5, 205)]
+    assert len(recorder.incidents) == 200 and recorder.count == 204
+
+
+def test_the_last_steps_have_a_window_when_the_guard_is_closed() -> None:
+    sink, model = Kept(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, sinks=[sink], log_every=20)
+    for x, y in regression(93):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        guard.before_step(optimizer)
+        optimizer.step()
+    guard.close()
+    assert sink.windows[-1].step == 92

@@ -12,7 +12,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradguard.diagnostics import TensorBoardSink
-from lightning_gradguard.diagnostics.heatmap import NONFINITE
+from lightning_gradguard_tensorboard.colours import special
 from tests.diagnostics.examples import HOSTILE, incident, window
 
 
@@ -119,7 +119,7 @@ def test_the_heatmap_shows_the_bad_step(tmp_path, writer):
     (image,) = read(tmp_path).Images("gradguard/heatmap")
     pixels = np.array(Image.open(io.BytesIO(image.encoded_image_string)))
     assert pixels.shape == (image.height, image.width, 3)
-    assert (pixels == NONFINITE[:3]).all(axis=2).any(axis=1).sum() >= 10
+    assert (pixels == special("nonfinite")).all(axis=2).any(axis=1).sum() >= 10
 
 
 def test_hostile_names_stay_text(tmp_path, writer):

@@ -21,6 +21,8 @@ from lightning_gradguard.records import (
     incident_from_json,
     to_json,
 )
+from lightning_gradguard_tensorboard.answers import answers
+from lightning_gradguard_tensorboard.pieces import plain_text
 from tests.diagnostics.examples import HOSTILE, incident
 
 REDRAW, LOWER = ("reinitialize",), ("rollback", "backoff")
@@ -145,7 +147,7 @@ def test_why_a_trial_that_ran_to_its_end_was_taken_back(trouble: float, after: f
 def test_first_aid_only_is_calm_and_neither_help_nor_failure() -> None:
     assert (
         told(CALM) == "calm again after 21 steps, only skipped\n"
-        "cause: not looked for: only step 40 (batch 7) was bad, and skipping it was enough"
+        "cause: only step 40 (batch 7) was bad; skipping it was enough"
     )
     assert wording.state(CALM) == "calm"
 
@@ -210,7 +212,25 @@ def test_a_treatment_without_a_loss_to_measure_it_by_is_said_to_be_so() -> None:
 
 def test_a_budget_that_is_spent() -> None:
     spent = act(150, "skip", reason="100 steps in a row were held", exhausted=True)
-    assert "left to try: nothing: 100 steps in a row were skipped" in told(case(FIRST_AID, spent, helped=False))
+    given_up = case(FIRST_AID, spent, helped=False)
+    assert "left to try: nothing: 100 steps in a row were skipped" in told(given_up)
+    stopped = told(dataclasses.replace(given_up, stopped=170))
+    assert "stopped: at step 170: 100 steps in a row were skipped" in stopped and "left to try" not in stopped
+
+
+def test_what_is_left_to_try_is_said_only_while_it_matters() -> None:
+    over = case(FIRST_AID, RESIGNED)
+    assert wording.state(over) == "calm" and "left to try" not in told(over)
+    assert "left to try" in told(dataclasses.replace(over, closed=None))
+    assert "left to try" in told(dataclasses.replace(over, helped=False))
+
+
+def test_no_layer_is_blamed_where_only_a_step_was_bad() -> None:
+    alone = dataclasses.replace(CALM, blame=())
+    sentence = "only step 40 (batch 7) was bad; no layer is blamed, since skipping it was enough"
+    assert told(alone).endswith(f"cause: {sentence}")
+    where = next(one["words"] for one in answers([to_json(alone)], "", "") if one["question"] == "Where")
+    assert plain_text(where) == sentence, "the same words wherever it is told"
 
 
 def test_a_treatment_on_trial_when_the_run_was_stopped_is_told() -> None:

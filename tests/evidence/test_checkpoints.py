@@ -125,6 +125,10 @@ def test_a_run_that_is_halted_keeps_the_last_healthy_checkpoint(tmp_path: Path, 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["healthy", "SUSPECT", "SUSPECT"]
     assert "incident 1 ended at step 40: the run was ended" in lines[-1]
+    assert main(["report", str(tmp_path), "--no-html"]) == 0
+    told = capsys.readouterr().out
+    assert f"checkpoint: {tmp_path / 'kept' / NAME}, of step 39, is the newest that is healthy" in told
+    assert "evidence: " in told
 
 
 def test_what_is_saved_in_an_incident_is_marked_and_acquitted_when_it_is_calm_again(tmp_path: Path) -> None:
@@ -136,6 +140,14 @@ def test_what_is_saved_in_an_incident_is_marked_and_acquitted_when_it_is_calm_ag
     assert {(one.path, one.step) for one in marked} == acquitted
     assert torch.load(tmp_path / "kept" / NAME, weights_only=True)["global_step"] == 60 - 1
     assert all(one.healthy for one in list_checkpoints(tmp_path, verdicts))
+
+
+def test_a_journal_that_cannot_be_read_costs_no_listing(tmp_path: Path, capsys: Any) -> None:
+    trained(tmp_path, ())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "gradguard.jsonl").symlink_to(tmp_path / "nowhere")
+    assert main(["checkpoints", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("healthy") == 2
 
 
 def test_nothing_is_listed_where_there_is_nothing(tmp_path: Path, capsys: Any) -> None:

@@ -12,9 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_gradguard import GradGuard, Guard
-from lightning_gradguard.evidence import Evidence
+from lightning_gradguard import GradGuard, Guard, TrainingDiverged
+from lightning_gradguard.diagnostics import read_journal
+from lightning_gradguard.evidence import Evidence, read_bundle
+from lightning_gradguard.evidence.accused import accused_batches
 from lightning_gradguard.evidence.recompute import Recomputed
+from lightning_gradguard.records import to_json
+from lightning_gradguard_tensorboard.telling import advice
 from tests.builders import Net, frozen_copy, loader, mlp, regression, same, spoil, trainer
 
 BAD = 25
@@ -85,6 +89,28 @@ def test_a_loss_that_was_wrong_once_accuses_the_machine(tmp_path: Path) -> None:
 def test_a_gradient_that_was_wrong_once_does_too(tmp_path: Path) -> None:
     _, [told] = run(tmp_path, Noisy(1.0), regression(40), AGAIN, SpoilsAGradient())
     assert "the gradient norm was nan" in told and "the loss" not in told
+
+
+def test_a_run_that_halts_then_says_that_it_was_the_machine(tmp_path: Path) -> None:
+    guard = GradGuard(mode="halt", evidence=Evidence(recompute=True))
+    with pytest.raises(TrainingDiverged) as raised, pytest.warns(RuntimeWarning, match="Suspect its machine"):
+        trainer(tmp_path, callbacks=[guard]).fit(Noisy(math.nan), loader(regression(40)))
+    assert "the machine of rank 0" in str(raised.value)
+    assert "cause: a machine that computed the step wrongly" in str(raised.value)
+    [incident] = read_journal(tmp_path / "gradguard.jsonl").incidents
+    assert incident.blame[0].is_machine and not incident.blame[0].is_layer
+    bundle = read_bundle(incident.bundle)
+    assert bundle.suspects[0]["layer"] == "machine" and accused_batches(incident.bundle) == ()
+    assert "take the machine of rank 0 out of the run" in advice(to_json(incident))
+
+
+def test_a_guard_that_acts_blames_no_batch_for_it(tmp_path: Path) -> None:
+    guard = GradGuard(evidence=AGAIN)
+    with pytest.warns(RuntimeWarning, match="Suspect its machine"):
+        trainer(tmp_path, callbacks=[guard]).fit(Noisy(math.nan), loader(regression(40)))
+    [incident] = guard.incidents
+    assert (incident.culprit, incident.remedies) == ("machine", ("skip",))
+    assert incident.actions[0].decision.cause == "machine"
 
 
 @pytest.mark.parametrize("times", [1, 100])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard.evidence import Bundle
-from lightning_gradguard.replay import ReplayError
+from lightning_gradguard.replay import ReplayError, replay
 from lightning_gradguard.replay.attempt import Stage
 from lightning_gradguard.replay.rebuild import build, named
 from tests.builders import mlp
@@ -36,6 +36,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         build(Bundle(0, weights_from="/run/last.ckpt"), mlp)
     with pytest.raises(ReplayError, match="training_step"):
         Stage(mlp(), Bundle(0), None, torch.device("cpu"))
+    with pytest.raises(ReplayError, match="no checkpoint at"):
+        build(Bundle(0), mlp, tmp_path / "missing.ckpt")
+    with pytest.raises(ReplayError, match="nothing can be computed on 'nowhere' here"):
+        replay(Bundle(0, weights=dict(mlp().state_dict())), mlp, device="nowhere")
     with pytest.raises(ReplayError, match="cannot be found"):
         named("tests.replay.nothing_here")
     assert named("tests.builders.mlp") is mlp

@@ -6,12 +6,15 @@ The table was written before the first was tried.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from lightning_gradguard import GradGuard, TrainingDiverged
 from lightning_gradguard.cli import main
@@ -101,3 +104,60 @@ def test_the_answer_is_the_one_that_was_expected(name: str, tmp_path: Path, caps
 
 def test_every_fault_of_the_table_is_run() -> None:
     assert list(TABLE) == list(RUNS) and len(TABLE) == 6
+
+
+class Deviation(faults.Classifier):
+    """Divides by the deviation over the batch, which one sample does not have."""
+
+    def training_step(self, batch: faults.Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that there is none
+            return torch.nn.functional.cross_entropy(self(x / x.std(dim=0)), y)
+
+
+def test_a_batch_of_one_sample_fails_by_its_size_or_by_the_sample(tmp_path: Path) -> None:
+    for kind, also, found in (
+        (Deviation, "any batch of 1 sample fails, whatever it is: it is the size, and no sample", ()),
+        (faults.LogOfZero, "", (0,)),
+    ):
+        made = faults.batches()
+        x, y = made[BAD_STEP]
+        made[BAD_STEP] = (x[:1] * (kind is Deviation), y[:1])
+        guard = GradGuard(mode="halt", journal=False)
+        with pytest.raises(TrainingDiverged):
+            trainer(tmp_path, callbacks=[guard]).fit(kind(), loader(made))
+        answer = replay(guard.incidents[0].bundle, kind)
+        assert (answer.kind, answer.samples) == ("data", found), str(answer)
+        assert also in answer.notes or not also
+
+
+@pytest.mark.parametrize("known", ["loss", "suspect", "nothing"])
+def test_another_rank_is_spoken_of_only_where_none_is_known(known: str, tmp_path: Path) -> None:
+    guard, _, _ = halted("a step that does not reproduce", tmp_path)
+    bundle = read_bundle(guard.incidents[0].bundle)
+    bundle.processes, bundle.rank = 2, 1
+    bundle.loss = math.nan if known == "loss" else bundle.loss
+    bundle.suspects = [{"layer": "batch", "rank": 1}] if known == "suspect" else []
+    answer = replay(bundle, faults.Classifier)
+    assert answer.kind == "does not reproduce"
+    assert any("another rank" in note for note in answer.notes) == (known == "nothing")
+
+
+class Drawn(faults.Classifier):
+    """Divides by a number that is drawn, and is 0 now and then."""
+
+    def training_step(self, batch: faults.Batch, batch_idx: int) -> Tensor:
+        share = torch.rand(()) * (np.random.rand() > 0.05)
+        return super().training_step(batch, batch_idx) / share.sqrt()
+
+
+def test_random_numbers_that_fail_whatever_the_batch_are_not_taken_for_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0), np.random.seed(0)
+    guard = GradGuard(mode="halt", journal=False)
+    with pytest.raises(TrainingDiverged):
+        trainer(tmp_path, callbacks=[guard]).fit(Drawn(), loader(faults.batches()))
+    answer = replay(guard.incidents[0].bundle, Drawn)
+    assert (answer.kind, answer.samples) == ("data", ()), str(answer)
+    assert answer.operation is not None and answer.operation.name == "aten.div.Tensor"
+    assert any("what was drawn" in note for note in answer.notes)

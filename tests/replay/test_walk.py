@@ -102,3 +102,23 @@ def test_a_tensor_without_a_finite_number_is_not_said_to_have_a_range() -> None:
     assert str(seen(torch.tensor([math.nan, math.inf]))) == "tensor [2] float32: nothing finite, 1 NaN, 1 inf"
     assert str(seen(torch.tensor([2.0, math.inf]))) == "tensor [2] float32: 2 .. 2, 1 inf"
     assert str(seen(torch.zeros(0))) == "tensor [0] float32: 0 .. 0"
+
+
+class Dropping(nn.Module):
+    """Draws masks of three kinds into memory that nobody has set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.empty_like(x).bernoulli_(0.5)
+        noise = torch.mul(torch.empty_like(x).normal_(), torch.empty_like(x).uniform_(), out=torch.empty_like(x))
+        return (nn.functional.dropout(x, 0.5) * mask + noise).square().mean()
+
+
+def test_memory_that_nobody_has_set_is_not_taken_for_a_number() -> None:
+    torch.use_deterministic_algorithms(True)  # It sets such memory to NaN.
+    try:
+        operations = walked(Dropping(), torch.ones(4, 3, requires_grad=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert {"aten.bernoulli_.float", "aten.normal_", "aten.mul.out"} <= {one.name for one in operations}
+    assert not [one for one in operations if any(seen.nan or seen.inf for seen in (*one.inputs, one.output))]
+    assert all(one.gain < 100.0 for one in operations)

@@ -102,12 +102,33 @@ def test_the_terminal_tells_the_same(tmp_path: Path) -> None:
     assert "only watched: would have skipped the step; then" in render_text(story(tmp_path / "other", WATCHED))
 
 
+def test_losses_of_any_sign_have_bars_of_their_own(tmp_path: Path) -> None:
+    def bars(folder: Path, losses: list[float]) -> str:
+        journal = Journal(folder)
+        for tick, loss in enumerate(losses):
+            journal.window(window(tick, loss_low=loss, loss_high=loss, loss_mean=loss))
+        journal.close()
+        (line,) = [one for one in render_text(read_story(journal.path, tmp_path)).splitlines() if " loss" in one[:14]]
+        return " ".join(line.split())
+
+    assert bars(tmp_path / "below", [0.0, -1.0, -2.0, -3.5]) == "loss, linear █▆▄▁ -3.5 to 0"
+    assert bars(tmp_path / "above", [100.0, 1.0]) == "log10 loss █▁ 0.0 to 2.0"
+
+
+def test_a_norm_of_zero_does_not_press_the_others_together(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "run")
+    for tick, norm in enumerate([0.0, 1.0, 100.0]):
+        journal.window(window(tick, norm_peak=norm))
+    journal.close()
+    assert "▁▁█  0.0 to 2.0" in render_text(read_story(journal.path, tmp_path))
+
+
 def test_the_guards_own_lines(tmp_path: Path) -> None:
     recorder = Recorder([], 50)
     recorder.incidents = [CALM, dataclasses.replace(SECOND_KEPT, number=2)]
     lines = recorder.report().splitlines()
     assert lines[0].endswith("skipped the step: calm again after 21 steps, only skipped")
-    assert lines[1] == "  cause: not looked for: only step 40 (batch 7) was bad, and skipping it was enough"
+    assert lines[1] == "  cause: only step 40 (batch 7) was bad; skipping it was enough"
     assert lines[2].startswith("incident 2 at step 40: sudden, first in conv2 (the norm leapt)")
     assert [line.split(":")[0] for line in lines[3:]] == ["  cause", "  tried", "  tried"]
 

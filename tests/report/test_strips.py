@@ -47,6 +47,7 @@ def test_the_shade_begins_where_the_mark_of_the_lowered_rate_stands(tmp_path: Pa
     page = render_page([told(tmp_path / "run", {**first, **LOWERED}, lowered_at=512)])
     svg = page[page.index("<figure>") :]
     assert xs(svg, "lowered") == [round(at(512) - 5, 1)] and xs(svg, "rate-lost")[0] == round(at(512), 1)
+    assert ">0.05 to 0.1<" in svg, "the lowest and the highest rate in use"
     assert "too high: bound 0.1" in page and len(xs(svg, "rate-good")) == 40
 
 
@@ -64,4 +65,4 @@ def test_each_witness_that_has_seen_something_has_a_row(tmp_path: Path) -> None:
     svg = fragment(told(tmp_path / "run", {tick: {"witnessed": seen(tick)} for tick in range(40)}))
     names = [name for name in ROWS.values() if f">{name}<" in svg]
     assert names == ["update / weight", "g / √second moment"]
-    assert ">≤ 0.4<" in svg and svg.count('class="witness"') == 2
+    assert ">0.01 to 0.4<" in svg and ">0.001<" in svg and svg.count('class="witness"') == 2

@@ -182,3 +182,9 @@ def test_a_layer_that_has_left_its_level_for_good_stays_coloured() -> None:
     assert [one.layer for one in loaded.outliers] == [3]
     ratios = thinning.view(loaded, 0.0, 4000.0, 400).ratios / codes.CODES
     assert (ratios[3, 205:] == -8.0).all() and (ratios[3, :195] == 0.0).all() and (ratios[4] == 0.0).all()
+
+
+def test_a_resumed_run_goes_on_with_the_count_of_the_step_it_was_resumed_from() -> None:
+    made = timeline([9, 19, 29, 39, 29, 39])
+    made.table[:, wire.COLUMNS.index("skipped")] = [1, 1, 2, 2, 2, 3]
+    assert made.done("skipped").tolist() == [1, 0, 1, 0, 1, 1] and made.total("skipped") == 4

@@ -36,6 +36,12 @@ def test_healthy_is_green() -> None:
     assert verdict["level"] == "good" and said(verdict) == "No incident in 2,400 steps."
 
 
+def test_a_layer_that_has_left_its_level_is_told_without_a_fraction() -> None:
+    unusual = [{"layer": "fc", "step": 300, "factor": 1 / 4.4}, {"layer": "stem", "step": 310, "factor": 12.0}]
+    told = said(story.amend(story.verdict([], END), unusual))
+    assert "fc has a gradient 4.4 times smaller than before, stem has a gradient 12 times larger than before." in told
+
+
 def test_recovered_is_amber_and_names_the_layer() -> None:
     verdict = story.verdict([record(closed=1940, helped=True)], END)
     assert verdict["level"] == "warning"
@@ -153,7 +159,10 @@ def test_a_rate_that_is_held_far_below_the_schedule_is_said_so(
     run = rated(lr_factor=5e-4, rate=1e-5, rate_good=good, rate_bad=0.01)
     found = story.of_run([kept()], [run], [])
     (told,) = (one["words"][0]["text"] for one in found["answers"] if one["question"] == "What next?")
-    assert "lowered to 1e-5 at step 40 and is still there: that is 1/2,000 of the schedule" in told and words in told
+    assert (
+        "lowered to 1e-5 at step 40 and is still there: that is 2,000 times below the schedule" in told
+        and words in told
+    )
     assert "nothing for this run" not in told and "next time choose a lower learning rate" in told
     assert found["level"] == level and found["headline"][0] == headline
 

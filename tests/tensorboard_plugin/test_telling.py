@@ -195,4 +195,4 @@ def test_a_run_that_is_only_watched_says_why_nobody_is_blamed() -> None:
     made["actions"][0]["decision"]["cause"] = "unknown"
     assert "no copies are kept" not in advice(made)
     made["blame"] = []
-    assert advice(made).startswith("no copies are kept to compare layers with, so nobody is blamed: look at")
+    assert advice(made).startswith("no copies are kept to compare layers with, so no layer is blamed: look at")
