@@ -163,7 +163,12 @@ class Guard(Session):
         Call it right before each ``backward()`` of a loop of your own; the callback does. Without it a forgotten
         ``zero_grad`` is treated as what it looks like: a rate that is too high.
         """
-        self._tracks.before_backward()
+        if self._tracks.before_backward():
+            self._run.recorder.warn(
+                "stale gradients",
+                "gradients that an update was made with are still there when the next ones are added to them, so that "
+                "each update repeats all before it; call zero_grad() before each backward pass",
+            )
 
     @property
     def evidence(self) -> Keeper | None:

@@ -31,9 +31,9 @@ from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.parts import Parts
 from lightning_gradguard.records import GradientStatistics, Incident, Suspect
 from lightning_gradguard.remedies.remedy_set import RemedySet
+from lightning_gradguard.stale_gradients import StaleGradients
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
 from lightning_gradguard.statistics.joint_loss import JointLoss
-from lightning_gradguard.statistics.stale import StaleGradients
 from lightning_gradguard.treatment import Treatment
 from lightning_gradguard.witnesses.stand import WitnessStand
 

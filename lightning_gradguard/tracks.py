@@ -52,14 +52,19 @@ class Tracks:
         """Augment a batch by the first remedy that does so now; a second one would put back what the first has made."""
         any(track.remedies.before_forward(batch) for track in self)
 
-    def before_backward(self) -> None:
-        """Look for gradients that were stepped by already, and have them cleared where that was decided for one."""
+    def before_backward(self) -> bool:
+        """Look for gradients that were stepped by already, and have them cleared where that was decided for one.
+
+        Returns:
+            Whether nobody else clears them.
+        """
         for track in self:
             found = track.parameters.values()
             # A look at a shard would have to be shared.
             if not track.sharded and track.stale.before_backward(found):
                 # It is one loop that forgets it.
                 track.stale.cleared(done=any(one.remedies.before_backward(found) for one in self))
+        return any(track.stale.piled_up for track in self)
 
     def follow(self, loss: Tensor) -> None:
         """Learn the forward order of the layers from the graph of a loss."""

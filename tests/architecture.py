@@ -14,7 +14,7 @@ PACKAGE = "lightning_gradguard"
 
 # The river. A room may import from strictly lower ranks, and within itself; rooms of one rank are siblings.
 RIVER = (
-    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "arriving"),
+    ("errors", "checks", "records", "layers", "history", "twins", "optimizer_wrappers", "stale_gradients", "arriving"),
     ("statistics", "learning_rate"),
     ("detectors", "snapshots", "diagnostics", "device_gate", "witnesses"),
     ("attribution", "evidence"),

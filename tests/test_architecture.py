@@ -110,6 +110,7 @@ PUBLIC = {
     remedies: {
         *(
             "Augment",
+            "ClearGradients",
             "Clip",
             "Initialize",
             "LearningRateBackoff",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.case import Case
-from lightning_gradguard.policy.ladder import SLOWER, Treatment, possible, strangers
-from lightning_gradguard.records import Decision
+from lightning_gradguard.policy.ladder import SLOWER, Treatment, available, possible, strangers
+from lightning_gradguard.records import Decision, GradientStatistics, Suspect, Verdict
 
 
 class Attempts:
@@ -71,6 +72,16 @@ class Attempts:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.trials, self.cause, self._tried = state["trials"], state["_cause"], state["_attempts"]
+
+
+def first_aid(
+    verdict: Verdict, statistics: GradientStatistics, suspects: Sequence[Suspect], can: Collection[str]
+) -> Decision:
+    """Return first aid to an alarm while a treatment of another optimizer is on trial: one at a time."""
+    accused = any(suspect.is_batch for suspect in suspects)
+    aid = Act.CLIP if statistics.finite and verdict.gentle and not accused else Act.SKIP
+    reason = "first aid, while a treatment of another optimizer is on trial"
+    return Decision(available((aid,), can), reason, (Cause.BATCH if accused else Cause.UNKNOWN).value)
 
 
 def accept_regime(reason: str) -> Decision:

@@ -8,7 +8,7 @@ nothing. What fresh batches do not cure, or what the run's own losses show, is t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_gradguard import checks
@@ -102,15 +102,6 @@ class Policy:
         self._episode.note(decision)
         return decision
 
-    def wait(
-        self, verdict: Verdict, statistics: GradientStatistics, suspects: Sequence[Suspect], can: Collection[str]
-    ) -> Decision:
-        """Return first aid to an alarm while a treatment of another optimizer is on trial: one at a time."""
-        accused = any(suspect.is_batch for suspect in suspects)
-        aid = Act.CLIP if statistics.finite and verdict.gentle and not accused else Act.SKIP
-        reason = "first aid, while a treatment of another optimizer is on trial"
-        return Decision(available((aid,), can), reason, (Cause.BATCH if accused else Cause.UNKNOWN).value)
-
     def _answer(
         self,
         verdict: Verdict,
@@ -121,8 +112,7 @@ class Policy:
     ) -> Decision:
         known = case.baseline
         if case.stale and Act.CLEAR in case.can:
-            told = "gradients that were stepped by are not cleared: each update repeats all before it"
-            return self._attempts.treat(Cause.STALE, told, case, first_aid=None)
+            return self._attempts.treat(Cause.STALE, "each update repeats all before it", case, first_aid=None)
         of_earlier = cause is Cause.BATCH or statistics.growth is None
         if verdict.of_a_start and known.count and statistics.finite and of_earlier:
             reason = "as if such a batch had never been: the optimizer would long remember it"
@@ -196,10 +186,8 @@ class Policy:
             return Decision((aid,), "first aid", cause.value)
         if episode.untested and statistics.finite:
             return accept_regime("weights that were good explode as well: the data or the loss have changed")
-        small = (
-            known.updates.ratio <= LARGE and known.count >= THIN_HISTORY and not case.displaced and not case.searching
-        )
-        if statistics.finite and small and case.trial is None:
+        small = known.updates.ratio <= LARGE and not case.displaced and not case.searching
+        if statistics.finite and small and known.count >= THIN_HISTORY and case.trial is None:
             if episode.row >= ANEW:
                 # Weights from before it tell: where they explode as well, the data or the loss have changed.
                 asked = "what has come is no accident, and no update brought it: weights from before it are asked"

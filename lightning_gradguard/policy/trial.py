@@ -25,7 +25,7 @@ MOST_DESCENTS = 10
 """Times that one trial may lower the rate: each time to a quarter at most, so a millionfold at least."""
 FIRST = 9
 """Losses at the beginning of a fresh run that tell what an untrained model has."""
-NEARLY_ALL = 0.9
+OF_THEIR_KIND = 0.9
 """Share of the losses before the trouble above which a single one is not of their kind."""
 LEARNED = 0.7
 """Share of the untrained loss at which nobody need ask for ranks whether something was learned."""
@@ -122,7 +122,7 @@ class Trial:
     @property
     def of_a_sick_copy(self) -> bool:
         """Whether the very first loss after going back, which no update has touched, speaks against the copy too."""
-        usual = sorted(self.before)[: math.ceil(NEARLY_ALL * len(self.before))]
+        usual = sorted(self.before)[: math.ceil(OF_THEIR_KIND * len(self.before))]
         return bool(self.losses and usual) and self.losses[0] > usual[-1] and self.sick_from_its_beginning()
 
     @property

@@ -15,8 +15,7 @@ def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatisti
     """Return whether the state before ``step`` should be copied."""
     trial = None if track.treatment.trial is None else len(track.treatment.trial.losses)
     # A rate that climbs may lose the run again, and what was won since must not be lost with it.
-    losses, loss = track.baseline.losses, statistics.loss
-    soon = trial is not None or (track.climbs and losses.at_best and loss is not None and loss <= losses.best_level)
+    soon = trial is not None or (track.baseline.updates.convicted and _at_best(track, statistics))
     # The one question of nearly every step; the others can wait until the answer is yes.
     if not track.snapshots.due(step, soon=soon):
         return False
@@ -25,6 +24,12 @@ def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatisti
     return worth_keeping(
         track.snapshots, step, statistics, track.baseline, incident=track.incident is not None, trial=trial, soon=soon
     )
+
+
+def _at_best(track: OptimizerTrack, statistics: GradientStatistics) -> bool:
+    """Return whether the loss is the best so far, of these very weights too, at a rate that climbs."""
+    losses, loss = track.baseline.losses, statistics.loss
+    return track.climbs and losses.at_best and loss is not None and loss <= losses.best_level
 
 
 def copy(run: Run, track: OptimizerTrack, step: int) -> None:

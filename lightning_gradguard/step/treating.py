@@ -11,6 +11,7 @@ from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
+from lightning_gradguard.policy.attempts import first_aid
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.update_ratio import moved
@@ -37,7 +38,7 @@ def treat(
     """Decide what to do about an alarm, do it, learn from what is let through, and record it."""
     statistics, limit = context.statistics, track.limit()
     if another_on_trial(run, track):
-        called_for = track.policy.wait(verdict, statistics, suspects, track.remedies.can)
+        called_for = first_aid(verdict, statistics, suspects, track.remedies.can)
     else:
         called_for = _decide(run, track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))

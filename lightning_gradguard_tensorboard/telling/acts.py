@@ -23,6 +23,7 @@ _COULD = {
     "rollback": "roll back",
     "reinitialize": "repair the layer",
     "initialize": "re-initialise all layers",
+    "clear": "clear the gradients before each backward pass",
     "regularize": "pull the weights towards good ones",
     "augment": "augment the batches",
     "swap-activation": "swap an activation",

@@ -17,6 +17,7 @@ _NEXT_STEPS = {
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
     "activation": "look at the function that is named: a log, a root, an exponential or a division needs a bound",
     "loss": "look at the loss function: a log, a root or a division in it needs a bound",
+    "stale gradients": "call `zero_grad()` before each backward pass: no update clears the gradients by itself",
     "machine": "take {suspect} out of the run, or test it; replay the bundle on another one",
     "new regime": "if data, loss or task were not meant to change, look at the data from {batch} on",
     "unknown": "look at {batch}, and at what changed in the code or the data shortly before",

@@ -14,7 +14,7 @@ from .witness import witnessed
 from .words import SPENT, cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
-_NO_LAYERS = frozenset({"learning rate", "start", "new regime"})
+_NO_LAYERS = frozenset({"learning rate", "start", "stale gradients", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 _QUANTITIES = {
@@ -151,7 +151,7 @@ def the_rate_too(record: Record) -> bool:
     """Tell whether treatments for another cause were taken back until the learning rate was lowered as well."""
     trials = dicts(record.get("trials"))
     kept = next((one for one in trials if one.get("outcome") == "kept"), None)
-    if kept is None or kept.get("cause") in ("learning rate", "start", "new regime"):
+    if kept is None or kept.get("cause") in _NO_LAYERS:
         return False
     before = trials[: trials.index(kept)]
     lowered = ["backoff" in texts(one.get("treatment")) for one in (*before, kept)]

@@ -17,6 +17,7 @@ def run(
     *,
     rates: Sequence[float] | None = None,
     ratio: float = 0.0,
+    convicted: bool = False,
     baseline: Baseline | None = None,
 ) -> list[tuple[int, Verdict]]:
     """Feed accepted steps until the end; return what was said, and when.
@@ -27,10 +28,12 @@ def run(
         losses: Losses of the same steps, if they are known.
         rates: Learning rates of the same steps, if they are known.
         ratio: Size of the first update, relative to the weights.
+        convicted: Whether a rate was convicted before.
         baseline: What is known before; by default nothing.
     """
     baseline, said = baseline or Baseline(), []
     baseline.updates.ratio = ratio
+    baseline.updates.convicted |= convicted
     for step, norm in enumerate(norms):
         loss = losses[step] if losses is not None else None
         seen = statistics(norm, step=step, loss=loss, rate=rates[step] if rates is not None else None)

@@ -224,3 +224,22 @@ def test_small_updates_lose_a_fresh_network_only_where_its_signal_grows(growth: 
         said.append(detector.judge(statistics(1.0, step=step, loss=loss, growth=growth), baseline))
         baseline.accept(1.0, loss)
     assert any(said) is expected and not any(said[:10])
+
+
+# -- on the way back to the schedule
+
+
+@pytest.mark.parametrize(("rate_was_convicted", "expected"), [(True, 62), (False, None)])
+def test_three_losses_that_leap_are_enough_once_a_rate_was_convicted(
+    rate_was_convicted: bool, expected: int | None
+) -> None:
+    """Of an untrained loss of 40 hardly anything is lost, and all that was won since."""
+    losses = noisy([40.0] * 9 + [10.0, 3.0, 1.0] + [0.1] * 48 + [0.5] * 3 + [0.1] * 20)
+    assert convicted(losses, convicted=rate_was_convicted) == expected
+
+
+def test_what_had_come_down_and_went_up_again_is_lost_though_it_never_fell_by_half() -> None:
+    losses = noisy([3.9, 3.5, 3.4, 3.5, 3.6, 3.4, 3.3, 3.2, 3.3] + [3.1] * 15 + [3.0] * 20 + [3.5] * 60, 0.01)
+    assert convicted(losses, ratio=TOO_LARGE) is not None
+    assert convicted(losses, ratio=HEALTHY) is None
+    assert convicted(noisy([3.9] + [3.4] * 90, 0.02), ratio=TOO_LARGE) is None, "a plateau"

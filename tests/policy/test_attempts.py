@@ -50,3 +50,22 @@ def test_before_any_update_was_made_no_rate_is_to_blame() -> None:
     assert not said.again and said.cause == Cause.LOSS.value and Act.INITIALIZE in said.remedies
     trial.observe(None)
     assert attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial)).again
+
+
+def test_what_drew_well_once_is_tried_at_a_lower_rate_where_what_was_drawn_anew_takes_no_batch() -> None:
+    trial = Trial(Cause.START.value, ("rollback", "initialize", "backoff"), 0)
+    attempts = Attempts(20)
+    case = Case(CASE.baseline, EVERY, start=True, passed=True)
+    attempts.treat(Cause.START, "x", case)
+    said = attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial))
+    assert not said.again and Act.BACKOFF in said.remedies and Act.INITIALIZE not in said.remedies
+
+
+def test_a_sick_copy_speaks_for_an_older_one_and_not_against_the_rate() -> None:
+    def said(first: float) -> tuple[str, ...]:
+        trial = Trial(Cause.RATE.value, ("rollback", "backoff"), 0, before=calm(64, level=0.3), learned=True)
+        for loss in [first, *calm(10, level=3.0)]:
+            trial.observe(loss)
+        return tuple(Attempts(20).treat(Cause.RATE, "x", Case(CASE.baseline, EVERY, trial=trial)).remedies)
+
+    assert said(3.0) == (Act.SKIP, Act.ROLLBACK) and said(0.3) == (Act.SKIP, Act.ROLLBACK, Act.BACKOFF)

@@ -77,3 +77,13 @@ def test_counts_come_back_through_a_file_under_the_keys_of_old_checkpoints() -> 
     assert saved["_held"] == 1 and saved["_nans"] == 3
     other.load_state_dict(saved)
     assert same(vars(other), vars(episode))
+
+
+def test_what_weights_have_made_nan_is_no_measure_of_the_data() -> None:
+    episode = Episode()
+    alarms(episode, 8, NAN)
+    assert episode.accuses_weights(NAN, KNOWN, 3)
+    episode.note(Decision((Act.SKIP, Act.ROLLBACK), "x"))
+    episode.rest(ordinary=False)
+    alarms(episode, 8, NAN)
+    assert episode.accuses_weights(NAN, KNOWN, 3), "eight of nine would call for a row of eighty"

@@ -189,3 +189,13 @@ def test_any_history_keeps_below_what_failed_and_resumes(events: list[Any], sche
     second.load_state_dict(through_a_file(first.state_dict()))
     assert begun + play(second, events[cut:]) == wanted
     assert second.state_dict() == whole.state_dict()
+
+
+def test_where_the_loss_is_worse_than_it_was_it_is_halved_below_where_it_began() -> None:
+    bracket = RateBracket()
+    start = bracket.convict(1.0)
+    for _ in range(20 * STALE):
+        bracket.made(bracket.in_use, best=False, learned=True, worse=True)
+        if bracket.bad > 1.0:
+            break  # All bounds are being loosened.
+    assert bracket.in_use == pytest.approx(start / DESCENT, rel=0.01)

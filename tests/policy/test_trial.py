@@ -213,3 +213,11 @@ def test_trouble_of_two_steps_is_left_behind_by_losses_that_all_lie_below_it() -
     for last, said in ((True, "kept"), (False, "taken back")):
         trial = Trial("unknown", ("rollback",), 5, before=[1.8], trouble=[6e13, math.inf], learned=False, last=last)
         assert outcome(trial, np.linspace(1.8, 1.9, 64).tolist()) == (said, 64)
+
+
+@pytest.mark.parametrize(("first", "sick"), [(2.0, True), (0.3, False)])
+def test_a_copy_is_sick_if_the_loss_is_bad_before_any_update(first: float, sick: bool) -> None:
+    trial = under_way(treatment=SLOWER)
+    for loss in [first, *noisy(2.0, 10)]:
+        trial.observe(loss)
+    assert trial.sick_from_its_beginning() and trial.of_a_sick_copy is sick

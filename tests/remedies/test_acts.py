@@ -30,6 +30,7 @@ NAMES = {
     "reinitialize": "amend",
     "initialize": "begin-again",
     "backoff": "slow-down",
+    "clear": "wipe",
 }
 
 
@@ -69,6 +70,7 @@ class Trouble:
     data: Callable[[int], float] = lambda step: 1.0
     loss: Callable[[int], float] = lambda step: 1.0
     damaged: int | None = None
+    forgets: bool = False
 
 
 TROUBLES = {
@@ -78,6 +80,7 @@ TROUBLES = {
     Act.INITIALIZE: Trouble(large_start=True),
     Act.ROLLBACK: Trouble(rate=2.0),
     Act.BACKOFF: Trouble(rate=2.0),
+    Act.CLEAR: Trouble(rate=0.2, forgets=True),
 }
 
 
@@ -100,7 +103,9 @@ def run(
         if index == trouble.damaged:
             with torch.no_grad():
                 network[0].weight.mul_(1e5)
-        optimizer.zero_grad()
+        if not trouble.forgets:
+            optimizer.zero_grad()
+        guard.before_backward()
         loss = nn.functional.mse_loss(network(x * trouble.data(index)), y)
         (loss * trouble.loss(index)).backward()
         reports.append(guard.before_step(optimizer, loss=loss, batch=(x, y)))

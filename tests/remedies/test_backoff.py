@@ -28,7 +28,7 @@ def context(
         decision=decision,
         acts=decision.remedies,
         update_ratio=ratio,
-        progress=lambda: (best, best and learned),
+        progress=lambda: (best, best and learned, False),
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.defaults import default_remedies
+from lightning_gradguard.remedies import LearningRateBackoff
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back, worth_copying
 from tests.builders import same
 from tests.step.loop import Loop
@@ -48,3 +51,22 @@ def test_a_store_that_keeps_none_copies_nothing() -> None:
         next(loop.network.parameters()).add_(1.0)
     copy(loop.run, loop.track, loop.track.steps)
     assert loop.track.snapshots.latest is before
+
+
+def test_a_rate_that_climbs_is_followed_by_copies_of_the_best() -> None:
+    loop = Loop(steps=100)
+    found, store = loop.measured().statistics, loop.track.snapshots
+    store.schedule.due, store.schedule.taken = 10_000, 90
+    losses = loop.track.baseline.losses
+    best = dataclasses.replace(found, loss=losses.best_level)
+    while not losses.at_best:
+        losses.accept(losses.best_level)
+    assert not worth_copying(loop.track, 101, best)
+    loop.track.baseline.updates.convicted = True
+    backoff = loop.track.remedies["backoff"]
+    assert isinstance(backoff, LearningRateBackoff)
+    backoff.bracket.convict(1.0)
+    assert worth_copying(loop.track, 101, best)
+    assert not worth_copying(loop.track, 99, best), "ten steps lie between two"
+    worse = dataclasses.replace(found, loss=2.0 * losses.best_level + 1.0)
+    assert not worth_copying(loop.track, 101, worse)

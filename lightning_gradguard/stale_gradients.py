@@ -10,7 +10,7 @@ LOOKS = 8
 """Backward passes at which it is looked, counted from the first that follows an update: code does not change later."""
 TWICE = 2
 """Updates by gradients that held those of an update before, from which nobody has forgotten it only once."""
-FEW = 4
+SMALLEST = 4
 """Smallest gradients that are looked at: one may be zero by itself."""
 
 
@@ -38,7 +38,7 @@ class StaleGradients:
             return self._found >= TWICE
         self._looks += 1
         held = sorted((p for p in parameters if p.grad is not None), key=nn.Parameter.numel)
-        self._stale = any(bool(p.grad.any()) for p in held[:FEW] if p.grad is not None)
+        self._stale = any(bool(p.grad.any()) for p in held[:SMALLEST] if p.grad is not None)
         self._used = self._stale
         return self._stale
 
