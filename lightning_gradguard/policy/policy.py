@@ -127,9 +127,8 @@ class Policy:
         if not statistics.finite and (decision := self._of_loss(broken=broken)) is not None:
             return decision
         if case.vanishing is not None and broken:
-            return self._attempts.treat(
-                Cause.OPTIMIZER, f"finite gradients made weights that are not: {case.vanishing}", case
-            )
+            told = f"finite gradients made weights that are not: {case.vanishing}"
+            return self._attempts.treat(Cause.OPTIMIZER, told, case)
         if cause is Cause.OPTIMIZER:
             return self._attempts.treat(cause, "neither the data nor the rate is at fault", case)
         convicted = verdict.against_the_run and (statistics.finite or statistics.growth is not None)
@@ -137,10 +136,11 @@ class Policy:
             return self._start(cause, case)
         if cause is Cause.LAYER and (verdict.examine or (not convicted and known.count >= THIN_HISTORY)):
             names = [suspect.layer for suspect in suspects][:FEW_LAYERS]
-            return self._attempts.treat(
-                cause, f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} at fault", case
-            )
+            told = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} at fault"
+            return self._attempts.treat(cause, told, case)
         if verdict.examine:
+            if case.displaced:
+                return self._attempts.treat(Cause.UNKNOWN, "no update can have moved the weights so far", case)
             return Decision((), "no layer is found damaged: the data may have changed", cause.value)
         if convicted and known.count:
             return self._attempts.treat(Cause.RATE, "the run has lost what it had", case, first_aid=None)

@@ -18,6 +18,7 @@ from lightning_gradguard.attribution.two_kinds import KINDS_APART
 from lightning_gradguard.detectors.bad_start import BadStart
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.history.sample import THIN_HISTORY
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import BATCH, Form, GradientStatistics, Suspect, Verdict
@@ -25,6 +26,7 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import TOO_LARGE_TO_COPY
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
+from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.companions import another_on_trial
 from lightning_gradguard.step.copying import copy
 from lightning_gradguard.step.inputs import StepInputs
@@ -63,6 +65,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
             return verdict, _suspects(run, track, statistics, readings, inputs)
         elif found := _look(run, track, statistics, readings, inputs, verdict):
             return verdict, found
+        elif verdict.diverges and _time_to_examine(run, statistics.step) and moved_too_far(track):
+            return verdict, ()
     if run.acts and track.baseline.count < THIN_HISTORY and (large := _two_kinds(run, track, statistics, inputs)):
         return large
     return _check_up(run, track, statistics) if track.check_up else (None, ())
@@ -182,6 +186,14 @@ def _look(
     if weigh and not single:
         notice(run, track, statistics.step, verdict)
     return ()
+
+
+def moved_too_far(track: OptimizerTrack) -> bool:
+    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
+    copied = track.snapshots.latest
+    if copied is None or track.sharded:
+        return False
+    return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)
 
 
 def _time_to_examine(run: Run, step: int) -> bool:

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
-from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.policy.attempts import first_aid
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
-from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.companions import another_on_trial, go_back_too
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
 from lightning_gradguard.step.halting import halted, halts
+from lightning_gradguard.step.judging import moved_too_far
 from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.learning import accept, learn_anew, reject
 from lightning_gradguard.step.passing import hidden, tell_of_poison
@@ -107,6 +106,8 @@ def _decide(
     treatment, can = track.treatment, track.remedies.can
     if own_verdicts.is_used_up(verdict):
         return treatment.skip_used_up(statistics, can_skip=Act.SKIP in can)
+    # A single spike is left to first aid: only what goes on is worth the comparison.
+    goes_on = verdict.examine or (verdict.stands_out and track.policy.strikes > 0)
     case = Case(
         track.baseline,
         can,
@@ -118,19 +119,10 @@ def _decide(
         searching=track.climbs or track.baseline.updates.risen(statistics.rate),
         passed=track.policy.passed,
         stale=any(one.stale.piled_up for one in run.tracks),
-        displaced=statistics.finite and verdict.stands_out and moved_too_far(track),
+        displaced=statistics.finite and goes_on and moved_too_far(track),
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
     return told_at_start(track, verdict, case, decided)
-
-
-def moved_too_far(track: OptimizerTrack) -> bool:
-    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
-    copied = track.snapshots.latest
-    # A single alarm is left to first aid: only what goes on is worth the comparison.
-    if copied is None or track.sharded or track.policy.strikes == 0:
-        return False
-    return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)
 
 
 def _tell(

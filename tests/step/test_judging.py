@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_gradguard import Guard
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step import judging
@@ -89,3 +91,29 @@ def test_a_loss_below_zero_convicts_none_of_several_optimizers(
     loop.track.baseline.losses.best_level = best
     speaking(monkeypatch, alarm(context.statistics, "divergence"))
     assert (judge(loop.run, loop.track, context, StepInputs())[0] is not None) is heeded
+
+
+@pytest.mark.parametrize(("kick", "treated"), [(3.0, True), (0.0, False)])
+def test_weights_that_all_were_overwritten_are_put_back_though_no_layer_stands_out(kick: float, treated: bool) -> None:
+    """Layers that saturate hide it from the gradient, and the update that follows is as small as ever."""
+    draws = torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    guard = Guard(network)
+    guard.attach(optimizer)
+    losses = []
+    for step in range(160):
+        if step == 80:
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(kick * torch.randn(parameter.shape, generator=draws))
+        x = torch.randn(64, 16, generator=draws)
+        loss = nn.functional.cross_entropy(network(x), x[:, :4].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        guard.before_step(optimizer, loss=loss, batch=x)
+        optimizer.step()
+        losses.append(float(loss))
+    assert max(losses[-20:]) < 1.0
+    assert [trial.treatment for incident in guard.incidents for trial in incident.trials] == [("rollback",)] * treated
