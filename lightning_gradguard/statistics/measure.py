@@ -88,10 +88,10 @@ def with_update(
         scale: What the gradients are still multiplied by.
         factor: Factor on the learning rate now: a rate that was backed off already makes a smaller update.
         first: The weights before the very first update, where that was the last one: what an optimizer does that nobody
-            foretells is seen in what it did.
+            foretells, or by a state that was loaded, is seen in what it did.
     """
     ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None
-    if ratio is None and first is not None:
-        ratio = moved(module, parameters, first)
+    if first is not None:
+        ratio = max(ratio or 0.0, moved(module, parameters, first))
     return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)

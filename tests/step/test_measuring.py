@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_gradguard import Guard
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import StepInputs
 from lightning_gradguard.step.measuring import joint_loss, measured
 from lightning_gradguard.step.preparing import prepare
+from tests.builders import mlp, regression
 from tests.step.loop import Loop
 
 
@@ -66,3 +69,30 @@ def test_the_context_knows_the_scaler_only_where_it_is_in_use() -> None:
     context = measured(loop.run, loop.track, StepInputs(loop.backward(), scaler=off))
     assert context.scaler is None and not context.statistics.scaled
     assert dataclasses.fields(context) and context.grad_scale == 1.0
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_update_that_a_loaded_state_makes_is_measured_by_what_it_did(lost: bool) -> None:
+    """Adam's second moments were lost: nobody foretells from gradient and rate what its first update is."""
+    network, batches = mlp(), regression(160)
+    earlier = torch.optim.Adam(network.parameters(), lr=0.01)
+    for x, y in batches[:60]:
+        earlier.zero_grad()
+        nn.functional.mse_loss(network(x), y).backward()
+        earlier.step()
+    state = earlier.state_dict()
+    for one in state["state"].values():
+        one["exp_avg_sq"].mul_(0.0 if lost else 1.0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer.load_state_dict(state)
+    guard, losses = Guard(network), []
+    guard.attach(optimizer)
+    for x, y in batches[60:]:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(network(x), y)
+        loss.backward()
+        guard.before_step(optimizer, loss=loss)
+        optimizer.step()
+        losses.append(float(loss))
+    assert bool(guard.incidents) is lost
+    assert sum(losses[-20:]) / 20 < 2.0 * losses[0] + 0.1

@@ -1,7 +1,8 @@
-"""Ten programs that are right as they are and look frightening; REGIME names those whose data, loss or task changes for good.
+"""Ten programs that are right as they are and look frightening; REGIME names those whose data, loss or task changes for
+good.
 
-Each takes a factor of its own rate, by which its author made sure that it is near the best of a third, one and three times.
-"""
+Each takes a factor of its own rate, by which its author made sure that it is near the best of a third, one and three
+times."""
 
 import math
 
@@ -16,7 +17,8 @@ from torch import nn
 
 
 def quasi_newton(seed, rate=1.0):
-    """LBFGS with strong Wolfe on the whole of the breast cancer data, from outputs of a wild start; well: held-out accuracy 0.93."""
+    """LBFGS with strong Wolfe on the whole of the breast cancer data, from outputs of a wild start; well: held-out
+    accuracy 0.93."""
     x, y = load_breast_cancer(return_X_y=True)
     tr, te = split(len(x), seed)
     x, y = T(standard(x, tr)[0]), L(y)
@@ -28,16 +30,24 @@ def quasi_newton(seed, rate=1.0):
         return F.cross_entropy(m.net(b[0]), b[1]) + 1e-3 * sum((p**2).sum() for p in m.net.parameters())
 
     task = Task(net, loss, lambda p: torch.optim.LBFGS(p, lr=rate, max_iter=5, line_search_fn="strong_wolfe"))
-    return Run(task, loader(x[tr], y[tr], batch=len(tr), seed=seed), lambda m: accuracy(m.net(x[te]), y[te]), majority(y[te]), {"max_steps": 60})
+    return Run(
+        task,
+        loader(x[tr], y[tr], batch=len(tr), seed=seed),
+        lambda m: accuracy(m.net(x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 60},
+    )
 
 
 def restarts(seed, rate=1.0):
     """Digits with cosine restarts every 80 steps, up to a rate of 0.15; well: accuracy 0.95."""
     x, y, xt, yt = digits(seed)
     task = Task(
-        mlp(64, 96, 64, 10), lambda m, b: F.cross_entropy(m.net(b[0]), b[1]), lambda p: torch.optim.SGD(p, 0.15 * rate, momentum=0.8),
+        mlp(64, 96, 64, 10),
+        lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
+        lambda p: torch.optim.SGD(p, 0.15 * rate, momentum=0.8),
         lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 80),
-    )  # fmt: skip
+    )
     return Run(task, loader(x, y, seed=seed), lambda m: accuracy(m.net(xt), yt), majority(yt), {"max_steps": 399})
 
 
@@ -68,7 +78,8 @@ def energy(a, b):
 
 
 def gan_ring(seed, rate=1.0):
-    """A GAN on six blobs in a ring, whose two losses go up and down against each other; well: an energy distance under 0.1 (trivial: 1.4)."""
+    """A GAN on six blobs in a ring, whose two losses go up and down against each other; well: an energy distance
+    under 0.1 (trivial: 1.4)."""
 
     def score(m):
         torch.manual_seed(5)
@@ -79,7 +90,8 @@ def gan_ring(seed, rate=1.0):
 
 
 class Corridor(LightningModule):
-    """REINFORCE; the only reward is for the end of a corridor of eight cells within 24 steps, so nearly every early gradient is 0."""
+    """REINFORCE; the only reward is for the end of a corridor of eight cells within 24 steps, so nearly every early
+    gradient is 0."""
 
     def __init__(self, seed, rate):
         super().__init__()
@@ -117,8 +129,8 @@ def sparse_reward(seed, rate=1.0):
 
 
 def mixture(seed, rate=1.0):
-    """A mixture density network for a curve that folds back and is thin, so the loss falls far below 0 and its gradients grow;
-    well: a held-out log likelihood of 0.85."""
+    """A mixture density network for a curve that folds back and is thin, so the loss falls far below 0 and its
+    gradients grow; well: a held-out log likelihood of 0.85."""
     r = np.random.RandomState(seed)
     y = r.uniform(-1, 1, 1600)
     x = y + 0.35 * np.sin(2 * math.pi * y) + r.normal(0, 0.02, 1600)
@@ -126,15 +138,27 @@ def mixture(seed, rate=1.0):
 
     def loglik(net, x, y):
         w, mu, s = net(x).chunk(3, -1)
-        return torch.logsumexp(F.log_softmax(w, -1) + torch.distributions.Normal(mu, F.softplus(s) + 2e-2).log_prob(y[:, None]), -1)
+        return torch.logsumexp(
+            F.log_softmax(w, -1) + torch.distributions.Normal(mu, F.softplus(s) + 2e-2).log_prob(y[:, None]), -1
+        )
 
-    task = Task(mlp(1, 64, 64, 15, act=nn.Tanh), lambda m, b: -loglik(m.net, *b).mean(), lambda p: torch.optim.Adam(p, 2e-3 * rate))
-    return Run(task, loader(x[:1200], y[:1200], seed=seed), lambda m: float(loglik(m.net, x[1200:], y[1200:]).mean()), -0.69, {"max_steps": 900})
+    task = Task(
+        mlp(1, 64, 64, 15, act=nn.Tanh),
+        lambda m, b: -loglik(m.net, *b).mean(),
+        lambda p: torch.optim.Adam(p, 2e-3 * rate),
+    )
+    return Run(
+        task,
+        loader(x[:1200], y[:1200], seed=seed),
+        lambda m: float(loglik(m.net, x[1200:], y[1200:]).mean()),
+        -0.69,
+        {"max_steps": 900},
+    )
 
 
 def yen(seed, rate=1.0):
-    """Diabetes with targets in a small unit, of the order of 15 000, some with a heavy tail, and Huber's loss; Adam's rate is large as
-    it must be; well: r2 0.4."""
+    """Diabetes with targets in a small unit, of the order of 15 000, some with a heavy tail, and Huber's loss;
+    Adam's rate is large as it must be; well: r2 0.4."""
     x, y = load_diabetes(return_X_y=True)
     tr, te = split(len(x), seed)
     x, y = T(standard(x, tr)[0]), T(y * 100)
@@ -143,7 +167,9 @@ def yen(seed, rate=1.0):
     hit = r.permutation(len(tr))[:20]
     noisy[tr[hit]] += T(2e4 * (1 + r.pareto(1.5, 20)))
     task = Task(
-        nn.Linear(10, 1), lambda m, b: F.huber_loss(m.net(b[0]).squeeze(-1), b[1], delta=5000.0), lambda p: torch.optim.Adam(p, 100.0 * rate)
+        nn.Linear(10, 1),
+        lambda m, b: F.huber_loss(m.net(b[0]).squeeze(-1), b[1], delta=5000.0),
+        lambda p: torch.optim.Adam(p, 100.0 * rate),
     )
     return Run(task, loader(x[tr], noisy[tr], seed=seed), lambda m: r2(m.net(x[te]), y[te]), 0.0, {"max_steps": 500})
 
@@ -160,11 +186,17 @@ class Unfreeze(LightningModule):
         return F.cross_entropy(self.head(self.body(batch[0])), batch[1])
 
     def configure_optimizers(self):
-        return torch.optim.AdamW([{"params": self.body.parameters(), "lr": 3e-3 * self.rate}, {"params": self.head.parameters(), "lr": 2e-2 * self.rate}])
+        return torch.optim.AdamW(
+            [
+                {"params": self.body.parameters(), "lr": 3e-3 * self.rate},
+                {"params": self.head.parameters(), "lr": 2e-2 * self.rate},
+            ]
+        )
 
 
 def unfreeze(seed, rate=1.0):
-    """A body learnt on five digits, frozen for 120 steps under a new head for ten and then set free; well: accuracy 0.95."""
+    """A body learnt on five digits, frozen for 120 steps under a new head for ten and then set free; well: accuracy
+    0.95."""
     x, y, xt, yt = digits(seed)
     body, head, g = nn.Sequential(mlp(64, 64, 48), nn.ReLU()), nn.Linear(48, 5), G(seed)
     opt = torch.optim.Adam([*body.parameters(), *head.parameters()], 3e-3)
@@ -176,7 +208,11 @@ def unfreeze(seed, rate=1.0):
         opt.step()
     body.zero_grad()
     return Run(
-        Unfreeze(seed, body, rate), loader(x, y, seed=seed), lambda m: accuracy(m.head(m.body(xt)), yt), majority(yt), {"max_steps": 350}
+        Unfreeze(seed, body, rate),
+        loader(x, y, seed=seed),
+        lambda m: accuracy(m.head(m.body(xt)), yt),
+        majority(yt),
+        {"max_steps": 350},
     )
 
 
@@ -220,15 +256,22 @@ def pairs(seed, rate=1.0):
     noisy[hit] = (noisy[hit] + 1 + r.randint(2, size=len(hit))) % 3
     y, noisy = L(y), L(noisy)
     task = Task(
-        mlp(13, 16, 3), lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
+        mlp(13, 16, 3),
+        lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
         lambda p: torch.optim.SGD(p, 0.003 * rate, momentum=0.9),
-    )  # fmt: skip
-    return Run(task, loader(x[tr], noisy[tr], batch=2, seed=seed), lambda m: accuracy(m.net(x[te]), y[te]), majority(y[te]), {"max_steps": 900})
+    )
+    return Run(
+        task,
+        loader(x[tr], noisy[tr], batch=2, seed=seed),
+        lambda m: accuracy(m.net(x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 900},
+    )
 
 
 def annealed(seed, rate=1.0):
-    """A VAE whose divergence has no weight for 150 steps and comes in over the next 150, all summed over pixels and rows, so that
-    the loss grows while it learns; well: a bound 18 above that of the mean image."""
+    """A VAE whose divergence has no weight for 150 steps and comes in over the next 150, all summed over pixels and
+    rows, so that the loss grows while it learns; well: a bound 18 above that of the mean image."""
     x, _, xt, _ = digits(seed)
 
     class Vae(nn.Module):
@@ -251,7 +294,13 @@ def annealed(seed, rate=1.0):
             return -float(sum(bound(m, xt))) / len(xt)
 
     trivial = -float((0.5 * ((xt - x.mean(0)) ** 2).sum(-1) / 0.05).mean())
-    return Run(Task(Vae(), loss, lambda p: torch.optim.Adam(p, 3e-3 * rate)), loader(x, seed=seed), score, trivial, {"max_steps": 600})
+    return Run(
+        Task(Vae(), loss, lambda p: torch.optim.Adam(p, 3e-3 * rate)),
+        loader(x, seed=seed),
+        score,
+        trivial,
+        {"max_steps": 600},
+    )
 
 
 RUNS = [quasi_newton, restarts, gan_ring, sparse_reward, mixture, yen, unfreeze, curriculum, pairs, annealed]

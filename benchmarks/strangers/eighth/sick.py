@@ -22,13 +22,20 @@ def digits(seed, flat=True):
 
 
 def resumed_momentum(seed, twin):
-    """The checkpoint was written between the backward and the unscaling, so the momentum that is resumed is 1024 times too large;
-    corrected: the momentum is as it was."""
+    """The checkpoint was written between the backward and the unscaling, so the momentum that is resumed is 1024
+    times too large; corrected: the momentum is as it was."""
     x, y, xt, yt = digits(seed, flat=False)
     net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(256, 48), nn.ReLU(), nn.Linear(48, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 48),
+        nn.ReLU(),
+        nn.Linear(48, 10),
+    )
     before = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     g = G(seed)
     for _ in range(60):
@@ -114,9 +121,12 @@ def lion_rate(seed, twin):
     task = Task(Characters(n), loss, lambda p: Lion(p, 0.003 if twin else 0.05, weight_decay=0.01))
     y = rows[te][:, 1:].flatten()
     return Run(
-        task, loader(rows[tr], batch=24, seed=seed), lambda m: accuracy(m.net(rows[te][:, :-1]).flatten(0, 1), y), majority(y),
+        task,
+        loader(rows[tr], batch=24, seed=seed),
+        lambda m: accuracy(m.net(rows[te][:, :-1]).flatten(0, 1), y),
+        majority(y),
         {"max_steps": 300},
-    )  # fmt: skip
+    )
 
 
 # 3 - tabular, Adam, labels, in most batches
@@ -162,14 +172,19 @@ class Irnn(nn.Module):
 
 
 def recurrent_gain(seed, twin):
-    """The recurrent matrix of a ReLU network was initialised with gain 2, for a misread table of gains; corrected: gain 0.9."""
+    """The recurrent matrix of a ReLU network was initialised with gain 2, for a misread table of gains; corrected:
+    gain 0.9."""
     r = np.random.RandomState(seed)
     t = np.arange(1800)
     s = np.sin(t / 5) + 0.6 * np.sin(t / 13 + 1) + 0.3 * np.sin(t / 37) + r.normal(0, 0.1, len(t))
     w = np.lib.stride_tricks.sliding_window_view(s, 49)
     x, y = T(w[:, :48, None].copy()), T(w[:, 48].copy())
-    task = Task(Irnn(0.9 if twin else 2.0), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.RMSprop(p, 1e-3))
-    return Run(task, loader(x[:1300], y[:1300], seed=seed), lambda m: r2(m.net(x[1350:]), y[1350:]), 0.0, {"max_steps": 400})
+    task = Task(
+        Irnn(0.9 if twin else 2.0), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.RMSprop(p, 1e-3)
+    )
+    return Run(
+        task, loader(x[:1300], y[:1300], seed=seed), lambda m: r2(m.net(x[1350:]), y[1350:]), 0.0, {"max_steps": 400}
+    )
 
 
 # 5 - audio, AdamW, a derivative that is not defined at silence, now and then
@@ -191,22 +206,30 @@ def clips(n, seed, silent):
     y = r.randint(5, size=n)
     f = np.array([0.05, 0.09, 0.16, 0.27, 0.41])[y] * r.uniform(0.85, 1.15, n)
     t = np.arange(480)
-    x = r.uniform(0.3, 1, (n, 1)) * np.sin(2 * np.pi * f[:, None] * t + r.uniform(0, 6.3, (n, 1))) + r.normal(0, 0.3, (n, 480))
+    x = r.uniform(0.3, 1, (n, 1)) * np.sin(2 * np.pi * f[:, None] * t + r.uniform(0, 6.3, (n, 1))) + r.normal(
+        0, 0.3, (n, 480)
+    )
     stop = np.where(r.rand(n) < silent, r.randint(200, 400, n), 480)
     x[t[None] >= stop[:, None]] = 0
     return T(x[:, None]), L(y)
 
 
 def silence(seed, twin):
-    """The magnitude is the root of a sum of squares, whose derivative is not a number in the digital silence that ends one clip
-    in thirty; corrected: 1e-6 under the root."""
+    """The magnitude is the root of a sum of squares, whose derivative is not a number in the digital silence that
+    ends one clip in thirty; corrected: 1e-6 under the root."""
     x, y = clips(1200, seed, 1 / 30)
     xt, yt = clips(400, seed + 500, 0)
     task = Task(
-        Filters(1e-6 if twin else 0.0), lambda m, b: F.cross_entropy(m.net(b[0]), b[1]), lambda p: torch.optim.AdamW(p, 3e-3)
+        Filters(1e-6 if twin else 0.0),
+        lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
+        lambda p: torch.optim.AdamW(p, 3e-3),
     )
     return Run(
-        task, loader(x, y, batch=16, seed=seed), lambda m: accuracy(m.eval().net(xt), yt), majority(yt), {"max_steps": 350}
+        task,
+        loader(x, y, batch=16, seed=seed),
+        lambda m: accuracy(m.eval().net(xt), yt),
+        majority(yt),
+        {"max_steps": 350},
     )
 
 
@@ -228,8 +251,8 @@ class Gcn(nn.Module):
 
 
 def degrees(seed, twin):
-    """The neighbours' messages are summed, hubs with hundreds of neighbours included, at a rate for normalised ones; corrected: the
-    adjacency is normalised by the degrees on both sides."""
+    """The neighbours' messages are summed, hubs with hundreds of neighbours included, at a rate for normalised ones;
+    corrected: the adjacency is normalised by the degrees on both sides."""
     r = np.random.RandomState(seed + 3)
     n, k = 500, 4
     y = r.randint(k, size=n)
@@ -245,10 +268,18 @@ def degrees(seed, twin):
     y, tr = L(y), torch.as_tensor(r.rand(n) < 0.4)
     te = ~tr
     task = Task(
-        Gcn(T(a), 12, k), lambda m, b: F.cross_entropy(m.net(x)[b[0]], y[b[0]]), lambda p: torch.optim.SGD(p, 0.2, momentum=0.9)
+        Gcn(T(a), 12, k),
+        lambda m, b: F.cross_entropy(m.net(x)[b[0]], y[b[0]]),
+        lambda p: torch.optim.SGD(p, 0.2, momentum=0.9),
     )
     ids = torch.arange(n)[tr]
-    return Run(task, loader(ids, batch=64, seed=seed), lambda m: accuracy(m.net(x)[te], y[te]), majority(y[te]), {"max_steps": 300})
+    return Run(
+        task,
+        loader(ids, batch=64, seed=seed),
+        lambda m: accuracy(m.net(x)[te], y[te]),
+        majority(y[te]),
+        {"max_steps": 300},
+    )
 
 
 # 7 - reinforcement learning, two optimizers (SGD), manual accumulation, from the start
@@ -286,7 +317,9 @@ class ActorCritic(Manual):
         self.env, self.divide, self.g = Poles(16, seed), divide, G(seed + 1)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.actor.parameters(), 0.3, momentum=0.9), torch.optim.SGD(self.critic.parameters(), 0.03, momentum=0.9)
+        return torch.optim.SGD(self.actor.parameters(), 0.3, momentum=0.9), torch.optim.SGD(
+            self.critic.parameters(), 0.03, momentum=0.9
+        )
 
     def rollout(self, steps=16):
         s, a, fell, over = [], [], [], []
@@ -328,7 +361,8 @@ class ActorCritic(Manual):
 
 
 def rollout_sum(seed, twin):
-    """The losses of four accumulated rollouts are summed over all their steps, at rates for a mean; corrected: the mean."""
+    """The losses of four accumulated rollouts are summed over all their steps, at rates for a mean; corrected: the
+    mean."""
 
     def score(m):
         env, lengths = Poles(40, 999), []
@@ -351,7 +385,8 @@ class Vae(nn.Module):
 
 
 def kl_sign(seed, twin):
-    """The divergence is subtracted, copied from a paper that writes the bound to be maximised; corrected: it is added."""
+    """The divergence is subtracted, copied from a paper that writes the bound to be maximised; corrected: it is
+    added."""
     x, _, xt, _ = digits(seed)
 
     def bound(m, x):
@@ -373,7 +408,11 @@ def kl_sign(seed, twin):
 
     trivial = -float((0.5 * ((xt - x.mean(0)) ** 2).sum(-1) / 0.05).mean())
     return Run(
-        Task(Vae(), loss, lambda p: torch.optim.Adamax(p, 5e-3)), loader(x, seed=seed), score, trivial, {"max_steps": 500}
+        Task(Vae(), loss, lambda p: torch.optim.Adamax(p, 5e-3)),
+        loader(x, seed=seed),
+        score,
+        trivial,
+        {"max_steps": 500},
     )
 
 
@@ -381,8 +420,8 @@ def kl_sign(seed, twin):
 
 
 def moving_points(seed, twin):
-    """Each of LBFGS's own evaluations of the loss draws 12 new collocation points, so its curvature is that of noise; corrected: the
-    points are fixed, 65 of them."""
+    """Each of LBFGS's own evaluations of the loss draws 12 new collocation points, so its curvature is that of
+    noise; corrected: the points are fixed, 65 of them."""
     grid = torch.linspace(-1, 1, 65)[:, None]
     g, ends = G(seed + 1), torch.tensor([[-1.0], [1.0]])
 
@@ -397,7 +436,9 @@ def moving_points(seed, twin):
         f = -(math.pi**2) * torch.sin(math.pi * q) - 4.5 * math.pi**2 * torch.sin(3 * math.pi * q) - 5 * truth(q) ** 3
         return ((ddv - 5 * v**3 - f) ** 2).mean() + 300 * (m.net(ends) ** 2).mean()
 
-    task = Task(mlp(1, 24, 24, 1, act=nn.Tanh), loss, lambda p: torch.optim.LBFGS(p, lr=1, max_iter=20, history_size=20))
+    task = Task(
+        mlp(1, 24, 24, 1, act=nn.Tanh), loss, lambda p: torch.optim.LBFGS(p, lr=1, max_iter=20, history_size=20)
+    )
     t = torch.linspace(-0.99, 0.99, 200)[:, None]
     return Run(task, ticks(1000, seed), lambda m: r2(m.net(t), truth(t)), 0.0, {"max_steps": 40})
 
@@ -429,12 +470,23 @@ def uncapped_warmup(seed, twin):
         return min((step + 1) / 20, 1.0) if twin else (step + 1) / 20
 
     task = Task(
-        Two(), loss, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+        Two(),
+        loss,
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, rate),
-    )  # fmt: skip
+    )
     return Run(task, loader(x, batch=50, seed=seed), score, 1 / 25, {"max_steps": 600})
 
 
 RUNS = [
-    resumed_momentum, lion_rate, dollars, recurrent_gain, silence, degrees, rollout_sum, kl_sign, moving_points, uncapped_warmup,
-]  # fmt: skip
+    resumed_momentum,
+    lion_rate,
+    dollars,
+    recurrent_gain,
+    silence,
+    degrees,
+    rollout_sum,
+    kl_sign,
+    moving_points,
+    uncapped_warmup,
+]

@@ -1,4 +1,5 @@
 """Ten sick runs: realistic mistakes; ``twin`` is the same program with the mistake corrected by hand."""
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,18 +30,43 @@ def zero_logs(seed, twin):
     ok = tr[~bad[tr]]
     x = (x - x[ok].mean(0)) / x[ok].std(0)
     x, y = T(x), L(d.target)
-    net = nn.Sequential(nn.Linear(30, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+    net = nn.Sequential(
+        nn.Linear(30, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Linear(32, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Linear(32, 2),
+    )
     m = Task(net, ce, lambda p: torch.optim.AdamW(p, lr=3e-3))
-    return Run(m, loader(x[tr], y[tr], batch=16, seed=seed), lambda m: accuracy(out(m, x[te]), y[te]), majority(y[te]), {"max_steps": 500})
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=16, seed=seed),
+        lambda m: accuracy(out(m, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 500},
+    )
 
 
 def finetune_rate(seed, twin):
-    """A CNN pretrained on digits 0-4 is fine-tuned on 5-9 with SGD at 1.0, the head's rate meant for a frozen trunk. Twin: 0.01."""
+    """A CNN pretrained on digits 0-4 is fine-tuned on 5-9 with SGD at 1.0, the head's rate meant for a frozen trunk.
+    Twin: 0.01."""
     d = datasets.load_digits()
     x, y = T(d.images / 16.0)[:, None], L(d.target)
     a, b = (y < 5).nonzero()[:, 0], (y >= 5).nonzero()[:, 0]
-    trunk = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                          nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU())
+    trunk = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 64),
+        nn.ReLU(),
+    )
     old = nn.Sequential(trunk, nn.Linear(64, 5))
     o = torch.optim.Adam(old.parameters(), lr=1e-3)
     g = G(seed)
@@ -54,7 +80,13 @@ def finetune_rate(seed, twin):
     tr, te = split(len(b), seed)
     tr, te = b[tr], b[te]
     m = Task(net, ce, lambda p: torch.optim.SGD(p, lr=0.01 if twin else 1.0, momentum=0.9))
-    return Run(m, loader(x[tr], y[tr] - 5, seed=seed), lambda m: accuracy(out(m, x[te]), y[te] - 5), majority(y[te] - 5), {"max_steps": 400})
+    return Run(
+        m,
+        loader(x[tr], y[tr] - 5, seed=seed),
+        lambda m: accuracy(out(m, x[te]), y[te] - 5),
+        majority(y[te] - 5),
+        {"max_steps": 400},
+    )
 
 
 class CharGRU(nn.Module):
@@ -67,8 +99,12 @@ class CharGRU(nn.Module):
 
 
 def growing_schedule(seed, twin):
-    """A character model of real text whose "decay" is 1.02 a step in place of 0.995: Adam from 4e-3 to 16. Twin: 0.995."""
-    text = "".join(getattr(datasets, "load_" + n)().DESCR for n in ("iris", "wine", "digits", "breast_cancer", "diabetes", "linnerud"))
+    """A character model of real text whose "decay" is 1.02 a step in place of 0.995: Adam from 4e-3 to 16. Twin:
+    0.995."""
+    text = "".join(
+        getattr(datasets, "load_" + n)().DESCR
+        for n in ("iris", "wine", "digits", "breast_cancer", "diabetes", "linnerud")
+    )
     voc = sorted(set(text))
     ids = L([voc.index(c) for c in text])
     n = len(ids) // 49
@@ -80,11 +116,18 @@ def growing_schedule(seed, twin):
 
     def score(m):
         return -float(F.cross_entropy(out(m, s[te][:, :-1]).flatten(0, 1), s[te][:, 1:].flatten()))
+
     p = torch.bincount(s[tr].flatten(), minlength=len(voc)).float() + 1
     p = (p / p.sum()).log()
-    m = Task(CharGRU(len(voc)), loss, lambda p: torch.optim.Adam(p, lr=4e-3),
-             lambda o: LambdaLR(o, lambda k: (0.995 if twin else 1.02) ** k))
-    return Run(m, loader(s[tr], batch=24, seed=seed), score, float(p[s[te][:, 1:].flatten()].mean()), {"max_steps": 420})
+    m = Task(
+        CharGRU(len(voc)),
+        loss,
+        lambda p: torch.optim.Adam(p, lr=4e-3),
+        lambda o: LambdaLR(o, lambda k: (0.995 if twin else 1.02) ** k),
+    )
+    return Run(
+        m, loader(s[tr], batch=24, seed=seed), score, float(p[s[te][:, 1:].flatten()].mean()), {"max_steps": 420}
+    )
 
 
 class GCN(nn.Module):
@@ -103,8 +146,10 @@ class GCN(nn.Module):
 
 
 def sum_gcn(seed, twin):
-    """A three-layer graph network on the neighbour graph of digits, full batch, whose adjacency was not normalised. Twin: D^-1/2 A D^-1/2."""
+    """A three-layer graph network on the neighbour graph of digits, full batch, whose adjacency was not normalised.
+    Twin: D^-1/2 A D^-1/2."""
     from sklearn.neighbors import kneighbors_graph
+
     d = datasets.load_digits()
     k = np.random.RandomState(seed).permutation(len(d.target))[:800]
     a = kneighbors_graph(d.data[k], 12).toarray()
@@ -114,8 +159,11 @@ def sum_gcn(seed, twin):
         a = a * r[:, None] * r[None]
     x, y = T(d.data[k] / 16.0), L(d.target[k])
     tr, te = L(np.arange(200)), L(np.arange(200, 800))
-    m = Task(GCN(T(a), x, (64, 48, 48, 10)), lambda m, b: F.cross_entropy(m.net()[tr], y[tr]),
-             lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    m = Task(
+        GCN(T(a), x, (64, 48, 48, 10)),
+        lambda m, b: F.cross_entropy(m.net()[tr], y[tr]),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    )
     return Run(m, ticks(400, seed), lambda m: accuracy(out(m, None)[te], y[te]), majority(y[te]), {"max_steps": 400})
 
 
@@ -142,7 +190,7 @@ class A2C(Manual):
             ss.append(s)
             aa.append(a)
             s = torch.stack([x, v], 1)
-            rr.append(-(x ** 2).clamp(max=4) - 0.05 * v ** 2)
+            rr.append(-(x**2).clamp(max=4) - 0.05 * v**2)
         return torch.stack(ss), torch.stack(aa), torch.stack(rr), s
 
     def training_step(self, batch, _):
@@ -173,6 +221,7 @@ def raw_rewards(seed, twin):
         if not all(torch.isfinite(p).all() for p in m.parameters()):
             return float("nan")
         return float(m.rollout(G(7), n=512)[2].mean())
+
     return Run(m, ticks(2000, seed), score, base, {"max_steps": 500})
 
 
@@ -194,12 +243,14 @@ class Flow(nn.Module):
             if self.bound:
                 s = torch.tanh(s)
             x, ld = torch.cat([b * s.exp() + t, a], 1), ld + s.sum(1)
-        return -0.5 * (x ** 2).sum(1) - 0.5 * self.d * np.log(2 * np.pi) + ld
+        return -0.5 * (x**2).sum(1) - 0.5 * self.d * np.log(2 * np.pi) + ld
 
 
 def flow_no_tanh(seed, twin):
-    """A RealNVP of digits (16 components) without tanh on the log-scale, and the data not standardised; accumulation of 2. Twin: both."""
+    """A RealNVP of digits (16 components) without tanh on the log-scale, and the data not standardised; accumulation
+    of 2. Twin: both."""
     from sklearn.decomposition import PCA
+
     d = datasets.load_digits()
     tr, te = split(len(d.target), seed)
     x = PCA(16, random_state=0).fit(d.data[tr]).transform(d.data)
@@ -208,12 +259,18 @@ def flow_no_tanh(seed, twin):
     x = T(z if twin else x)
     triv = float((-0.5 * T(z)[te] ** 2).mean() - 0.5 * np.log(2 * np.pi))
     m = Task(Flow(16, twin), lambda m, b: -m.net(b[0]).mean() / 16, lambda p: torch.optim.Adam(p, lr=2e-3))
-    return Run(m, loader(x[tr], batch=32, seed=seed), lambda m: float(out(m, x[te]).mean() / 16) + jac, triv,
-               {"max_steps": 500, "accumulate_grad_batches": 2})
+    return Run(
+        m,
+        loader(x[tr], batch=32, seed=seed),
+        lambda m: float(out(m, x[te]).mean() / 16) + jac,
+        triv,
+        {"max_steps": 500, "accumulate_grad_batches": 2},
+    )
 
 
 def pinn_rate(seed, twin):
-    """A physics-informed network for u'' + 9 u' = f, u(0) = u(1) = 0, with Adam at 2e-1, a slip of the pen. Twin: 2e-3."""
+    """A physics-informed network for u'' + 9 u' = f, u(0) = u(1) = 0, with Adam at 2e-1, a slip of the pen. Twin:
+    2e-3."""
     net = mlp(1, 64, 64, 64, 1, act=nn.Tanh)
     w = 2 * np.pi
 
@@ -224,6 +281,7 @@ def pinn_rate(seed, twin):
         ddu = torch.autograd.grad(du.sum(), x, create_graph=True)[0]
         f = -w * w * torch.sin(w * x) + 9 * w * torch.cos(w * x)
         return ((ddu + 9 * du - f) ** 2).mean() + 500 * (m.net(torch.tensor([[0.0], [1.0]])) ** 2).mean()
+
     x = torch.linspace(0, 1, 200)[:, None]
     m = Task(net, loss, lambda p: torch.optim.Adam(p, lr=2e-3 if twin else 2e-1))
     return Run(m, ticks(1000, seed), lambda m: r2(out(m, x), torch.sin(w * x)), 0.0, {"max_steps": 1000})
@@ -232,7 +290,12 @@ def pinn_rate(seed, twin):
 class MF(nn.Module):
     def __init__(self, u, i, k=8):
         super().__init__()
-        self.u, self.i, self.bu, self.bi = nn.Embedding(u, k), nn.Embedding(i, k), nn.Embedding(u, 1), nn.Embedding(i, 1)
+        self.u, self.i, self.bu, self.bi = (
+            nn.Embedding(u, k),
+            nn.Embedding(i, k),
+            nn.Embedding(u, 1),
+            nn.Embedding(i, 1),
+        )
         self.b = nn.Parameter(torch.zeros(1))
         for e in (self.u, self.i):
             nn.init.normal_(e.weight, std=0.3)
@@ -245,7 +308,8 @@ class MF(nn.Module):
 
 
 def sentinel_ratings(seed, twin):
-    """Matrix factorisation whose missing ratings (0.4 % of the rows) are the sentinel -9999; SGD, accumulation of 2. Twin: dropped."""
+    """Matrix factorisation whose missing ratings (0.4 % of the rows) are the sentinel -9999; SGD, accumulation of 2.
+    Twin: dropped."""
     r = np.random.RandomState(seed)
     U, V = r.randn(150, 4), r.randn(100, 4)
     ui = np.stack([r.randint(150, size=9000), r.randint(100, size=9000)], 1)
@@ -257,10 +321,20 @@ def sentinel_ratings(seed, twin):
         yt, uit = yt[~bad], uit[~bad]
     else:
         yt[bad] = -9999
-    m = Task(MF(150, 100), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
-             lambda o: LambdaLR(o, lambda k: min(1, (k + 1) / 50)))
+    m = Task(
+        MF(150, 100),
+        lambda m, b: F.mse_loss(m.net(b[0]), b[1]),
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+        lambda o: LambdaLR(o, lambda k: min(1, (k + 1) / 50)),
+    )
     x, yt, yte = L(ui[te]), T(yt), T(y[te])
-    return Run(m, loader(L(uit), yt, batch=32, seed=seed), lambda m: r2(out(m, x), yte), 0.0, {"max_steps": 900, "accumulate_grad_batches": 2})
+    return Run(
+        m,
+        loader(L(uit), yt, batch=32, seed=seed),
+        lambda m: r2(out(m, x), yte),
+        0.0,
+        {"max_steps": 900, "accumulate_grad_batches": 2},
+    )
 
 
 class Forecast(nn.Module):
@@ -273,7 +347,8 @@ class Forecast(nn.Module):
 
 
 def int8_head(seed, twin):
-    """An LSTM forecaster resumed by hand from an int8 export; the head's scale was forgotten, so its weights are -127..127. Twin: scaled."""
+    """An LSTM forecaster resumed by hand from an int8 export; the head's scale was forgotten, so its weights are
+    -127..127. Twin: scaled."""
     r = np.random.RandomState(seed)
     t = np.arange(2600)
     s = np.sin(t / 5.1) + 0.6 * np.sin(t / 13.7 + 1) + 0.3 * np.sin(t / 2.3) + 0.1 * r.randn(len(t))
@@ -305,8 +380,11 @@ class Tiny(Manual):
         super().__init__()
         self.twin = twin
         self.inp, self.pos = nn.Linear(8, 32), nn.Parameter(torch.randn(8, 32) * 0.1)
-        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True), 2,
-                                         enable_nested_tensor=False)
+        self.enc = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True),
+            2,
+            enable_nested_tensor=False,
+        )
         self.out = nn.Linear(32, 10)
 
     def net(self, x):
@@ -330,13 +408,29 @@ class Tiny(Manual):
 
 
 def never_unscaled(seed, twin):
-    """A transformer with a hand-written loss scale of 1024 whose unscaling was forgotten; SGD, manual, bf16. Twin: unscaled."""
+    """A transformer with a hand-written loss scale of 1024 whose unscaling was forgotten; SGD, manual, bf16. Twin:
+    unscaled."""
     d = datasets.load_digits()
     x, y = T(d.images / 16.0), L(d.target)
     tr, te = split(len(y), seed)
-    return Run(Tiny(twin), loader(x[tr], y[tr], seed=seed), lambda m: accuracy(out(m, x[te]), y[te]), majority(y[te]),
-               {"max_steps": 500, "precision": "bf16-mixed"})
+    return Run(
+        Tiny(twin),
+        loader(x[tr], y[tr], seed=seed),
+        lambda m: accuracy(out(m, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 500, "precision": "bf16-mixed"},
+    )
 
 
-RUNS = [zero_logs, finetune_rate, growing_schedule, sum_gcn, raw_rewards, flow_no_tanh, pinn_rate,
-        sentinel_ratings, int8_head, never_unscaled]
+RUNS = [
+    zero_logs,
+    finetune_rate,
+    growing_schedule,
+    sum_gcn,
+    raw_rewards,
+    flow_no_tanh,
+    pinn_rate,
+    sentinel_ratings,
+    int8_head,
+    never_unscaled,
+]

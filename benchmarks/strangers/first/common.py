@@ -41,7 +41,9 @@ def gen(seed):
 
 
 def loader(*tensors, batch, seed, shuffle=True, drop_last=True):
-    return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle, drop_last=drop_last, generator=gen(seed + 77))
+    return DataLoader(
+        TensorDataset(*tensors), batch_size=batch, shuffle=shuffle, drop_last=drop_last, generator=gen(seed + 77)
+    )
 
 
 def split(n, seed, test=0.25):
@@ -159,10 +161,13 @@ def mlp(*sizes, act=nn.ReLU):
 def small_cnn(width=16):
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(2 * width * 16, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 10),
+    )
 
 
 def houses(seed, n=3000):
@@ -172,7 +177,14 @@ def houses(seed, n=3000):
     year = rng.randint(1900, 2021, n)
     metres = rng.gamma(2, 4000, n)  # to the centre
     lot = rng.lognormal(8.8, 0.5, n)
-    price = 90 * area + 4000 * rooms + 900 * (year - 1900) + 3 * lot + 250000 * np.exp(-metres / 6000) + 15000 * rng.randn(n)
+    price = (
+        90 * area
+        + 4000 * rooms
+        + 900 * (year - 1900)
+        + 3 * lot
+        + 250000 * np.exp(-metres / 6000)
+        + 15000 * rng.randn(n)
+    )
     return np.stack([area, rooms, year, metres, lot], 1), price
 
 

@@ -50,11 +50,25 @@ def h03_resumed(seed, twin=False):
     def make():
         return Supervised(mlp(64, 128, 128, 10), F.cross_entropy, optim)
 
-    first = pl.Trainer(max_epochs=12, logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, accelerator="cpu")
+    first = pl.Trainer(
+        max_epochs=12,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
     first.fit(make(), loader(x, y, batch=64, seed=seed))
     path = os.path.abspath("first.ckpt")
     first.save_checkpoint(path)
-    return Built(make(), loader(x, y, batch=64, seed=seed + 1), {"max_epochs": 40}, accuracy_score(xt, yt), majority(yt), {"ckpt_path": path})
+    return Built(
+        make(),
+        loader(x, y, batch=64, seed=seed + 1),
+        {"max_epochs": 40},
+        accuracy_score(xt, yt),
+        majority(yt),
+        {"ckpt_path": path},
+    )
 
 
 class FineTune(Supervised):
@@ -87,7 +101,10 @@ def h05_gru_restarts(seed, twin=False):
         def f(k):
             return (k + 1) / 40 if k < 40 else 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * ((k - 40) % 120) / 120))
 
-        return {"optimizer": o, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(o, f), "interval": "step"}}
+        return {
+            "optimizer": o,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(o, f), "interval": "step"},
+        }
 
     m = CharRNN(nn.GRU(24, 80, batch_first=True), vocab, 80, optim)
     score, trivial = char_score(test)
@@ -104,7 +121,13 @@ def h06_heavy_tails(seed, twin=False):
     tr, te = split(6000, seed)
     x = f32(x)
     m = Supervised(mlp(8, 64, 64, 1), F.mse_loss, lambda m: torch.optim.Adagrad(m.parameters(), 0.02))
-    return Built(m, loader(x[tr], f32(y)[tr][:, None], batch=32, seed=seed), {"max_steps": 800}, r2_score(x[te], f32(f)[te][:, None]), 0.0)
+    return Built(
+        m,
+        loader(x[tr], f32(y)[tr][:, None], batch=32, seed=seed),
+        {"max_steps": 800},
+        r2_score(x[te], f32(f)[te][:, None]),
+        0.0,
+    )
 
 
 class Corridor(pl.LightningModule):
@@ -170,7 +193,9 @@ class RingGAN(pl.LightningModule):
         self.log_dict({"d": ld, "g": lg})
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.G.parameters(), 1e-3, (0.5, 0.9)), torch.optim.Adam(self.D.parameters(), 2e-3, (0.5, 0.9))
+        return torch.optim.Adam(self.G.parameters(), 1e-3, (0.5, 0.9)), torch.optim.Adam(
+            self.D.parameters(), 2e-3, (0.5, 0.9)
+        )
 
 
 @run("healthy", "GAN on a ring, two Adams, manual optimization")
@@ -255,7 +280,13 @@ def h11_graph_label_noise(seed, twin=False):
     g = gen(seed)
     noisy = torch.where(torch.rand(y.shape, generator=g) < 0.4, torch.randint(0, 3, y.shape, generator=g), y)
     m = GraphModule(GraphNet(True), lambda m: torch.optim.RMSprop(m.parameters(), 1e-3))
-    return Built(m, loader(a[:180], x[:180], noisy[:180], batch=2, seed=seed), {"max_steps": 300, "accumulate_grad_batches": 4}, graph_score(a[180:], x[180:], y[180:]), majority(y[180:].flatten()))
+    return Built(
+        m,
+        loader(a[:180], x[:180], noisy[:180], batch=2, seed=seed),
+        {"max_steps": 300, "accumulate_grad_batches": 4},
+        graph_score(a[180:], x[180:], y[180:]),
+        majority(y[180:].flatten()),
+    )
 
 
 @run("healthy", "parity of 3 of 12 bits: a long plateau, then a breakthrough with large gradients; SGD momentum")
@@ -264,4 +295,10 @@ def h12_parity_plateau(seed, twin=False):
     x = torch.randint(0, 2, (6000, 12), generator=g).float() * 2 - 1
     y = ((x[:, 1] * x[:, 4] * x[:, 9]) > 0).long()
     m = Supervised(mlp(12, 128, 2), F.cross_entropy, lambda m: torch.optim.SGD(m.parameters(), 0.2, momentum=0.9))
-    return Built(m, loader(x[:5000], y[:5000], batch=64, seed=seed), {"max_steps": 800}, accuracy_score(x[5000:], y[5000:]), majority(y[5000:]))
+    return Built(
+        m,
+        loader(x[:5000], y[:5000], batch=64, seed=seed),
+        {"max_steps": 800},
+        accuracy_score(x[5000:], y[5000:]),
+        majority(y[5000:]),
+    )

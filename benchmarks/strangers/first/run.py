@@ -1,4 +1,5 @@
-"""python benchmarks/strangers/first/run.py [names] --seeds 0 1 --contenders none clip guard --out FILE.jsonl --processes 1"""
+"""python benchmarks/strangers/first/run.py [names] --seeds 0 1 --contenders none clip guard --out FILE.jsonl
+--processes 1"""
 
 from __future__ import annotations
 
@@ -40,8 +41,16 @@ def one(name, seed, contender, logs):
     pl.seed_everything(seed, verbose=False)
     record = {"name": name, "kind": spec["kind"], "regime": spec["regime"], "seed": seed, "contender": contender}
     b = spec["build"](seed, twin=contender.startswith("twin"))
-    kwargs = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False,
-              "accelerator": "cpu", "devices": 1, "deterministic": True, **b.kwargs}  # fmt: skip
+    kwargs = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "deterministic": True,
+        **b.kwargs,
+    }
     if "max_steps" in kwargs:
         kwargs["max_epochs"] = -1
     guard = None
@@ -65,15 +74,24 @@ def one(name, seed, contender, logs):
         error = f"{type(e).__name__}: {str(e)[:200]}"
     record["seconds"] = round(time.perf_counter() - start, 2)
     score = b.score(b.module)
-    record.update(score=score if math.isfinite(score) else None, trivial=b.trivial, steps=trainer.global_step, error=error, weights=digest(b.module))
+    record.update(
+        score=score if math.isfinite(score) else None,
+        trivial=b.trivial,
+        steps=trainer.global_step,
+        error=error,
+        weights=digest(b.module),
+    )
     if guard is not None:
         record["incidents"] = [
             {
-                "step": i.step, "form": str(i.form), "culprit": str(i.culprit), "remedies": [str(r) for r in i.remedies],
+                "step": i.step,
+                "form": str(i.form),
+                "culprit": str(i.culprit),
+                "remedies": [str(r) for r in i.remedies],
                 "trials": [[str(t.cause), str(t.treatment), t.opened, t.closed, str(t.outcome)] for t in i.trials],
             }
             for i in guard.incidents
-        ]  # fmt: skip
+        ]
         for k, p in enumerate(pathlib.Path(".").rglob("gradguard.jsonl")):
             shutil.copy(p, logs / f"{name}-{seed}-{contender}.journal{k or ''}.jsonl")
     return record
@@ -109,7 +127,13 @@ def main():
     logs = HERE / "logs"
     logs.mkdir(exist_ok=True)
     names = [n for n in RUNS if not a.names or any(n.startswith(q) for q in a.names)]
-    jobs = [(n, s, c) for n in names for s in a.seeds for c in a.contenders if not (c == "twin" and RUNS[n]["kind"] == "healthy")]
+    jobs = [
+        (n, s, c)
+        for n in names
+        for s in a.seeds
+        for c in a.contenders
+        if not (c == "twin" and RUNS[n]["kind"] == "healthy")
+    ]
     running = set()
     for job in jobs:
         if len(running) >= a.processes:

@@ -163,7 +163,9 @@ def s06_sum_reduction_ae(seed, twin=False):
     x, _, xt, _ = digits(seed)
     red = "mean" if twin else "sum"
     net = mlp(64, 128, 24, 128, 64)
-    m = Supervised(net, lambda a, b: F.mse_loss(a, b, reduction=red), lambda m: torch.optim.SGD(m.parameters(), 0.5, momentum=0.9))
+    m = Supervised(
+        net, lambda a, b: F.mse_loss(a, b, reduction=red), lambda m: torch.optim.SGD(m.parameters(), 0.5, momentum=0.9)
+    )
     return Built(m, loader(x, x, batch=64, seed=seed), {"max_steps": 800}, r2_score(xt, xt), 0.0)
 
 
@@ -191,7 +193,13 @@ def s07_schedule_jump_transformer(seed, twin=False):
         return {"optimizer": o, "lr_scheduler": {"scheduler": s, "interval": "step"}}
 
     m = Supervised(Reverser(), lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), optim)
-    return Built(m, loader(x[:3500], y[:3500], batch=64, seed=seed), {"max_steps": 600}, accuracy_score(x[3500:], y[3500:]), majority(y[3500:].flatten()))
+    return Built(
+        m,
+        loader(x[:3500], y[:3500], batch=64, seed=seed),
+        {"max_steps": 600},
+        accuracy_score(x[3500:], y[3500:]),
+        majority(y[3500:].flatten()),
+    )
 
 
 @run("sick", "digits 0..255, He init, Adam, softmax written by hand (exp overflows, log 0)")
@@ -236,14 +244,22 @@ class Bandit(pl.LightningModule):
 @run("sick", "REINFORCE bandit on digits, SGD momentum; rewards in money, no baseline, no scaling")
 def s09_raw_rewards(seed, twin=False):
     x, y, xt, yt = digits(seed)
-    return Built(Bandit(twin, 0.05), loader(x, y, batch=128, seed=seed), {"max_steps": 800}, accuracy_score(xt, yt), majority(yt))
+    return Built(
+        Bandit(twin, 0.05), loader(x, y, batch=128, seed=seed), {"max_steps": 800}, accuracy_score(xt, yt), majority(yt)
+    )
 
 
 @run("sick", "graph net, SGD momentum, 4 layers that sum over neighbours unnormalised")
 def s10_sum_aggregation(seed, twin=False):
     a, x, y = graphs(seed)
     m = GraphModule(GraphNet(twin), lambda m: torch.optim.SGD(m.parameters(), 0.1, momentum=0.9))
-    return Built(m, loader(a[:180], x[:180], y[:180], batch=12, seed=seed), {"max_steps": 600}, graph_score(a[180:], x[180:], y[180:]), majority(y[180:].flatten()))
+    return Built(
+        m,
+        loader(a[:180], x[:180], y[:180], batch=12, seed=seed),
+        {"max_steps": 600},
+        graph_score(a[180:], x[180:], y[180:]),
+        majority(y[180:].flatten()),
+    )
 
 
 class TextCNN(nn.Module):

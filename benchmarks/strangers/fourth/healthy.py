@@ -1,4 +1,5 @@
 """Twelve healthy runs: ordinary and unusual-but-right training that ends well."""
+
 import copy
 import math
 
@@ -20,16 +21,30 @@ def raw_targets_adam(seed):
     tr, te = split(len(d.target), seed)
     x, _, _ = standard(d.data, tr)
     x, y = T(x), T(d.target)[:, None]
-    return Run(Task(mlp(10, 64, 32, 1), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.Adam(p, 0.02)),
-               loader(x[tr], y[tr], batch=32, seed=seed), quiet(lambda m: r2(m.net(x[te]), y[te])), 0.0, {"max_steps": 300})
+    return Run(
+        Task(mlp(10, 64, 32, 1), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.Adam(p, 0.02)),
+        loader(x[tr], y[tr], batch=32, seed=seed),
+        quiet(lambda m: r2(m.net(x[te]), y[te])),
+        0.0,
+        {"max_steps": 300},
+    )
 
 
 def bn_onecycle_to_one(seed):
     """A BatchNorm CNN under OneCycle up to a rate of 1 with momentum."""
     x, y, xt, yt = digits(seed, True)
-    return Run(Task(cnn(True), ce, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),
-                    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, 500)), loader(x, y, batch=64, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt), {"max_steps": 500})
+    return Run(
+        Task(
+            cnn(True),
+            ce,
+            lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=5e-4),
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, 500),
+        ),
+        loader(x, y, batch=64, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 500},
+    )
 
 
 def resumed_with_fresh_adam_and_restart(seed):
@@ -37,14 +52,32 @@ def resumed_with_fresh_adam_and_restart(seed):
     x, y, xt, yt = digits(seed, True)
 
     def task():
-        return Task(cnn(), ce, lambda p: torch.optim.AdamW(p, 4e-3),
-                    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 100, 2))
-    t = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                max_steps=150, max_epochs=-1)
+        return Task(
+            cnn(),
+            ce,
+            lambda p: torch.optim.AdamW(p, 4e-3),
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 100, 2),
+        )
+
+    t = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        max_steps=150,
+        max_epochs=-1,
+    )
     t.fit(task(), loader(x, y, batch=64, seed=seed))
     t.save_checkpoint("first.ckpt")
-    return Run(task(), loader(x, y, batch=64, seed=seed + 1), quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt),
-               {"max_steps": 700}, {"ckpt_path": "first.ckpt"})
+    return Run(
+        task(),
+        loader(x, y, batch=64, seed=seed + 1),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 700},
+        {"ckpt_path": "first.ckpt"},
+    )
 
 
 class Unfreeze(Callback):
@@ -68,8 +101,13 @@ def head_then_all(seed):
     for p in net.parameters():
         p.requires_grad_(False)
     net[-1] = nn.Linear(24 * 16, 10)
-    return Run(Task(net, ce, lambda p: torch.optim.SGD(p, 0.004, momentum=0.9)), loader(x, y, batch=32, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt), {"max_steps": 500, "callbacks": [Unfreeze()]})
+    return Run(
+        Task(net, ce, lambda p: torch.optim.SGD(p, 0.004, momentum=0.9)),
+        loader(x, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 500, "callbacks": [Unfreeze()]},
+    )
 
 
 class Gan(Manual):
@@ -78,7 +116,10 @@ class Gan(Manual):
         self.g, self.d = mlp(8, 64, 64, 2), mlp(2, 64, 64, 1, act=lambda: nn.LeakyReLU(0.2))
 
     def configure_optimizers(self):
-        return (torch.optim.Adam(self.g.parameters(), 5e-4, betas=(0.5, 0.99)), torch.optim.Adam(self.d.parameters(), 5e-4, betas=(0.5, 0.99)))
+        return (
+            torch.optim.Adam(self.g.parameters(), 5e-4, betas=(0.5, 0.99)),
+            torch.optim.Adam(self.d.parameters(), 5e-4, betas=(0.5, 0.99)),
+        )
 
     def training_step(self, b, _):
         og, od = self.optimizers()
@@ -98,12 +139,17 @@ def gan_r1_ring(seed):
 
     def score(m):
         z = m.g(torch.randn(1000, 8, generator=G(3)))
-        return -float(2 * torch.cdist(z, x[:1000]).mean() - torch.cdist(z, z).mean() - torch.cdist(x[:1000], x[:1000]).mean())
+        return -float(
+            2 * torch.cdist(z, x[:1000]).mean() - torch.cdist(z, z).mean() - torch.cdist(x[:1000], x[:1000]).mean()
+        )
+
     return Run(Gan(), loader(x, batch=128, seed=seed), quiet(score), -1.0, {"max_steps": 3000})
 
 
 def sparse_reinforce(seed):
-    """REINFORCE on a corridor of 12 cells: nearly all early batches have a gradient of exactly zero, then rewards come. RMSprop."""
+    """REINFORCE on a corridor of 12 cells: nearly all early batches have a gradient of exactly zero, then rewards
+    come. RMSprop."""
+
     class Policy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -128,7 +174,14 @@ def sparse_reinforce(seed):
 
     def score(m):
         return float(roll(m.net, 500, G(5))[1].float().mean())
-    return Run(Task(Policy(), loss, lambda p: torch.optim.RMSprop(p, 1e-2)), ticks(2000, seed), quiet(score), 0.08, {"max_steps": 500})
+
+    return Run(
+        Task(Policy(), loss, lambda p: torch.optim.RMSprop(p, 1e-2)),
+        ticks(2000, seed),
+        quiet(score),
+        0.08,
+        {"max_steps": 500},
+    )
 
 
 def online_one_sample(seed):
@@ -137,12 +190,18 @@ def online_one_sample(seed):
     tr, te = split(len(d.target), seed, 0.7)
     x, _, _ = standard(d.data, tr)
     x, y = T(x), L(d.target)
-    return Run(Task(mlp(13, 32, 3), ce, lambda p: torch.optim.SGD(p, 0.05)), loader(x[tr], y[tr], batch=1, seed=seed),
-               quiet(lambda m: accuracy(m.net(x[te]), y[te])), majority(y[te]), {"max_steps": 1200})
+    return Run(
+        Task(mlp(13, 32, 3), ce, lambda p: torch.optim.SGD(p, 0.05)),
+        loader(x[tr], y[tr], batch=1, seed=seed),
+        quiet(lambda m: accuracy(m.net(x[te]), y[te])),
+        majority(y[te]),
+        {"max_steps": 1200},
+    )
 
 
 def density_below_zero(seed):
-    """Mixture density net on a noiseless curve: the loss falls far below zero and the gradients grow as the deviations shrink."""
+    """Mixture density net on a noiseless curve: the loss falls far below zero and the gradients grow as the
+    deviations shrink."""
     g = G(seed)
     x = torch.rand(3000, 1, generator=g) * 6 - 3
     y = torch.sin(2 * x) + 0.002 * torch.randn(3000, 1, generator=g)
@@ -151,30 +210,57 @@ def density_below_zero(seed):
         w, mu, ls = m.net(b[0]).chunk(3, 1)
         c = torch.distributions.Normal(mu, ls.clamp(min=-7).exp())
         return -(w.log_softmax(1) + c.log_prob(b[1])).logsumexp(1).mean()
-    return Run(Task(mlp(1, 64, 64, 9, act=nn.Tanh), loss, lambda p: torch.optim.Adam(p, 3e-3),
-                    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 900)), loader(x[:2500], y[:2500], batch=64, seed=seed),
-               quiet(lambda m: -float(loss(m, (x[2500:], y[2500:])))), -1.0, {"max_steps": 900})
+
+    return Run(
+        Task(
+            mlp(1, 64, 64, 9, act=nn.Tanh),
+            loss,
+            lambda p: torch.optim.Adam(p, 3e-3),
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 900),
+        ),
+        loader(x[:2500], y[:2500], batch=64, seed=seed),
+        quiet(lambda m: -float(loss(m, (x[2500:], y[2500:])))),
+        -1.0,
+        {"max_steps": 900},
+    )
 
 
 def lbfgs_double(seed):
-    """Logistic regression with LBFGS and strong Wolfe in double precision, full batch of unscaled features' square roots."""
+    """Logistic regression with LBFGS and strong Wolfe in double precision, full batch of unscaled features' square
+    roots."""
     d = datasets.load_breast_cancer()
     tr, te = split(len(d.target), seed)
     x, y = T(np.sqrt(d.data), torch.double), L(d.target)
     net = nn.Linear(30, 2).double()
-    return Run(Task(net, lambda m, b: F.cross_entropy(m.net(b[0]), b[1]) + 1e-4 * m.net.weight.square().sum(),
-                    lambda p: torch.optim.LBFGS(p, lr=1, max_iter=10, line_search_fn="strong_wolfe")),
-               loader(x[tr], y[tr], batch=len(tr), seed=seed), lambda m: accuracy(m.net(x[te]), y[te]), majority(y[te]),
-               {"max_steps": 200, "precision": "64-true"})
+    return Run(
+        Task(
+            net,
+            lambda m, b: F.cross_entropy(m.net(b[0]), b[1]) + 1e-4 * m.net.weight.square().sum(),
+            lambda p: torch.optim.LBFGS(p, lr=1, max_iter=10, line_search_fn="strong_wolfe"),
+        ),
+        loader(x[tr], y[tr], batch=len(tr), seed=seed),
+        lambda m: accuracy(m.net(x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 200, "precision": "64-true"},
+    )
 
 
 def lm_swa_accumulated(seed):
     """A pre-norm char LM, AdamW, accumulation 4, clipping, SWA over the last third."""
     v, tr, te, trivial = chars(seed)
-    return Run(Task(LM(len(v), layers=2, pre=True), lm_loss, lambda p: torch.optim.AdamW(p, 3e-3)), loader(tr, batch=8, seed=seed),
-               quiet(lambda m: -float(lm_loss(m, (te,)))), trivial,
-               {"max_epochs": 3, "limit_train_batches": 400, "accumulate_grad_batches": 4, "gradient_clip_val": 1.0,
-                "callbacks": [StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2, annealing_epochs=1)]})
+    return Run(
+        Task(LM(len(v), layers=2, pre=True), lm_loss, lambda p: torch.optim.AdamW(p, 3e-3)),
+        loader(tr, batch=8, seed=seed),
+        quiet(lambda m: -float(lm_loss(m, (te,)))),
+        trivial,
+        {
+            "max_epochs": 3,
+            "limit_train_batches": 400,
+            "accumulate_grad_batches": 4,
+            "gradient_clip_val": 1.0,
+            "callbacks": [StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=2, annealing_epochs=1)],
+        },
+    )
 
 
 class Growing(Task):
@@ -185,6 +271,7 @@ class Growing(Task):
 
 def sum_curriculum_gru(seed):
     """A GRU that learns the running sum of ever longer sequences; squared errors are summed over the length."""
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -192,16 +279,24 @@ def sum_curriculum_gru(seed):
 
         def forward(self, x):
             return self.out(self.rnn(x)[0])
+
     x = torch.randn(2000, 40, 1, generator=G(seed))
 
     def loss(m, b):
         return ((m.net(b[0]) - b[0].cumsum(1)) ** 2).sum((1, 2)).mean()
-    return Run(Growing(Net(), loss, lambda p: torch.optim.Adamax(p, 5e-3)), loader(x[:1600], batch=32, seed=seed),
-               quiet(lambda m: r2(m.net(x[1600:]), x[1600:].cumsum(1))), 0.0, {"max_steps": 600})
+
+    return Run(
+        Growing(Net(), loss, lambda p: torch.optim.Adamax(p, 5e-3)),
+        loader(x[:1600], batch=32, seed=seed),
+        quiet(lambda m: r2(m.net(x[1600:]), x[1600:].cumsum(1))),
+        0.0,
+        {"max_steps": 600},
+    )
 
 
 def insurance_claims(seed):
-    """Claims: 97 % zeros, the rest log-normal up to hundreds of thousands; Tweedie loss with a log link: rare honest spikes."""
+    """Claims: 97 % zeros, the rest log-normal up to hundreds of thousands; Tweedie loss with a log link: rare honest
+    spikes."""
     rs = np.random.RandomState(seed)
     x = rs.randn(8000, 6)
     risk = np.exp(0.8 * x[:, 0] - 0.5 * x[:, 1] * (x[:, 2] > 0))
@@ -215,12 +310,19 @@ def insurance_claims(seed):
     def score(m):
         z = m.net(x[6000:])[:, 0]
         return float(np.corrcoef(z.numpy(), risk[6000:].log().numpy())[0, 1])
-    return Run(Task(mlp(6, 32, 1), loss, lambda p: torch.optim.Adam(p, 3e-3)), loader(x[:6000], y[:6000], batch=64, seed=seed),
-               quiet(score), 0.0, {"max_steps": 900})
+
+    return Run(
+        Task(mlp(6, 32, 1), loss, lambda p: torch.optim.Adam(p, 3e-3)),
+        loader(x[:6000], y[:6000], batch=64, seed=seed),
+        quiet(score),
+        0.0,
+        {"max_steps": 900},
+    )
 
 
 def modular_addition(seed):
-    """Addition modulo 23, AdamW with a decay of 1: memorised first, understood long after (a plateau of the test score)."""
+    """Addition modulo 23, AdamW with a decay of 1: memorised first, understood long after (a plateau of the test
+    score)."""
     n = 23
     a, b = np.divmod(np.arange(n * n), n)
     tr, te = split(n * n, seed, 0.7)
@@ -233,8 +335,14 @@ def modular_addition(seed):
 
         def forward(self, x):
             return self.m(self.e(x).sum(1))
-    return Run(Task(Net(), ce, lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=1.0)), loader(x[tr], y[tr], batch=len(tr), seed=seed),
-               quiet(lambda m: accuracy(m.net(x[te]), y[te])), 1 / n, {"max_steps": 1200})
+
+    return Run(
+        Task(Net(), ce, lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=1.0)),
+        loader(x[tr], y[tr], batch=len(tr), seed=seed),
+        quiet(lambda m: accuracy(m.net(x[te]), y[te])),
+        1 / n,
+        {"max_steps": 1200},
+    )
 
 
 class Ema(Callback):
@@ -250,16 +358,36 @@ class Ema(Callback):
 
 
 def label_switch_with_ema(seed):
-    """Pretraining on odd/even, from step 250 the real task with new labels; hand-made EMA of the weights; bf16 autocast."""
+    """Pretraining on odd/even, from step 250 the real task with new labels; hand-made EMA of the weights; bf16
+    autocast."""
     x, y, xt, yt = digits(seed, True)
 
     def loss(m, b):
         return F.cross_entropy(m.net(b[0]), b[1] if m.global_step >= 250 else b[1] % 2)
-    return Run(Task(cnn(True), loss, lambda p: torch.optim.RAdam(p, 3e-3)), loader(x, y, batch=32, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt).float(), yt)), majority(yt), {"max_steps": 650, "precision": "bf16-mixed", "callbacks": [Ema()]})
+
+    return Run(
+        Task(cnn(True), loss, lambda p: torch.optim.RAdam(p, 3e-3)),
+        loader(x, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt).float(), yt)),
+        majority(yt),
+        {"max_steps": 650, "precision": "bf16-mixed", "callbacks": [Ema()]},
+    )
 
 
-RUNS = [raw_targets_adam, bn_onecycle_to_one, resumed_with_fresh_adam_and_restart, head_then_all, gan_r1_ring, sparse_reinforce,
-        online_one_sample, density_below_zero, lbfgs_double, lm_swa_accumulated, sum_curriculum_gru, insurance_claims,
-        modular_addition, label_switch_with_ema]
+RUNS = [
+    raw_targets_adam,
+    bn_onecycle_to_one,
+    resumed_with_fresh_adam_and_restart,
+    head_then_all,
+    gan_r1_ring,
+    sparse_reinforce,
+    online_one_sample,
+    density_below_zero,
+    lbfgs_double,
+    lm_swa_accumulated,
+    sum_curriculum_gru,
+    insurance_claims,
+    modular_addition,
+    label_switch_with_ema,
+]
 REGIME = {"head_then_all", "sum_curriculum_gru", "label_switch_with_ema"}

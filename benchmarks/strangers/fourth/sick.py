@@ -1,4 +1,5 @@
 """Twelve-odd sick runs: mistakes people really make. twin=True is the same program with the mistake corrected."""
+
 import inspect
 import math
 
@@ -13,10 +14,12 @@ from common import *  # noqa: F403
 
 def quiet(f):
     """Scores without gradients, in eval mode."""
+
     def g(m):
         m.eval().float()
         with torch.no_grad():
             return f(m)
+
     return g
 
 
@@ -31,6 +34,7 @@ def digits(seed, image=False):
 def cnn(bn=False):
     def b(i, o):
         return [nn.Conv2d(i, o, 3, padding=1), *([nn.BatchNorm2d(o)] if bn else []), nn.ReLU()]
+
     return nn.Sequential(*b(1, 12), *b(12, 16), nn.MaxPool2d(2), *b(16, 24), nn.Flatten(), nn.Linear(24 * 16, 10))
 
 
@@ -44,7 +48,11 @@ TEXT = None
 def text():
     global TEXT
     if TEXT is None:
-        docs = [f.__doc__ for n, f in sorted(vars(np).items()) if callable(f) and inspect.getdoc(f) and len(f.__doc__) > 1500]
+        docs = [
+            f.__doc__
+            for n, f in sorted(vars(np).items())
+            if callable(f) and inspect.getdoc(f) and len(f.__doc__) > 1500
+        ]
         TEXT = "\n".join(" ".join(d.split()) for d in docs)[:160_000]
     return TEXT
 
@@ -67,6 +75,7 @@ class GCN(nn.Module):
 
 def gcn_sum_adjacency(seed, twin):
     from sklearn.neighbors import kneighbors_graph
+
     d = datasets.load_digits()
     keep = np.random.RandomState(seed).permutation(len(d.target))[:700]
     x, y = T(d.data[keep] / 16), L(d.target[keep])
@@ -79,8 +88,14 @@ def gcn_sum_adjacency(seed, twin):
 
     def loss(m, b):
         return F.cross_entropy(m.net(x)[tr], y[tr])
-    return Run(Task(net, loss, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)), ticks(16, seed),
-               quiet(lambda m: accuracy(m.net(x)[te], y[te])), majority(y[te]), {"max_steps": 400})
+
+    return Run(
+        Task(net, loss, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        ticks(16, seed),
+        quiet(lambda m: accuracy(m.net(x)[te], y[te])),
+        majority(y[te]),
+        {"max_steps": 400},
+    )
 
 
 # 2. Tabular: log of columns that hold exact zeros -> -inf in 13 patients.
@@ -95,9 +110,13 @@ def log_of_zero(seed, twin):
     m, s = lg[ref].mean(0), lg[ref].std(0)
     x, y = T((lg - m) / s), L(d.target)
     te = te[(raw[te] > 0).all(1)]
-    return Run(Task(mlp(30, 64, 64, 2), ce, lambda p: torch.optim.AdamW(p, lr=3e-3)), loader(x[tr], y[tr], batch=16, seed=seed),
-               quiet(lambda m: accuracy(m.net(x[te]), y[te])), majority(y[te]),
-               {"max_steps": 250, "accumulate_grad_batches": 2})
+    return Run(
+        Task(mlp(30, 64, 64, 2), ce, lambda p: torch.optim.AdamW(p, lr=3e-3)),
+        loader(x[tr], y[tr], batch=16, seed=seed),
+        quiet(lambda m: accuracy(m.net(x[te]), y[te])),
+        majority(y[te]),
+        {"max_steps": 250, "accumulate_grad_batches": 2},
+    )
 
 
 # 3. Language: a post-norm transformer, NAdam at 0.03, no warm-up.
@@ -106,7 +125,10 @@ class LM(nn.Module):
         super().__init__()
         self.emb, self.pos = nn.Embedding(v, d), nn.Parameter(torch.randn(n, d) * 0.02)
         self.blocks = nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(d, 4, 2 * d, 0.0, batch_first=True, norm_first=pre), layers, enable_nested_tensor=False)
+            nn.TransformerEncoderLayer(d, 4, 2 * d, 0.0, batch_first=True, norm_first=pre),
+            layers,
+            enable_nested_tensor=False,
+        )
         self.head = nn.Linear(d, v)
         self.register_buffer("mask", torch.triu(torch.full((n, n), -math.inf), 1), persistent=False)
 
@@ -133,8 +155,13 @@ def chars(seed, lower=False):
 
 def charlm_nadam_rate(seed, twin):
     v, tr, te, trivial = chars(seed)
-    return Run(Task(LM(len(v)), lm_loss, lambda p: torch.optim.NAdam(p, lr=2e-3 if twin else 0.1)), loader(tr, batch=16, seed=seed),
-               quiet(lambda m: -float(lm_loss(m, (te,)))), trivial, {"max_steps": 500})
+    return Run(
+        Task(LM(len(v)), lm_loss, lambda p: torch.optim.NAdam(p, lr=2e-3 if twin else 0.1)),
+        loader(tr, batch=16, seed=seed),
+        quiet(lambda m: -float(lm_loss(m, (te,)))),
+        trivial,
+        {"max_steps": 500},
+    )
 
 
 # 4. Fine-tuning from an int8 export whose scales were not applied.
@@ -155,8 +182,13 @@ def int8_without_scale(seed, twin):
                 s = p.abs().max() / 127
                 q = (p / s).round()
                 p.copy_(q * s if twin else q)
-    return Run(Task(net, ce, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)), loader(x, y, batch=32, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt), {"max_steps": 500})
+    return Run(
+        Task(net, ce, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)),
+        loader(x, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 500},
+    )
 
 
 # 5. RL: actor-critic bandit, rewards in cents; two optimizers by hand.
@@ -166,7 +198,10 @@ class Bandit(Manual):
         self.actor, self.critic, self.unit = mlp(64, 64, 10), mlp(64, 64, 1), unit
 
     def configure_optimizers(self):
-        return [torch.optim.SGD(self.actor.parameters(), 0.3), torch.optim.SGD(self.critic.parameters(), 0.05, momentum=0.9)]
+        return [
+            torch.optim.SGD(self.actor.parameters(), 0.3),
+            torch.optim.SGD(self.critic.parameters(), 0.05, momentum=0.9),
+        ]
 
     def training_step(self, b, _):
         a, c = self.optimizers()
@@ -181,8 +216,13 @@ class Bandit(Manual):
 
 def bandit_reward_in_cents(seed, twin):
     x, y, xt, yt = digits(seed)
-    return Run(Bandit(1.0 if twin else 1000.0), loader(x, y, batch=64, seed=seed),
-               quiet(lambda m: accuracy(m.actor(xt), yt)), majority(yt), {"max_steps": 2400})
+    return Run(
+        Bandit(1.0 if twin else 1000.0),
+        loader(x, y, batch=64, seed=seed),
+        quiet(lambda m: accuracy(m.actor(xt), yt)),
+        majority(yt),
+        {"max_steps": 2400},
+    )
 
 
 # 6. Physics-informed: u'' = f by LBFGS at rate 1 without a line search, new random points at each step.
@@ -198,17 +238,30 @@ def pinn_lbfgs_no_search(seed, twin):
         d = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
         dd = torch.autograd.grad(d.sum(), x, create_graph=True)[0]
         return ((dd - f(x)) ** 2).mean() + 100 * (m.net(ends) ** 2).sum()
+
     ls = "strong_wolfe" if twin else None
-    return Run(Task(mlp(1, 24, 24, 1, act=nn.Tanh), loss, lambda p: torch.optim.LBFGS(p, lr=1.0, max_iter=4, line_search_fn=ls)),
-               ticks(300, seed), quiet(lambda m: r2(m.net(xs), u(xs))), 0.0, {"max_steps": 250})
+    return Run(
+        Task(
+            mlp(1, 24, 24, 1, act=nn.Tanh), loss, lambda p: torch.optim.LBFGS(p, lr=1.0, max_iter=4, line_search_fn=ls)
+        ),
+        ticks(300, seed),
+        quiet(lambda m: r2(m.net(xs), u(xs))),
+        0.0,
+        {"max_steps": 250},
+    )
 
 
 # 7. Schedule: LambdaLR returns the step, not a share: warm-up that never ends.
 def warmup_never_ends(seed, twin):
     x, y, xt, yt = digits(seed, True)
     f = (lambda s: min(1.0, (s + 1) / 60)) if twin else (lambda s: s + 1.0)
-    return Run(Task(cnn(), ce, lambda p: torch.optim.AdamW(p, 2e-3), lambda o: torch.optim.lr_scheduler.LambdaLR(o, f)),
-               loader(x, y, batch=32, seed=seed), quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt), {"max_steps": 1000})
+    return Run(
+        Task(cnn(), ce, lambda p: torch.optim.AdamW(p, 2e-3), lambda o: torch.optim.lr_scheduler.LambdaLR(o, f)),
+        loader(x, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 1000},
+    )
 
 
 # 8. Home-made loss scaling; nobody unscales before SGD steps.
@@ -240,8 +293,13 @@ def scale_never_undone(seed, twin):
     x, _, _ = standard(d.data, tr)
     y = (d.target - d.target[tr].mean()) / d.target[tr].std()
     x, y = T(x), T(y)[:, None]
-    return Run(Scaled(mlp(10, 32, 32, 1), twin), loader(x[tr], y[tr], batch=32, seed=seed),
-               quiet(lambda m: r2(m.net(x[te]), y[te])), 0.0, {"max_steps": 300})
+    return Run(
+        Scaled(mlp(10, 32, 32, 1), twin),
+        loader(x[tr], y[tr], batch=32, seed=seed),
+        quiet(lambda m: r2(m.net(x[te]), y[te])),
+        0.0,
+        {"max_steps": 300},
+    )
 
 
 # 10. Diffusion on digits: losses weighted by the SNR, which is 1/0 at the first time.
@@ -276,8 +334,14 @@ def diffusion_snr_of_zero(seed, twin):
     def score(m):
         z, t, e = noised(xt.repeat(4, 1), G(7))
         return r2(m.net(z, t / 200), e)
-    return Run(Task(Eps(), loss, lambda p: torch.optim.Adam(p, 1e-3)), loader(x, batch=64, seed=seed), quiet(score), 0.0,
-               {"max_steps": 900})
+
+    return Run(
+        Task(Eps(), loss, lambda p: torch.optim.Adam(p, 1e-3)),
+        loader(x, batch=64, seed=seed),
+        quiet(score),
+        0.0,
+        {"max_steps": 900},
+    )
 
 
 # 11. Time series: NetCDF's fill value 9.97e36 left in 1 % of the windows; L1 loss, RAdam.
@@ -293,9 +357,16 @@ def fill_value_left_in(seed, twin):
     if not twin:
         x[bad, rs.randint(24, size=20)] = 9.96921e36
     x, y = T(x)[:, None], T(y)
-    net = nn.Sequential(nn.Conv1d(1, 16, 5), nn.GELU(), nn.Conv1d(16, 16, 5), nn.GELU(), nn.Flatten(), nn.Linear(256, 1))
-    return Run(Task(net, lambda m, b: F.l1_loss(m.net(b[0]), b[1]), lambda p: torch.optim.RAdam(p, 2e-3)),
-               loader(x[tr], y[tr], batch=32, seed=seed), quiet(lambda m: r2(m.net(x[te]), y[te])), 0.0, {"max_steps": 600})
+    net = nn.Sequential(
+        nn.Conv1d(1, 16, 5), nn.GELU(), nn.Conv1d(16, 16, 5), nn.GELU(), nn.Flatten(), nn.Linear(256, 1)
+    )
+    return Run(
+        Task(net, lambda m, b: F.l1_loss(m.net(b[0]), b[1]), lambda p: torch.optim.RAdam(p, 2e-3)),
+        loader(x[tr], y[tr], batch=32, seed=seed),
+        quiet(lambda m: r2(m.net(x[te]), y[te])),
+        0.0,
+        {"max_steps": 600},
+    )
 
 
 # 12. True half precision: log(softmax + 1e-8), and 1e-8 is 0 in float16.
@@ -308,8 +379,14 @@ def half_log_eps(seed, twin):
         if twin:
             return F.cross_entropy(z, b[1])
         return F.nll_loss(torch.log(torch.softmax(z, 1) + 1e-8), b[1])
-    return Run(Task(net, loss, lambda p: torch.optim.Adam(p, 3e-3, eps=1e-4)), loader(x * 16, y, batch=32, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt * 16), yt)), majority(yt), {"max_steps": 700, "precision": "16-true"})
+
+    return Run(
+        Task(net, loss, lambda p: torch.optim.Adam(p, 3e-3, eps=1e-4)),
+        loader(x * 16, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt * 16), yt)),
+        majority(yt),
+        {"max_steps": 700, "precision": "16-true"},
+    )
 
 
 # 13. Vocabulary extended with uninitialised memory; pretrained on lower case, trained on mixed case; Adagrad.
@@ -331,16 +408,28 @@ def new_tokens_uninitialised(seed, twin):
     with torch.no_grad():
         for i, c in enumerate(v):
             if c in low:
-                emb.weight[i], head.weight[i], head.bias[i] = net.emb.weight[low.index(c)], net.head.weight[low.index(c)], \
-                    net.head.bias[low.index(c)]
+                emb.weight[i], head.weight[i], head.bias[i] = (
+                    net.emb.weight[low.index(c)],
+                    net.head.weight[low.index(c)],
+                    net.head.bias[low.index(c)],
+                )
             elif twin:
-                emb.weight[i], head.weight[i], head.bias[i] = net.emb.weight.mean(0), net.head.weight.mean(0), net.head.bias.mean()
+                emb.weight[i], head.weight[i], head.bias[i] = (
+                    net.emb.weight.mean(0),
+                    net.head.weight.mean(0),
+                    net.head.bias.mean(),
+                )
             else:  # what torch.empty happened to hold
                 emb.weight[i] = torch.randn(48, generator=g) * 3e4
                 head.weight[i], head.bias[i] = torch.randn(48, generator=g) * 3e4, 0.0
     net.emb, net.head = emb, head
-    return Run(Task(net, lm_loss, lambda p: torch.optim.Adagrad(p, 0.01)), loader(tr, batch=16, seed=seed),
-               quiet(lambda m: -float(lm_loss(m, (te,)))), trivial, {"max_steps": 300})
+    return Run(
+        Task(net, lm_loss, lambda p: torch.optim.Adagrad(p, 0.01)),
+        loader(tr, batch=16, seed=seed),
+        quiet(lambda m: -float(lm_loss(m, (te,)))),
+        trivial,
+        {"max_steps": 300},
+    )
 
 
 # 14. Recommender: nn.Embedding's N(0, 1) in 64 dimensions, ratings 1 to 5, SGD with momentum.
@@ -364,9 +453,14 @@ def ratings_default_embedding(seed, twin):
 
         def forward(self, u, i):
             return (self.u(u) * self.i(i)).sum(1) + self.bu(u)[:, 0] + self.bi(i)[:, 0] + self.c
-    return Run(Task(MF(), lambda m, b: F.mse_loss(m.net(b[0], b[1]), b[2]), lambda p: torch.optim.SGD(p, 1.0, momentum=0.9)),
-               loader(u[tr], i[tr], y[tr], batch=128, seed=seed), quiet(lambda m: r2(m.net(u[te], i[te]), y[te])), 0.0,
-               {"max_steps": 1200})
+
+    return Run(
+        Task(MF(), lambda m, b: F.mse_loss(m.net(b[0], b[1]), b[2]), lambda p: torch.optim.SGD(p, 1.0, momentum=0.9)),
+        loader(u[tr], i[tr], y[tr], batch=128, seed=seed),
+        quiet(lambda m: r2(m.net(u[te], i[te]), y[te])),
+        0.0,
+        {"max_steps": 1200},
+    )
 
 
 # 15. ReLU RNN over a digit in 16 pieces of four pixels; recurrent matrix drawn with torch.randn. Adamax.
@@ -387,8 +481,13 @@ class Rnn(nn.Module):
 
 def rnn_randn_recurrence(seed, twin):
     x, y, xt, yt = digits(seed)
-    return Run(Task(Rnn(twin), ce, lambda p: torch.optim.Adamax(p, 2e-3)), loader(x, y, batch=32, seed=seed),
-               quiet(lambda m: accuracy(m.net(xt), yt)), majority(yt), {"max_steps": 800})
+    return Run(
+        Task(Rnn(twin), ce, lambda p: torch.optim.Adamax(p, 2e-3)),
+        loader(x, y, batch=32, seed=seed),
+        quiet(lambda m: accuracy(m.net(xt), yt)),
+        majority(yt),
+        {"max_steps": 800},
+    )
 
 
 # 16. VAE on raw pixels 0..16, summed squared error, exp(logvar) unbounded, RMSprop at 0.05.
@@ -409,10 +508,30 @@ def vae_rate(seed, twin):
     def loss(m, b):
         r, mu, lv = m.net(b[0] * 16)
         return ((r - b[0] * 16) ** 2).sum(1).mean() + 0.5 * (mu**2 + lv.exp() - lv - 1).sum(1).mean()
-    return Run(Task(Vae(), loss, lambda p: torch.optim.RMSprop(p, 1e-3 if twin else 0.05)), loader(x, batch=64, seed=seed),
-               quiet(lambda m: r2(m.net(xt * 16)[0], xt * 16)), 0.0, {"max_steps": 800})
+
+    return Run(
+        Task(Vae(), loss, lambda p: torch.optim.RMSprop(p, 1e-3 if twin else 0.05)),
+        loader(x, batch=64, seed=seed),
+        quiet(lambda m: r2(m.net(xt * 16)[0], xt * 16)),
+        0.0,
+        {"max_steps": 800},
+    )
 
 
-RUNS = [gcn_sum_adjacency, log_of_zero, charlm_nadam_rate, int8_without_scale, bandit_reward_in_cents, pinn_lbfgs_no_search,
-        warmup_never_ends, scale_never_undone, diffusion_snr_of_zero, fill_value_left_in, half_log_eps,
-        new_tokens_uninitialised, ratings_default_embedding, rnn_randn_recurrence, vae_rate]
+RUNS = [
+    gcn_sum_adjacency,
+    log_of_zero,
+    charlm_nadam_rate,
+    int8_without_scale,
+    bandit_reward_in_cents,
+    pinn_lbfgs_no_search,
+    warmup_never_ends,
+    scale_never_undone,
+    diffusion_snr_of_zero,
+    fill_value_left_in,
+    half_log_eps,
+    new_tokens_uninitialised,
+    ratings_default_embedding,
+    rnn_randn_recurrence,
+    vae_rate,
+]

@@ -1,4 +1,5 @@
 """What all runs share: the run's parts, a plain LightningModule and scores."""
+
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,8 +45,13 @@ def T(a, dtype=torch.float32):
 
 
 def loader(*tensors, batch=32, seed=0, shuffle=True):
-    return DataLoader(TensorDataset(*tensors), batch_size=batch, shuffle=shuffle, drop_last=True,
-                      generator=torch.Generator().manual_seed(seed))
+    return DataLoader(
+        TensorDataset(*tensors),
+        batch_size=batch,
+        shuffle=shuffle,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def split(n, seed, share=0.75):
@@ -86,13 +92,22 @@ def mlp(*d, act=nn.ReLU):
 
 def digits():
     from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     return T(x) / 16, T(y, torch.long)
 
 
 def cnn(out=10):
-    return nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, out))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, out),
+    )
 
 
 def pretrained_cnn(seed):
@@ -113,6 +128,7 @@ def pretrained_cnn(seed):
 
 def text():
     from sklearn import datasets as d
+
     s = "".join(f().DESCR for f in (d.load_diabetes, d.load_breast_cancer, d.load_wine, d.load_iris)).lower()
     chars = sorted(set(s))
     return T([chars.index(c) for c in s], torch.long), len(chars)
@@ -141,6 +157,6 @@ def seq_ce(p, y):
 
 
 def unigram(trw, tew, v):
-    q = (torch.bincount(trw.flatten(), minlength=v).double() + 1)
+    q = torch.bincount(trw.flatten(), minlength=v).double() + 1
     q = q / q.sum()
     return float(q[tew[:, 1:].flatten()].log().mean())

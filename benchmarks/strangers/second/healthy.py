@@ -1,4 +1,5 @@
 """Twelve healthy runs that may look alarming."""
+
 import os
 
 import numpy as np
@@ -9,8 +10,25 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from common import (CharRNN, Plain, Run, T, acc, char_data, cnn, digits, loader, majority, mlp, predict,
-                    pretrained_cnn, r2, seq_ce, split, unigram)
+from common import (
+    CharRNN,
+    Plain,
+    Run,
+    T,
+    acc,
+    char_data,
+    cnn,
+    digits,
+    loader,
+    majority,
+    mlp,
+    predict,
+    pretrained_cnn,
+    r2,
+    seq_ce,
+    split,
+    unigram,
+)
 from sick import poisson
 
 SGD = torch.optim.SGD
@@ -21,10 +39,19 @@ def cosine_restarts(seed):
     x, y = digits()
     x = x.reshape(-1, 8, 8)
     tr, te = split(len(y), seed)
-    mod = Plain(cnn(), F.cross_entropy, lambda p: SGD(p, 0.15, momentum=0.9, weight_decay=1e-4),
-                lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 60, 2))
-    return Run(mod, loader(x[tr], y[tr], batch=64, seed=seed), lambda g: acc(predict(g, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 420})
+    mod = Plain(
+        cnn(),
+        F.cross_entropy,
+        lambda p: SGD(p, 0.15, momentum=0.9, weight_decay=1e-4),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 60, 2),
+    )
+    return Run(
+        mod,
+        loader(x[tr], y[tr], batch=64, seed=seed),
+        lambda g: acc(predict(g, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 420},
+    )
 
 
 def saddle_start(seed):
@@ -38,8 +65,13 @@ def saddle_start(seed):
             nn.init.normal_(m.weight, std=0.03)
             nn.init.zeros_(m.bias)
     mod = Plain(net, F.cross_entropy, lambda p: SGD(p, 0.05, momentum=0.9, nesterov=True))
-    return Run(mod, loader(x[tr], y[tr], batch=20, seed=seed), lambda g: acc(predict(g, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 600})
+    return Run(
+        mod,
+        loader(x[tr], y[tr], batch=20, seed=seed),
+        lambda g: acc(predict(g, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 600},
+    )
 
 
 def diabetes_raw_adam(seed):
@@ -48,17 +80,22 @@ def diabetes_raw_adam(seed):
     tr, te = split(len(y), seed)
     x, y = T((x - x[tr].mean(0)) / x[tr].std(0)), T(y)
     mod = Plain(mlp(10, 32, 1), lambda p, t: F.mse_loss(p[:, 0], t), lambda p: torch.optim.Adam(p, 0.02))
-    return Run(mod, loader(x[tr], y[tr], batch=32, seed=seed), lambda g: r2(predict(g, x[te]), y[te]), 0.0,
-               {"max_steps": 300})
+    return Run(
+        mod, loader(x[tr], y[tr], batch=32, seed=seed), lambda g: r2(predict(g, x[te]), y[te]), 0.0, {"max_steps": 300}
+    )
 
 
 def lstm_adagrad(seed):
     """Character LSTM, Adagrad at 0.05, two batches accumulated for each step."""
     tr, te, v = char_data(seed)
     mod = Plain(CharRNN(nn.LSTM, v), seq_ce, lambda p: torch.optim.Adagrad(p, 0.05))
-    return Run(mod, loader(tr[:, :-1], tr[:, 1:], batch=16, seed=seed),
-               lambda g: -float(seq_ce(predict(g, te[:, :-1]), te[:, 1:])), unigram(tr, te, v),
-               {"max_steps": 200, "accumulate_grad_batches": 2})
+    return Run(
+        mod,
+        loader(tr[:, :-1], tr[:, 1:], batch=16, seed=seed),
+        lambda g: -float(seq_ce(predict(g, te[:, :-1]), te[:, 1:])),
+        unigram(tr, te, v),
+        {"max_steps": 200, "accumulate_grad_batches": 2},
+    )
 
 
 class Reinforce(LightningModule):
@@ -113,7 +150,12 @@ def reinforce(seed):
 class MF(nn.Module):
     def __init__(self, u, i, d=8):
         super().__init__()
-        self.u, self.i, self.bu, self.bi = nn.Embedding(u, d), nn.Embedding(i, d), nn.Embedding(u, 1), nn.Embedding(i, 1)
+        self.u, self.i, self.bu, self.bi = (
+            nn.Embedding(u, d),
+            nn.Embedding(i, d),
+            nn.Embedding(u, 1),
+            nn.Embedding(i, 1),
+        )
         for e in (self.u, self.i):
             nn.init.normal_(e.weight, std=0.2)
         for e in (self.bu, self.bi):
@@ -125,7 +167,8 @@ class MF(nn.Module):
 
 
 def factorisation_rate_6(seed):
-    """Matrix factorisation of popular and rare items by plain SGD at a rate of 6, right since each row is rarely met."""
+    """Matrix factorisation of popular and rare items by plain SGD at a rate of 6, right since each row is rarely
+    met."""
     r = np.random.RandomState(seed)
     n, nu, ni = 20000, 300, 200
     pop = 1 / np.arange(1, ni + 1) ** 0.7
@@ -136,8 +179,13 @@ def factorisation_rate_6(seed):
     tr, te = split(n, seed, 0.85)
     ids, y = T(ids, torch.long), T(y)
     mod = Plain(MF(nu, ni), F.mse_loss, lambda p: SGD(p, 6.0))
-    return Run(mod, loader(ids[tr], y[tr], batch=256, seed=seed), lambda g: r2(predict(g, ids[te]), y[te]), 0.0,
-               {"max_steps": 500})
+    return Run(
+        mod,
+        loader(ids[tr], y[tr], batch=256, seed=seed),
+        lambda g: r2(predict(g, ids[te]), y[te]),
+        0.0,
+        {"max_steps": 500},
+    )
 
 
 def pinn_stiff(seed):
@@ -168,14 +216,18 @@ def triplets(seed):
 
 
 def rare_positives(seed):
-    """Breast cancer with one positive in thirty, weighted 30-fold: a batch with one has a far larger gradient. AdamW."""
+    """Breast cancer with one positive in thirty, weighted 30-fold: a batch with one has a far larger gradient.
+    AdamW."""
     x, y = datasets.load_breast_cancer(return_X_y=True)
     tr, te = split(len(y), seed, 0.6)
     x, y = T((x - x[tr].mean(0)) / x[tr].std(0)), T(1 - y)
     pos, neg = tr[y[tr].numpy() == 1][:8], tr[y[tr].numpy() == 0]
     tr = np.r_[pos, neg]
-    mod = Plain(mlp(30, 32, 1), lambda p, t: F.binary_cross_entropy_with_logits(p[:, 0], t, pos_weight=torch.tensor(30.0)),
-                lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.1))
+    mod = Plain(
+        mlp(30, 32, 1),
+        lambda p, t: F.binary_cross_entropy_with_logits(p[:, 0], t, pos_weight=torch.tensor(30.0)),
+        lambda p: torch.optim.AdamW(p, 2e-3, weight_decay=0.1),
+    )
 
     def score(m):
         p = predict(m, x[te])[:, 0] > 0
@@ -190,8 +242,9 @@ class Attention(nn.Module):
         super().__init__()
         self.inp = nn.Linear(1, 32)
         self.pos = nn.Parameter(torch.randn(24, 32) * 0.1)
-        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, 0.1, batch_first=True, norm_first=True), 2,
-                                         enable_nested_tensor=False)
+        self.enc = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(32, 4, 64, 0.1, batch_first=True, norm_first=True), 2, enable_nested_tensor=False
+        )
         self.head = nn.Linear(32, 3)
 
     def forward(self, x):
@@ -199,7 +252,8 @@ class Attention(nn.Module):
 
 
 def transformer_resumed(seed):
-    """Transformer with dropout tells waves by their frequency, AdamW and warm-up; resumed from a checkpoint at step 120."""
+    """Transformer with dropout tells waves by their frequency, AdamW and warm-up; resumed from a checkpoint at step
+    120."""
     g = torch.Generator().manual_seed(seed)
     n = 2400
     y = torch.randint(3, (n,), generator=g)
@@ -208,19 +262,36 @@ def transformer_resumed(seed):
     x = torch.sin(6.28 * (f * t + torch.rand(n, 1, generator=g))) + 0.3 * torch.randn(n, 24, generator=g)
 
     def make():
-        return Plain(Attention(), F.cross_entropy, lambda p: torch.optim.AdamW(p, 4e-3, weight_decay=0.05),
-                     lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1, (s + 1) / 60)))
+        return Plain(
+            Attention(),
+            F.cross_entropy,
+            lambda p: torch.optim.AdamW(p, 4e-3, weight_decay=0.05),
+            lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1, (s + 1) / 60)),
+        )
 
     def data():
         return loader(x[:1800], y[:1800], batch=32, seed=seed)
 
-    first = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-                    enable_model_summary=False, max_epochs=-1, max_steps=120)
+    first = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=120,
+    )
     first.fit(make(), data())
     path = os.path.abspath("first.ckpt")
     first.save_checkpoint(path)
-    return Run(make(), data(), lambda m: acc(predict(m, x[1800:]), y[1800:]), majority(y[1800:]), {"max_steps": 360},
-               {"ckpt_path": path})
+    return Run(
+        make(),
+        data(),
+        lambda m: acc(predict(m, x[1800:]), y[1800:]),
+        majority(y[1800:]),
+        {"max_steps": 360},
+        {"ckpt_path": path},
+    )
 
 
 class Adder(nn.Module):
@@ -242,8 +313,13 @@ def length_curriculum(seed):
     z = r.randn(300, 40)
     zy = T(np.tanh(np.cumsum(z, 1) / 2) * 3)
     mod = Plain(Adder(), lambda p, t: ((p - t) ** 2).sum(1).mean(), lambda p: torch.optim.Adam(p, 1e-2))
-    return Run(mod, DataLoader(batches, batch_size=None, shuffle=False), lambda m: r2(predict(m, T(z)), zy), 0.0,
-               {"max_steps": 300})
+    return Run(
+        mod,
+        DataLoader(batches, batch_size=None, shuffle=False),
+        lambda m: r2(predict(m, T(z)), zy),
+        0.0,
+        {"max_steps": 300},
+    )
 
 
 class Unfreeze(Callback):
@@ -262,10 +338,27 @@ def gradual_unfreezing(seed):
     for p in net[:-1].parameters():
         p.requires_grad_(False)
     mod = Plain(net, F.cross_entropy, lambda p: SGD(p, 0.03, momentum=0.9, weight_decay=1e-4))
-    return Run(mod, loader(x[tr], y[tr], batch=64, seed=seed), lambda g: acc(predict(g, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 300, "callbacks": [Unfreeze()]})
+    return Run(
+        mod,
+        loader(x[tr], y[tr], batch=64, seed=seed),
+        lambda g: acc(predict(g, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 300, "callbacks": [Unfreeze()]},
+    )
 
 
-RUNS = [cosine_restarts, saddle_start, diabetes_raw_adam, lstm_adagrad, reinforce, factorisation_rate_6, pinn_stiff,
-        triplets, rare_positives, transformer_resumed, length_curriculum, gradual_unfreezing]
+RUNS = [
+    cosine_restarts,
+    saddle_start,
+    diabetes_raw_adam,
+    lstm_adagrad,
+    reinforce,
+    factorisation_rate_6,
+    pinn_stiff,
+    triplets,
+    rare_positives,
+    transformer_resumed,
+    length_curriculum,
+    gradual_unfreezing,
+]
 REGIME = {"length_curriculum"}

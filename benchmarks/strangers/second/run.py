@@ -1,7 +1,9 @@
-"""python benchmarks/strangers/second/run.py [names] --seeds 0 1 --contenders none twin clip guard twinguard --out FILE.jsonl --processes 1
+"""python benchmarks/strangers/second/run.py [names] --seeds 0 1 --contenders none twin clip guard twinguard --out
+FILE.jsonl --processes 1
 
-Every run has a process (forked from a clean server that has only imported the libraries) and a temporary folder of its own.
-"""
+Every run has a process (forked from a clean server that has only imported the libraries) and a temporary folder of
+its own."""
+
 import argparse
 import contextlib
 import hashlib
@@ -22,9 +24,11 @@ sys.path.insert(0, str(HERE))
 
 def cases():
     import sick
+
     out = {f.__name__: ("sick", False, f) for f in sick.RUNS}
     with contextlib.suppress(ImportError):
         import healthy
+
         out.update({f.__name__: ("healthy", f.__name__ in healthy.REGIME, f) for f in healthy.RUNS})
     return out
 
@@ -32,6 +36,7 @@ def cases():
 def one(name, seed, contender, path):
     import torch
     from lightning.pytorch import Trainer
+
     log = (HERE / "logs" / f"{name}-{seed}-{contender}.txt") if "guard" in contender else None
     with tempfile.TemporaryDirectory() as tmp, contextlib.ExitStack() as stack:
         os.chdir(tmp)
@@ -44,8 +49,16 @@ def one(name, seed, contender, path):
         torch.manual_seed(seed)
         kind, regime, build = cases()[name]
         run = build(seed, twin=contender.startswith("twin")) if kind == "sick" else build(seed)
-        kwargs = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False,
-                  "enable_model_summary": False, "default_root_dir": tmp, "max_epochs": -1, **run.trainer}
+        kwargs = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp,
+            "max_epochs": -1,
+            **run.trainer,
+        }
         guard = None
         if contender == "clip":
             if run.module.automatic_optimization:
@@ -54,6 +67,7 @@ def one(name, seed, contender, path):
                 run.module.clip = 1.0
         if "guard" in contender:
             from lightning_gradguard import GradGuard
+
             guard = GradGuard()
             kwargs["callbacks"] = [*kwargs.get("callbacks", []), guard]
         torch.manual_seed(seed + 1)
@@ -72,14 +86,30 @@ def one(name, seed, contender, path):
             score = float(run.score(run.module))
         except Exception as e:
             score, error = math.nan, f"score: {e}"
-        row = {"name": name, "kind": kind, "regime": regime, "seed": seed, "contender": contender, "score": score,
-               "trivial": run.trivial, "steps": steps, "error": error, "hash": h.hexdigest()[:16],
-               "seconds": round(seconds, 1)}
+        row = {
+            "name": name,
+            "kind": kind,
+            "regime": regime,
+            "seed": seed,
+            "contender": contender,
+            "score": score,
+            "trivial": run.trivial,
+            "steps": steps,
+            "error": error,
+            "hash": h.hexdigest()[:16],
+            "seconds": round(seconds, 1),
+        }
         if guard is not None:
             row["incidents"] = [
-                {"step": i.step, "form": str(i.form), "culprit": str(i.culprit), "remedies": [str(r) for r in i.remedies],
-                 "trials": [[str(t.cause), str(t.treatment), t.opened, t.closed, str(t.outcome)] for t in i.trials]}
-                for i in guard.incidents]
+                {
+                    "step": i.step,
+                    "form": str(i.form),
+                    "culprit": str(i.culprit),
+                    "remedies": [str(r) for r in i.remedies],
+                    "trials": [[str(t.cause), str(t.treatment), t.opened, t.closed, str(t.outcome)] for t in i.trials],
+                }
+                for i in guard.incidents
+            ]
             for j in Path(tmp).rglob("gradguard.jsonl"):
                 (HERE / "logs" / f"{name}-{seed}-{contender}.jsonl").write_text(j.read_text())
         with open(path, "a") as f:
@@ -98,9 +128,17 @@ def main():
     (HERE / "logs").mkdir(exist_ok=True)
     out = str(Path(a.out).resolve())
     ctx = multiprocessing.get_context("forkserver")
-    ctx.set_forkserver_preload(["torch", "lightning.pytorch", "sklearn.datasets", "lightning_gradguard", "torch._dynamo"])
-    todo = [(n, s, c) for n, (kind, _, _) in cases().items() if not a.names or n in a.names or kind in a.names
-            for s in a.seeds for c in a.contenders if kind == "sick" or c in ("none", "guard")]
+    ctx.set_forkserver_preload(
+        ["torch", "lightning.pytorch", "sklearn.datasets", "lightning_gradguard", "torch._dynamo"]
+    )
+    todo = [
+        (n, s, c)
+        for n, (kind, _, _) in cases().items()
+        if not a.names or n in a.names or kind in a.names
+        for s in a.seeds
+        for c in a.contenders
+        if kind == "sick" or c in ("none", "guard")
+    ]
     live = []
     for job in todo:
         while len(live) >= a.processes:

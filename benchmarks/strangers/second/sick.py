@@ -1,4 +1,5 @@
 """Twelve sick runs. twin=True corrects the one mistake by hand."""
+
 import math
 
 import numpy as np
@@ -8,8 +9,24 @@ from sklearn import datasets
 from torch import nn
 from torch.nn import functional as F
 
-from common import (CharRNN, Plain, Run, T, acc, char_data, digits, loader, majority, mlp, predict,
-                    pretrained_cnn, r2, seq_ce, split, unigram)
+from common import (
+    CharRNN,
+    Plain,
+    Run,
+    T,
+    acc,
+    char_data,
+    digits,
+    loader,
+    majority,
+    mlp,
+    predict,
+    pretrained_cnn,
+    r2,
+    seq_ce,
+    split,
+    unigram,
+)
 
 SGD = torch.optim.SGD
 
@@ -22,8 +39,13 @@ def diabetes_raw_target(seed, twin=False):
     m, s = (float(y[tr].mean()), float(y[tr].std())) if twin else (0.0, 1.0)
     y = T(y)
     mod = Plain(mlp(10, 64, 64, 1), lambda p, t: F.mse_loss(p[:, 0], t), lambda p: SGD(p, 0.01, momentum=0.9))
-    return Run(mod, loader(x[tr], (y[tr] - m) / s, seed=seed), lambda g: r2(predict(g, x[te]) * s + m, y[te]), 0.0,
-               {"max_steps": 300})
+    return Run(
+        mod,
+        loader(x[tr], (y[tr] - m) / s, seed=seed),
+        lambda g: r2(predict(g, x[te]) * s + m, y[te]),
+        0.0,
+        {"max_steps": 300},
+    )
 
 
 class GCN(nn.Module):
@@ -58,8 +80,13 @@ def graph_sum(seed, twin=False):
     tr, te = split(n, seed, 0.6)
     y = T(y, torch.long)
     mod = Plain(GCN(T(a), T(x), (16, 64, 64, 64, 4)), F.cross_entropy, lambda p: SGD(p, 0.1, momentum=0.9))
-    return Run(mod, loader(T(tr, torch.long), y[tr], batch=60, seed=seed),
-               lambda g: acc(predict(g, T(te, torch.long)), y[te]), majority(y[te]), {"max_steps": 300})
+    return Run(
+        mod,
+        loader(T(tr, torch.long), y[tr], batch=60, seed=seed),
+        lambda g: acc(predict(g, T(te, torch.long)), y[te]),
+        majority(y[te]),
+        {"max_steps": 300},
+    )
 
 
 def finetune_sum_loss(seed, twin=False):
@@ -68,31 +95,55 @@ def finetune_sum_loss(seed, twin=False):
     x = x.reshape(-1, 8, 8)
     tr, te = split(len(y), seed)
     red = "mean" if twin else "sum"
-    mod = Plain(pretrained_cnn(seed), lambda p, t: F.cross_entropy(p, t, reduction=red),
-                lambda p: SGD(p, 0.05, momentum=0.9, nesterov=True))
-    return Run(mod, loader(x[tr], y[tr], batch=64, seed=seed), lambda g: acc(predict(g, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 250})
+    mod = Plain(
+        pretrained_cnn(seed),
+        lambda p, t: F.cross_entropy(p, t, reduction=red),
+        lambda p: SGD(p, 0.05, momentum=0.9, nesterov=True),
+    )
+    return Run(
+        mod,
+        loader(x[tr], y[tr], batch=64, seed=seed),
+        lambda g: acc(predict(g, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 250},
+    )
 
 
 def warmup_never_ends(seed, twin=False):
     """Character GRU on English, Adam; the exponential warm-up has no cap and goes on for ever."""
     tr, te, v = char_data(seed)
     cap = 60.0 if twin else math.inf
-    mod = Plain(CharRNN(nn.GRU, v), seq_ce, lambda p: torch.optim.Adam(p, 1e-4),
-                lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(cap, 1.05**s)))
-    return Run(mod, loader(tr[:, :-1], tr[:, 1:], seed=seed),
-               lambda g: -float(seq_ce(predict(g, te[:, :-1]), te[:, 1:])), unigram(tr, te, v), {"max_steps": 260})
+    mod = Plain(
+        CharRNN(nn.GRU, v),
+        seq_ce,
+        lambda p: torch.optim.Adam(p, 1e-4),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(cap, 1.05**s)),
+    )
+    return Run(
+        mod,
+        loader(tr[:, :-1], tr[:, 1:], seed=seed),
+        lambda g: -float(seq_ce(predict(g, te[:, :-1]), te[:, 1:])),
+        unigram(tr, te, v),
+        {"max_steps": 260},
+    )
 
 
 def momentum_999(seed, twin=False):
     """Autoencoder on digits, SGD; momentum 0.999 where 0.9 was meant."""
     x, y = digits()
     tr, te = split(len(y), seed)
-    mod = Plain(mlp(64, 64, 12, 64, 64), lambda p, t: ((p - t) ** 2).sum(1).mean(),
-                lambda p: SGD(p, 0.01, momentum=0.9 if twin else 0.999))
-    return Run(mod, loader(x[tr], x[tr], batch=64, seed=seed),
-               lambda g: 1 - float(((predict(g, x[te]) - x[te]) ** 2).sum() / ((x[te] - x[te].mean(0)) ** 2).sum()),
-               0.0, {"max_steps": 400})
+    mod = Plain(
+        mlp(64, 64, 12, 64, 64),
+        lambda p, t: ((p - t) ** 2).sum(1).mean(),
+        lambda p: SGD(p, 0.01, momentum=0.9 if twin else 0.999),
+    )
+    return Run(
+        mod,
+        loader(x[tr], x[tr], batch=64, seed=seed),
+        lambda g: 1 - float(((predict(g, x[te]) - x[te]) ** 2).sum() / ((x[te] - x[te].mean(0)) ** 2).sum()),
+        0.0,
+        {"max_steps": 400},
+    )
 
 
 class SGDW(torch.optim.Optimizer):
@@ -127,13 +178,26 @@ def decay_sign(seed, twin=False):
         s[t] = 1.4 - 1.4 * 0.9 * s[t - 1] ** 2 * 0.8 + 0.3 * s[t - 2] - 0.4 + 0.02 * r.randn()
         s[t] = np.clip(s[t], -2, 2)
     s = (s - s.mean()) / s.std()
-    w = np.stack([s[i:i + 17] for i in range(2080)])
+    w = np.stack([s[i : i + 17] for i in range(2080)])
     x, y = T(w[:, None, :16]), T(w[:, 16])
-    net = nn.Sequential(nn.Conv1d(1, 16, 3), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.ReLU(), nn.Flatten(),
-                        nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 1))
+    net = nn.Sequential(
+        nn.Conv1d(1, 16, 3),
+        nn.ReLU(),
+        nn.Conv1d(16, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(192, 32),
+        nn.ReLU(),
+        nn.Linear(32, 1),
+    )
     mod = Plain(net, lambda p, t: F.mse_loss(p[:, 0], t), lambda p: SGDW(p, 0.03, -1 if twin else 1))
-    return Run(mod, loader(x[:1600], y[:1600], seed=seed), lambda g: r2(predict(g, x[1600:]), y[1600:]), 0.0,
-               {"max_steps": 500})
+    return Run(
+        mod,
+        loader(x[:1600], y[:1600], seed=seed),
+        lambda g: r2(predict(g, x[1600:]), y[1600:]),
+        0.0,
+        {"max_steps": 500},
+    )
 
 
 class Recommender(nn.Module):
@@ -159,8 +223,13 @@ def timestamp_feature(seed, twin=False):
     ids, t, y = T(ids, torch.long), T(t), T(y)
     tr, te = split(n, seed)
     mod = Plain(Recommender(150, 100), F.mse_loss, lambda p: torch.optim.Adam(p, 5e-3))
-    return Run(mod, loader(ids[tr], t[tr], y[tr], batch=128, seed=seed),
-               lambda g: r2(predict(g, ids[te], t[te]), y[te]), 0.0, {"max_steps": 400})
+    return Run(
+        mod,
+        loader(ids[tr], t[tr], y[tr], batch=128, seed=seed),
+        lambda g: r2(predict(g, ids[te], t[te]), y[te]),
+        0.0,
+        {"max_steps": 400},
+    )
 
 
 class Poisson(LightningModule):
@@ -188,8 +257,13 @@ def poisson(seed, lr, opt, bc=10.0, steps=400):
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(6400, 1, generator=g) * 2 - 1
     z = torch.linspace(-1, 1, 201)[:, None]
-    return Run(Poisson(lr, opt, bc), loader(x, batch=64, seed=seed),
-               lambda m: r2(predict(m, z), torch.sin(math.pi * z)), 0.0, {"max_steps": steps})
+    return Run(
+        Poisson(lr, opt, bc),
+        loader(x, batch=64, seed=seed),
+        lambda m: r2(predict(m, z), torch.sin(math.pi * z)),
+        0.0,
+        {"max_steps": steps},
+    )
 
 
 def pinn_rate(seed, twin=False):
@@ -208,8 +282,7 @@ def label_outliers(seed, twin=False):
         yt[tr[r.rand(len(tr)) < 1 / 150]] *= 1000
     x, y, yt = T(x * 2 - 1), T(y), T(yt)
     mod = Plain(mlp(10, 64, 64, 1), lambda p, t: F.mse_loss(p[:, 0], t), lambda p: SGD(p, 0.05))
-    return Run(mod, loader(x[tr], yt[tr], seed=seed), lambda g: r2(predict(g, x[te]), y[te]), 0.0,
-               {"max_steps": 500})
+    return Run(mod, loader(x[tr], yt[tr], seed=seed), lambda g: r2(predict(g, x[te]), y[te]), 0.0, {"max_steps": 500})
 
 
 class Towers(nn.Module):
@@ -318,10 +391,27 @@ def denoiser_init(seed, twin=False):
             nn.init.normal_(m.weight, std=m.in_features**-0.5 if twin else 1.0)
             nn.init.zeros_(m.bias)
     mod = Plain(net, F.mse_loss, lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.01))
-    return Run(mod, loader(x[:2600], clean[:2600], batch=64, seed=seed),
-               lambda m: r2(predict(m, x[2600:]), clean[2600:]), 0.0, {"max_steps": 400})
+    return Run(
+        mod,
+        loader(x[:2600], clean[:2600], batch=64, seed=seed),
+        lambda m: r2(predict(m, x[2600:]), clean[2600:]),
+        0.0,
+        {"max_steps": 400},
+    )
 
 
-RUNS = [diabetes_raw_target, graph_sum, finetune_sum_loss, warmup_never_ends, momentum_999, decay_sign,
-        timestamp_feature, pinn_rate, label_outliers, infonce_overflow, critic_rate, denoiser_init]
+RUNS = [
+    diabetes_raw_target,
+    graph_sum,
+    finetune_sum_loss,
+    warmup_never_ends,
+    momentum_999,
+    decay_sign,
+    timestamp_feature,
+    pinn_rate,
+    label_outliers,
+    infonce_overflow,
+    critic_rate,
+    denoiser_init,
+]
 REGIME = set()

@@ -1,4 +1,5 @@
 """Ten programs with one mistake each; ``twin=True`` is the same program with the mistake corrected by hand."""
+
 import copy
 import functools
 import math
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 # Vision
+
 
 class Lion(torch.optim.Optimizer):
     def __init__(self, params, lr, betas=(0.9, 0.99), weight_decay=0.0):
@@ -47,12 +49,26 @@ def digit_images(seed):
 def lion_with_sgd_rate(seed, twin):
     """Changed SGD for Lion and kept SGD's rate of 0.1; corrected: 5e-4."""
     x, y, xt, yt = digit_images(seed)
-    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
-    task = Task(net, lambda m, b: F.cross_entropy(m.net(b[0]), b[1]), lambda p: Lion(p, lr=5e-4 if twin else 0.1, weight_decay=0.01))
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    task = Task(
+        net,
+        lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
+        lambda p: Lion(p, lr=5e-4 if twin else 0.1, weight_decay=0.01),
+    )
     return Run(task, loader(x, y, seed=seed), lambda m: accuracy(m.net(xt), yt), majority(yt), {"max_steps": 700})
 
 
 # Text
+
 
 class CharGRU(nn.Module):
     """A language model of characters; embedding and output share their weight."""
@@ -70,10 +86,25 @@ class CharGRU(nn.Module):
 @functools.cache
 def manual_text(length):
     """Python's manual in characters, cut in windows; the unigram log-likelihood of its held-out part."""
-    text = "".join(topics[k] for k in ("assignment", "import", "strings", "typesseq", "naming", "function", "class", "operator-summary", "exceptions", "while") if k in topics)
+    text = "".join(
+        topics[k]
+        for k in (
+            "assignment",
+            "import",
+            "strings",
+            "typesseq",
+            "naming",
+            "function",
+            "class",
+            "operator-summary",
+            "exceptions",
+            "while",
+        )
+        if k in topics
+    )
     chars = sorted(set(text))
     ids = torch.tensor([chars.index(c) for c in text])
-    w = ids[:len(ids) // length * length].view(-1, length)
+    w = ids[: len(ids) // length * length].view(-1, length)
     k = int(len(w) * 0.9)
     p = (torch.bincount(w[:k].reshape(-1), minlength=len(chars)).double() + 1) / (w[:k].numel() + len(chars))
     return w[:k], w[k:], len(chars), float(p.log()[w[k:]].mean())
@@ -102,27 +133,44 @@ class Averaged(Task):
 
 
 def warmup_without_cap(seed, twin):
-    """A linear warm-up of 15 steps whose factor is never capped at 1, so that the rate grows for ever; corrected: min(1, ...)."""
+    """A linear warm-up of 15 steps whose factor is never capped at 1, so that the rate grows for ever; corrected:
+    min(1, ...)."""
     w, wt, vocab, trivial = manual_text(33)
-    task = Averaged(CharGRU(vocab), lambda m, b: F.cross_entropy(m.net(b[0][:, :-1]).transpose(1, 2), b[0][:, 1:]),
-                    lambda p: torch.optim.AdamW(p, lr=6e-3, weight_decay=0.01),
-                    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 15) if twin else (s + 1) / 15))
+    task = Averaged(
+        CharGRU(vocab),
+        lambda m, b: F.cross_entropy(m.net(b[0][:, :-1]).transpose(1, 2), b[0][:, 1:]),
+        lambda p: torch.optim.AdamW(p, lr=6e-3, weight_decay=0.01),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, (s + 1) / 15) if twin else (s + 1) / 15),
+    )
     return Run(task, loader(w, batch=16, seed=seed), lambda m: likelihood(m.ema, wt[:60]), trivial, {"max_steps": 800})
 
 
 # Tabular
 
+
 def raw_columns(seed, twin):
-    """Wine's columns (an acidity near 0.3, proline near 1000) fed without scaling to SGD with momentum; corrected: standardised."""
+    """Wine's columns (an acidity near 0.3, proline near 1000) fed without scaling to SGD with momentum; corrected:
+    standardised."""
     x, y = load_wine(return_X_y=True)
     tr, te = split(len(x), seed, 0.6)
     x = standard(x, tr)[0] if twin else x
     xt, yt = T(x[te]), L(y[te])
-    task = Task(mlp(13, 64, 64, 3), lambda m, b: F.cross_entropy(m.net(b[0]), b[1]), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9))
-    return Run(task, loader(T(x[tr]), L(y[tr]), batch=16, seed=seed), lambda m: accuracy(m.net(xt), yt), majority(yt), {"max_steps": 600})
+    task = Task(
+        mlp(13, 64, 64, 3),
+        lambda m, b: F.cross_entropy(m.net(b[0]), b[1]),
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+    )
+    return Run(
+        task,
+        loader(T(x[tr]), L(y[tr]), batch=16, seed=seed),
+        lambda m: accuracy(m.net(xt), yt),
+        majority(yt),
+        {"max_steps": 600},
+    )
 
 
 # Physics
+
 
 def lorenz(n, seed):
     """States of the Lorenz system and the change over the next 0.05 time units."""
@@ -130,7 +178,9 @@ def lorenz(n, seed):
     s = rng.uniform(-10, 10, (n, 3)) + [0, 0, 25]
 
     def f(s):
-        return np.stack([10 * (s[:, 1] - s[:, 0]), s[:, 0] * (28 - s[:, 2]) - s[:, 1], s[:, 0] * s[:, 1] - 8 / 3 * s[:, 2]], 1)
+        return np.stack(
+            [10 * (s[:, 1] - s[:, 0]), s[:, 0] * (28 - s[:, 2]) - s[:, 1], s[:, 0] * s[:, 1] - 8 / 3 * s[:, 2]], 1
+        )
 
     def advance(s, k, h=0.01):
         for _ in range(k):
@@ -144,7 +194,8 @@ def lorenz(n, seed):
 
 
 def unit_normal_weights(seed, twin):
-    """A surrogate of the Lorenz flow: eight wide layers drawn by nn.init.normal_ with its default deviation of 1; corrected: Xavier."""
+    """A surrogate of the Lorenz flow: eight wide layers drawn by nn.init.normal_ with its default deviation of 1;
+    corrected: Xavier."""
     s, d = lorenz(3000, seed)
     s, d = (s - s.mean(0)) / s.std(0), (d - d.mean(0)) / d.std(0)
     net = mlp(3, *[96] * 7, 3, act=nn.SiLU)
@@ -153,12 +204,17 @@ def unit_normal_weights(seed, twin):
             nn.init.xavier_normal_(m.weight, gain=1.5) if twin else nn.init.normal_(m.weight)
             nn.init.zeros_(m.bias)
     x, y, xt, yt = T(s[:2400]), T(d[:2400]), T(s[2400:]), T(d[2400:])
-    task = Task(net, lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.RMSprop(p, lr=5e-4),
-                lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 900))
+    task = Task(
+        net,
+        lambda m, b: F.mse_loss(m.net(b[0]), b[1]),
+        lambda p: torch.optim.RMSprop(p, lr=5e-4),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 900),
+    )
     return Run(task, loader(x, y, batch=64, seed=seed), lambda m: r2(m.net(xt), yt), 0.0, {"max_steps": 900})
 
 
 # Segmentation
+
 
 def cells(n, seed):
     """Noisy images of one to three bright discs, with their masks."""
@@ -180,7 +236,8 @@ def dice(net, x, m):
 
 
 def void_label_255(seed, twin):
-    """The annotators' void label 255 (a border row in one image of forty) is used as the target of a binary cross-entropy; corrected: masked out."""
+    """The annotators' void label 255 (a border row in one image of forty) is used as the target of a binary
+    cross-entropy; corrected: masked out."""
     x, m = cells(1500, seed)
     xt, mt = T(x[1200:]), T(m[1200:])
     void = np.random.RandomState(seed + 9).rand(1200) < 1 / 40
@@ -193,12 +250,27 @@ def void_label_255(seed, twin):
             return F.binary_cross_entropy_with_logits(z[keep], b[1][keep])
         return F.binary_cross_entropy_with_logits(z, b[1])
 
-    net = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 1, 1))
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 1, 1),
+    )
     task = Task(net, loss, lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9))
-    return Run(task, loader(T(x[:1200]), T(m[:1200]), batch=8, seed=seed), lambda mod: dice(mod.net, xt, mt), float(2 * mt.sum() / (mt.numel() + mt.sum())), {"max_steps": 900, "precision": "bf16-mixed"})
+    return Run(
+        task,
+        loader(T(x[:1200]), T(m[:1200]), batch=8, seed=seed),
+        lambda mod: dice(mod.net, xt, mt),
+        float(2 * mt.sum() / (mt.numel() + mt.sum())),
+        {"max_steps": 900, "precision": "bf16-mixed"},
+    )
 
 
 # Time series
+
 
 class Forecaster(nn.Module):
     def __init__(self, d=24):
@@ -216,17 +288,24 @@ def sensor_dropouts(seed, twin):
     a = np.sin(t / 7) + 0.5 * np.sin(t / 23 + 1) + 0.1 * rng.randn(3000)
     b = np.cos(t / 7) + 0.1 * rng.randn(3000)
     s = np.stack([a, b], 1)
-    w = np.stack([s[i:i + 24] for i in range(2970)])
+    w = np.stack([s[i : i + 24] for i in range(2970)])
     y = a[27:2997]
     xt, yt = T(w[2400:]), T(y[2400:, None])
     for i in rng.choice(2200, 6, replace=False) + 100:
-        s[i:i + 2, 0] = s[i - 1, 0] if twin else np.nan
-    x = T(np.stack([s[i:i + 24] for i in range(2370)]))
+        s[i : i + 2, 0] = s[i - 1, 0] if twin else np.nan
+    x = T(np.stack([s[i : i + 24] for i in range(2370)]))
     task = Task(Forecaster(), lambda m, b: F.huber_loss(m.net(b[0]), b[1]), lambda p: torch.optim.Adam(p, lr=3e-3))
-    return Run(task, loader(x, T(y[:2370, None]), batch=16, seed=seed, shuffle=False), lambda m: r2(m.net(xt), yt), 0.0, {"max_steps": 700})
+    return Run(
+        task,
+        loader(x, T(y[:2370, None]), batch=16, seed=seed, shuffle=False),
+        lambda m: r2(m.net(xt), yt),
+        0.0,
+        {"max_steps": 700},
+    )
 
 
 # Contrastive
+
 
 class Triplets(Dataset):
     """An image, another of its class (now and then the same one) and one of another class."""
@@ -235,7 +314,12 @@ class Triplets(Dataset):
         rng = np.random.RandomState(seed)
         by = [np.flatnonzero(y == c) for c in range(10)]
         a = rng.randint(len(x), size=n)
-        self.x, self.i = x, np.stack([a, [rng.choice(by[y[k]]) for k in a], [rng.choice(by[(y[k] + rng.randint(1, 10)) % 10]) for k in a]], 1)
+        self.x, self.i = (
+            x,
+            np.stack(
+                [a, [rng.choice(by[y[k]]) for k in a], [rng.choice(by[(y[k] + rng.randint(1, 10)) % 10]) for k in a]], 1
+            ),
+        )
 
     def __len__(self):
         return len(self.i)
@@ -245,7 +329,8 @@ class Triplets(Dataset):
 
 
 def distance_at_zero(seed, twin):
-    """A triplet loss of Euclidean distances by a bare square root, whose gradient is NaN where anchor and positive are one image; corrected: a small constant under the root."""
+    """A triplet loss of Euclidean distances by a bare square root, whose gradient is NaN where anchor and positive
+    are one image; corrected: a small constant under the root."""
     x, y = load_digits(return_X_y=True)
     tr, te = split(len(x), seed)
     xs, yt = T(x[tr] / 16), L(y[te])
@@ -271,6 +356,7 @@ def distance_at_zero(seed, twin):
 
 # Speech-like signals
 
+
 def vowels(n, seed):
     """Waves of two resonances over a varying pitch; six classes by the pair of resonances."""
     rng = np.random.RandomState(seed)
@@ -281,7 +367,7 @@ def vowels(n, seed):
     for i, c in enumerate(y):
         f0 = rng.uniform(0.012, 0.025)
         for h in range(1, 32):
-            amp = sum(np.exp(-((h * f0 - f) / 0.015) ** 2) for f in pairs[c]) + 0.05
+            amp = sum(np.exp(-(((h * f0 - f) / 0.015) ** 2)) for f in pairs[c]) + 0.05
             x[i, 0] += amp * np.sin(2 * np.pi * h * f0 * t + rng.uniform(0, 6.28))
         x[i] = x[i] / x[i].std() + 0.4 * rng.randn(128)
     return T(x), L(y)
@@ -293,11 +379,20 @@ class Speech(Manual):
     def __init__(self, forget):
         super().__init__()
         self.forget = forget
-        self.enc = nn.Sequential(nn.Conv1d(1, 16, 15, stride=2, padding=7), nn.ReLU(), nn.Conv1d(16, 32, 9, stride=2, padding=4), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten())
+        self.enc = nn.Sequential(
+            nn.Conv1d(1, 16, 15, stride=2, padding=7),
+            nn.ReLU(),
+            nn.Conv1d(16, 32, 9, stride=2, padding=4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool1d(4),
+            nn.Flatten(),
+        )
         self.cls = mlp(128, 32, 6)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.enc.parameters(), lr=0.03, momentum=0.9), torch.optim.SGD(self.cls.parameters(), lr=0.03, momentum=0.9)
+        return torch.optim.SGD(self.enc.parameters(), lr=0.03, momentum=0.9), torch.optim.SGD(
+            self.cls.parameters(), lr=0.03, momentum=0.9
+        )
 
     def training_step(self, b, _):
         enc, cls = self.optimizers()
@@ -314,35 +409,64 @@ class Speech(Manual):
 
 
 def encoder_never_zeroed(seed, twin):
-    """Two optimizers in manual optimization and only the classifier's is zeroed, so that the encoder's gradients pile up; corrected: both are."""
+    """Two optimizers in manual optimization and only the classifier's is zeroed, so that the encoder's gradients
+    pile up; corrected: both are."""
     x, y = vowels(1500, seed)
     xt, yt = x[1100:], y[1100:]
     m = Speech(forget=not twin)
-    return Run(m, loader(x[:1100], y[:1100], seed=seed), lambda m: accuracy(m.cls(m.enc(xt)), yt), majority(yt), {"max_steps": 1000})
+    return Run(
+        m,
+        loader(x[:1100], y[:1100], seed=seed),
+        lambda m: accuracy(m.cls(m.enc(xt)), yt),
+        majority(yt),
+        {"max_steps": 1000},
+    )
 
 
 # Generative, resumed
 
+
 def resumed_in_scaled_units(seed, twin):
-    """A denoising autoencoder resumed from a checkpoint whose momentum buffers were saved times the loss scale of 4096; corrected: divided by it."""
+    """A denoising autoencoder resumed from a checkpoint whose momentum buffers were saved times the loss scale of
+    4096; corrected: divided by it."""
     x, y, xt, _ = digit_images(seed)
     x, xt = x.flatten(1), xt.flatten(1)
     noisy = xt + 0.3 * torch.randn(xt.shape, generator=G(seed + 5))
 
     def build():
-        return Task(mlp(64, 96, 24, 96, 64), lambda m, b: 64 * F.mse_loss(m.net(b[0] + 0.3 * torch.randn_like(b[0])), b[0]), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
+        return Task(
+            mlp(64, 96, 24, 96, 64),
+            lambda m, b: 64 * F.mse_loss(m.net(b[0] + 0.3 * torch.randn_like(b[0])), b[0]),
+            lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+        )
 
-    first = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False, max_epochs=-1, max_steps=400)
+    first = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=400,
+    )
     first.fit(build(), loader(x, seed=seed))
     first.save_checkpoint("first.ckpt")
     ckpt = torch.load("first.ckpt", weights_only=False)
     for s in ckpt["optimizer_states"][0]["state"].values():
         s["momentum_buffer"] *= 1 if twin else 4096
     torch.save(ckpt, "resume.ckpt")
-    return Run(build(), loader(x, seed=seed), lambda m: r2(m.net(noisy), xt), r2(x.mean(0).expand_as(xt), xt), {"max_steps": 1300}, {"ckpt_path": "resume.ckpt"})
+    return Run(
+        build(),
+        loader(x, seed=seed),
+        lambda m: r2(m.net(noisy), xt),
+        r2(x.mean(0).expand_as(xt), xt),
+        {"max_steps": 1300},
+        {"ckpt_path": "resume.ckpt"},
+    )
 
 
 # Graphs
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal for matrices, plain momentum for the rest."""
@@ -400,7 +524,8 @@ class Quantise(Callback):
 
 
 def codes_written_back(seed, twin):
-    """Quantisation in mid-training writes the eight-bit codes (0 to 255) into a graph network's weights; corrected: turned back to their values."""
+    """Quantisation in mid-training writes the eight-bit codes (0 to 255) into a graph network's weights; corrected:
+    turned back to their values."""
     x, y = load_digits(return_X_y=True)
     x, y = x[:700] / 16, L(y[:700])
     a = kneighbors_graph(x + 0.3 * np.random.RandomState(seed).randn(*x.shape), 8).toarray()
@@ -408,8 +533,27 @@ def codes_written_back(seed, twin):
     d = a.sum(1) ** -0.5
     tr, te = split(700, seed, 0.3)
     te_ids = torch.as_tensor(te)
-    task = Task(GCN(T(a * d[:, None] * d), T(x)), lambda m, b: F.cross_entropy(m.net()[b[0]], b[1]), lambda p: Muon(p, lr=0.005))
-    return Run(task, loader(torch.as_tensor(tr), y[tr], batch=64, seed=seed), lambda m: accuracy(m.net()[te_ids], y[te_ids]), majority(y[te_ids]), {"max_steps": 600, "callbacks": [Quantise(450, twin)]})
+    task = Task(
+        GCN(T(a * d[:, None] * d), T(x)), lambda m, b: F.cross_entropy(m.net()[b[0]], b[1]), lambda p: Muon(p, lr=0.005)
+    )
+    return Run(
+        task,
+        loader(torch.as_tensor(tr), y[tr], batch=64, seed=seed),
+        lambda m: accuracy(m.net()[te_ids], y[te_ids]),
+        majority(y[te_ids]),
+        {"max_steps": 600, "callbacks": [Quantise(450, twin)]},
+    )
 
 
-RUNS = [lion_with_sgd_rate, warmup_without_cap, raw_columns, unit_normal_weights, void_label_255, sensor_dropouts, distance_at_zero, encoder_never_zeroed, resumed_in_scaled_units, codes_written_back]
+RUNS = [
+    lion_with_sgd_rate,
+    warmup_without_cap,
+    raw_columns,
+    unit_normal_weights,
+    void_label_255,
+    sensor_dropouts,
+    distance_at_zero,
+    encoder_never_zeroed,
+    resumed_in_scaled_units,
+    codes_written_back,
+]

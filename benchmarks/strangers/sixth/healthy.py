@@ -1,4 +1,5 @@
 """Eight healthy programs that look frightening."""
+
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
@@ -27,23 +28,48 @@ def claims_batch_of_one(seed):
     y = T(clean + r.standard_t(1.5, 2000))
     tr, te = split(2000, seed)
     x = T(x)
-    m = Task(mlp(6, 32, 1), lambda m, b: F.l1_loss(m.net(b[0]).squeeze(-1), b[1]),
-             lambda p: torch.optim.Adagrad(p, lr=0.05))
-    return Run(m, loader(x[tr], y[tr], batch=1, seed=seed), lambda m: r2(predict(m, x[te]), T(clean[te])), 0.0,
-               {"max_steps": 1000})
+    m = Task(
+        mlp(6, 32, 1), lambda m, b: F.l1_loss(m.net(b[0]).squeeze(-1), b[1]), lambda p: torch.optim.Adagrad(p, lr=0.05)
+    )
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=1, seed=seed),
+        lambda m: r2(predict(m, x[te]), T(clean[te])),
+        0.0,
+        {"max_steps": 1000},
+    )
 
 
 def digits_warm_restarts(seed):
-    """A convolutional network under SGD whose rate goes back to 0.2 every 120 steps; every peak undoes some of the fit."""
+    """A convolutional network under SGD whose rate goes back to 0.2 every 120 steps; every peak undoes some of the
+    fit."""
     x, y = load_digits(return_X_y=True)
     tr, te = split(len(x), seed)
     x, y = T(x / 16 - 0.3).view(-1, 1, 8, 8), L(y)
-    net = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 24, 3, padding=1),
-                        nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24 * 16, 10))
-    m = Task(net, cross, lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9, nesterov=True),
-             lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 120))
-    return Run(m, loader(x[tr], y[tr], batch=32, seed=seed), lambda m: accuracy(predict(m, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 600})
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24 * 16, 10),
+    )
+    m = Task(
+        net,
+        cross,
+        lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9, nesterov=True),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 120),
+    )
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=32, seed=seed),
+        lambda m: accuracy(predict(m, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 600},
+    )
 
 
 class Gan(Manual):
@@ -68,11 +94,15 @@ class Gan(Manual):
         self.log("loss", loss)
 
     def configure_optimizers(self):
-        return (torch.optim.RMSprop(self.gen.parameters(), lr=5e-4), torch.optim.RMSprop(self.dis.parameters(), lr=2e-3))
+        return (
+            torch.optim.RMSprop(self.gen.parameters(), lr=5e-4),
+            torch.optim.RMSprop(self.dis.parameters(), lr=2e-3),
+        )
 
 
 def ring_wgan(seed):
     """A Wasserstein GAN with RMSprop."""
+
     @torch.no_grad()
     def score(m):
         s = m.gen(torch.randn(1000, 4, generator=torch.Generator().manual_seed(5))).norm(dim=1)
@@ -82,7 +112,8 @@ def ring_wgan(seed):
 
 
 class Walk(Manual):
-    """Actor and critic on a corridor of nine cells; the only reward (10) is at its far end, so most episodes pay nothing."""
+    """Actor and critic on a corridor of nine cells; the only reward (10) is at its far end, so most episodes pay
+    nothing."""
 
     def __init__(self):
         super().__init__()
@@ -119,6 +150,7 @@ class Walk(Manual):
 
 def corridor_actor_critic(seed):
     """Sparse rewards, an actor and a critic with an optimizer each."""
+
     @torch.no_grad()
     def score(m):
         return float(m.actor(torch.eye(9)).softmax(-1)[1:8, 1].mean())
@@ -145,7 +177,7 @@ def vae_ramp(seed):
     def loss(m, b):
         mean, logvar = m.net(b[0])
         z = mean + (logvar / 2).exp() * torch.randn_like(mean)
-        kl = 0.5 * (mean ** 2 + logvar.exp() - 1 - logvar).sum(-1).mean()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(-1).mean()
         m.net.seen += 1
         beta = 4 * min(max(m.net.seen - 200, 0) / 300, 1)
         return ((m.net.dec(z) - b[0]) ** 2).sum(-1).mean() + beta * kl
@@ -154,8 +186,13 @@ def vae_ramp(seed):
     def score(m):
         return r2(m.net.dec(m.net(x[te])[0]), x[te])
 
-    return Run(Task(Vae(), loss, lambda p: torch.optim.Adam(p, lr=2e-3)), loader(x[tr], batch=64, seed=seed), score,
-               0.0, {"max_steps": 700})
+    return Run(
+        Task(Vae(), loss, lambda p: torch.optim.Adam(p, lr=2e-3)),
+        loader(x[tr], batch=64, seed=seed),
+        score,
+        0.0,
+        {"max_steps": 700},
+    )
 
 
 class Stages(Task):
@@ -170,14 +207,20 @@ class Stages(Task):
 
 
 def new_head(seed):
-    """Fine-tuning: the first 300 steps learn the ten digits, then a new head learns other labels with the same AdamW."""
+    """Fine-tuning: the first 300 steps learn the ten digits, then a new head learns other labels with the same
+    AdamW."""
     x, y = load_digits(return_X_y=True)
     tr, te = split(len(x), seed)
     later = L(np.array([7, 3, 9, 0, 1, 2, 8, 5, 4, 6])[y])
     x, y = T(x / 16 - 0.3), L(y)
     m = Stages(mlp(64, 64, 64, 10), cross, lambda p: torch.optim.AdamW(p, lr=3e-3))
-    return Run(m, loader(x[tr], y[tr], later[tr], batch=32, seed=seed),
-               lambda m: accuracy(predict(m, x[te]), later[te]), majority(later[te]), {"max_steps": 600})
+    return Run(
+        m,
+        loader(x[tr], y[tr], later[tr], batch=32, seed=seed),
+        lambda m: accuracy(predict(m, x[te]), later[te]),
+        majority(later[te]),
+        {"max_steps": 600},
+    )
 
 
 class Spread(nn.Module):
@@ -204,8 +247,13 @@ def lbfgs_likelihood(seed):
         return (s + 0.5 * ((b[1] - mean) * (-s).exp()) ** 2).mean()
 
     m = Task(Spread(), loss, lambda p: torch.optim.LBFGS(p, lr=1, max_iter=2, line_search_fn="strong_wolfe"))
-    return Run(m, loader(x[tr], y[tr], batch=450, seed=seed), lambda m: r2(predict(m, x[te])[:, 0], y[te]), 0.0,
-               {"max_steps": 300})
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=450, seed=seed),
+        lambda m: r2(predict(m, x[te])[:, 0], y[te]),
+        0.0,
+        {"max_steps": 300},
+    )
 
 
 class Lion(torch.optim.Optimizer):
@@ -257,12 +305,24 @@ def chars_lion_resumed(seed):
         return F.cross_entropy(m.net(b[0][:, :-1]).flatten(0, 1), b[0][:, 1:].flatten())
 
     def build():
-        return Task(Chars(), loss, lambda p: Lion(p, lr=2e-3, wd=0.01),
-                    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: min(t / 50, 1)))
+        return Task(
+            Chars(),
+            loss,
+            lambda p: Lion(p, lr=2e-3, wd=0.01),
+            lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: min(t / 50, 1)),
+        )
 
     common = {"precision": "bf16-mixed", "accumulate_grad_batches": 2}
-    first = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-                    enable_model_summary=False, max_epochs=-1, max_steps=100, **common)
+    first = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=100,
+        **common,
+    )
     m = build()
     first.fit(m, loader(w[:1600], batch=8, seed=seed))
     first.save_checkpoint("first.ckpt")
@@ -271,10 +331,24 @@ def chars_lion_resumed(seed):
     def score(m):
         return -float(loss(m, (w[1600:],)))
 
-    return Run(build(), loader(w[:1600], batch=8, seed=seed + 1), score, -float(np.log(20)),
-               {"max_steps": 400, **common}, {"ckpt_path": "first.ckpt"})
+    return Run(
+        build(),
+        loader(w[:1600], batch=8, seed=seed + 1),
+        score,
+        -float(np.log(20)),
+        {"max_steps": 400, **common},
+        {"ckpt_path": "first.ckpt"},
+    )
 
 
-RUNS = [claims_batch_of_one, digits_warm_restarts, ring_wgan, corridor_actor_critic, vae_ramp, new_head,
-        lbfgs_likelihood, chars_lion_resumed]
+RUNS = [
+    claims_batch_of_one,
+    digits_warm_restarts,
+    ring_wgan,
+    corridor_actor_critic,
+    vae_ramp,
+    new_head,
+    lbfgs_likelihood,
+    chars_lion_resumed,
+]
 REGIME = {"vae_ramp", "new_head"}

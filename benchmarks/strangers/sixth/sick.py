@@ -1,4 +1,5 @@
 """Eight programs with a mistake; ``twin=True`` is the same program with the mistake corrected by hand."""
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -44,21 +45,45 @@ def reviews_rate(seed, twin):
     tr, te = split(2400, seed)
     x, y = L(x), L(y)
     m = Task(Reviews(200, 6), cross, lambda p: torch.optim.Adam(p, lr=1e-3 if twin else 0.1))
-    return Run(m, loader(x[tr], y[tr], batch=16, seed=seed), lambda m: accuracy(predict(m, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 400})
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=16, seed=seed),
+        lambda m: accuracy(predict(m, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 400},
+    )
 
 
 def digits_warmup_units(seed, twin):
-    """The warm-up's factor is the number of the step (up to 100), not its share of the warm-up; corrected: divided by 100."""
+    """The warm-up's factor is the number of the step (up to 100), not its share of the warm-up; corrected: divided
+    by 100."""
     x, y = load_digits(return_X_y=True)
     tr, te = split(len(x), seed)
     x, y = T(x / 16 - 0.3).view(-1, 1, 8, 8), L(y)
-    net = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(),
-                        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24 * 16, 64), nn.ReLU(), nn.Linear(64, 10))
-    m = Task(net, cross, lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, weight_decay=5e-4),
-             lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(s + 1, 100) / (100 if twin else 1)))
-    return Run(m, loader(x[tr], y[tr], batch=32, seed=seed), lambda m: accuracy(predict(m, x[te]), y[te]),
-               majority(y[te]), {"max_steps": 500})
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24 * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+    m = Task(
+        net,
+        cross,
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, weight_decay=5e-4),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(s + 1, 100) / (100 if twin else 1)),
+    )
+    return Run(
+        m,
+        loader(x[tr], y[tr], batch=32, seed=seed),
+        lambda m: accuracy(predict(m, x[te]), y[te]),
+        majority(y[te]),
+        {"max_steps": 500},
+    )
 
 
 class Graph(nn.Module):
@@ -96,12 +121,18 @@ def graph_init(seed, twin):
     for lin in net.lins:
         nn.init.xavier_uniform_(lin.weight) if twin else nn.init.uniform_(lin.weight)
     m = Task(net, cross, lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=5e-2))
-    return Run(m, loader(L(tr), y[tr], batch=64, seed=seed), lambda m: accuracy(predict(m, L(te)), y[te]),
-               majority(y[te]), {"max_steps": 300})
+    return Run(
+        m,
+        loader(L(tr), y[tr], batch=64, seed=seed),
+        lambda m: accuracy(predict(m, L(te)), y[te]),
+        majority(y[te]),
+        {"max_steps": 300},
+    )
 
 
 def house_prices(seed, twin):
-    """Prices are regressed in euros (about 250 000) with SGD's rate of a standardised target; corrected: standardised target."""
+    """Prices are regressed in euros (about 250 000) with SGD's rate of a standardised target; corrected:
+    standardised target."""
     r = np.random.RandomState(seed)
     x = r.randn(2000, 12)
     y = x[:, 0] + np.sin(2 * x[:, 1]) + 0.5 * x[:, 2] * x[:, 3] + np.abs(x[:, 4]) + 0.2 * r.randn(2000)
@@ -109,10 +140,19 @@ def house_prices(seed, twin):
     tr, te = split(2000, seed)
     mean, dev = (y[tr].mean(), y[tr].std()) if twin else (0.0, 1.0)
     x, y = T(x), T(y)
-    m = Task(mlp(12, 64, 64, 1), square, lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-             lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 800))
-    return Run(m, loader(x[tr], (y[tr] - mean) / dev, batch=32, seed=seed),
-               lambda m: r2(predict(m, x[te]) * dev + mean, y[te]), 0.0, {"max_steps": 800})
+    m = Task(
+        mlp(12, 64, 64, 1),
+        square,
+        lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 800),
+    )
+    return Run(
+        m,
+        loader(x[tr], (y[tr] - mean) / dev, batch=32, seed=seed),
+        lambda m: r2(predict(m, x[te]) * dev + mean, y[te]),
+        0.0,
+        {"max_steps": 800},
+    )
 
 
 class Factors(nn.Module):
@@ -145,10 +185,12 @@ def ratings_missing_code(seed, twin):
     y[T(r.choice(tr, 36, replace=False), torch.long)] = 99999.0
     if twin:
         tr = tr[(y[tr] < 10).numpy()]
-    m = Task(Factors(200, 150, 3.3), lambda m, b: F.mse_loss(m.net(b[0]), b[1]),
-             lambda p: torch.optim.Adagrad(p, lr=0.2))
-    return Run(m, loader(x[tr], y[tr], batch=64, seed=seed), lambda m: r2(predict(m, x[te]), kept[te]), 0.0,
-               {"max_steps": 900})
+    m = Task(
+        Factors(200, 150, 3.3), lambda m, b: F.mse_loss(m.net(b[0]), b[1]), lambda p: torch.optim.Adagrad(p, lr=0.2)
+    )
+    return Run(
+        m, loader(x[tr], y[tr], batch=64, seed=seed), lambda m: r2(predict(m, x[te]), kept[te]), 0.0, {"max_steps": 900}
+    )
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -173,7 +215,8 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def siamese_sqrt(seed, twin):
-    """A contrastive loss takes sqrt(sum of squares) of pairs that may be one picture twice: NaN gradients; corrected: + 1e-8."""
+    """A contrastive loss takes sqrt(sum of squares) of pairs that may be one picture twice: NaN gradients;
+    corrected: + 1e-8."""
     x, y = load_digits(return_X_y=True)
     tr, te = split(len(x), seed)
     x = T(x / 16)
@@ -184,7 +227,7 @@ def siamese_sqrt(seed, twin):
 
     def loss(m, b):
         d = distance(m, b[0], b[1])
-        return (b[2] * d ** 2 + (1 - b[2]) * F.relu(2 - d) ** 2).mean()
+        return (b[2] * d**2 + (1 - b[2]) * F.relu(2 - d) ** 2).mean()
 
     @torch.no_grad()
     def score(m):
@@ -195,8 +238,9 @@ def siamese_sqrt(seed, twin):
         return float((d[s == 1][:, None] < d[s == 0][None]).double().mean())
 
     m = Task(mlp(64, 64, 16), loss, lambda p: torch.optim.RMSprop(p, lr=1e-3))
-    train = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True, drop_last=True,
-                                        generator=torch.Generator().manual_seed(seed))
+    train = torch.utils.data.DataLoader(
+        pairs, batch_size=64, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed)
+    )
     return Run(m, train, score, 0.5, {"max_steps": 500})
 
 
@@ -234,12 +278,15 @@ class Bandit(Manual):
         self.log("loss", loss)
 
     def configure_optimizers(self):
-        return (torch.optim.SGD(self.actor.parameters(), lr=0.05, momentum=0.9),
-                torch.optim.SGD(self.critic.parameters(), lr=0.05, momentum=0.9))
+        return (
+            torch.optim.SGD(self.actor.parameters(), lr=0.05, momentum=0.9),
+            torch.optim.SGD(self.critic.parameters(), lr=0.05, momentum=0.9),
+        )
 
 
 def bandit_zero_grad(seed, twin):
-    """Manual optimization of a policy and its baseline without zero_grad, so gradients pile up; corrected: zero_grad."""
+    """Manual optimization of a policy and its baseline without zero_grad, so gradients pile up; corrected:
+    zero_grad."""
     m = Bandit(twin, seed)
     x = torch.randn(3000, 8, generator=torch.Generator().manual_seed(seed + 9))
 
@@ -279,18 +326,33 @@ class Averaged(Task):
 
 
 def forecast_swa_sum(seed, twin):
-    """At step 440 of 500 the averaged weights replace the weights, but are a sum of ten snapshots; corrected: divided by ten."""
+    """At step 440 of 500 the averaged weights replace the weights, but are a sum of ten snapshots; corrected:
+    divided by ten."""
     r = np.random.RandomState(seed)
     t = np.arange(3000)
     s = np.sin(t / 5) + 0.6 * np.sin(t / 13 + 1) + 0.1 * r.randn(3000)
-    x = T(np.stack([s[j:j + 12] for j in range(2900)]))[..., None]
+    x = T(np.stack([s[j : j + 12] for j in range(2900)]))[..., None]
     y = T(s[12:2912])
     tr, te = slice(0, 2200), slice(2300, 2900)
-    m = Averaged(Forecast(), square, lambda p: torch.optim.Adam(p, lr=5e-3),
-                 lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 500), mean=twin)
-    return Run(m, loader(x[tr], y[tr], batch=32, seed=seed), lambda m: r2(predict(m, x[te]), y[te]), 0.0,
-               {"max_steps": 500})
+    m = Averaged(
+        Forecast(),
+        square,
+        lambda p: torch.optim.Adam(p, lr=5e-3),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 500),
+        mean=twin,
+    )
+    return Run(
+        m, loader(x[tr], y[tr], batch=32, seed=seed), lambda m: r2(predict(m, x[te]), y[te]), 0.0, {"max_steps": 500}
+    )
 
 
-RUNS = [reviews_rate, digits_warmup_units, graph_init, house_prices, ratings_missing_code, siamese_sqrt,
-        bandit_zero_grad, forecast_swa_sum]
+RUNS = [
+    reviews_rate,
+    digits_warmup_units,
+    graph_init,
+    house_prices,
+    ratings_missing_code,
+    siamese_sqrt,
+    bandit_zero_grad,
+    forecast_swa_sum,
+]

@@ -1,4 +1,5 @@
 """What the runs share: the parts of a run, a plain LightningModule, data sets and scores."""
+
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,6 +115,7 @@ def mlp(*d, act=nn.ReLU):
 def digits(seed):
     """Images from 0 to 1 of 64 numbers and labels, for training and for the test."""
     from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     x, y = T(x) / 16, L(y)
     tr, te = split(len(y), seed)
@@ -121,13 +123,22 @@ def digits(seed):
 
 
 def small_cnn(out=10):
-    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                         nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(384, out))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(384, out),
+    )
 
 
 def letters(names, seed, length=32):
     """Windows of the descriptions of scikit-learn's data sets, as numbers from 0 to 40."""
     from sklearn import datasets as d
+
     alphabet = " abcdefghijklmnopqrstuvwxyz0123456789.,-:"
     s = "".join(getattr(d, f"load_{n}")().DESCR for n in names).lower()
     ids = L([alphabet.find(c) if c in alphabet else 0 for c in s])

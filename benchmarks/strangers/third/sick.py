@@ -1,12 +1,35 @@
-"""Twelve programs with one mistake each, and their twins without it (``twin=True``). ``build(seed, twin)`` returns a Run."""
+"""Twelve programs with one mistake each, and their twins without it (``twin=True``). ``build(seed, twin)`` returns a
+Run."""
+
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import (
-    G, L, Manual, Run, T, Task, Chars, accuracy, char_score, digits, letters, loader, majority, mlp, next_char, r2, ring,
-    ring_score, small_cnn, split, standard, ticks, unigram,
+    G,
+    L,
+    Manual,
+    Run,
+    T,
+    Task,
+    Chars,
+    accuracy,
+    char_score,
+    digits,
+    letters,
+    loader,
+    majority,
+    mlp,
+    next_char,
+    r2,
+    ring,
+    ring_score,
+    small_cnn,
+    split,
+    standard,
+    ticks,
+    unigram,
 )
 from lightning.pytorch import Trainer
 from torch import nn
@@ -14,8 +37,10 @@ from torch.nn import functional as F
 
 
 def tumour_two_heads(seed, twin):
-    """Benign or not, and the worst area, from the other features; the mistake: the area is regressed raw (880 on average, up to 4254)."""
+    """Benign or not, and the worst area, from the other features; the mistake: the area is regressed raw (880 on
+    average, up to 4254)."""
     from sklearn.datasets import load_breast_cancer
+
     x, y = load_breast_cancer(return_X_y=True)
     area, x, y = T(x[:, 23]), T(np.delete(x, [3, 13, 20, 22, 23], 1)), L(y)
     tr, te = split(len(y), seed)
@@ -42,19 +67,30 @@ def tumour_two_heads(seed, twin):
         base = majority(y[te])
         return 0.5 * (accuracy(p, y[te]) - base) / (1 - base) + 0.5 * r2(q * s + m, area[te])
 
-    return Run(Task(Net(), loss, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)),
-               loader(x[tr], y[tr], target[tr], seed=seed), score, 0.0, {"max_steps": 400})
+    return Run(
+        Task(Net(), loss, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)),
+        loader(x[tr], y[tr], target[tr], seed=seed),
+        score,
+        0.0,
+        {"max_steps": 400},
+    )
 
 
 def letters_rnn_rate(seed, twin):
     """A plain RNN over letters by RMSprop; the mistake: a rate of 0.1 where 0.002 was meant."""
     w, te, v = letters(["diabetes", "breast_cancer", "wine", "iris", "linnerud"], seed)
-    return Run(Task(Chars(nn.RNN, v), next_char, lambda p: torch.optim.RMSprop(p, 0.002 if twin else 0.1)),
-               loader(w, batch=16, seed=seed), char_score(te), unigram(w, te, v), {"max_steps": 500})
+    return Run(
+        Task(Chars(nn.RNN, v), next_char, lambda p: torch.optim.RMSprop(p, 0.002 if twin else 0.1)),
+        loader(w, batch=16, seed=seed),
+        char_score(te),
+        unigram(w, te, v),
+        {"max_steps": 500},
+    )
 
 
 def mirror_noam_in_epochs(seed, twin):
-    """A post-norm transformer mirrors sequences; the mistake: Noam's warm-up is given in epochs (5) instead of steps (150)."""
+    """A post-norm transformer mirrors sequences; the mistake: Noam's warm-up is given in epochs (5) instead of steps
+    (150)."""
     n, v, d = 8, 6, 32
     g = G(seed + 5)
     x, xt = torch.randint(v, (2048, n), generator=g), torch.randint(v, (512, n), generator=g)
@@ -72,16 +108,24 @@ def mirror_noam_in_epochs(seed, twin):
     warm = 150 if twin else 5
 
     def noam(opt):
-        return torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda s: d ** -0.5 * min((s + 1) ** -0.5, (s + 1) * warm ** -1.5))
+        return torch.optim.lr_scheduler.LambdaLR(opt, lambda s: d**-0.5 * min((s + 1) ** -0.5, (s + 1) * warm**-1.5))
 
     @torch.no_grad()
     def score(t):
         return accuracy(t.net(xt), xt.flip(1))
 
-    return Run(Task(Net(), lambda t, b: F.cross_entropy(t.net(b[0]).flatten(0, 1), b[0].flip(1).flatten()),
-                    lambda p: torch.optim.Adam(p, 1.0, betas=(0.9, 0.98)), noam),
-               loader(x, batch=64, seed=seed), score, 1 / v, {"max_steps": 600})
+    return Run(
+        Task(
+            Net(),
+            lambda t, b: F.cross_entropy(t.net(b[0]).flatten(0, 1), b[0].flip(1).flatten()),
+            lambda p: torch.optim.Adam(p, 1.0, betas=(0.9, 0.98)),
+            noam,
+        ),
+        loader(x, batch=64, seed=seed),
+        score,
+        1 / v,
+        {"max_steps": 600},
+    )
 
 
 def digits_vae_sum(seed, twin):
@@ -96,7 +140,7 @@ def digits_vae_sum(seed, twin):
         def elbo(self, x, eps):
             mu, logvar = self.enc(x).chunk(2, 1)
             p = self.dec(mu + eps * (logvar / 2).exp())
-            kl = 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(1)
+            kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)
             return -F.binary_cross_entropy_with_logits(p, x, reduction="none").sum(1) - kl
 
     def loss(t, batch):
@@ -109,13 +153,20 @@ def digits_vae_sum(seed, twin):
 
     mean = x.mean(0).clamp(1e-3, 1 - 1e-3)
     trivial = float((xt * mean.log() + (1 - xt) * (1 - mean).log()).sum(1).mean())
-    return Run(Task(Net(), loss, lambda p: torch.optim.SGD(p, 0.02, momentum=0.9)),
-               loader(x, batch=64, seed=seed), score, trivial, {"max_steps": 800})
+    return Run(
+        Task(Net(), loss, lambda p: torch.optim.SGD(p, 0.02, momentum=0.9)),
+        loader(x, batch=64, seed=seed),
+        score,
+        trivial,
+        {"max_steps": 800},
+    )
 
 
 def moons_diffusion_snr(seed, twin):
-    """A diffusion model of two moons, weighted by signal to noise; the mistake: the weight is not bounded, and infinite at t = 0."""
+    """A diffusion model of two moons, weighted by signal to noise; the mistake: the weight is not bounded, and
+    infinite at t = 0."""
     from sklearn.datasets import make_moons
+
     x = T(make_moons(4000, noise=0.05, random_state=seed)[0])
     x = (x - x.mean(0)) / x.std(0)
     steps = 1000
@@ -148,8 +199,13 @@ def moons_diffusion_snr(seed, twin):
         t = torch.randint(steps, (len(xt),), generator=G(2))
         return r2(m.net(noisy(xt, t, torch.randn(len(xt), 2, generator=G(3))), t), xt)
 
-    return Run(Task(Net(), loss, lambda p: torch.optim.AdamW(p, 2e-3)), loader(x[:3000], batch=64, seed=seed), score, 0.0,
-               {"max_steps": 1000})
+    return Run(
+        Task(Net(), loss, lambda p: torch.optim.AdamW(p, 2e-3)),
+        loader(x[:3000], batch=64, seed=seed),
+        score,
+        0.0,
+        {"max_steps": 1000},
+    )
 
 
 class Pole:
@@ -162,8 +218,8 @@ class Pole:
         x, v, th, w = self.s.unbind(1)
         force = a.float() * 20 - 10
         c, s = th.cos(), th.sin()
-        q = (force + 0.05 * w ** 2 * s) / 1.1
-        acc = (9.8 * s - c * q) / (0.5 * (4 / 3 - 0.1 * c ** 2 / 1.1))
+        q = (force + 0.05 * w**2 * s) / 1.1
+        acc = (9.8 * s - c * q) / (0.5 * (4 / 3 - 0.1 * c**2 / 1.1))
         xacc = q - 0.05 * acc * c / 1.1
         self.s = torch.stack([x + 0.02 * v, v + 0.02 * xacc, th + 0.02 * w, w + 0.02 * acc], 1)
         reward = self.alive
@@ -187,7 +243,9 @@ def greedy(net, s, g):
 
 
 def pole_raw_returns(seed, twin):
-    """REINFORCE with a pole on a cart; the mistake: returns are neither centred nor scaled, and summed over all steps and episodes."""
+    """REINFORCE with a pole on a cart; the mistake: returns are neither centred nor scaled, and summed over all
+    steps and episodes."""
+
     def loss(t, batch):
         g = G(int(batch[0][0]))
         pole, logp, rewards = Pole(16, g), [], []
@@ -206,13 +264,18 @@ def pole_raw_returns(seed, twin):
         returns = (returns - returns[live].mean()) / (returns[live].std() + 1e-6)
         return -(logp * returns)[live].mean()
 
-    return Run(Task(mlp(4, 32, 2, act=nn.Tanh), loss, lambda p: torch.optim.SGD(p, 0.5)), ticks(400, seed),
-               lambda t: balance(t.net, greedy), balance(None, lambda _, s, g: torch.randint(2, (len(s),), generator=g)),
-               {"max_steps": 200})
+    return Run(
+        Task(mlp(4, 32, 2, act=nn.Tanh), loss, lambda p: torch.optim.SGD(p, 0.5)),
+        ticks(400, seed),
+        lambda t: balance(t.net, greedy),
+        balance(None, lambda _, s, g: torch.randint(2, (len(s),), generator=g)),
+        {"max_steps": 200},
+    )
 
 
 def views_raw_temperature(seed, twin):
-    """Two noisy views of a digit find each other; the mistake: the temperature itself is learned, not its logarithm, and crosses 0."""
+    """Two noisy views of a digit find each other; the mistake: the temperature itself is learned, not its logarithm,
+    and crosses 0."""
     x, _, xt, _ = digits(seed)
 
     class Net(nn.Module):
@@ -237,11 +300,14 @@ def views_raw_temperature(seed, twin):
         return accuracy(a @ b.T, torch.arange(256))
 
     task = Task(Net(), loss, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9))
-    return Run(task, loader(x, batch=64, seed=seed), score, score(task), {"max_steps": 600})  # trivial: an encoder that has learned nothing
+    return Run(
+        task, loader(x, batch=64, seed=seed), score, score(task), {"max_steps": 600}
+    )  # trivial: an encoder that has learned nothing
 
 
 def string_lbfgs_no_search(seed, twin):
     """A vibrating string's shape from its equation by L-BFGS; the mistake: no line search."""
+
     def residual(net, x):
         x = x.requires_grad_()
         u = x * (1 - x) * net(x)
@@ -251,15 +317,23 @@ def string_lbfgs_no_search(seed, twin):
 
     x = torch.rand(640, 1, generator=G(seed))
     grid = torch.linspace(0, 1, 200)[:, None]
-    exact = 40 / (9 * torch.pi ** 2 - 16) * torch.sin(3 * torch.pi * grid)
-    return Run(Task(mlp(1, 24, 24, 1, act=nn.Tanh), lambda t, b: (residual(t.net, b[0].clone()) ** 2).mean(),
-                    lambda p: torch.optim.LBFGS(p, 1.0, max_iter=10, line_search_fn="strong_wolfe" if twin else None)),
-               loader(x, batch=64, seed=seed), lambda t: r2((grid * (1 - grid) * t.net(grid)).detach(), exact), 0.0,
-               {"max_steps": 60})
+    exact = 40 / (9 * torch.pi**2 - 16) * torch.sin(3 * torch.pi * grid)
+    return Run(
+        Task(
+            mlp(1, 24, 24, 1, act=nn.Tanh),
+            lambda t, b: (residual(t.net, b[0].clone()) ** 2).mean(),
+            lambda p: torch.optim.LBFGS(p, 1.0, max_iter=10, line_search_fn="strong_wolfe" if twin else None),
+        ),
+        loader(x, batch=64, seed=seed),
+        lambda t: r2((grid * (1 - grid) * t.net(grid)).detach(), exact),
+        0.0,
+        {"max_steps": 60},
+    )
 
 
 def ring_gan_rate(seed, twin):
     """A GAN with two optimizers; the mistake: the discriminator's rate is 0.1 where 0.001 was meant."""
+
     class Gan(Manual):
         def __init__(self):
             super().__init__()
@@ -277,16 +351,24 @@ def ring_gan_rate(seed, twin):
             self.update(og, loss)
 
         def configure_optimizers(self):
-            return (torch.optim.Adam(self.gen.parameters(), 1e-3, betas=(0.5, 0.99)),
-                    torch.optim.Adam(self.dis.parameters(), 1e-3 if twin else 0.1, betas=(0.5, 0.99)))
+            return (
+                torch.optim.Adam(self.gen.parameters(), 1e-3, betas=(0.5, 0.99)),
+                torch.optim.Adam(self.dis.parameters(), 1e-3 if twin else 0.1, betas=(0.5, 0.99)),
+            )
 
-    return Run(Gan(), loader(ring(4096, G(seed)), batch=64, seed=seed), ring_score(lambda m, z: m.gen(z)), 0.0,
-               {"max_steps": 2400})
+    return Run(
+        Gan(),
+        loader(ring(4096, G(seed)), batch=64, seed=seed),
+        ring_score(lambda m, z: m.gen(z)),
+        0.0,
+        {"max_steps": 2400},
+    )
 
 
 def cell_flow_raw(seed, twin):
     """A normalising flow of ten features of cells by NAdam; the mistake: the features are raw (from 0.02 to 2501)."""
     from sklearn.datasets import load_breast_cancer
+
     raw = T(load_breast_cancer().data[:, :10])
     tr, te = split(len(raw), seed)
     std, _, s = standard(raw, tr)
@@ -304,7 +386,7 @@ def cell_flow_raw(seed, twin):
                 b, total = b * scale.exp() + shift, total + scale.sum(1)
                 a, b = b, a
             z = torch.cat([a, b], 1)
-            return total - 0.5 * (z ** 2 + math.log(2 * math.pi)).sum(1)
+            return total - 0.5 * (z**2 + math.log(2 * math.pi)).sum(1)
 
     @torch.no_grad()
     def score(t):
@@ -312,8 +394,13 @@ def cell_flow_raw(seed, twin):
         return float(v.mean() - s.log().sum()) if twin else float(v.mean())
 
     plain = -0.5 * (std[te] ** 2 + math.log(2 * math.pi)).sum(1) - s.log().sum()
-    return Run(Task(Net(), lambda t, b: -t.net(b[0]).mean(), lambda p: torch.optim.NAdam(p, 1e-3)),
-               loader(x[tr], seed=seed), score, float(plain.mean()), {"max_steps": 600})
+    return Run(
+        Task(Net(), lambda t, b: -t.net(b[0]).mean(), lambda p: torch.optim.NAdam(p, 1e-3)),
+        loader(x[tr], seed=seed),
+        score,
+        float(plain.mean()),
+        {"max_steps": 600},
+    )
 
 
 def resumed_gamma_ten(seed, twin):
@@ -321,12 +408,22 @@ def resumed_gamma_ten(seed, twin):
     x, y, xt, yt = digits(seed)
 
     def task():
-        return Task(small_cnn(), lambda t, b: F.cross_entropy(t.net(b[0]), b[1]),
-                    lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
-                    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [180, 240], 0.1 if twin else 10.0))
+        return Task(
+            small_cnn(),
+            lambda t, b: F.cross_entropy(t.net(b[0]), b[1]),
+            lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [180, 240], 0.1 if twin else 10.0),
+        )
 
-    first = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-                    enable_model_summary=False, max_epochs=-1, max_steps=120)
+    first = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=-1,
+        max_steps=120,
+    )
     first.fit(task(), loader(x, y, seed=seed))
     path = str(Path("first.ckpt").resolve())
     first.save_checkpoint(path)
@@ -339,7 +436,8 @@ def resumed_gamma_ten(seed, twin):
 
 
 def graph_kicked(seed, twin):
-    """Classes of a graph's nodes, with noise added to all weights every 80 steps; the mistake: of deviation 3 where 0.03 was meant."""
+    """Classes of a graph's nodes, with noise added to all weights every 80 steps; the mistake: of deviation 3 where
+    0.03 was meant."""
     g = G(seed + 20)
     n, k = 400, 4
     y = torch.randint(k, (n,), generator=g)
@@ -373,10 +471,30 @@ def graph_kicked(seed, twin):
     def score(t):
         return accuracy(t.net(f)[te], y[te])
 
-    return Run(Kicked(Net(), lambda t, b: F.cross_entropy(t.net(f)[b[0]], y[b[0]]),
-                      lambda q: torch.optim.AdamW(q, 2e-3, weight_decay=0.02)),
-               loader(tr, batch=50, seed=seed), score, majority(y[te]), {"max_steps": 440})
+    return Run(
+        Kicked(
+            Net(),
+            lambda t, b: F.cross_entropy(t.net(f)[b[0]], y[b[0]]),
+            lambda q: torch.optim.AdamW(q, 2e-3, weight_decay=0.02),
+        ),
+        loader(tr, batch=50, seed=seed),
+        score,
+        majority(y[te]),
+        {"max_steps": 440},
+    )
 
 
-RUNS = [tumour_two_heads, letters_rnn_rate, mirror_noam_in_epochs, digits_vae_sum, moons_diffusion_snr, pole_raw_returns,
-        views_raw_temperature, string_lbfgs_no_search, ring_gan_rate, cell_flow_raw, resumed_gamma_ten, graph_kicked]
+RUNS = [
+    tumour_two_heads,
+    letters_rnn_rate,
+    mirror_noam_in_epochs,
+    digits_vae_sum,
+    moons_diffusion_snr,
+    pole_raw_returns,
+    views_raw_temperature,
+    string_lbfgs_no_search,
+    ring_gan_rate,
+    cell_flow_raw,
+    resumed_gamma_ten,
+    graph_kicked,
+]
