@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
-from lightning_gradguard.statistics.update_ratio import BOUNDED, moved, update_ratio
+from lightning_gradguard.statistics.update_ratio import BOUNDED, PROPORTIONAL, moved, update_ratio
 
 
 def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
@@ -92,6 +92,7 @@ def with_update(
     """
     ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None
-    if first is not None:
+    if first is not None and type(optimizer).__name__ not in PROPORTIONAL:
+        # What momentum makes of SGD's is foretold from the gradient, whether it is filled already or not.
         ratio = max(ratio or 0.0, moved(module, parameters, first))
     return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)
