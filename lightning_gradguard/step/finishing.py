@@ -7,10 +7,12 @@ go back, and the weights that are saved then would be the bad ones.
 from __future__ import annotations
 
 from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Verdict
 from lightning_gradguard.step.companions import go_back_too
+from lightning_gradguard.step.judging import moved_too_far
 from lightning_gradguard.step.measuring import context_of
 from lightning_gradguard.step.recording import record
 from lightning_gradguard.step.run import Run
@@ -20,14 +22,16 @@ def finish(run: Run, track: OptimizerTrack) -> None:
     """Go back to the newest copy where all that was learned is gone in the very last step.
 
     A loss above that of untrained weights, in an alarm of which the batch is not accused, speaks against the weights
-    beyond doubt; nothing less does, since no further batch can be asked.
+    beyond doubt where an update can have brought it; nothing less does, since no further batch can be asked. Where a
+    treatment is on trial, weights have been gone back to already.
     """
     last, losses = track.last, track.baseline.losses
-    if not run.acts or last is None or track.snapshots.latest is None:
+    if not run.acts or last is None or track.snapshots.latest is None or track.treatment.trial is not None:
         return
     if not (track.policy.accuses and losses.learned and losses.worse_than_untrained(last.loss)):
         return
-    _go_back(run, track, last)
+    if track.baseline.updates.ratio > LARGE or track.climbs or moved_too_far(track):
+        _go_back(run, track, last)
 
 
 def _go_back(run: Run, track: OptimizerTrack, last: GradientStatistics) -> None:
