@@ -77,6 +77,7 @@ def with_update(
     scale: float = 1.0,
     factor: float = 1.0,
     first: Mapping[str, Tensor] | None = None,
+    loaded: bool = False,
 ) -> GradientStatistics:
     """Return the statistics with the size of the update against the weights.
 
@@ -89,10 +90,12 @@ def with_update(
         factor: Factor on the learning rate now: a rate that was backed off already makes a smaller update.
         first: The weights before the very first update, where that was the last one: what an optimizer does that nobody
             foretells, or by a state that was loaded, is seen in what it did.
+        loaded: Whether the optimizer's state was there before the first update.
     """
     ratio = update_ratio(module, parameters, optimizer, scale)
     ratio = ratio * factor if ratio is not None else None
-    if first is not None and type(optimizer).__name__ not in PROPORTIONAL:
-        # What momentum makes of SGD's is foretold from the gradient, whether it is filled already or not.
+    # What momentum makes of SGD's is foretold from the gradient, whether it is filled already or not.
+    spoilt = loaded and type(optimizer).__name__ not in PROPORTIONAL
+    if first is not None and (ratio is None or spoilt):
         ratio = max(ratio or 0.0, moved(module, parameters, first))
     return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)

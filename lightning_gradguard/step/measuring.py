@@ -71,6 +71,7 @@ def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics
             scale=scale,
             factor=track.remedies.lr_factor,
             first=None if first is None else first.parameters,
+            loaded=not track.untouched,
         )
         known.updates.look(statistics.rate)
     if growth is not None and track.fresh:
