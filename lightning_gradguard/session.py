@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ class Session:
     def share(self, collectives: Collectives | None = None) -> None:
         """Set the collectives of several processes; without an argument those of one process."""
         self._run.collectives = collectives or Collectives()
+
+    def until_end(self, remaining: Callable[[], float] | None = None) -> None:
+        """Set what tells the share of the run that is left, from 0 to 1; without an argument its length is unknown."""
+        self._run.remaining = remaining
 
     @property
     def processes(self) -> int:

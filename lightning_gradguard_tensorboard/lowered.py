@@ -13,6 +13,7 @@ from .telling import QUARTER, Held, lowered_to
 from .wire import COLUMNS
 
 _FACTOR, _RATE, _GOOD, _BAD = map(COLUMNS.index, ("lr_factor", "rate", "rate_good", "rate_bad"))
+_COOLED = COLUMNS.index("cooled")
 
 
 def lowered(run: Timeline, records: Iterable[Mapping[str, Any]]) -> list[float]:
@@ -25,7 +26,7 @@ def lowered(run: Timeline, records: Iterable[Mapping[str, Any]]) -> list[float]:
         records: Its incidents.
     """
     told = sorted({float(place) for record in records for place in _treated(record)})
-    factor, axis = run.table[:, _FACTOR], run.axis
+    factor, axis = run.table[:, _FACTOR] / _cooled(run), run.axis
     fell = np.flatnonzero(factor[1:] < factor[:-1]) + 1
     return [_within(told, axis.first[c - 1], axis.last[c], axis.first[c]) for c in fell]
 
@@ -39,7 +40,9 @@ def held(run: Timeline, records: Sequence[Mapping[str, Any]]) -> Held | None:
         run: The windows of one optimizer.
         records: Its incidents.
     """
-    table = run.table
+    table, cooled = run.table.copy(), _cooled(run)
+    # What is held, and not what its cool-down has left of it.
+    table[:, [_FACTOR, _RATE]] /= cooled[:, None]
     if not len(table) or not 0.0 < table[-1, _FACTOR] < QUARTER:
         return None
     factor, rate, good, bad = table[-1, [_FACTOR, _RATE, _GOOD, _BAD]].tolist()
@@ -52,7 +55,7 @@ def held(run: Timeline, records: Sequence[Mapping[str, Any]]) -> Held | None:
     step = int(place - run.axis.offsets[first])
     eased = sum(mark > place and mark not in treated for mark in marks)
     low = next((told for record in records if (told := _lowered_to(record, step)) is not None), table[first, _RATE])
-    return Held(factor, step, rate, good if good > 0.0 else None, float(low), eased)
+    return Held(factor, step, rate, good if good > 0.0 else None, float(low), eased, bool(cooled[-1] < 1.0))
 
 
 def stairs_at(first: Floats, last: Floats, marks: Sequence[float]) -> tuple[Floats, Floats]:
@@ -69,6 +72,12 @@ def stairs_at(first: Floats, last: Floats, marks: Sequence[float]) -> tuple[Floa
             if c and last[c - 1] >= first[c]:
                 ends[c - 1] = place
     return begins, ends
+
+
+def _cooled(run: Timeline) -> Floats:
+    """Return the share of a held rate that was in use; 1 in records of older versions."""
+    shares: Floats = np.nan_to_num(run.table[:, _COOLED], nan=1.0)
+    return np.where(shares > 0.0, shares, 1.0)
 
 
 def _within(places: Sequence[float], low: float, high: float, otherwise: float) -> float:

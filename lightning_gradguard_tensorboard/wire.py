@@ -31,7 +31,7 @@ ZERO = -60.0
 """The log2 that stands for a gradient of exactly zero."""
 
 WITNESSES = ("update_ratio", "second_moment", "attention_logit", "router_load")
-"""What witnesses have seen, one number a window: the last columns."""
+"""What witnesses have seen, one number a window."""
 
 COLUMNS = (
     "step",
@@ -54,6 +54,7 @@ COLUMNS = (
     "rate_good",
     "rate_bad",
     *WITNESSES,
+    "cooled",
 )
 """What a window holds; raw linear units, may be inf or NaN.
 

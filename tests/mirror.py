@@ -17,7 +17,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         ("records/accused", "records/witnessed", "records/checkpoint", "records/measured", "records/window"), RECORD
     ),
-    **dict.fromkeys(("policy/act", "policy/case", "device_gate/reading", "step/run", "trainer/run"), RECORD),
+    **dict.fromkeys(("policy/act", "policy/case", "device_gate/reading", "step/run"), RECORD),
     **dict.fromkeys(("detectors/detector", "remedies/remedy", "diagnostics/sink"), CONTRACT),
     # One question that several modules answer together is asked of the one that asks them.
     **dict.fromkeys(

@@ -116,10 +116,11 @@ class WindowAccumulator:
         lr_factor: float,
         incidents: int,
         rates: tuple[float, float, float] = (math.nan, math.nan, math.nan),
+        cooled: float = 1.0,
     ) -> Window:
         """Return the window that ends with this step, and begin the next.
 
-        ``rates`` are those in use, known good and known bad.
+        ``rates`` are those in use, known good and known bad; ``cooled`` is the share of a held rate in its cool-down.
         """
         norm = 0.0 if self._routine else statistics.norm
         window = Window(
@@ -140,6 +141,7 @@ class WindowAccumulator:
             rate=rates[0],
             rate_good=rates[1],
             rate_bad=rates[2],
+            cooled=cooled,
             **self._counts(),
             **self._loss_levels(),
             **self._by_layer(),

@@ -10,8 +10,8 @@ metadata travels on the first event of a tag only.
     ``{"version": 1, "layers": [names in forward order], "optimizer": 0}``.
 
 ``gradguard/windows``, plugin ``gradguard_layers``
-    ``DT_DOUBLE``, shape ``(23,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields
-    are only ever appended, so that a shorter row (earlier versions had nine, twelve and 19) is one of an older
+    ``DT_DOUBLE``, shape ``(24,)``: the fields :data:`WINDOW_FIELDS` in raw linear units; may hold inf and NaN. Fields
+    are only ever appended, so that a shorter row (earlier versions had nine, twelve, 19 and 23) is one of an older
     version. Metadata content: ``{"version": 1, "fields": [...], "optimizer": 0}``.
 
 ``gradguard/weights``, plugin ``gradguard_layers``
@@ -70,6 +70,7 @@ WINDOW_FIELDS = (
     "rate_good",
     "rate_bad",
     *WITNESSES,
+    "cooled",
 )
 
 
@@ -91,7 +92,7 @@ def encode_weights(window: Window) -> TensorProto:
 
 
 def encode_window(window: Window) -> TensorProto:
-    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(23,)``."""
+    """Return the numbers that need more precision than f16 has: ``DT_DOUBLE``, shape ``(24,)``."""
     # What is None becomes NaN.
     return _tensor(DT_DOUBLE, np.array([window.number(field) for field in WINDOW_FIELDS], dtype="<f8"))
 

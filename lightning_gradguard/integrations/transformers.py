@@ -49,6 +49,7 @@ class GradGuardCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.guard.bind(found["model"])
         self.guard.resumed = state.global_step > 0
         self.guard.share(_processes())
+        self.guard.until_end(lambda: 1.0 - state.global_step / state.max_steps)
         if state.is_world_process_zero:
             self.guard.sinks.insert(0, Console())
             if self._journal and args.output_dir is not None:
@@ -79,6 +80,7 @@ class GradGuardCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._ahead.close()
             self._ahead = None
         self.guard.share()
+        self.guard.until_end()
 
 
 def _processes() -> Collectives:

@@ -45,6 +45,7 @@ class Window:
         rate_good: The largest that the run is known to have learned with; 0.0 if none is, NaN in records of older
             versions.
         rate_bad: The smallest that is known to have lost the run; inf if none is.
+        cooled: Share of a rate held down that is in use in its cool-down near the end of the run; 1 before.
         layer_weights: Norm of each layer's weights at one step of the window, NaN where unknown; empty in records of
             older versions.
         layer_updates: How far one update moved them: its norm over that of the weights.
@@ -77,6 +78,7 @@ class Window:
     rate: float = math.nan
     rate_good: float = math.nan
     rate_bad: float = math.nan
+    cooled: float = 1.0
     layer_weights: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)
     layer_updates: FloatArray = field(default_factory=lambda: np.zeros(0), repr=False)
     witnessed: tuple[Testimony, ...] = ()

@@ -23,7 +23,7 @@ class LearningRateBackoff(Remedy):
 
     Which rate, is the business of a :class:`~lightning_gradguard.policy.RateBracket`: below the smallest that lost the
     run, above the largest it has learned with, climbing while the loss falls, never above the schedule, and free again
-    when calm has lasted.
+    when calm has lasted. Where it is still held down near the end of a run whose length is known, it cools down.
     """
 
     name: ClassVar[str] = "backoff"
@@ -46,6 +46,11 @@ class LearningRateBackoff(Remedy):
     def rate_factor(self) -> float:
         """Factor on the learning rate now."""
         return self._factor
+
+    @property
+    def cooled(self) -> float:
+        """Share of the lower rate that is in use in its cool-down."""
+        return 1.0 if self.bracket.free else self.bracket.cooled
 
     def rate(self, scheduled: float) -> float:
         """Return the rate that the next update is made with."""
@@ -90,7 +95,8 @@ class LearningRateBackoff(Remedy):
             known = rate if on_a_device(context.optimizer) else None
         scheduled = largest_rate(context.optimizer) if known is None else known
         best, learned, worse = context.progress()
-        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse)
+        left = 1.0 if context.remaining is None else context.remaining()
+        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse, left=left)
         if share == 1.0:
             return
         for group in context.optimizer.param_groups:

@@ -41,6 +41,7 @@ class RemedyContext:
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
         progress: Tells whether the loss is at the best level that was reached, whether something was learned, and
             whether the loss is worse than it was; for those who ask.
+        remaining: Tells the share of the run that is left, from 0 to 1; None where its length is unknown.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
@@ -62,6 +63,7 @@ class RemedyContext:
     treated: bool = False
     update_ratio: float = 0.0
     progress: Callable[[], tuple[bool, bool, bool]] = lambda: (False, False, False)
+    remaining: Callable[[], float] | None = None
     grad_scale: float = 1.0
 
 
@@ -95,6 +97,11 @@ class Remedy(ABC):
     @property
     def rate_factor(self) -> float:
         """Factor on the learning rate now."""
+        return 1.0
+
+    @property
+    def cooled(self) -> float:
+        """Share of a lower rate that is in use in its cool-down near the end of the run; 1 before."""
         return 1.0
 
     @property

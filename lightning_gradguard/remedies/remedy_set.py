@@ -110,6 +110,11 @@ class RemedySet:
         """Factor on the learning rate now."""
         return math.prod(float(remedy.rate_factor) for remedy in self._kept.values())
 
+    @property
+    def cooled(self) -> float:
+        """Share of a lower rate that is in use in its cool-down near the end of the run; 1 before."""
+        return math.prod(float(remedy.cooled) for remedy in self._kept.values())
+
     def rate(self, scheduled: float) -> float:
         """Return the rate that the next update is made with, of what the schedule says."""
         for remedy in self._slowing:

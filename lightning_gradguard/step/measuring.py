@@ -97,5 +97,6 @@ def context_of(
         statistics=statistics,
         scaler=scaler,
         progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned, track.baseline.losses.worse),
+        remaining=run.remaining,
         grad_scale=scale,
     )

@@ -41,6 +41,7 @@ def log(run: Run, track: OptimizerTrack, statistics: GradientStatistics, coeffic
         lr_factor=track.remedies.lr_factor,
         incidents=run.recorder.count,
         rates=rates,
+        cooled=track.remedies.cooled,
     )
     run.recorder.tell("window", hear(run, track, window))
 

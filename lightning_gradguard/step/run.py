@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from torch import nn
@@ -30,6 +30,7 @@ class Run:
         accused: Knows batches that an earlier run has accused, where they are to be left out.
         replicas_every: Steps between two comparisons of the replicas, or None.
         epoch: The epoch, where it is known.
+        remaining: Tells the share of the run that is left, from 0 to 1; None where its length is unknown.
         module: The root module.
         tracks: The optimizers that have been met.
         running: Running statistics of its normalisations.
@@ -47,6 +48,7 @@ class Run:
         self.accused: AccusedBatches | None = None
         self.replicas_every: int | None = None
         self.epoch: int | None = None
+        self.remaining: Callable[[], float] | None = None
         self.recorder, self.tracks = recorder, tracks
         self.collectives = Collectives()
         self.investigation = Investigation()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -32,9 +34,21 @@ def begin(guard: Guard, trainer: Trainer, *, key: str, run: str) -> None:
     guard.resumed = trainer.ckpt_path is not None or trainer.global_step > 0
     guard.followers = averages_of(trainer)
     guard.checkpoints = checkpoints_of(trainer, key)
+    guard.until_end(partial(remaining, trainer))
     tracks = [guard.attach(optimizer) for optimizer in trainer.optimizers]
     if any(isinstance(remedy, SwapActivation) for track in tracks for remedy in track.remedies):
         warn_of_weights_only(trainer)
+
+
+def remaining(trainer: Trainer) -> float:
+    """Return the share of a run that is left, from 0 to 1: by steps or epochs, whichever end comes first; else 1."""
+    done, batches = [0.0], trainer.num_training_batches
+    if trainer.max_steps > 0:
+        done.append(trainer.global_step / trainer.max_steps)
+    if (trainer.max_epochs or 0) > 0 and math.isfinite(batches) and batches > 0:
+        of_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed / batches
+        done.append((trainer.current_epoch + of_epoch) / trainer.max_epochs)  # type: ignore[operator]
+    return max(1.0 - max(done), 0.0)
 
 
 def averages_of(trainer: Trainer) -> tuple[nn.Module, ...]:
@@ -50,4 +64,5 @@ def end(guard: Guard) -> None:
     finally:
         # The strategy's collectives end with the run, and cannot be pickled.
         guard.share()
+        guard.until_end()
         guard.checkpoints = None

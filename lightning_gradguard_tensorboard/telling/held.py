@@ -30,6 +30,7 @@ class Held:
         good: The largest rate that the run is known to have learned with, the dashed line of the strip; None if none.
         began: The rate to which it was lowered at first; NaN where nothing tells.
         eased: How often it was halved since, where it had climbed too far.
+        cools: Whether it cools down, since the run is near its end; the other numbers are those without it.
     """
 
     factor: float
@@ -38,6 +39,7 @@ class Held:
     good: float | None
     began: float = math.nan
     eased: int = 0
+    cools: bool = False
 
     @property
     def slow(self) -> bool:
@@ -52,6 +54,8 @@ def held_back(held: Held) -> str:
     'the learning rate was lowered to 0.005 at step 403 and has climbed to 0.0133 by now, halved 3 times on the way \
 where it had climbed too far: that is 450 times below the schedule; the run has learned with up to 0.02, so it goes on \
 learning'
+    >>> held_back(Held(1 / 450, 403, 0.0133, 0.02, 0.005, cools=True))[:104]
+    'the learning rate was lowered to 0.005 at step 403 and has climbed to 0.0133 before its cool-down at the'
     >>> held_back(Held(5e-4, 401, 1e-5, 0.02, 1e-5))
     'the learning rate was lowered to 1e-5 at step 401 and is still there: that is 2,000 times below the schedule, and \
 far below 0.02, with which the run has learned: it may learn slowly, so lower the rate yourself, or mend what made it \
@@ -80,7 +84,8 @@ def _to(rate: float) -> str:
 def _since(held: Held) -> str:
     if short(held.began) == short(held.rate):
         return "is still there"
-    return f"{'has climbed to' if held.rate > held.began else 'is at'} {short(held.rate)} by now"
+    now = "before its cool-down at the end of the run" if held.cools else "by now"
+    return f"{'has climbed to' if held.rate > held.began else 'is at'} {short(held.rate)} {now}"
 
 
 def _eased(held: Held) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lightning_gradguard.policy.rate_bracket import (
     BELOW,
     CLIMB,
+    COOL_DOWN,
     DESCENT,
     DOUBLING,
     FARTHEST,
@@ -199,3 +200,18 @@ def test_where_the_loss_is_worse_than_it_was_it_is_halved_below_where_it_began()
         if bracket.bad > 1.0:
             break  # All bounds are being loosened.
     assert bracket.in_use == pytest.approx(start / DESCENT, rel=0.01)
+
+
+def test_a_rate_that_is_held_down_falls_to_nothing_over_the_last_fifth_of_a_run() -> None:
+    bracket = RateBracket()
+    bracket.convict(1.0)
+    shares = [
+        bracket.next_share(1.0, best=False, learned=True, left=left) for left in (1.0, COOL_DOWN, 0.5 * COOL_DOWN, 0.0)
+    ]
+    assert shares == pytest.approx([1.0 / DESCENT, 1.0 / DESCENT, 0.5 / DESCENT, 0.0])
+    assert bracket.next_share(1.0, best=False, learned=True) == pytest.approx(1.0 / DESCENT), "a run that is prolonged"
+
+
+def test_a_schedule_that_is_free_does_not_cool_down() -> None:
+    bracket = RateBracket()
+    assert bracket.next_share(1.0, best=False, learned=False, left=0.0) == 1.0

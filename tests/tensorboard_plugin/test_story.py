@@ -171,3 +171,18 @@ def test_a_rate_that_is_nearly_the_schedules_again_is_not_spoken_of() -> None:
     for changes in ({"lr_factor": 0.5, "rate_bad": 0.01}, {"lr_factor": 5e-4}):
         found = story.of_run([kept()], [rated(**changes)], [])
         assert found["headline"] == "Recovered" and "nothing for this run" in found["answers"][-1]["words"][0]["text"]
+
+
+def test_of_a_rate_in_its_cool_down_is_told_what_was_held_before() -> None:
+    run = rated(lr_factor=5e-4, rate=1e-5, rate_good=2e-5, rate_bad=0.01)
+    cooled = np.linspace(1.0, 0.01, 40)
+    run.table[-40:, COLUMNS.index("cooled")] = cooled
+    for name in ("lr_factor", "rate"):
+        run.table[-40:, COLUMNS.index(name)] *= cooled
+    (told,) = (
+        one["words"][0]["text"]
+        for one in story.of_run([kept()], [run], [])["answers"]
+        if one["question"] == "What next?"
+    )
+    assert "is still there: that is 2,000 times below the schedule" in told and "halved" not in told
+    assert "so it goes on learning" in told

@@ -22,7 +22,7 @@ from tests.diagnostics.examples import incident, window
 
 
 def test_both_sides_agree_on_the_columns() -> None:
-    assert wire.WINDOW_FIELDS == COLUMNS and COLUMNS[-4:] == WITNESSES
+    assert wire.WINDOW_FIELDS == COLUMNS and COLUMNS[-5:-1] == WITNESSES and COLUMNS[-1] == "cooled"
 
 
 def test_a_row_of_an_older_version_has_no_witness() -> None:
