@@ -22,6 +22,7 @@ from lightning_gradguard.remedies import (
     Remedy,
     Rollback,
     Skip,
+    TuneOptimizer,
 )
 
 
@@ -41,4 +42,5 @@ def default_detectors() -> list[Detector]:
 
 def default_remedies() -> list[Remedy]:
     """Return the remedies of the default ladder."""
-    return [Clip(), Skip(), Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), ClearGradients()]
+    lasting = [Rollback(), Reinitialize(), Initialize(), LearningRateBackoff(), ClearGradients(), TuneOptimizer()]
+    return [Clip(), Skip(), *lasting]

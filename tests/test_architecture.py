@@ -121,7 +121,7 @@ PUBLIC = {
             "RemedyContext",
             "Skip",
         ),
-        *("SwapActivation", "restore_activations"),
+        *("SwapActivation", "TuneOptimizer", "restore_activations"),
     },
     evidence: {"Bundle", "BundleError", "Evidence", "Pass", "read_bundle"},
     witnesses: {"AttentionLogits", "RouterLoad", "Witness"},

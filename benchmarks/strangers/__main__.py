@@ -1,4 +1,4 @@
-"""``python -m benchmarks.strangers``: tell how the ten sets ended at first sight, or any results file of theirs."""
+"""``python -m benchmarks.strangers``: tell how the twelve sets ended at first sight, or any results file of theirs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from typing import Any
 
 HERE = Path(__file__).parent
 GOOD = 0.95
-SETS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+SETS = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+)
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
 

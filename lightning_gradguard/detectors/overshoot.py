@@ -95,7 +95,7 @@ class Overshoot(Detector):
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.losses.latest(2 * ENOUGH), baseline.losses.first
-            faded = baseline.norms.faded(since_first=True)
+            faded = unmoved and baseline.norms.faded(since_first=True)
             if unmoved and _leapt(first, lately):
                 leap = f"it leapt to {max(first):.3g} at first, and nothing was learned in {self._idle} steps"
                 return self._verdict(level, untrained, f"{told}: {leap}")

@@ -24,6 +24,8 @@ class Act(str, Enum):
     """Lower the learning rate."""
     CLEAR = "clear"
     """Clear gradients that were stepped by, before the next ones are added to them."""
+    TUNE = "tune"
+    """Bring a number of the optimizer to one with which an update can go right."""
 
 
 FIRST_AID = frozenset({Act.CLIP, Act.SKIP})

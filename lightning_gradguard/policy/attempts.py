@@ -33,7 +33,10 @@ class Attempts:
         self.cause, self._tried = "", 0
 
     def treat(self, cause: Cause, reason: str, case: Case, first_aid: Act | None = Act.SKIP) -> Decision:
-        """Return the next treatment: a lower rate while one is on trial, first aid where no treatment is left."""
+        """Return the next treatment: a lower rate while one is on trial, first aid where no treatment is left.
+
+        Whatever asks for one, an optimizer with an odd number has that mended first.
+        """
         trial = case.trial
         if trial is not None and trial.descents and trial.sick_from_its_beginning():
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
@@ -47,6 +50,9 @@ class Attempts:
             return Decision(slower, "lost again: a lower rate", trial.cause, again=True)
         if trial is not None:
             cause = Cause(trial.cause)
+        elif case.odd is not None and cause is not Cause.STALE and not (self._tried and case.start):
+            # What the optimizer was given makes every other treatment harder to judge.
+            cause, reason = Cause.SETTINGS, case.odd
         if self.cause != cause.value and not (self._tried and case.start):
             self.cause, self._tried = cause.value, 0
         while (found := self._next(case)) is not None:
@@ -56,7 +62,9 @@ class Attempts:
                 continue  # Neither what was drawn here nor what the user drew can take a batch: no rate is to blame.
             if set(found) & set(case.can) or strangers(case.can):
                 self.trials += 1
-                return Decision((Act.SKIP, *found), reason, self.cause, last=self._next(case) is None)
+                # What is odd is wrong whether or not the run learns at once: to be out of the trouble is enough.
+                last = Act.TUNE in found or self._next(case) is None
+                return Decision((Act.SKIP, *found), reason, self.cause, last=last)
         alive = "first aid is all that is left" if self._tried else "nothing that is switched on can treat this"
         return Decision(() if first_aid is None else (first_aid,), alive, cause.value, resign=True)
 

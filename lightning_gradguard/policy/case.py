@@ -21,8 +21,7 @@ class Case:
         looked: Whether the layers were measured in this very batch.
         trial: The trial under way, if any.
         signal: What becomes of the signal at the first step, where that was measured.
-        vanishing: Which number of the optimizer is 0 in the precision of its parameters, in words; asked where weights
-            are not finite.
+        odd: What is odd about the numbers of the optimizer, in words; asked where something can be done about it.
         searching: Whether the rate is not known to be good: far above the usual one, or between what has worked and
             what has failed, on its way back to the schedule.
         passed: Whether any step of the run has gone without alarm.
@@ -36,7 +35,7 @@ class Case:
     looked: bool = True
     trial: Trial | None = None
     signal: Signal | None = None
-    vanishing: str | None = None
+    odd: str | None = None
     searching: bool = False
     passed: bool = False
     stale: bool = False

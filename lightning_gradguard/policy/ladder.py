@@ -13,6 +13,7 @@ REPAIR: Treatment = (Act.REINITIALIZE,)
 BACK: Treatment = (Act.ROLLBACK,)
 SLOWER: Treatment = (Act.ROLLBACK, Act.BACKOFF)
 CLEAR: Treatment = (Act.ROLLBACK, Act.CLEAR)
+TUNE: Treatment = (Act.ROLLBACK, Act.TUNE)
 REDRAW: Treatment = (Act.ROLLBACK, Act.INITIALIZE, Act.BACKOFF)
 
 START: dict[Cause, tuple[Treatment, ...]] = {
@@ -24,6 +25,7 @@ START: dict[Cause, tuple[Treatment, ...]] = {
     Cause.UNKNOWN: (SLOWER, REDRAW),
     Cause.OPTIMIZER: (BACK, SLOWER),
     Cause.STALE: (CLEAR, SLOWER),
+    Cause.SETTINGS: (TUNE, SLOWER, REDRAW),
 }
 """For a run that is fresh from its initialisation, with the copy of its first step at hand."""
 
@@ -35,6 +37,7 @@ UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.UNKNOWN: (BACK, SLOWER),
     Cause.OPTIMIZER: (BACK, SLOWER),
     Cause.STALE: (CLEAR, SLOWER),
+    Cause.SETTINGS: (TUNE, BACK, SLOWER),
 }
 """For a run that has learned something, or that was not fresh when it began: nothing is drawn anew."""
 AT_START = {

@@ -126,11 +126,8 @@ class Policy:
         broken = any(suspect.broken for suspect in suspects)
         if not statistics.finite and (decision := self._of_loss(broken=broken)) is not None:
             return decision
-        if case.vanishing is not None and broken:
-            told = f"finite gradients made weights that are not: {case.vanishing}"
-            return self._attempts.treat(Cause.OPTIMIZER, told, case)
-        if cause is Cause.OPTIMIZER:
-            return self._attempts.treat(cause, "neither the data nor the rate is at fault", case)
+        if cause is Cause.OPTIMIZER or (broken and case.odd is not None):
+            return self._attempts.treat(Cause.OPTIMIZER, "neither the data nor the rate is at fault", case)
         convicted = verdict.against_the_run and (statistics.finite or statistics.growth is not None)
         if case.start and (convicted or self._explodes(statistics, known)):
             return self._start(cause, case)

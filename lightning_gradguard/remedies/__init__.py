@@ -11,6 +11,7 @@ from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
 from lightning_gradguard.remedies.rollback import Rollback
 from lightning_gradguard.remedies.skip import Skip
 from lightning_gradguard.remedies.swap_activation import SwapActivation, restore_activations
+from lightning_gradguard.remedies.tune import TuneOptimizer
 
 __all__ = [
     "Augment",
@@ -25,5 +26,6 @@ __all__ = [
     "Rollback",
     "Skip",
     "SwapActivation",
+    "TuneOptimizer",
     "restore_activations",
 ]

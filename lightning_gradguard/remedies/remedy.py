@@ -142,6 +142,9 @@ class Remedy(ABC):
         """Be done with the batch that was used up, and return what was done; ``mean`` averages over the processes."""
         return ""
 
+    def keep(self) -> None:
+        """Let what lasts of :meth:`apply` stay, since it has helped: no later trouble is a reason to undo it."""
+
     def take_back(self) -> None:
         """Undo what lasts of :meth:`apply`, since it was tried and has not helped."""
 

@@ -184,6 +184,12 @@ class RemedySet:
         if failed is not None:
             self._isolation.failed(failed[0], "remedy", failed[1])
 
+    def keep(self) -> None:
+        """Tell remedies that what lasts of them has helped."""
+        for remedy in list(self._kept.values()):
+            with self._isolation.block(remedy, "remedy"):
+                remedy.keep()
+
     def take_back(self) -> None:
         """Have remedies undo what lasts of them, since it has not helped."""
         for remedy in list(self._kept.values()):

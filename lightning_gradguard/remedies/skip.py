@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_gradguard.attribution.optimizer_numbers import NUMBERS
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
@@ -72,5 +73,6 @@ class Skip(Remedy):
 
 
 def _counts(group: dict[str, Any]) -> dict[str, Any]:
-    entries = {key: value for key, value in group.items() if key != "params"}
+    # What is mended in this very step is no count of the optimizer's.
+    entries = {key: value for key, value in group.items() if key != "params" and key not in NUMBERS}
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}

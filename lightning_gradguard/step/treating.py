@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lightning_gradguard.attribution.cause import Cause
-from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
+from lightning_gradguard.attribution.optimizer_numbers import odd_number
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
@@ -115,7 +115,7 @@ def _decide(
         looked=treatment.signal.looked,
         trial=treatment.trial,
         signal=treatment.signal.seen,
-        vanishing=vanishing_number(track.optimizer) if any(suspect.broken for suspect in suspects) else None,
+        odd=odd_number(track.optimizer) if Act.TUNE in can else None,
         searching=track.climbs or track.baseline.updates.risen(statistics.rate),
         passed=track.policy.passed,
         stale=any(one.stale.piled_up for one in run.tracks),

@@ -24,6 +24,7 @@ _COULD = {
     "reinitialize": "repair the layer",
     "initialize": "re-initialise all layers",
     "clear": "clear the gradients before each backward pass",
+    "tune": "tune the optimizer",
     "regularize": "pull the weights towards good ones",
     "augment": "augment the batches",
     "swap-activation": "swap an activation",

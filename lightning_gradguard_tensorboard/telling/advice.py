@@ -8,13 +8,14 @@ from .finding import named, the_rate_too
 from .held import Held, held_back
 from .record import Record, actions_of, applied, decision_of, dicts, integer
 from .standing import halted, state, watched
-from .words import tidy
+from .words import clean, tidy
 
 _NEXT_STEPS = {
     "layer": "find out what changed {suspect} at step {step}: code of your own that writes to it, or the machine",
     "fresh layer": "look at how {suspect} is initialised",
     "start": "choose another initialisation, or scale the inputs to a mean of 0 and a spread of 1",
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
+    "optimizer settings": "give the optimizer other numbers{tuned}",
     "activation": "look at the function that is named: a log, a root, an exponential or a division needs a bound",
     "loss": "look at the loss function: a log, a root or a division in it needs a bound",
     "stale gradients": "call `zero_grad()` before each backward pass: no update clears the gradients by itself",
@@ -98,8 +99,16 @@ def _for_cause(record: Record) -> str:
     if cause == "layer" and record.get("form") == "cold-start":
         cause = "fresh layer"
     told = _NEXT_STEPS.get(cause, _NEXT_STEPS["unknown"])
-    told = told.format(batch=_batch(record), suspect=suspect, step=f"{integer(record.get('step')):,}")
+    step = f"{integer(record.get('step')):,}"
+    told = told.format(batch=_batch(record), suspect=suspect, step=step, tuned=_tuned(record))
     return f"{told}; and {_lower(record)}" if the_rate_too(record) else told
+
+
+def _tuned(record: Record) -> str:
+    """Return what the optimizer's numbers were brought to, as ``: eps 1e-8 -> 2.44e-4``; else nothing."""
+    outcomes = [outcome for action in actions_of(record) for outcome in applied(action)]
+    details = [str(outcome.get("detail")) for outcome in outcomes if outcome.get("remedy") == "tune"]
+    return "".join(f": {clean(told)}" for told in details[-1:])
 
 
 def _lower(record: Record) -> str:

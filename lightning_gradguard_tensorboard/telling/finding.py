@@ -14,7 +14,7 @@ from .witness import witnessed
 from .words import SPENT, cause_named, clean, gains, plain, short, tidy
 
 _RATE = "learning rate "
-_NO_LAYERS = frozenset({"learning rate", "start", "stale gradients", "new regime"})
+_NO_LAYERS = frozenset({"learning rate", "start", "stale gradients", "optimizer settings", "new regime"})
 """Causes of which every layer is a victim, so that the one that shows most is not the first."""
 
 _QUANTITIES = {

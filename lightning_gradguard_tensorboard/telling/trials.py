@@ -10,7 +10,7 @@ from .record import Record, actions_of, applied, decided, decision_of, dicts, nu
 from .standing import DONE_AT_ONCE, remedies, state, watched
 from .words import SPENT, clean, done, level, plain, tidy
 
-LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize", "clear"})
+LASTING = frozenset({"backoff", "rollback", "reinitialize", "initialize", "clear", "tune"})
 """Remedies whose treatment is put on trial."""
 
 

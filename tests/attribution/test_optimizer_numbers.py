@@ -1,27 +1,115 @@
-"""Numbers of an optimizer that are 0 in the precision of its parameters."""
+"""Numbers of an optimizer that are odd, and what they are brought to."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
-from lightning_gradguard.attribution.optimizer_numbers import vanishing_number
+from lightning_gradguard.attribution.optimizer_numbers import mend, odd_number, put_back
+
+
+def weights(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.zeros(2, dtype=dtype, requires_grad=True)]
+
+
+def adam(betas: Any, **more: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weights(), betas=betas, **more)
+
+
+class Lion(torch.optim.Optimizer):
+    """Betas, and no second moment."""
+
+    def __init__(self, betas: tuple[float, float]) -> None:
+        super().__init__(weights(), {"lr": 0.1, "betas": betas})
 
 
 @pytest.mark.parametrize(
     ("dtype", "eps", "expected"),
     [
         (torch.float32, 1e-8, False),
+        (torch.bfloat16, 1e-8, False),
         (torch.float16, 1e-8, True),
         (torch.float16, 1e-4, False),
         (torch.float16, 0.0, False),
     ],
 )
 def test_an_eps_that_is_nothing_in_half_precision_is_named(dtype: torch.dtype, eps: float, expected: bool) -> None:
-    said = vanishing_number(torch.optim.Adam([torch.zeros(2, dtype=dtype, requires_grad=True)], eps=eps))
+    said = odd_number(torch.optim.Adam(weights(dtype), eps=eps))
     assert (said is not None) == expected
-    assert said is None or "eps=1e-08 is 0 in float16" in said
+    assert said is None or "eps=1e-8 is 0 in float16" in said
 
 
-def test_an_optimizer_without_such_numbers_is_let_be() -> None:
-    assert vanishing_number(torch.optim.SGD([torch.zeros(2, dtype=torch.float16, requires_grad=True)], lr=0.1)) is None
+def test_over_the_new_eps_a_gradient_whose_square_is_nothing_stays_below_one() -> None:
+    optimizer = torch.optim.Adam(weights(torch.float16), eps=1e-8)
+    (one,) = mend(optimizer)
+    assert str(one) == "eps 1e-8 -> 2.44e-4" and odd_number(optimizer) is None
+    gradients = torch.logspace(-7, 0, 2000).half()
+    lost = gradients[gradients**2 == 0.0].float()
+    assert lost.numel() > 100 and lost.max() / one.usable < 1.0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "usable"),
+    [
+        (torch.optim.LBFGS(weights()), "line_search_fn", "strong_wolfe"),
+        (torch.optim.SGD(weights(), lr=0.1, momentum=0.999), "momentum", 0.9),
+        (torch.optim.SGD(weights(), lr=0.1, momentum=1.0), "momentum", 0.9),
+        (torch.optim.RMSprop(weights(), momentum=0.99), "momentum", 0.9),
+        (adam((0.99, 0.999)), "betas", (0.9, 0.999)),
+        (adam((0.99, 0.9999)), "betas", (0.9, 0.9999)),
+        (adam((0.999, 0.9)), "betas", (0.9, 0.999)),
+        (adam((0.95, 0.5)), "betas", (0.9, 0.999)),
+        (torch.optim.Adagrad(weights(torch.float16)), "eps", 2.0**-12),
+    ],
+)
+def test_each_is_brought_to_a_usable_one_and_back(optimizer: Any, name: str, usable: Any) -> None:
+    (group,) = optimizer.param_groups
+    before = group[name]
+    assert odd_number(optimizer)
+    mended = mend(optimizer)
+    assert [one.name for one in mended] == [name] and group[name] == usable
+    assert odd_number(optimizer) is None and mend(optimizer) == []
+    put_back(optimizer, mended)
+    assert group[name] == before
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.LBFGS(weights(), line_search_fn="strong_wolfe"),
+        torch.optim.SGD(weights(torch.float16), lr=0.1, momentum=0.98),
+        torch.optim.SGD(weights(), lr=0.1, momentum=1),
+        adam((0.9, 0.999)),
+        adam((0.9, 0.95)),
+        adam((0.0, 0.0)),
+        adam((0.5, 0.9)),
+        adam((torch.tensor(0.999), torch.tensor(0.9)), lr=torch.tensor(0.1), foreach=False),
+        Lion((0.99, 0.9)),
+        torch.optim.Adafactor(weights(torch.float16)),
+        torch.optim.Rprop(weights()),
+    ],
+)
+def test_others_are_let_be(optimizer: Any) -> None:
+    assert odd_number(optimizer) is None and mend(optimizer) == []
+
+
+def test_every_group_is_mended_and_what_somebody_has_written_since_stays() -> None:
+    groups = [{"params": weights(), "momentum": m} for m in (0.999, 0.5, 0.99)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    assert odd_number(optimizer) == (
+        "momentum=0.999: each update repeats the last 1,000 gradients; "
+        "momentum=0.99: each update repeats the last 100 gradients"
+    )
+    mended = mend(optimizer)
+    assert [g["momentum"] for g in optimizer.param_groups] == [0.9, 0.5, 0.9]
+    optimizer.param_groups[0]["momentum"] = 0.7
+    del optimizer.param_groups[2]
+    put_back(optimizer, mended)
+    assert [g["momentum"] for g in optimizer.param_groups] == [0.7, 0.5]
+
+
+def test_two_numbers_of_one_group_are_both_told() -> None:
+    optimizer = torch.optim.Adam(weights(torch.float16), betas=(0.999, 0.9))
+    assert [str(one) for one in mend(optimizer)] == ["eps 1e-8 -> 2.44e-4", "betas (0.999, 0.9) -> (0.9, 0.999)"]

@@ -94,6 +94,13 @@ def test_faded_gradients_end_the_wait_on_a_plateau(since: int) -> None:
     assert convicted(losses, norms=norms, ratio=TOO_LARGE) is not None
 
 
+def test_gradients_that_fade_as_a_loss_of_both_signs_falls_convict_nobody() -> None:
+    """As those of a policy do: its loss is about zero as soon as the policy is any good."""
+    rng = np.random.default_rng(2)
+    losses = [0.13, *rng.normal(-0.03, 0.1, 19).tolist(), *rng.normal(-0.012, 0.01, 180).tolist()]
+    assert convicted(losses, norms=calm(20) + calm(180, level=1e-3), ratio=TOO_LARGE) is None
+
+
 def test_gradients_that_are_zero_end_it_after_patience() -> None:
     step = convicted([2.3] * 100, norms=[1.0] * 10 + [0.0] * 90, ratio=TOO_LARGE)
     assert step is not None and 50 <= step <= 52

@@ -8,7 +8,7 @@ from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.act import EVERY, Act
 from lightning_gradguard.policy.attempts import Attempts
-from lightning_gradguard.policy.ladder import UNDER_WAY
+from lightning_gradguard.policy.ladder import SLOWER, UNDER_WAY
 from tests.builders import calm, taught
 
 CASE = Case(taught(calm(100)), EVERY)
@@ -69,3 +69,18 @@ def test_a_sick_copy_speaks_for_an_older_one_and_not_against_the_rate() -> None:
         return tuple(Attempts(20).treat(Cause.RATE, "x", Case(CASE.baseline, EVERY, trial=trial)).remedies)
 
     assert said(3.0) == (Act.SKIP, Act.ROLLBACK) and said(0.3) == (Act.SKIP, Act.ROLLBACK, Act.BACKOFF)
+
+
+def test_an_odd_number_of_the_optimizer_is_mended_before_anything_else_and_to_be_out_of_the_trouble_is_enough() -> None:
+    attempts = Attempts(20)
+    odd = Case(CASE.baseline, EVERY, start=True, odd="momentum=0.999: each update repeats the last 1,000 gradients")
+    first = attempts.treat(Cause.RATE, "the run has lost what it had", odd)
+    assert (first.remedies, first.cause, first.reason, first.last) == (
+        (Act.SKIP, Act.ROLLBACK, Act.TUNE),
+        Cause.SETTINGS.value,
+        odd.odd,
+        True,
+    )
+    second = attempts.treat(Cause.RATE, "", odd)
+    assert second.remedies == (Act.SKIP, *SLOWER) and not second.last
+    assert Attempts(20).treat(Cause.STALE, "", odd).remedies == (Act.SKIP, Act.ROLLBACK, Act.CLEAR)

@@ -31,6 +31,7 @@ NAMES = {
     "initialize": "begin-again",
     "backoff": "slow-down",
     "clear": "wipe",
+    "tune": "adjust",
 }
 
 
@@ -55,7 +56,7 @@ def another(kind: type[Remedy]) -> Remedy:
     for name, value in vars(Remedy).items():
         if not name.startswith("_") and name not in vars(Other) and not isinstance(value, property):
             setattr(Other, name, method(name))
-    for name in ("on_device", "rate_factor", "at_work"):
+    for name in ("on_device", "rate_factor", "cooled", "at_work"):
         setattr(Other, name, property(attrgetter(f"inner.{name}")))
     return Other()
 
@@ -71,6 +72,7 @@ class Trouble:
     loss: Callable[[int], float] = lambda step: 1.0
     damaged: int | None = None
     forgets: bool = False
+    momentum: float = 0.9
 
 
 TROUBLES = {
@@ -81,6 +83,7 @@ TROUBLES = {
     Act.ROLLBACK: Trouble(rate=2.0),
     Act.BACKOFF: Trouble(rate=2.0),
     Act.CLEAR: Trouble(rate=0.2, forgets=True),
+    Act.TUNE: Trouble(rate=0.2, momentum=0.995),
 }
 
 
@@ -94,7 +97,7 @@ def run(
         with torch.no_grad():
             for p in network.parameters():
                 p.mul_(100.0)
-    optimizer = torch.optim.SGD(network.parameters(), lr=trouble.rate, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=trouble.rate, momentum=trouble.momentum)
     if trouble.large_start:
         optimizer = torch.optim.Adam(network.parameters(), lr=trouble.rate)
     guard, reports = Guard(network, remedies=remedies), []
