@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from .finding import named, the_rate_too
+from .finding import named, the_rate_too, tuned
 from .held import Held, held_back
 from .record import Record, actions_of, applied, decision_of, dicts, integer
 from .standing import halted, state, watched
-from .words import clean, tidy
+from .words import tidy
 
 _NEXT_STEPS = {
     "layer": "find out what changed {suspect} at step {step}: code of your own that writes to it, or the machine",
@@ -99,16 +99,9 @@ def _for_cause(record: Record) -> str:
     if cause == "layer" and record.get("form") == "cold-start":
         cause = "fresh layer"
     told = _NEXT_STEPS.get(cause, _NEXT_STEPS["unknown"])
-    step = f"{integer(record.get('step')):,}"
-    told = told.format(batch=_batch(record), suspect=suspect, step=step, tuned=_tuned(record))
+    step, numbers = f"{integer(record.get('step')):,}", tuned(record)
+    told = told.format(batch=_batch(record), suspect=suspect, step=step, tuned=numbers and f": {numbers}")
     return f"{told}; and {_lower(record)}" if the_rate_too(record) else told
-
-
-def _tuned(record: Record) -> str:
-    """Return what the optimizer's numbers were brought to, as ``: eps 1e-8 -> 2.44e-4``; else nothing."""
-    outcomes = [outcome for action in actions_of(record) for outcome in applied(action)]
-    details = [str(outcome.get("detail")) for outcome in outcomes if outcome.get("remedy") == "tune"]
-    return "".join(f": {clean(told)}" for told in details[-1:])
 
 
 def _lower(record: Record) -> str:

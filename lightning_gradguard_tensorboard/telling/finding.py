@@ -106,6 +106,9 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         to, _, why = tidy(clean(rates[-1].removeprefix(_RATE))).partition(", ")
         at = "".join(f" at step {step:,}" for step, _ in lowered_to(record)[-1:])
         yield "learning rate", f"lowered to {to}{at}{why and f', {why}'}; from there it climbs while the loss falls"
+    if numbers := tuned(record):
+        back = any(one.get("outcome") == "taken back" and "tune" in texts(one.get("treatment")) for one in tried)
+        yield "optimizer", f"{numbers}{', which was put back' if back else ''}"
     if would := would_have(record):
         yield "only watched", would
     if stands == "anew":
@@ -116,6 +119,12 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         yield "left to try", remains
     if isinstance(kept := record.get("bundle"), str) and kept:
         yield "evidence", clean(kept)
+
+
+def tuned(record: Record) -> str:
+    """Return what the optimizer's numbers were brought to, as ``eps 1e-8 -> 2.44e-4``; empty where none was."""
+    done = [one for action in actions_of(record) for one in applied(action) if one.get("remedy") == "tune"]
+    return clean(str(done[-1].get("detail"))) if done else ""
 
 
 def cause(record: Record) -> str:

@@ -196,3 +196,12 @@ def test_a_run_that_is_only_watched_says_why_nobody_is_blamed() -> None:
     assert "no copies are kept" not in advice(made)
     made["blame"] = []
     assert advice(made).startswith("no copies are kept to compare layers with, so no layer is blamed: look at")
+
+
+@pytest.mark.parametrize(("outcome", "told"), [("kept", ""), ("taken back", ", which was put back")])
+def test_a_number_of_the_optimizer_that_was_mended_is_named(outcome: str, told: str) -> None:
+    trial = {**KEPT, "cause": "optimizer settings", "treatment": ["rollback", "tune"], "outcome": outcome}
+    made = record("skip", "rollback", "tune", cause="optimizer settings", trials=[trial], closed=2028)
+    made["actions"][0]["outcomes"][-1]["detail"] = "eps 1e-8 -> 2.44e-4"
+    assert ("optimizer", f"eps 1e-8 -> 2.44e-4{told}") in list(telling.findings(made))
+    assert "give the optimizer other numbers: eps 1e-8 -> 2.44e-4" in advice(made)
