@@ -264,6 +264,7 @@ def test_two_optimizers_have_a_view_each(tab: Tab) -> None:
         frame.locator(".label").get_by_text(layers[0]).wait_for()
         loaded(frame, "0-60")
         assert frame.locator(".label").all_inner_texts() == layers
+        frame.locator("svg.norm .peak").wait_for(state="attached")
         assert frame.locator("svg.norm .peak").count() == 1, "a norm of its own"
         assert sum(colours(frame).values()) > 0 and len(colours(frame)) > 3
 
