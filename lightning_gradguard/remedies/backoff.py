@@ -72,7 +72,7 @@ class LearningRateBackoff(Remedy):
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
-    def take_back(self) -> None:
+    def give_up(self) -> None:
         """Go on at the rate from before the trouble, since a lower one has not helped: mostly that of the schedule."""
         self.bracket.load_state_dict(self._untreated)
         if self.bracket.free:

@@ -28,6 +28,8 @@ class ClearGradients(Remedy):
 
     def apply(self, context: RemedyContext) -> Outcome:
         """Begin with it."""
+        if self._lasts:
+            return Outcome(self.name, applied=False, detail="gradients are cleared already")
         self._lasts = True
         return Outcome(self.name, True, "gradients are cleared before each backward pass from now on")
 
@@ -38,7 +40,7 @@ class ClearGradients(Remedy):
                 parameter.grad = None
         return self._lasts
 
-    def take_back(self) -> None:
+    def take_back(self, context: RemedyContext) -> None:
         """Let them pile up again, as the loop was written."""
         self._lasts = False
 

@@ -142,11 +142,11 @@ class Remedy(ABC):
         """Be done with the batch that was used up, and return what was done; ``mean`` averages over the processes."""
         return ""
 
-    def keep(self) -> None:
-        """Let what lasts of :meth:`apply` stay, since it has helped: no later trouble is a reason to undo it."""
+    def take_back(self, context: RemedyContext) -> None:
+        """Undo what lasts of :meth:`apply`, since its trial has not helped; called before anything else is tried."""
 
-    def take_back(self) -> None:
-        """Undo what lasts of :meth:`apply`, since it was tried and has not helped."""
+    def give_up(self) -> None:
+        """Be as before the trouble, since no treatment has helped, in what several treatments have in common."""
 
     def close(self) -> None:
         """Take all hooks off."""

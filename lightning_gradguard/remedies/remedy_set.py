@@ -184,17 +184,17 @@ class RemedySet:
         if failed is not None:
             self._isolation.failed(failed[0], "remedy", failed[1])
 
-    def keep(self) -> None:
-        """Tell remedies that what lasts of them has helped."""
-        for remedy in list(self._kept.values()):
+    def take_back(self, names: Collection[str], context: RemedyContext) -> None:
+        """Have remedies of a trial that has failed undo what lasts of them; those that do no act have part in all."""
+        for remedy in [r for r in self._kept.values() if r.name in names or not acts(r)]:
             with self._isolation.block(remedy, "remedy"):
-                remedy.keep()
+                remedy.take_back(context)
 
-    def take_back(self) -> None:
-        """Have remedies undo what lasts of them, since it has not helped."""
+    def give_up(self) -> None:
+        """Tell remedies that no treatment has helped."""
         for remedy in list(self._kept.values()):
             with self._isolation.block(remedy, "remedy"):
-                remedy.take_back()
+                remedy.give_up()
 
     def close(self) -> None:
         """Have remedies take their hooks off."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-
 from lightning_gradguard.attribution.optimizer_numbers import OddNumber, mend, put_back
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
@@ -26,43 +24,23 @@ class TuneOptimizer(Remedy):
 
     def __init__(self) -> None:
         self._mended: list[OddNumber] = []
-        self._optimizer: torch.optim.Optimizer | None = None
-        # Whether they are to be put back, and no optimizer was at hand.
-        self._owed = False
 
     def apply(self, context: RemedyContext) -> Outcome:
-        """Mend what is odd."""
-        self.before_update(context)
-        self._optimizer = context.optimizer
+        """Mend what is odd; what was mended before, and kept, is no part of this trial."""
         if not (mended := mend(context.optimizer)):
             return Outcome(self.name, applied=False, detail="no number of the optimizer is odd")
-        self._mended += mended
+        self._mended = mended
         return Outcome(self.name, True, "; ".join(dict.fromkeys(map(str, mended))))
 
-    def before_update(self, context: RemedyContext) -> None:
-        """Put back what a run that was resumed since then still has to."""
-        if self._owed:
-            self._put_back(context.optimizer)
-
-    def keep(self) -> None:
-        """Leave the numbers as they are for good, unless they are to be put back."""
-        if not self._owed:
-            self._mended = []
-
-    def take_back(self) -> None:
+    def take_back(self, context: RemedyContext) -> None:
         """Put the old numbers back, but for those that somebody has written since."""
-        self._owed = bool(self._mended)
-        if self._owed and self._optimizer is not None:
-            self._put_back(self._optimizer)
-
-    def _put_back(self, optimizer: torch.optim.Optimizer) -> None:
-        put_back(optimizer, self._mended)
-        self._mended, self._owed = [], False
+        put_back(context.optimizer, self._mended)
+        self._mended = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was changed and is on trial: where, and from what to what."""
+        """Return what was changed last: where, and from what to what."""
         mended = [[one.group, one.name, _saved(one.held), _saved(one.usable)] for one in self._mended]
-        return {"mended": mended, "owed": self._owed}
+        return {"mended": mended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
@@ -70,7 +48,6 @@ class TuneOptimizer(Remedy):
             OddNumber(int(group), str(name), _loaded(held), _loaded(usable))
             for group, name, held, usable in state["mended"]
         ]
-        self._owed = bool(state["owed"])
 
 
 def _saved(value: Any) -> Any:

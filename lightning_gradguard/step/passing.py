@@ -55,7 +55,6 @@ def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> No
     rested = track.policy.rest(step, ordinary=ordinary, trial=treatment.trial is not None)
     if treatment.trial is not None and treatment.keep_if_cured(step, known.count):
         rested = True
-        track.remedies.keep()
         track.policy.end_episode(step)
     if rested and track.incident is not None:
         # The cause that damaged a repaired layer may still be there.

@@ -49,7 +49,7 @@ def treat(
     context.acts = called_for.remedies
     outcomes: tuple[Outcome, ...] = ()
     if run.acts:
-        _prepare(run, track, called_for, finite=statistics.finite)
+        _prepare(run, track, called_for, context)
         outcomes = go_back_too(run, track, track.remedies.apply(decision.remedies, context))
         _learn_of_remedies(track, context, outcomes)
         if track.baseline.count == 0 and Act.REINITIALIZE in track.remedies.done_by(
@@ -142,19 +142,21 @@ def _tell(
     context.limit, context.target = limit, track.target(limit)
 
 
-def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, *, finite: bool) -> None:
-    """Copy what a treatment may have to be taken back to."""
+def _prepare(run: Run, track: OptimizerTrack, called_for: Decision, context: RemedyContext) -> None:
+    """Copy what a treatment may have to be taken back to, and undo the one that it takes the place of."""
     known = track.baseline
     if track.snapshots.empty and known.count == 0:
         # Whatever becomes of the very first steps, there must be something to go back to.
         copy(run, track, track.steps - 1)
     track.treatment.prepare(
         called_for,
-        finite=finite,
+        finite=context.statistics.finite,
         unlearned=track.treatment.unlearned(known),
         snapshots=track.snapshots,
         capture=lambda: captured(run, track),
     )
+    track.treatment.supersede(called_for, context.statistics.step, known.count)
+    _undo(track, context)
 
 
 def _learn_of_remedies(track: OptimizerTrack, context: RemedyContext, outcomes: Sequence[Outcome]) -> None:
@@ -184,6 +186,13 @@ def _open_trial(track: OptimizerTrack, decision: Decision, outcomes: Sequence[Ou
     track.treatment.open_trial(decision, done, step, track.baseline.count, lowers_rate=slower)
 
 
+def _undo(track: OptimizerTrack, context: RemedyContext) -> None:
+    """Have the remedies of trials that have just failed undo what lasts of them."""
+    failed, track.treatment.failed = track.treatment.failed, ()
+    if failed:
+        track.remedies.take_back(failed, context)
+
+
 def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: Decision) -> None:
     """End an incident that no treatment has helped, or whose data are to be learned anew."""
     treatment, step = track.treatment, context.statistics.step
@@ -191,7 +200,8 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
     if treatment.under_way:
         copied = track.snapshots.latest is not None
         untreated = treatment.take_back(step, track.baseline.count, copied=copied)
-        track.remedies.take_back()
+        _undo(track, context)
+        track.remedies.give_up()
         if untreated is not None:
             put_back(track, untreated)
         context.running.accept()

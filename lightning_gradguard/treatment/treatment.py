@@ -32,6 +32,7 @@ class Treatment:
         untreated: The state from before it.
         trials: How the trials of the open incident have ended.
         resigned: Whether all treatments have failed, so that only first aid is left.
+        failed: Names of the remedies of trials that have just failed, and that are to be undone.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Treatment:
         # Losses of alarming steps since the last incident was closed.
         self._trouble: list[float] = []
         self.resigned = False
+        self.failed: tuple[str, ...] = ()
         # Whether the trouble at hand is that of a start.
         self._at_start = False
 
@@ -136,7 +138,7 @@ class Treatment:
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
             snapshots.only_first()
         # Where there was no memory for it, a later copy would be of what the treatment has made.
-        if self.untreated is None and finite and not self._uncopied and not _for_a_batch(decision):
+        if self.untreated is None and finite and not self._uncopied and decision.cause != Cause.BATCH.value:
             self.untreated = capture()
             self._uncopied = self.untreated is None
 
@@ -154,10 +156,9 @@ class Treatment:
             accepted: Steps accepted so far.
             lowers_rate: Whether one of them has lowered the rate.
         """
-        if not done or decision.look or decision.again or _for_a_batch(decision):
+        if not done or _goes_on(decision):
             return
         before, trouble, learned = self._levels or ([], [], False)
-        self._end(step, Ending.TAKEN_BACK, accepted)
         # Weights that somebody had trained need not learn at once: no longer in trouble, they are cured.
         last = decision.last or not self._at_start
         self.trial = Trial(decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=last)
@@ -174,10 +175,15 @@ class Treatment:
     def _end(self, step: int, ending: Ending, accepted: int) -> None:
         """End the trial, if there is one, and note how."""
         trial, self.trial = self.trial, None
-        if trial is None:
-            return
-        self.signal.look_soon(accepted)
-        self.trials = [*self.trials, trial.record(step, ending)]
+        if trial is not None:
+            self.signal.look_soon(accepted)
+            self.trials = [*self.trials, trial.record(step, ending)]
+            self.failed += trial.treatment if ending is Ending.TAKEN_BACK else ()
+
+    def supersede(self, called_for: Decision, step: int, accepted: int) -> None:
+        """End the trial under way where another treatment takes its place."""
+        if ON_TRIAL & set(called_for.remedies) and not _goes_on(called_for):
+            self._end(step, Ending.TAKEN_BACK, accepted)
 
     @property
     def under_way(self) -> bool:
@@ -240,5 +246,5 @@ class Treatment:
         self.signal.load_state_dict(found, state["next_look"])
 
 
-def _for_a_batch(decision: Decision) -> bool:
-    return decision.cause == Cause.BATCH.value
+def _goes_on(decision: Decision) -> bool:
+    return decision.look or decision.again or decision.cause == Cause.BATCH.value

@@ -19,7 +19,7 @@ from tests.builders import SAFELY, loader, mlp, regression, same, spoil, trainer
 from tests.fixtures import make
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
-TREES = {8: "7b7ecb1a70e68376"}
+TREES = {9: "eb44a15c6da0ac50"}
 """Hash of the keys of a state of this version. Where this fails, add a version and its migration to
 ``checkpoint/migration.py``, change this line, and write a golden state with ``python -m tests.fixtures.golden``."""
 OLD = {
@@ -31,6 +31,7 @@ OLD = {
     "version_5": "5ccbaa2",
     "version_6": "0656666",
     "version_7": "95fcedc",
+    "version_8": "4713c2c",
 }
 """Commits that the golden states of earlier versions were written by, or that write such: the last ones before the
 package had rooms, before it had a simulated device, and before states had defaults, among them."""

@@ -251,7 +251,7 @@ def test_what_did_not_help_leaves_the_rate_as_it_was_before_that_trouble() -> No
     backoff = LearningRateBackoff()
     for _ in range(2):
         backoff.apply(context(optimizer, module))
-        backoff.take_back()
+        backoff.give_up()
         assert backoff.bracket.free and updates(backoff, optimizer, module, 1) == [0.1]
     backoff.apply(context(optimizer, module))
     kept = updates(backoff, optimizer, module, 5, best=True)[-1]
@@ -263,5 +263,5 @@ def test_what_did_not_help_leaves_the_rate_as_it_was_before_that_trouble() -> No
     assert max(updates(backoff, optimizer, module, 1)) < 0.1 * kept
     resumed = LearningRateBackoff()
     resumed.load_state_dict(through_a_file(backoff.state_dict()))
-    resumed.take_back()
+    resumed.give_up()
     assert resumed.bracket.state_dict() == known and resumed.rate(0.1) == pytest.approx(kept * CLIMB)

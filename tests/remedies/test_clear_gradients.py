@@ -85,10 +85,11 @@ def test_it_clears_from_the_decision_on_until_it_is_taken_back_and_after_a_resum
     module(torch.ones(2, 8)).sum().backward()
     assert not remedy.before_backward(parameters) and parameters[0].grad is not None
     assert remedy.apply(context_for(module)).applied
+    assert not remedy.apply(context_for(module)).applied, "they are cleared already"
     resumed = ClearGradients()
     resumed.load_state_dict(remedy.state_dict())
     assert resumed.before_backward(parameters) and parameters[0].grad is None
-    resumed.take_back()
+    resumed.take_back(context_for(module))
     assert not resumed.before_backward(parameters)
 
 

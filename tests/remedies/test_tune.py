@@ -115,44 +115,59 @@ def test_a_run_that_does_well_keeps_its_numbers(case: str) -> None:
 def test_numbers_that_did_not_help_are_put_back_unless_somebody_wrote_others() -> None:
     module = mlp()
     optimizer = momentum(module.parameters(), 0.995)
-    remedy = TuneOptimizer()
-    outcome = remedy.apply(context_for(module, optimizer))
+    remedy, context = TuneOptimizer(), context_for(module, optimizer)
+    outcome = remedy.apply(context)
     assert (
         outcome.applied and outcome.detail == "momentum 0.995 -> 0.9" and optimizer.param_groups[0]["momentum"] == 0.9
     )
-    remedy.take_back()
+    remedy.take_back(context)
     assert optimizer.param_groups[0]["momentum"] == 0.995
-    remedy.apply(context_for(module, optimizer))
+    remedy.apply(context)
     optimizer.param_groups[0]["momentum"] = 0.5
-    remedy.take_back()
+    remedy.take_back(context)
     assert optimizer.param_groups[0]["momentum"] == 0.5
 
 
-def test_what_has_helped_stays_whatever_comes_later() -> None:
-    module = mlp()
-    optimizer = momentum(module.parameters(), 0.995)
-    remedy = TuneOptimizer()
-    remedy.apply(context_for(module, optimizer))
-    remedy.keep()
-    remedy.take_back()
-    assert optimizer.param_groups[0]["momentum"] == 0.9
-    assert not remedy.apply(context_for(module, optimizer)).applied, "nothing is odd any more"
-
-
-@pytest.mark.parametrize("taken_back_before", [True, False])
-def test_a_run_that_goes_on_in_mid_trial_can_still_put_them_back(taken_back_before: bool) -> None:
+def test_what_a_later_trial_takes_back_is_its_own() -> None:
     module = mlp()
     optimizer = torch.optim.Adam(module.parameters(), betas=(0.999, 0.9))
-    remedy, resumed = TuneOptimizer(), TuneOptimizer()
-    remedy.apply(context_for(module, optimizer))
-    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    remedy, context = TuneOptimizer(), context_for(module, optimizer)
+    assert remedy.apply(context).applied and not remedy.apply(context).applied, "nothing is odd any more"
+    optimizer.param_groups[0]["betas"] = (0.99, 0.999)
+    assert remedy.apply(context).detail == "betas (0.99, 0.999) -> (0.9, 0.999)"
+    remedy.take_back(context)
+    assert optimizer.param_groups[0]["betas"] == (0.99, 0.999)
+
+
+def test_a_run_that_goes_on_in_mid_trial_can_still_put_them_back() -> None:
+    module = mlp()
+    optimizer = torch.optim.Adam(module.parameters(), betas=(0.999, 0.9))
+    remedy, resumed, context = TuneOptimizer(), TuneOptimizer(), context_for(module, optimizer)
+    remedy.apply(context)
     resumed.load_state_dict(through_a_file(remedy.state_dict()))
-    if taken_back_before:
-        resumed.take_back()
-        resumed.before_update(context_for(module, optimizer))
-    else:
-        resumed.before_update(context_for(module, optimizer))
-        assert optimizer.param_groups[0]["betas"] == (0.9, 0.999), "as long as it is on trial"
-        resumed.take_back()
-        resumed.before_update(context_for(module, optimizer))
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999), "as long as it is on trial"
+    resumed.take_back(context)
     assert optimizer.param_groups[0]["betas"] == (0.999, 0.9)
+
+
+def test_a_failed_trial_takes_its_own_remedies_back_before_the_next_is_made() -> None:
+    """Here the momentum is odd, and the trouble is a rate that no momentum makes good."""
+    module = mlp()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e4, momentum=0.995)
+    guard = Guard(module)
+    guard.attach(optimizer)
+    seen = []
+    for x, y in regression(200):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(x), y)
+        loss.backward()
+        report = guard.before_step(optimizer, loss=loss, batch=(x, y))
+        applied = [o.remedy for o in report.outcomes if o.applied and o.remedy not in ("skip", "clip")]
+        seen += [(applied, optimizer.param_groups[0]["momentum"])] if applied else []
+        optimizer.step()
+        guard.after_step()
+    first = next(index for index, (applied, _) in enumerate(seen) if "tune" in applied)
+    assert seen[first][1] == 0.9
+    assert "taken back" in tuned(guard)
+    following = next(number for applied, number in seen[first + 1 :] if "tune" not in applied)
+    assert following == 0.995
