@@ -26,9 +26,9 @@ def agreed(mine: Signal, collectives: Collectives) -> Signal:
     """Return what was measured of the signal, averaged over the processes, so that all come to the same verdict."""
     if collectives.size == 1:
         return mine
-    unknown = math.nan if mine.variation is None else mine.variation
-    source, growth, variation = collectives.mean([mine.source, mine.growth, unknown])
-    return Signal(source, growth, None if math.isnan(variation) else variation)
+    told = [math.nan if value is None else value for value in dataclasses.astuple(mine)]
+    source, growth, *varies = collectives.mean(told)
+    return Signal(source, growth, *(None if math.isnan(value) else value for value in varies))
 
 
 def suspects(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -139,6 +139,8 @@ class Probe:
             axis = 1 if call.kind == "conv" else -1
             if call.kind in ("linear", "conv") and outputs[0].shape[axis] >= UNITS:
                 call.differed = _size(outputs[0].detach() - outputs[0].detach().mean(axis, keepdim=True))
+            if call.kind == "linear" and outputs[0].shape[-1] > 1:
+                call.answered = _answers(outputs[0].detach())
         base = _base(outputs[0])
         self._made[id(base)] = (weakref.ref(base), outputs[0].numel(), call.layer)
         for index, tensor in enumerate(outputs):
@@ -211,8 +213,22 @@ def _note_grad_out(call: Call, index: int, grad: Tensor) -> None:
 
 def _size(tensor: Tensor) -> Tensor | None:
     """Return the RMS, or None where there is no memory to measure it: the user's own pass must not fail by that."""
+    return _if_there_is_memory(lambda: rms(tensor))
+
+
+def _answers(output: Tensor) -> Tensor | None:
+    """Return how much the softmax of an output varies: RMS of its deviation from its mean over all samples, by RMS."""
+
+    def measure() -> Tensor:
+        chosen = output.float().flatten(0, -2).softmax(-1)
+        return rms(chosen - chosen.mean(0)) / rms(chosen)
+
+    return _if_there_is_memory(measure)
+
+
+def _if_there_is_memory(measure: Callable[[], Tensor]) -> Tensor | None:
     try:
-        return rms(tensor)
+        return measure()
     except Exception as error:
         if not out_of_memory(error):
             raise

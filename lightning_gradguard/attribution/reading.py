@@ -35,6 +35,7 @@ class LayerReading:
             batch.
         difference: The same over the units (features or channels) of a layer of four or more; None for others.
         largest_in: The largest ``rms_in`` of its calls.
+        answers: The same as ``variation`` of the softmax of a linear layer's output, where it has two units or more.
     """
 
     layer: str
@@ -54,6 +55,7 @@ class LayerReading:
     variation: float | None = None
     difference: float | None = None
     largest_in: float | None = None
+    answers: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -68,12 +70,14 @@ class Call:
     grad_in: tuple[Tensor, int] | None = None
     varied: Tensor | None = None
     differed: Tensor | None = None
+    answered: Tensor | None = None
     ceiling: float = torch.finfo(torch.float32).max
 
 
 def tensors_of(call: Call) -> Iterator[Tensor]:
     """Yield what was measured of a call, for one transfer to the host."""
-    for tensor in (call.rms_in, call.rms_out, call.varied, call.differed, call.grad_in and call.grad_in[0]):
+    ahead = call.rms_in, call.rms_out, call.varied, call.differed, call.answered
+    for tensor in (*ahead, call.grad_in and call.grad_in[0]):
         if tensor is not None:
             yield tensor
     for tensor, _ in call.grads_out.values():
@@ -86,6 +90,7 @@ def read(call: Call, order: int, followed_by: str | None, values: Iterator[float
     rms_out = None if call.rms_out is None else next(values)
     varied = None if call.varied is None else next(values)
     differed = None if call.differed is None else next(values)
+    answers = None if call.answered is None else next(values)
     grad_in = None if call.grad_in is None else (next(values), call.grad_in[1])
     grads_out = [(next(values), count) for _, count in call.grads_out.values()]
     total = math.hypot(*(value * math.sqrt(count) for value, count in grads_out)) if grads_out else None
@@ -108,6 +113,7 @@ def read(call: Call, order: int, followed_by: str | None, values: Iterator[float
         ceiling=call.ceiling,
         variation=varied / rms_out if varied is not None and rms_out else None,
         difference=differed / rms_out if differed is not None and rms_out else None,
+        answers=answers,
     )
 
 
@@ -131,5 +137,6 @@ def worst(calls: list[LayerReading]) -> LayerReading:
         # A layer whose output differs in one call is alive: in another call all samples may have been alike.
         variation=max((r.variation for r in calls if r.variation is not None), default=None),
         difference=max((r.difference for r in calls if r.difference is not None), default=None),
+        answers=max((r.answers for r in calls if r.answers is not None), default=None),
         largest_in=max((r.rms_in for r in calls if r.rms_in is not None), default=None),
     )

@@ -23,11 +23,13 @@ class Signal:
         variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if
             that is less: units that are all alike are one unit; None where both are unknown, or where the samples are
             alike to the first layer already.
+        answers: :attr:`LayerReading.answers` of the last layer that has them; None where none has.
     """
 
     source: float
     growth: float
     variation: float | None
+    answers: float | None = None
 
     @property
     def sound(self) -> bool:
@@ -51,4 +53,6 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     varied = [r.variation for r in readings if r.variation is not None]
     told = varied[-1:] if varied and varied[0] >= ALIKE else []
     told += [r.difference for r in readings if r.difference is not None]
-    return Signal(source, largest / max(source, 1.0) if math.isfinite(source) else 1.0, min(told, default=None))
+    growth = largest / max(source, 1.0) if math.isfinite(source) else 1.0
+    answers = [r.answers for r in readings if r.answers is not None]
+    return Signal(source, growth, min(told, default=None), answers[-1] if answers else None)

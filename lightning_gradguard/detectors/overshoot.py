@@ -49,6 +49,8 @@ class Overshoot(Detector):
       or above the best one, beyond chance, or the gradients have faded to a hundredth;
     - the loss does not fall and the output no longer depends on the input: units have died, or the signal dies on its
       way;
+    - loss and gradients have all but disappeared after such updates, and the softmax of the output is the same for all
+      samples: a policy has become certain of one action, and its loss is no measure from then on;
     - something had been learned, half of it is gone in the median of the last nine losses, all nine lie above nearly
       all of the best ones, and the rate is larger than any the loss has fallen with, or updates replaced weights, or
       the gradients have faded, or a rate was convicted before. A change of the data raises the loss without any of

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from lightning_gradguard.history.losses import LossHistory
-from lightning_gradguard.history.norms import NormHistory
+from lightning_gradguard.history.norms import GONE, NormHistory
 from lightning_gradguard.history.sample import FEW, RECENT, THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE, UpdateHistory
 
@@ -29,10 +29,12 @@ class Baseline:
         norms: Their gradient norms.
         losses: Their losses.
         updates: The size of their updates, and their rates.
+        deceived: Whether the loss was found to fall as the run was lost, so that it is no measure of it.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.deceived = False
         self.norms = NormHistory()
         self.updates = UpdateHistory()
         self.losses = LossHistory(self.updates)
@@ -69,15 +71,34 @@ class Baseline:
         found.updates.rate, found.updates.looked = self.updates.rate, self.updates.looked
         return found
 
-    def outlasting(self) -> tuple[float, float, float, bool]:
+    @property
+    def progress(self) -> tuple[bool, bool, bool]:
+        """Whether the loss is at its best, something was learned, and the loss is worse; of no measure, nothing is."""
+        losses = self.losses
+        return (False, False, False) if self.deceived else (losses.at_best, losses.learned, losses.worse)
+
+    def outlasting(self) -> tuple[float, float, float, bool, bool]:
         """Return what is known and does not go back with the weights, for :meth:`outlast`."""
         norms, updates = self.norms, self.updates
         usual = max(norms.first, norms.typical) if self.count >= THIN_HISTORY else norms.prior
-        return usual, updates.ratio, updates.first_ratio, updates.convicted
+        return usual, updates.ratio, updates.first_ratio, updates.convicted, self.deceived
 
-    def outlast(self, kept: tuple[float, float, float, bool]) -> None:
+    def outlast(self, kept: tuple[float, float, float, bool, bool]) -> None:
         """Take back what :meth:`outlasting` returned."""
-        self.norms.prior, self.updates.ratio, self.updates.first_ratio, self.updates.convicted = kept
+        updates = self.updates
+        self.norms.prior, updates.ratio, updates.first_ratio, updates.convicted, self.deceived = kept
+
+    @property
+    def put_out(self) -> bool:
+        """Whether gradients and loss have all but disappeared after updates that replaced weights.
+
+        So does a task that is solved; and a policy that has become certain, right or wrong: the logarithm of what is
+        certain is zero, and so is its gradient. Only the outputs tell.
+        """
+        lately = sorted(map(abs, self.losses.latest(RECENT)))
+        at_first = max(map(abs, self.losses.first), default=0.0)
+        large = max(self.updates.ratio, self.updates.first_ratio) > LARGE
+        return large and len(lately) == RECENT and self.norms.gone and lately[RECENT // 2] < GONE * at_first
 
     def overrun(self, loss: float) -> bool:
         """Return whether a young run that has come to nothing yet is being lost to updates that replace weights."""
@@ -120,6 +141,7 @@ class Baseline:
         """Return what was learned."""
         return {
             "count": self.count,
+            "deceived": self.deceived,
             **self.norms.state_dict(),
             **self.losses.state_dict(),
             **self.updates.state_dict(),
@@ -127,6 +149,6 @@ class Baseline:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
-        self.count = int(state["count"])
+        self.count, self.deceived = int(state["count"]), bool(state["deceived"])
         for part in (self.norms, self.losses, self.updates):
             part.load_state_dict(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_gradguard.history.level import QUICK
 from lightning_gradguard.history.sample import ENOUGH, RECENT, Sample
 
 MEMORY = 5000.0
@@ -13,6 +14,8 @@ FLOOR = 1e-38
 """Norm up to which a gradient counts as zero."""
 FADED = 0.01
 """Share of what they were at which gradients have faded."""
+GONE = FADED**2
+"""Share of the largest norm at which they have all but disappeared: faded, and faded once more."""
 
 
 class NormHistory:
@@ -93,6 +96,16 @@ class NormHistory:
         """Return whether gradients are a hundredth of what they were, at first or of late: units have died."""
         before = math.log(self.first) if since_first and self.first > 0.0 else self.center
         return self.recent < before + math.log(FADED)
+
+    @property
+    def put_out(self) -> bool:
+        """Whether they have disappeared within the last few steps already: after a first time that is enough."""
+        return self.silent >= QUICK or self.gone
+
+    @property
+    def gone(self) -> bool:
+        """Whether gradients have all but disappeared for a while."""
+        return self.silent >= RECENT or self.recent < self.high_water + math.log(GONE)
 
     def forget_prior(self) -> None:
         """Forget the norm that was usual before: it was of other weights."""

@@ -86,6 +86,11 @@ class Trial:
         """Whether an update was made since it began: before that nothing is the rate's doing."""
         return bool(self.losses or self.unmeasured or self.descents)
 
+    @property
+    def blind(self) -> bool:
+        """Whether no loss from before it is a measure: it is kept if no alarm comes."""
+        return not (self.before or self.trouble)
+
     def descend(self) -> bool:
         """Begin anew at a lower rate; return False if that was done too often already."""
         self.descents += 1
@@ -94,8 +99,8 @@ class Trial:
         return self.descents <= MOST_DESCENTS
 
     def observe(self, loss: float | None) -> None:
-        """Take in the loss of an accepted step."""
-        if loss is None:
+        """Take in the loss of an accepted step, which tells nothing where none from before it does."""
+        if loss is None or self.blind:
             self.unmeasured += 1
         else:
             self.losses.append(loss)

@@ -57,7 +57,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     for verdict in heard(track, statistics):
         if waits and (verdict.diverges or verdict.examine):
             continue
-        if verdict.diverges and not verdict.examine and (track.treatment.resigned or _signed(run, track)):
+        if verdict.diverges and not verdict.examine and (track.treatment.resigned or _actors(run, track)):
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)
@@ -93,7 +93,7 @@ def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics)
         # From here on this is the beginning that a lower rate goes back to.
         copy(run, track, track.steps)
         return own_verdicts.used_up(found, told)
-    return None if track.treatment.trial is None else track.treatment.alarm(found, track.baseline.updates.ratio)
+    return own_verdicts.of_trial(track.treatment.trial, found, track.baseline)
 
 
 def _see(
@@ -103,9 +103,12 @@ def _see(
     if track.steps == 0 and track.untouched:
         track.treatment.signal.growth = _signal(run, track, readings).growth
         return statistics
-    if track.incident is not None or (varies := _signal(run, track, readings).variation) is None:
+    signal, put_out = _signal(run, track, readings), track.baseline.put_out
+    varies = signal.answers if put_out else signal.variation
+    if varies is None or (track.incident is not None and not put_out):
         return statistics
     track.treatment.signal.dead = varies < DEAD
+    track.baseline.deceived = track.baseline.deceived or (track.treatment.signal.dead and put_out)
     if track.baseline.count >= 2 * LIFE:
         track.snapshots.pinned = track.snapshots.pinned and track.treatment.signal.dead
     return dataclasses.replace(statistics, variation=varies)
@@ -129,9 +132,13 @@ def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...])
     return agreed(signal(readings), run.collectives)
 
 
-def _signed(run: Run, track: OptimizerTrack) -> bool:
-    """Return whether the loss of one of several optimizers has been below zero: an actor's rises in health too."""
-    return len(run.tracks) > 1 and track.baseline.losses.best_level < 0.0
+def _actors(run: Run, track: OptimizerTrack) -> bool:
+    """Return whether the loss is an actor's, which rises in health too.
+
+    It has fallen as the run was lost, or it is one of several optimizers and has been below zero.
+    """
+    signed = len(run.tracks) > 1 and track.baseline.losses.best_level < 0.0
+    return (signed or track.baseline.deceived) and not track.treatment.signal.dead
 
 
 def _two_kinds(run: Run, track: OptimizerTrack, statistics: GradientStatistics, inputs: StepInputs) -> Alarm | None:

@@ -96,7 +96,7 @@ def context_of(
         running=run.running,
         statistics=statistics,
         scaler=scaler,
-        progress=lambda: (track.baseline.losses.at_best, track.baseline.losses.learned, track.baseline.losses.worse),
+        progress=lambda: track.baseline.progress,
         remaining=run.remaining,
         grad_scale=scale,
     )

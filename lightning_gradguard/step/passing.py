@@ -81,10 +81,11 @@ def look_for_life(run: Run, track: OptimizerTrack) -> None:
         track.treatment.resigned = not known.losses.at_best
     if not track.treatment.signal.time_to_look(known.count):
         return
-    flat = known.losses.flat
+    put_out = known.put_out
+    flat = known.losses.flat or put_out
     track.snapshots.pinned = track.snapshots.pinned and (flat or known.count < 2 * LIFE)
     # A compiled one would run in eager mode meanwhile, which rounds otherwise.
-    if flat and track.incident is None and not compiled(run.module):
+    if flat and (track.incident is None or put_out) and not compiled(run.module):
         run.investigation.arm(track.index, run.module, backward=False)
 
 

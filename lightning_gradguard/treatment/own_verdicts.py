@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.policy.act import Act
-from lightning_gradguard.policy.trial import level_of
+from lightning_gradguard.policy.trial import Ending, level_of
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 _MEASURED, _ON_TRIAL = Act.INITIALIZE.value, "trial"
@@ -23,10 +25,29 @@ def is_used_up(verdict: Verdict) -> bool:
     return verdict.detector == _MEASURED
 
 
+def of_trial(trial: Trial | None, found: GradientStatistics, known: Baseline) -> Verdict | None:
+    """Return the alarm that a trial under way raises at a step, or None; it takes in the loss."""
+    if trial is None or not found.finite:
+        return None
+    if trial.lowers_rate and trial.blind and known.norms.put_out:
+        return put_out_again(found.norm)
+    if trial.lowers_rate and trial.lost(found.loss):
+        return lost_again(trial, found.loss or 0.0)
+    trial.observe(found.loss)
+    if trial.verdict(large=known.updates.ratio > LARGE) is Ending.TOO_FAST:
+        return too_fast(trial, known.updates.ratio)
+    return no_better(trial) if trial.verdict() is Ending.TAKEN_BACK else None
+
+
 def lost_again(trial: Trial, loss: float) -> Verdict:
     """Return the verdict on a lower rate at which the run is being lost again."""
     told = f"loss {loss:.3g}, the third in a row far above those before: lost again"
     return Verdict("divergence", _ON_TRIAL, loss, trial.level, told)
+
+
+def put_out_again(norm: float) -> Verdict:
+    """Return the verdict on a lower rate at which the gradients disappear again."""
+    return Verdict("divergence", _ON_TRIAL, norm, math.nan, f"norm {norm:.3g}: the gradients have disappeared again")
 
 
 def too_fast(trial: Trial, update_ratio: float) -> Verdict:

@@ -12,7 +12,6 @@ from typing import Any
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
-from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
 from lightning_gradguard.policy.trial import WINDOW, WINDOWS, Ending, level_of
@@ -49,18 +48,6 @@ class Treatment:
         self.failed: tuple[str, ...] = ()
         # Whether the trouble at hand is that of a start.
         self._at_start = False
-
-    def alarm(self, found: GradientStatistics, update_ratio: float) -> Verdict | None:
-        """Return the alarm that the trial under way raises at a step, or None."""
-        trial = self.trial
-        if trial is None or not found.finite:
-            return None
-        if trial.lowers_rate and trial.lost(found.loss):
-            return own_verdicts.lost_again(trial, found.loss or 0.0)
-        trial.observe(found.loss)
-        if trial.verdict(large=update_ratio > LARGE) is Ending.TOO_FAST:
-            return own_verdicts.too_fast(trial, update_ratio)
-        return own_verdicts.no_better(trial) if trial.verdict() is Ending.TAKEN_BACK else None
 
     def unlearned(self, known: Baseline) -> bool:
         """Return whether nothing has been learned since the first step at hand."""
@@ -118,6 +105,8 @@ class Treatment:
 
     def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
         """Return losses from before the trouble, those of it, and whether the run had learned something before."""
+        if known.deceived:
+            return [], [], False
         if known.losses.learned and not self.signal.dead:
             before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)
             return before, (known.losses.latest(RECENT) if lost else []) + self._trouble, True

@@ -185,3 +185,14 @@ def test_compiled_modules_run_with_or_without_readings(early):
     assert "2" in look(model, x)
     whole = torch.compile(nn.Linear(4, 4), backend="aot_eager", fullgraph=True)
     look(whole, x)
+
+
+def test_answers_are_alike_where_the_softmax_of_all_samples_is():
+    torch.manual_seed(0)
+    head, inputs = nn.Linear(4, 3), torch.randn(50, 4)
+    assert (look(head, inputs)[""].answers or 0.0) > 0.01
+    with torch.no_grad():
+        head.bias[1] += 1e3
+    certain = look(head, inputs)[""]
+    assert certain.answers == 0.0 and (certain.variation or 0.0) > 1e-4, "the output itself still varies"
+    assert look(nn.Linear(4, 1), inputs)[""].answers is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +75,38 @@ def test_large_updates_are_forgiven_where_the_run_has_learned_with_them() -> Non
         for loss in near(2.3, 9) + near(last, 60):
             baseline.accept(1.0, loss)
         assert baseline.count > 2 * THIN_HISTORY and baseline.updates.ratio == left
+
+
+@pytest.mark.parametrize(
+    ("ratio", "norm", "loss", "expected"),
+    [
+        (2 * LARGE, 1e-7, 1e-9, True),
+        (2 * LARGE, 0.0, -1e-9, True),
+        (0.5 * LARGE, 1e-7, 1e-9, False),
+        (2 * LARGE, 0.1, 1e-9, False),
+        (2 * LARGE, 1e-7, 0.1, False),
+    ],
+)
+def test_a_run_is_put_out_where_loss_and_gradients_go_after_large_updates(
+    ratio: float, norm: float, loss: float, expected: bool
+) -> None:
+    baseline = Baseline()
+    baseline.updates.accept(ratio)
+    baseline.accept(1.0, 100.0)
+    assert not baseline.put_out
+    for _ in range(20):
+        baseline.accept(norm, loss)
+    assert baseline.put_out is expected
+
+
+def test_a_loss_that_has_deceived_is_no_progress_and_is_not_forgotten_when_weights_go_back() -> None:
+    baseline, other = taught(calm(100), noisy_fall()), Baseline()
+    assert any(baseline.progress)
+    baseline.deceived = True
+    assert baseline.progress == (False, False, False)
+    other.outlast(baseline.outlasting())
+    assert other.deceived
+
+
+def noisy_fall() -> list[float]:
+    return near(2.3, 50) + near(0.3, 50)
