@@ -26,6 +26,7 @@ class GradientStatistics:
         update_ratio: Largest predicted ``||update|| / ||weight||`` over the weights; measured on the first steps, and
             where the rate leaps.
         normalised: True if the size of an update does not depend on the gradient's (Adam and its kind).
+        by_sign: True if that of no later update does either: Rprop keeps nothing but the signs.
         growth: Growth of the signal's RMS from input to output at the first step, where the network is fresh; None
             where it was not measured.
         variation: How much the network's output depends on its input (deviation over a batch by RMS); measured where a
@@ -43,6 +44,7 @@ class GradientStatistics:
     rate: float | None = None
     update_ratio: float | None = None
     normalised: bool = False
+    by_sign: bool = False
     growth: float | None = None
     variation: float | None = None
     spoilt: str | None = None

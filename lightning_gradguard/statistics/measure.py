@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.statistics.joint_loss import value_of
 from lightning_gradguard.statistics.norms import examine, global_norm, host_norms
-from lightning_gradguard.statistics.update_ratio import BOUNDED, PROPORTIONAL, moved, update_ratio
+from lightning_gradguard.statistics.update_ratio import BOUNDED, PROPORTIONAL, STEPPED, moved, update_ratio
 
 
 def scale_of(optimizer: torch.optim.Optimizer, scaler: Any) -> float:
@@ -98,4 +98,5 @@ def with_update(
     spoilt = loaded and type(optimizer).__name__ not in PROPORTIONAL
     if first is not None and (ratio is None or spoilt):
         ratio = max(ratio or 0.0, moved(module, parameters, first))
-    return dataclasses.replace(statistics, update_ratio=ratio, normalised=type(optimizer).__name__ in BOUNDED)
+    family = type(optimizer).__name__
+    return dataclasses.replace(statistics, update_ratio=ratio, normalised=family in BOUNDED, by_sign=family in STEPPED)

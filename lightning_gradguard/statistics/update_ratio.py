@@ -13,10 +13,12 @@ from lightning_gradguard.layers.fan import expected_rms
 from lightning_gradguard.layers.names import layer_of, layers
 from lightning_gradguard.statistics.norms import gradient_norms
 
-# Families whose first update has a known size: lr * gradient, or lr for every element whatever the gradient.
+# Families whose updates have a known size: lr * gradient, lr for every element whatever the gradient, or a step of its
+# own for each element.
 PROPORTIONAL = {"SGD"}
 NORMALISED = {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"}
-BOUNDED = NORMALISED | {"Adadelta", "Adagrad", "Lion", "Rprop"}
+STEPPED = {"Rprop"}
+BOUNDED = NORMALISED | STEPPED | {"Adadelta", "Adagrad", "Lion"}
 """Those whose updates do not grow with the gradient, the ones included whose size is not foretold here."""
 
 
@@ -33,17 +35,21 @@ def update_ratio(
         grad_scale: What the gradients are still multiplied by.
     """
     family = type(optimizer).__name__
-    if family not in PROPORTIONAL | NORMALISED:
+    if family not in PROPORTIONAL | NORMALISED | STEPPED:
         return None
     rates = {id(p): float(g.get("lr") or 0.0) for g in optimizer.param_groups for p in g["params"]}
     weights = {p: fan for p, fan in _matrices(module, parameters) if p.grad is not None}
     norms = _norms([p.detach() for p in weights])
     gradients = _norms([p.grad for p in weights if p.grad is not None])
-    ratio = 0.0
-    for (p, expected), norm, gradient in zip(weights.items(), norms, gradients, strict=True):
-        update = math.sqrt(p.numel()) if family in NORMALISED else gradient / grad_scale
-        ratio = max(ratio, rates[id(p)] * update / max(norm, expected))
-    return ratio
+    if family in PROPORTIONAL:
+        updates = [rates[id(p)] * norm / grad_scale for p, norm in zip(weights, gradients, strict=True)]
+    elif family in NORMALISED or not all("step_size" in optimizer.state.get(p, {}) for p in weights):
+        updates = [rates[id(p)] * math.sqrt(p.numel()) for p in weights]
+    else:
+        growth = max(float(group["etas"][1]) for group in optimizer.param_groups)
+        updates = [growth * size for size in _norms([optimizer.state[p]["step_size"] for p in weights])]
+    against = [max(norm, expected) for norm, expected in zip(norms, weights.values(), strict=True)]
+    return max((update / weight for update, weight in zip(updates, against, strict=True)), default=0.0)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -85,6 +86,12 @@ def test_a_spike_whose_update_is_known_to_be_small_asks_only_for_batch_and_layer
 ) -> None:
     verdict = Spike().judge(statistics(norm, update_ratio=ratio), taught(calm(100)))
     assert verdict is not None and verdict.examine is examine
+
+
+def test_a_spike_where_updates_go_by_signs_asks_only_for_batch_and_layers() -> None:
+    found = dataclasses.replace(statistics(900.0, update_ratio=0.2), by_sign=True)
+    verdict = Spike().judge(found, taught(calm(100)))
+    assert verdict is not None and verdict.examine
 
 
 def test_the_wider_limit_of_a_young_run_excuses_no_larger_norms() -> None:

@@ -54,7 +54,25 @@ def test_the_ratio_foretold_is_that_of_the_update_that_comes(kind: Any, rate: fl
 def test_an_optimizer_of_an_unknown_kind_foretells_nothing() -> None:
     layer = nn.Linear(4, 4)
     layer(torch.randn(8, 4)).sum().backward()
-    assert update_ratio(layer, dict(layer.named_parameters()), torch.optim.Rprop(layer.parameters())) is None
+    assert update_ratio(layer, dict(layer.named_parameters()), torch.optim.Adadelta(layer.parameters())) is None
+
+
+def test_what_goes_by_signs_is_foretold_from_the_steps_that_it_keeps() -> None:
+    """No update of Rprop is larger than what is foretold, and one in which no sign has changed is as large."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False)
+    nn.init.normal_(layer.weight, std=0.25)  # what its fan calls for
+    parameters, optimizer = dict(layer.named_parameters()), torch.optim.Rprop(layer.parameters(), lr=1e-3)
+    for step in range(12):
+        optimizer.zero_grad()
+        x = torch.randn(8, 16) if step > 5 else torch.ones(8, 16)
+        layer(x).sum().backward()
+        before = layer.weight.detach().clone()
+        ratio = update_ratio(layer, parameters, optimizer)
+        optimizer.step()
+        made = float((layer.weight.detach() - before).norm() / before.norm())
+        assert ratio is not None and made <= 1.01 * ratio
+        assert step > 5 or made == pytest.approx(ratio, rel=0.05)
 
 
 def test_a_weight_that_starts_at_zero_on_purpose_is_measured_by_what_its_fan_calls_for() -> None:
