@@ -72,10 +72,20 @@ class Baseline:
         return found
 
     @property
+    def loss_tells(self) -> bool:
+        """Whether the loss is a measure of the run.
+
+        It is none where it was found to deceive, or where the first ones lie on both sides of zero, as a policy's do:
+        what is positive and negative for untrained weights is no distance from anything.
+        """
+        first = self.losses.first
+        return not self.deceived and not (first and min(first) < 0.0 < max(first))
+
+    @property
     def progress(self) -> tuple[bool, bool, bool]:
         """Whether the loss is at its best, something was learned, and the loss is worse; of no measure, nothing is."""
         losses = self.losses
-        return (False, False, False) if self.deceived else (losses.at_best, losses.learned, losses.worse)
+        return (losses.at_best, losses.learned, losses.worse) if self.loss_tells else (False, False, False)
 
     def outlasting(self) -> tuple[float, float, float, bool, bool]:
         """Return what is known and does not go back with the weights, for :meth:`outlast`."""

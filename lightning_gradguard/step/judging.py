@@ -13,7 +13,7 @@ import torch
 from lightning_gradguard.attribution.agreement import Asked, agreed, suspects
 from lightning_gradguard.attribution.batch import BatchWitness, largest
 from lightning_gradguard.attribution.reading import LayerReading
-from lightning_gradguard.attribution.signal import Signal, signal
+from lightning_gradguard.attribution.signal import ALIKE, Signal, signal
 from lightning_gradguard.attribution.two_kinds import KINDS_APART
 from lightning_gradguard.detectors.bad_start import BadStart
 from lightning_gradguard.detectors.overshoot import DEAD
@@ -107,6 +107,8 @@ def _see(
     varies = signal.answers if put_out else signal.variation
     if varies is None or (track.incident is not None and not put_out):
         return statistics
+    if put_out and varies < ALIKE:
+        varies = 0.0  # What is certain of its answer up to a hundredth gives one answer.
     track.treatment.signal.dead = varies < DEAD
     track.baseline.deceived = track.baseline.deceived or (track.treatment.signal.dead and put_out)
     if track.baseline.count >= 2 * LIFE:
@@ -138,7 +140,7 @@ def _actors(run: Run, track: OptimizerTrack) -> bool:
     It has fallen as the run was lost, or it is one of several optimizers and has been below zero.
     """
     signed = len(run.tracks) > 1 and track.baseline.losses.best_level < 0.0
-    return (signed or track.baseline.deceived) and not track.treatment.signal.dead
+    return (signed or not track.baseline.loss_tells) and not track.treatment.signal.dead
 
 
 def _two_kinds(run: Run, track: OptimizerTrack, statistics: GradientStatistics, inputs: StepInputs) -> Alarm | None:

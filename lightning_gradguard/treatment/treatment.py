@@ -105,7 +105,7 @@ class Treatment:
 
     def _measured(self, known: Baseline, *, lost: bool) -> tuple[list[float], list[float], bool]:
         """Return losses from before the trouble, those of it, and whether the run had learned something before."""
-        if known.deceived:
+        if not known.loss_tells:
             return [], [], False
         if known.losses.learned and not self.signal.dead:
             before = known.losses.best if lost else known.losses.latest(WINDOW * WINDOWS)

@@ -99,6 +99,19 @@ def test_a_run_is_put_out_where_loss_and_gradients_go_after_large_updates(
     assert baseline.put_out is expected
 
 
+@pytest.mark.parametrize(
+    ("first", "tells"), [([31.0, -53.0, 560.0], False), ([-1.0, -2.0], True), ([0.0, 1.0], True), ([], True)]
+)
+def test_a_loss_on_both_sides_of_zero_before_training_tells_nothing(first: list[float], tells: bool) -> None:
+    baseline = taught([1.0] * len(first), first) if first else Baseline()
+    assert baseline.loss_tells is tells
+    for _ in range(20):
+        baseline.accept(1.0, 5.0 if not first or first[0] >= 0.0 else -5.0)
+    for _ in range(20):
+        baseline.accept(1.0, -50.0)
+    assert baseline.loss_tells is tells, "what is learned later may cross zero"
+
+
 def test_a_loss_that_has_deceived_is_no_progress_and_is_not_forgotten_when_weights_go_back() -> None:
     baseline, other = taught(calm(100), noisy_fall()), Baseline()
     assert any(baseline.progress)
