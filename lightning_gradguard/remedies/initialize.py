@@ -1,4 +1,4 @@
-"""Initialise a whole network by the signal that goes through it: data-dependent initialisation, on a batch at hand."""
+"""Initialise a whole network by the signal that goes through it. One idea: a batch at hand tells the scale of all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.layer_scale import Scaled, agree, scale_layer, wide
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.remedies.standardize import StandardInputs, fits, suits
 from lightning_gradguard.snapshots.norm_buffers import reset_statistics
 from lightning_gradguard.snapshots.snapshot import forget
 from lightning_gradguard.statistics.sharding import sharded
@@ -38,6 +39,9 @@ class Initialize(Remedy):
     tenth, since what it is followed by (an exponential, a ratio) could not take those of 1. Several processes average
     what they measured. Recurrent and attention layers, embeddings and normalisations get the initialisation that fits
     them; shared weights, sharded, parametrised and custom ones are left alone.
+
+    A layer that takes in the data, of which the scale is wild, is drawn and from then on trained as if its columns were
+    standardised: :mod:`~lightning_gradguard.remedies.standardize`.
     """
 
     name: ClassVar[str] = "initialize"
@@ -53,6 +57,12 @@ class Initialize(Remedy):
         self._draws = 0
         # Layers that the next batch is to scale.
         self._waiting: list[str] = []
+        self._standard = StandardInputs()
+
+    @property
+    def rescaled(self) -> frozenset[str]:
+        """Names of the weights whose updates are made for standardised columns."""
+        return frozenset(f"{name}.weight" if name else "weight" for name in self._standard.columns)
 
     @property
     def at_work(self) -> bool:
@@ -63,6 +73,8 @@ class Initialize(Remedy):
     def apply(self, context: RemedyContext) -> Outcome:
         """Draw anew, and have the next forward pass scale what was drawn."""
         self._rest()
+        self._standard.begin()
+        suited = suits(context.optimizer)
         found, owned = layers(context.module), {id(p) for p in context.parameters.values()}
         if any(sharded(p) for p in context.parameters.values()):
             return Outcome(self.name, False, "the weights are sharded, so that only the rate is searched")
@@ -80,7 +92,9 @@ class Initialize(Remedy):
                 for parameter in own.values():
                     forget(context.optimizer, parameter)
             if (type(layer) is nn.Linear or isinstance(layer, _ConvNd)) and "weight" in layer._parameters:
-                self._handles.append(layer.register_forward_hook(self._scaler(name)))
+                if suited and fits(layer):
+                    self._standard.waiting.append(name)
+                self._measure(name, layer)
                 self._waiting.append(name)
         for layer in context.module.modules():
             if isinstance(layer, _NormBase):
@@ -92,6 +106,17 @@ class Initialize(Remedy):
         return Outcome(
             self.name, True, f"{len(changed)} layers drawn anew, to be scaled by the next batch", tuple(changed)
         )
+
+    def _measure(self, name: str, layer: nn.Module) -> None:
+        """Have the next forward pass ask for the layer's columns, and scale its output."""
+
+        def meet(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if layer.training and inputs:
+                made = not torch.is_grad_enabled() or getattr(inputs[0], "requires_grad", False)
+                self._standard.meet(name, layer, inputs[0], made=made)
+
+        self._handles.append(layer.register_forward_pre_hook(meet))
+        self._handles.append(layer.register_forward_hook(self._scaler(name)))
 
     def _scaler(self, name: str) -> Any:
         def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -126,9 +151,24 @@ class Initialize(Remedy):
         self._rest()
         if not done:
             return "no forward pass could be measured (a compiled graph?), so that only the rate is searched"
-        wild = inputs and not 1.0 / WILD <= inputs[0] <= WILD
+        self._standard.waiting = []
+        wild = inputs and not self._standard.columns and not 1.0 / WILD <= inputs[0] <= WILD
         told = f"; the inputs have an RMS of {inputs[0]:.3g}: standardise them" if wild else ""
+        if self._standard.columns:
+            told = f"; {', '.join(self._standard.columns)} trained as if the inputs were standardised: do so"
         return f"{len(done)} layers scaled by the signal of one batch{told}"
+
+    def before_update(self, context: RemedyContext) -> None:
+        """Give the optimizer gradients for standardised columns, where those of the inputs are wild."""
+        self._standard.before_update(context)
+
+    def after_update(self) -> None:
+        """Bring back what the optimizer has made of them."""
+        self._standard.after_update()
+
+    def take_back(self, context: RemedyContext) -> None:
+        """Train on the inputs as they are again."""
+        self._standard.forget(context)
 
     def _rest(self) -> None:
         for handle in self._handles:
@@ -137,17 +177,20 @@ class Initialize(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the layers that the next batch is to scale."""
-        return {"waiting": list(self._waiting), "draws": self._draws}
+        return {"waiting": list(self._waiting), "draws": self._draws, "standard": self._standard.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._rest()
         self._waiting, self._draws = [str(name) for name in state["waiting"]], int(state["draws"])
+        self._standard.load_state_dict(state["standard"])
 
     def resume(self, module: nn.Module) -> None:
         """Have the next forward pass scale what was drawn before the state was saved."""
         found = layers(module)
-        self._handles = [found[n].register_forward_hook(self._scaler(n)) for n in self._waiting if n in found]
+        for name in self._waiting:
+            if name in found:
+                self._measure(name, found[name])
 
     def close(self) -> None:
         """Take the hooks off; after :meth:`resume` the next batch is still used to measure."""

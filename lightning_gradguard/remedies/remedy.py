@@ -105,6 +105,11 @@ class Remedy(ABC):
         return 1.0
 
     @property
+    def rescaled(self) -> frozenset[str]:
+        """Names of parameters whose updates are not those that gradient and rate foretell."""
+        return frozenset()
+
+    @property
     def at_work(self) -> bool:
         """Whether the remedy uses up the batch at hand, so that its step is skipped and :meth:`finish` called."""
         return False

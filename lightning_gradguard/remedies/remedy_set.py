@@ -132,6 +132,11 @@ class RemedySet:
         return math.nan, math.nan
 
     @property
+    def rescaled(self) -> frozenset[str]:
+        """Names of parameters whose updates are not those that gradient and rate foretell."""
+        return frozenset().union(*(remedy.rescaled for remedy in self._kept.values()))
+
+    @property
     def at_work(self) -> bool:
         """Whether a remedy uses the batch at hand up, so that :meth:`finish` is to be called."""
         return any(remedy.at_work for remedy in self._measuring)

@@ -62,11 +62,12 @@ def _look_closer(run: Run, track: OptimizerTrack, statistics: GradientStatistics
     """Measure also what is worth its cost in few steps only."""
     known, growth = track.baseline, track.treatment.signal.growth
     if known.asks_for_update(statistics.norm, statistics.loss, statistics.rate):
+        rescaled = track.remedies.rescaled
         first = track.snapshots.first if known.count == 1 and not track.sharded else None
         statistics = with_update(
             statistics,
             run.module,
-            track.parameters,
+            {name: p for name, p in track.parameters.items() if name not in rescaled},
             track.optimizer,
             scale=scale,
             factor=track.remedies.lr_factor,
