@@ -106,7 +106,8 @@ class Baseline:
         certain is zero, and so is its gradient. Only the outputs tell.
         """
         lately = sorted(map(abs, self.losses.latest(RECENT)))
-        at_first = max(map(abs, self.losses.first), default=0.0)
+        # The very first alone is of untrained weights: the later ones may be those of an explosion.
+        at_first = abs(self.losses.first[0]) if self.losses.first else 0.0
         large = max(self.updates.ratio, self.updates.first_ratio) > LARGE
         return large and len(lately) == RECENT and self.norms.gone and lately[RECENT // 2] < GONE * at_first
 
