@@ -87,16 +87,16 @@ class Baseline:
         losses = self.losses
         return (losses.at_best, losses.learned, losses.worse) if self.loss_tells else (False, False, False)
 
-    def outlasting(self) -> tuple[float, float, float, bool, bool]:
+    def outlasting(self) -> tuple[Any, ...]:
         """Return what is known and does not go back with the weights, for :meth:`outlast`."""
         norms, updates = self.norms, self.updates
         usual = max(norms.first, norms.typical) if self.count >= THIN_HISTORY else norms.prior
-        return usual, updates.ratio, updates.first_ratio, updates.convicted, self.deceived
+        return usual, updates.ratio, updates.first_ratio, updates.convicted, self.deceived, updates.per_norm
 
-    def outlast(self, kept: tuple[float, float, float, bool, bool]) -> None:
+    def outlast(self, kept: tuple[Any, ...]) -> None:
         """Take back what :meth:`outlasting` returned."""
         updates = self.updates
-        self.norms.prior, updates.ratio, updates.first_ratio, updates.convicted, self.deceived = kept
+        self.norms.prior, updates.ratio, updates.first_ratio, updates.convicted, self.deceived, updates.per_norm = kept
 
     @property
     def put_out(self) -> bool:

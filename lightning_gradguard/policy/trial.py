@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_gradguard.history.level import QUICK, leaps
 from lightning_gradguard.history.ranks import chance_of_lower
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import TrialRecord
 
@@ -78,7 +79,7 @@ class Trial:
         self.learned, self.last = learned, last
         self.lowers_rate = Act.BACKOFF in self.treatment
         self.losses: list[float] = []
-        self.unmeasured = 0
+        self.unmeasured = self.large = 0
         self.descents = 0
 
     @property
@@ -91,11 +92,19 @@ class Trial:
         """Whether no loss from before it is a measure: it is kept if no alarm comes."""
         return not (self.before or self.trouble)
 
+    def often_large(self, ratio: float) -> bool:
+        """Note the size of an update, where it was measured; return whether several would have replaced weights.
+
+        Those count under a loss that is no better than the first one after going back.
+        """
+        self.large += ratio > LARGE and bool(self.losses) and self.losses[-1] >= self.losses[0]
+        return self.large >= QUICK
+
     def descend(self) -> bool:
         """Begin anew at a lower rate; return False if that was done too often already."""
         self.descents += 1
         self.losses.clear()
-        self.unmeasured = 0
+        self.unmeasured = self.large = 0
         return self.descents <= MOST_DESCENTS
 
     def observe(self, loss: float | None) -> None:
@@ -203,6 +212,7 @@ class Trial:
             "last": self.last,
             "losses": list(self.losses),
             "unmeasured": self.unmeasured,
+            "large": self.large,
             "descents": self.descents,
         }
 
@@ -220,6 +230,7 @@ class Trial:
         )
         trial.losses = [float(v) for v in state["losses"]]
         trial.unmeasured, trial.descents = int(state["unmeasured"]), int(state["descents"])
+        trial.large = int(state["large"])
         return trial
 
 

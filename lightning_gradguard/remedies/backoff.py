@@ -24,18 +24,27 @@ class LearningRateBackoff(Remedy):
     Which rate, is the business of a :class:`~lightning_gradguard.policy.RateBracket`: below the smallest that lost the
     run, above the largest it has learned with, climbing while the loss falls, never above the schedule, and free again
     when calm has lasted. Where it is still held down near the end of a run whose length is known, it cools down.
+
+    Where updates grow with the gradient, those that would replace weights (a tenth of a matrix) are clipped from then
+    on, at any rate: where a few large gradients were the trouble, the rate itself may be right.
     """
 
     name: ClassVar[str] = "backoff"
     acts: ClassVar[frozenset[str]] = frozenset({Act.BACKOFF})
-    deferrable: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.bracket = RateBracket()
         self._factor = 1.0
+        # Whether gradients are clipped whose updates would replace weights.
+        self._clips = False
         # The bracket as it was before the trouble at hand was treated.
         self._untreated = self.bracket.state_dict()
         self._applied: list[tuple[dict[str, Any], Any]] = []
+
+    @property
+    def deferrable(self) -> bool:  # type: ignore[override]
+        """Whether :meth:`before_update` can do without the norm of the step at hand: not while it may have to clip."""
+        return not self._clips
 
     @property
     def factor(self) -> float:
@@ -68,13 +77,16 @@ class LearningRateBackoff(Remedy):
             self._factor = self.bracket.share(scheduled)
             return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
         before = scheduled * self.bracket.share(scheduled)
-        after = self.bracket.convict(before, context.update_ratio)
+        begins = not self._clips and 0.0 < context.reach(before) < float("inf")
+        after = self.bracket.convict(before, context.update_ratio, bounded=begins)
+        self._clips = self._clips or begins
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 
     def give_up(self) -> None:
         """Go on at the rate from before the trouble, since a lower one has not helped: mostly that of the schedule."""
         self.bracket.load_state_dict(self._untreated)
+        self._clips = False
         if self.bracket.free:
             self._factor = 1.0
 
@@ -86,6 +98,8 @@ class LearningRateBackoff(Remedy):
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
         self.after_update()
         bracket, known = self.bracket, None
+        if self._clips and bracket.free:
+            self._clip(context, largest_rate(context.optimizer))
         if bracket.free and bracket.bad == float("inf"):
             rate = context.statistics.rate
             if bracket.good > 0.0 and (rate is None or not rate > bracket.good):
@@ -99,6 +113,8 @@ class LearningRateBackoff(Remedy):
         share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse, left=left)
         if share == 1.0:
             return
+        if self._clips:
+            self._clip(context, scheduled * share)
         for group in context.optimizer.param_groups:
             rate = group.get("lr")
             if rate is None:
@@ -112,6 +128,13 @@ class LearningRateBackoff(Remedy):
             else:
                 self._applied.append((group, rate))
                 group["lr"] = rate * share
+
+    @torch.no_grad()
+    def _clip(self, context: RemedyContext, rate: float) -> None:
+        """Clip a gradient whose update would replace weights at this rate."""
+        allowed, norm = context.reach(rate), context.statistics.norm
+        if 0.0 < allowed < norm < float("inf"):
+            torch._foreach_mul_([p.grad for p in context.parameters.values() if p.grad is not None], allowed / norm)
 
     @property
     def in_effect(self) -> bool:
@@ -132,10 +155,11 @@ class LearningRateBackoff(Remedy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the bracket, and the factor of the last update."""
-        return {**self.bracket.state_dict(), "factor": self._factor, "untreated": dict(self._untreated)}
+        known = self.bracket.state_dict()
+        return {**known, "factor": self._factor, "clips": self._clips, "untreated": dict(self._untreated)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self.bracket.load_state_dict(state)
-        self._factor = float(state["factor"])
+        self._factor, self._clips = float(state["factor"]), bool(state["clips"])
         self._untreated = {key: float(value) for key, value in state["untreated"].items()}

@@ -41,6 +41,8 @@ class RemedyContext:
         update_ratio: Largest update-to-weight ratio that was measured at the present rate; 0 if unknown.
         progress: Tells whether the loss is at the best level that was reached, whether something was learned, and
             whether the loss is worse than it was; for those who ask.
+        reach: Tells the largest norm whose update at a rate replaces no weights, where one was measured and updates
+            grow with the norm; else 0 or inf.
         remaining: Tells the share of the run that is left, from 0 to 1; None where its length is unknown.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
@@ -63,6 +65,7 @@ class RemedyContext:
     treated: bool = False
     update_ratio: float = 0.0
     progress: Callable[[], tuple[bool, bool, bool]] = lambda: (False, False, False)
+    reach: Callable[[float], float] = lambda rate: 0.0
     remaining: Callable[[], float] | None = None
     grad_scale: float = 1.0
 

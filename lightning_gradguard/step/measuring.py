@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_gradguard.attribution.optimizer_state import spoilt
 from lightning_gradguard.history.baseline import OVERRUN
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
@@ -98,6 +99,7 @@ def context_of(
         statistics=statistics,
         scaler=scaler,
         progress=lambda: track.baseline.progress,
+        reach=lambda rate: track.baseline.updates.reach(LARGE, rate),
         remaining=run.remaining,
         grad_scale=scale,
     )

@@ -34,6 +34,8 @@ def of_trial(trial: Trial | None, found: GradientStatistics, known: Baseline) ->
     if trial.lowers_rate and trial.lost(found.loss):
         return lost_again(trial, found.loss or 0.0)
     trial.observe(found.loss)
+    if trial.lowers_rate and trial.often_large(found.update_ratio or 0.0):
+        return too_fast(trial, found.update_ratio or 0.0)
     if trial.verdict(large=known.updates.ratio > LARGE) is Ending.TOO_FAST:
         return too_fast(trial, known.updates.ratio)
     return no_better(trial) if trial.verdict() is Ending.TAKEN_BACK else None

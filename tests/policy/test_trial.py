@@ -221,3 +221,17 @@ def test_a_copy_is_sick_if_the_loss_is_bad_before_any_update(first: float, sick:
     for loss in [first, *noisy(2.0, 10)]:
         trial.observe(loss)
     assert trial.sick_from_its_beginning() and trial.of_a_sick_copy is sick
+
+
+def test_three_updates_that_would_replace_weights_under_a_loss_that_is_no_better_speak_against_a_rate() -> None:
+    for losses, expected in (([1.7, 49.0, 4.2], True), ([1.7, 1.2, 1.0], False)):
+        trial = Trial("learning rate", ("rollback", "backoff"), 3, before=[2.0], trouble=[1e9])
+        said = []
+        for loss in losses:
+            trial.observe(loss)
+            said.append(trial.often_large(4.0))
+        assert said == [False, False, expected]
+        assert not trial.often_large(0.01) or expected
+        assert same(Trial.from_state(through_a_file(trial.state_dict())).state_dict(), trial.state_dict())
+        trial.descend()
+        assert not trial.large

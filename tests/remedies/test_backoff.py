@@ -15,7 +15,7 @@ from lightning_gradguard import Guard
 from lightning_gradguard.policy.rate_bracket import BELOW, CLIMB, DESCENT, FARTHEST, HEALTHY
 from lightning_gradguard.records import Decision
 from lightning_gradguard.remedies import LearningRateBackoff
-from tests.builders import context_for, same, through_a_file
+from tests.builders import context_for, same, statistics, through_a_file
 
 
 def context(
@@ -265,3 +265,35 @@ def test_what_did_not_help_leaves_the_rate_as_it_was_before_that_trouble() -> No
     resumed.load_state_dict(through_a_file(backoff.state_dict()))
     resumed.give_up()
     assert resumed.bracket.state_dict() == known and resumed.rate(0.1) == pytest.approx(kept * CLIMB)
+
+
+def test_from_a_conviction_on_updates_that_would_replace_weights_are_clipped_at_any_rate() -> None:
+    """How large an update a norm makes is told by what was measured: here a norm of 1 at rate 0.1 is the limit."""
+    module, optimizer = linear(0.1, 0.01)
+    backoff = LearningRateBackoff()
+
+    def norm_after(backoff: LearningRateBackoff, norm: float, reach: float = 0.1) -> float:
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, norm / 6**0.5)
+        made = context(optimizer, module)
+        made.statistics, made.reach = statistics(norm), lambda rate: reach / rate
+        backoff.before_update(made)
+        backoff.after_update()
+        return float(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]).norm())
+
+    assert norm_after(backoff, 50.0) == pytest.approx(50.0) and backoff.deferrable
+    convicted = context(optimizer, module)
+    convicted.reach = lambda rate: 0.1 / rate
+    backoff.apply(convicted)
+    assert not backoff.deferrable, "the norm of the step at hand has to be known"
+    held = backoff.bracket.in_use
+    assert norm_after(backoff, 0.05 / held) == pytest.approx(0.05 / held)
+    assert norm_after(backoff, 50.0 / held) == pytest.approx(0.1 / held)
+    assert norm_after(backoff, 50.0, reach=0.0) == pytest.approx(50.0), "where nothing was measured"
+    resumed = LearningRateBackoff()
+    resumed.load_state_dict(through_a_file(backoff.state_dict()))
+    backoff.bracket.acquit()
+    assert norm_after(backoff, 50.0) == pytest.approx(1.0), "and at the rate of the schedule too"
+    assert norm_after(resumed, 50.0 / held) == pytest.approx(0.1 / held)
+    resumed.give_up()
+    assert norm_after(resumed, 50.0) == pytest.approx(50.0)
