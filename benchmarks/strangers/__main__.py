@@ -1,4 +1,4 @@
-"""``python -m benchmarks.strangers``: tell how the twelve sets ended at first sight, or any results file of theirs."""
+"""``python -m benchmarks.strangers``: tell how strangers' sets ended at first sight, or any results file of theirs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SETS = (
     "tenth",
     "eleventh",
     "twelfth",
+    "thirteenth",
 )
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 

@@ -72,31 +72,27 @@ class RateBracket:
         self.made(scheduled * share, best=best, learned=learned, worse=worse)
         return share
 
-    def convict(self, rate: float, ratio: float = 0.0, *, bounded: bool = False) -> float:
+    def convict(self, rate: float, ratio: float = 0.0) -> float:
         """Note that a rate lost the run, and return the one to try next: one that it has learned with, or far below.
 
         Args:
             rate: The effective rate.
             ratio: Largest update-to-weight ratio that was measured at it; 0 if unknown.
-            bounded: Whether updates that replace weights are clipped from now on, as they were not at this rate: then
-                it is not known to fail, and may be climbed to again.
         """
         if not rate > 0.0:
             return self.in_use
         if self._calm > self._wait:
             self._wait *= 2  # it was loosened, and has failed again
         self._calm = 0
-        lost = min(self.bad, rate)
-        self.bad = min(self.bad, rate / BELOW) if bounded else lost
-        self._asked = max(self._asked, rate)
+        self.bad, self._asked = min(self.bad, rate), max(self._asked, rate)
         # The size of updates tells how far beyond health a rate was that nothing was ever learned with.
         descent = max(DESCENT, min(ratio / HEALTHY, FARTHEST))
         if self.good > 0.0:
             descent = math.sqrt(DESCENT * descent)  # Something speaks for the rate, too.
-        if self.good >= lost:
+        if self.good >= self.bad:
             self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
-        below = lost / descent
-        self.in_use = self._floor = min(BELOW * self.good or below, BELOW * lost)
+        below = self.bad / descent
+        self.in_use = self._floor = min(BELOW * self.good or below, BELOW * self.bad)
         self._stale = 0
         return self.in_use
 

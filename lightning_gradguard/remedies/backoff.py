@@ -26,7 +26,7 @@ class LearningRateBackoff(Remedy):
     when calm has lasted. Where it is still held down near the end of a run whose length is known, it cools down.
 
     Where updates grow with the gradient, those that would replace weights (a tenth of a matrix) are clipped from then
-    on, at any rate: where a few large gradients were the trouble, the rate itself may be right.
+    on, at any rate.
     """
 
     name: ClassVar[str] = "backoff"
@@ -77,9 +77,8 @@ class LearningRateBackoff(Remedy):
             self._factor = self.bracket.share(scheduled)
             return Outcome(self.name, True, f"learning rate {self.bracket.in_use:.3g}, to climb to {scheduled:.3g}")
         before = scheduled * self.bracket.share(scheduled)
-        begins = not self._clips and 0.0 < context.reach(before) < float("inf")
-        after = self.bracket.convict(before, context.update_ratio, bounded=begins)
-        self._clips = self._clips or begins
+        self._clips = self._clips or 0.0 < context.reach(before) < float("inf")
+        after = self.bracket.convict(before, context.update_ratio)
         self._factor = self.bracket.share(scheduled)
         return Outcome(self.name, True, f"learning rate {after:.3g}, after {before:.3g} had lost the run")
 

@@ -148,15 +148,6 @@ def test_a_schedule_that_rises_again_is_held_below_what_lost_the_run(low: float)
     assert max(updates(bracket, 5, 0.2, best=False)) < 0.1
 
 
-def test_a_rate_that_large_gradients_have_lost_may_be_climbed_to_again_once_they_are_clipped() -> None:
-    bracket = RateBracket()
-    assert bracket.convict(0.1, bounded=True) == pytest.approx(0.1 / DESCENT)
-    updates(bracket, 60, 0.1, best=True)
-    assert bracket.free, "it has come up to what the schedule asks for"
-    bracket.convict(0.1)
-    assert bracket.bad == pytest.approx(0.1), "the second time it is known to fail"
-
-
 def test_what_convicted_a_rate_can_be_struck_out() -> None:
     bracket = RateBracket()
     updates(bracket, 3, 0.1, best=True)
