@@ -26,6 +26,7 @@ SETS = (
     "eleventh",
     "twelfth",
     "thirteenth",
+    "fourteenth",
 )
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 

@@ -19,7 +19,20 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 HERE = Path(__file__).resolve().parent
-SETS = ("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "thirteenth")
+SETS = (
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+    "thirteenth",
+    "fourteenth",
+)
 GUARDED = {"guard", "twinguard", "watch"}
 
 

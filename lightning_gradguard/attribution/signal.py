@@ -19,7 +19,7 @@ class Signal:
     Args:
         source: RMS of the first input.
         growth: Largest RMS of a layer's output over ``source``, or over 1 if that is larger; what a normalisation takes
-            in does not count.
+            in does not count, nor does a constant that a layer adds to all samples.
         variation: :attr:`LayerReading.variation` of the last layer, or the least :attr:`LayerReading.difference` if
             that is less: units that are all alike are one unit; None where both are unknown, or where the samples are
             alike to the first layer already.
@@ -47,12 +47,18 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     ahead = [r for r in readings if r.rms_out is not None and r.followed_by is None]
     # An embedding takes no signal in, and should give one of the order of 1.
     source = 1.0 if not readings or readings[0].largest_in is None else readings[0].largest_in
-    largest = max(
-        (r.rms_out if math.isfinite(r.rms_out) else math.inf for r in ahead if r.rms_out is not None), default=1.0
-    )
+    largest = max(map(_signal_in, ahead), default=1.0)
     varied = [r.variation for r in readings if r.variation is not None]
     told = varied[-1:] if varied and varied[0] >= ALIKE else []
     told += [r.difference for r in readings if r.difference is not None]
     growth = largest / max(source, 1.0) if math.isfinite(source) else 1.0
     answers = [r.answers for r in readings if r.answers is not None]
     return Signal(source, growth, min(told, default=None), answers[-1] if answers else None)
+
+
+def _signal_in(reading: LayerReading) -> float:
+    """Return the RMS of an output; of one that is constant but for a hundredth, an offset, that of what varies."""
+    size, varies = reading.rms_out or 0.0, reading.variation
+    if not math.isfinite(size):
+        return math.inf
+    return size if varies is None or varies >= ALIKE else size * varies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -134,6 +135,13 @@ def test_of_several_calls_the_largest_input_is_the_source() -> None:
 
 def test_what_a_normalisation_takes_in_may_be_of_any_size() -> None:
     assert signal((reading(1, 1.0, 1e6, norm="net.2"), reading(3, 1.0, 2.0))).growth == 2.0
+
+
+@pytest.mark.parametrize(("varies", "growth"), [(1e-5, 1.0), (0.2, 1e5), (None, 1e5)])
+def test_a_constant_that_is_added_to_all_samples_is_no_signal(varies: float | None, growth: float) -> None:
+    """A bias that was set to the mean of the targets; only what is known to be constant is left out."""
+    last = dataclasses.replace(reading(2, 1.0, 1e5), variation=varies)
+    assert signal((reading(1, 1.0, 1.0), last)).growth == pytest.approx(growth)
 
 
 def test_small_inputs_may_grow_to_the_order_of_one() -> None:
