@@ -221,8 +221,10 @@ def wild(layer: nn.Module, inputs: Tensor, *, learned: bool = False) -> Columns 
     deviation = torch.maximum(deviation, (flat - mean).abs().amax(0) / UTMOST)
     # What is constant is taken off, and would have the scale of its size if it should ever vary.
     deviation = torch.where(deviation > CONSTANT * rms, deviation, rms)
-    left = (rms <= WILD * max(usual, 1.0)) if learned else rms == 0.0
-    left |= rms == 0.0
+    # Of numbers so small the weights would be too large for anything to be added to them.
+    left = rms < torch.finfo(weight.dtype).eps ** 2
+    if learned:
+        left |= rms <= WILD * max(usual, 1.0)
     mean, deviation = mean.masked_fill(left, 0.0), deviation.masked_fill(left, 1.0)
     shape = [1, -1] + [1] * (weight.dim() - 2)
     return Columns(mean.view(shape).to(weight), deviation.view(shape).to(weight))

@@ -267,3 +267,10 @@ def test_what_is_taken_back_trains_on_the_inputs_as_they_are() -> None:
     raw = net[0].weight.grad
     remedy.before_update(context)
     assert net[0].weight.grad is raw
+
+
+def test_columns_that_are_all_but_zero_are_left_alone() -> None:
+    layer = nn.Linear(2, 3)
+    found = wild(layer, torch.tensor([[1e-45, 1e-3], [1e-45, 2e-3], [0.0, 3e-3]] * 8))
+    assert found is not None
+    assert found.deviation[0, 0] == 1.0 and found.mean[0, 0] == 0.0 and found.deviation[0, 1] < 0.01
