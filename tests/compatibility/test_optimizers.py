@@ -62,7 +62,8 @@ def maker(spec: tuple[str, dict[str, Any]]) -> Any:
 def test_a_bad_batch_leaves_no_trace_under(spec: Any, tmp_path: Path) -> None:
     make = maker(spec)
     unnoticed(lambda: Net(mlp(), make), tmp_path)
-    thrown_back(lambda: Bursts(mlp(), make), tmp_path)
+    # What goes by signs makes the same updates of gradients of any length: there is nothing to throw back.
+    (unnoticed if spec[0] == "Rprop" else thrown_back)(lambda: Bursts(mlp(), make), tmp_path)
 
 
 def matrices(parameters: Any, kind: Any, **options: Any) -> Any:
