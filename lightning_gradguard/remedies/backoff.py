@@ -97,11 +97,11 @@ class LearningRateBackoff(Remedy):
         """Put the lower rate on the groups for this update, and let the bracket learn of it."""
         self.after_update()
         bracket, known = self.bracket, None
-        if self._clips and bracket.free:
-            self._clip(context, largest_rate(context.optimizer))
         if bracket.free and bracket.bad == float("inf"):
             rate = context.statistics.rate
             if bracket.good > 0.0 and (rate is None or not rate > bracket.good):
+                if self._clips:
+                    self._clip(context, largest_rate(context.optimizer))
                 return  # As in nearly every step.
             # A schedule that is followed as it is need not be known before the update: from a device it would be
             # waited for.
@@ -110,10 +110,10 @@ class LearningRateBackoff(Remedy):
         best, learned, worse = context.progress()
         left = 1.0 if context.remaining is None else context.remaining()
         share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse, left=left)
-        if share == 1.0:
-            return
         if self._clips:
             self._clip(context, scheduled * share)
+        if share == 1.0:
+            return
         for group in context.optimizer.param_groups:
             rate = group.get("lr")
             if rate is None:

@@ -290,6 +290,9 @@ def test_from_a_conviction_on_updates_that_would_replace_weights_are_clipped_at_
     assert norm_after(backoff, 0.05 / held) == pytest.approx(0.05 / held)
     assert norm_after(backoff, 50.0 / held) == pytest.approx(0.1 / held)
     assert norm_after(backoff, 50.0, reach=0.0) == pytest.approx(50.0), "where nothing was measured"
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.1 * held
+    assert norm_after(backoff, 50.0 / held) == pytest.approx(1.0 / held), "and below what is in use"
+    optimizer.param_groups[0]["lr"] = 0.1
     resumed = LearningRateBackoff()
     resumed.load_state_dict(through_a_file(backoff.state_dict()))
     backoff.bracket.acquit()
