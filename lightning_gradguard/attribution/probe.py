@@ -131,6 +131,7 @@ class Probe:
         if not outputs:
             return
         call.rms_out, call.ceiling = _size(outputs[0]), torch.finfo(outputs[0].dtype).max
+        call.width = outputs[0].shape[-1] if outputs[0].dim() else 1
         self._calls.append(call)
         if call.kind == "function":
             return

@@ -36,6 +36,7 @@ class LayerReading:
         difference: The same over the units (features or channels) of a layer of four or more; None for others.
         largest_in: The largest ``rms_in`` of its calls.
         answers: The same as ``variation`` of the softmax of a linear layer's output, where it has two units or more.
+        width: Size of the last dimension of its output.
     """
 
     layer: str
@@ -56,6 +57,7 @@ class LayerReading:
     difference: float | None = None
     largest_in: float | None = None
     answers: float | None = None
+    width: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +74,7 @@ class Call:
     differed: Tensor | None = None
     answered: Tensor | None = None
     ceiling: float = torch.finfo(torch.float32).max
+    width: int = 1
 
 
 def tensors_of(call: Call) -> Iterator[Tensor]:
@@ -114,6 +117,7 @@ def read(call: Call, order: int, followed_by: str | None, values: Iterator[float
         variation=varied / rms_out if varied is not None and rms_out else None,
         difference=differed / rms_out if differed is not None and rms_out else None,
         answers=answers,
+        width=call.width,
     )
 
 

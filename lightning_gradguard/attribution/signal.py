@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.detectors.overshoot import WILD
+from lightning_gradguard.layers.names import SCALING
 
 ALIKE = 0.01
 """Deviation of a batch's outputs over their RMS below which the signal dies on its way."""
@@ -48,6 +49,10 @@ def signal(readings: tuple[LayerReading, ...]) -> Signal:
     # An embedding takes no signal in, and should give one of the order of 1.
     source = 1.0 if not readings or readings[0].largest_in is None else readings[0].largest_in
     largest = max(map(_signal_in, ahead), default=1.0)
+    rows = [r for r in ahead if r.kind == "embedding"]
+    if rows and not any(r.kind in SCALING for r in readings):
+        # No layer scales what is made of them, and each is the other's weight: its gain is its squared length.
+        largest = max(r.width * (r.rms_out or 0.0) ** 2 for r in rows)
     varied = [r.variation for r in readings if r.variation is not None]
     told = varied[-1:] if varied and varied[0] >= ALIKE else []
     told += [r.difference for r in readings if r.difference is not None]

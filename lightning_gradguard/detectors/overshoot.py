@@ -137,6 +137,8 @@ class Overshoot(Detector):
             why = f"updates of {baseline.updates.ratio:.2g} x the weights"
         elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
+        elif not baseline.alone:
+            return None  # What another optimizer has changed makes a loss rise, too.
         elif losses.growing and not baseline.updates.harmless(statistics.norm, rate):
             why = "it grows on and on"
         elif baseline.updates.convicted:

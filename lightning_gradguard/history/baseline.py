@@ -30,11 +30,13 @@ class Baseline:
         losses: Their losses.
         updates: The size of their updates, and their rates.
         deceived: Whether the loss was found to fall as the run was lost, so that it is no measure of it.
+        alone: Whether no other optimizer of the run may have moved what the loss is measured by: a critic's targets are
+            the actor's doing. Told anew at each step.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.deceived = False
+        self.deceived, self.alone = False, True
         self.norms = NormHistory()
         self.updates = UpdateHistory()
         self.losses = LossHistory(self.updates)
@@ -68,6 +70,7 @@ class Baseline:
     def anew(self) -> Baseline:
         """Return what is known in another regime of data, loss or task: nothing but the rates."""
         found = Baseline()
+        found.alone = self.alone
         found.updates.rate, found.updates.looked = self.updates.rate, self.updates.looked
         return found
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard.layers.fan import fans
-from lightning_gradguard.layers.names import clean, kind_of
+from lightning_gradguard.layers.names import SCALING, clean, kind_of
 
 Scheme = Literal["Kaiming normal", "Xavier normal", "LeCun normal", "truncated normal", "orthogonal", "constant"]
 
@@ -56,7 +56,11 @@ def fitting(root: nn.Module, layer: str, name: str) -> Initialisation | None:
         return Initialisation("constant", 0.0)
     transformer = any(kind_of(child) == "attention" or isinstance(child, nn.LayerNorm) for child in modules.values())
     if kind == "embedding" and name == "weight":
-        return Initialisation("truncated normal", 0.02) if transformer else Initialisation("LeCun normal", 1.0)
+        if transformer:
+            return Initialisation("truncated normal", 0.02)
+        # Where a layer takes it in, that brings its scale along; products of rows are of the order of 1 by themselves.
+        alone = not any(kind_of(child) in SCALING for child in modules.values())
+        return Initialisation("LeCun normal", 1.0 / math.sqrt(module.weight.shape[1]) if alone else 1.0)
     found = fans(module, name)
     if found is None:
         return None

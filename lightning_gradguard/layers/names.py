@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 
 Kind = Literal["linear", "conv", "recurrent", "attention", "embedding", "norm", "function", "other"]
 """What a module is; a *function* has neither parameters nor parts: an activation, or a loss."""
+SCALING = frozenset[Kind](("linear", "conv", "recurrent", "attention"))
+"""Kinds of layers that give what they take in a scale of their own."""
 
 # torch.compile, FSDP1, the checkpoint wrapper and Fabric insert these; attribute look-up passes through them, so names
 # may drop them.

@@ -53,7 +53,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
-    waits = another_on_trial(run, track)
+    track.baseline.alone, waits = len(run.tracks) == 1, another_on_trial(run, track)
     for verdict in heard(track, statistics):
         if waits and (verdict.diverges or verdict.examine):
             continue

@@ -233,6 +233,15 @@ def test_small_updates_lose_a_fresh_network_only_where_its_signal_grows(growth: 
     assert any(said) is expected and not any(said[:10])
 
 
+def test_what_another_optimizer_may_have_moved_convicts_nobody_by_its_growth() -> None:
+    losses = noisy([2.3] * 9 + np.linspace(0.2, 0.1, 60).tolist() + [0.1 * 1.1**k for k in range(60)], 0.02)
+    for alone in (True, False):
+        baseline = taught([], [])
+        baseline.alone = alone
+        assert bool(run(Overshoot(), calm(len(losses)), losses, baseline=baseline, ratio=HEALTHY)) is alone
+        assert baseline.anew().alone is alone
+
+
 # -- on the way back to the schedule
 
 

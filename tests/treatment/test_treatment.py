@@ -111,6 +111,49 @@ def test_inputs_a_hundred_times_too_large_do_not_keep_a_run_from_learning() -> N
     assert not any(incident.helped is False for incident in loop.guard.incidents)
 
 
+class Factors(nn.Module):
+    """Ratings as products of embeddings, as torch draws them."""
+
+    def __init__(self, users: int = 60, items: int = 40, width: int = 64) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.users, self.items = nn.Embedding(users, width), nn.Embedding(items, width)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return (self.users(pairs[:, 0]) * self.items(pairs[:, 1])).sum(1)
+
+
+def test_embeddings_that_nothing_scales_are_drawn_so_that_their_products_are_of_the_order_of_one() -> None:
+    """With rows of 64 draws from N(0, 1) each is the other's weight of length 8: a lower rate only learns by heart."""
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.randn(60, 3, generator=generator) @ torch.randn(3, 40, generator=generator)
+    pairs = torch.cartesian_prod(torch.arange(60), torch.arange(40))[torch.randperm(2400, generator=generator)]
+    batches = [(chosen, truth[chosen[:, 0], chosen[:, 1]]) for _ in range(8) for chosen in pairs[:1600].split(64)]
+    loop = Loop(Factors(), partial(torch.optim.SGD, lr=6.0), nn.functional.mse_loss)
+    loop.run(batches)
+    (incident, *_), unseen = loop.guard.incidents, pairs[1600:]
+    assert told(incident) == [("start", ("rollback", "initialize", "backoff"), "kept")]
+    assert nn.functional.mse_loss(loop.network(unseen), truth[unseen[:, 0], unseen[:, 1]]) < 0.2 * truth.var()
+
+
+# -- other optimizers
+
+
+def test_each_optimizer_is_told_whether_another_may_move_its_loss() -> None:
+    """A critic's loss grows on and on as the actor gets sure of itself, in health."""
+    networks = nn.ModuleList([classifier(1), classifier(2)])
+    guard, optimizers = Guard(networks), [torch.optim.Adam(net.parameters(), lr=1e-3) for net in networks]
+    for several in (False, True):
+        for x, y in digits(3, size=32):
+            for network, optimizer in list(zip(networks, optimizers, strict=True))[: 1 + several]:
+                loss = nn.functional.cross_entropy(network(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                guard.before_step(optimizer, loss=loss)
+                optimizer.step()
+        assert guard.attach(optimizers[0]).baseline.alone is not several
+
+
 # -- a treatment that fails, and one that is kept
 
 
