@@ -10,24 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.strangers.sets import SETS
+
 HERE = Path(__file__).parent
 GOOD = 0.95
-SETS = (
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-    "thirteenth",
-    "fourteenth",
-)
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
 
