@@ -42,8 +42,8 @@ class GradGuard(Callback):
 
     Args:
         mode: ``"guard"`` acts; ``"halt"`` raises TrainingDiverged before a bad step is applied; ``"watch"`` reports.
-        detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off. Without Skip a NaN reaches the weights.
+        detectors: What to look for; by default one for each form of trouble; ``[]`` looks for nothing.
+        remedies: What may be done; leave one out to switch it off (``[]``: all). Without Skip NaN reaches the weights.
         exclude: Detectors and remedies that are left out, by name (``["drift", "backoff"]``) or shell-style pattern.
         policy: The ladder of remedies, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
@@ -62,7 +62,8 @@ class GradGuard(Callback):
 
     Raises:
         ValueError: An argument is out of range; the message names it, the constraint and the value.
-        MisconfigurationException: At setup, under a strategy that hides gradients, or beside another GradGuard.
+        MisconfigurationException: At setup, under a strategy that hides gradients, or beside one of another mode.
+        RuntimeError: From Lightning, as the Trainer is made: two of the same mode, told by their ``state_key``.
 
     Example:
         >>> from lightning.pytorch import Trainer

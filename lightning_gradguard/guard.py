@@ -45,9 +45,9 @@ class Guard(Session):
         module: The module that is trained; it may be named later, with :meth:`bind`.
         mode: ``"guard"`` acts; ``"halt"`` ends the run at its first bad step, with the evidence, by raising
             :class:`TrainingDiverged` before the weights are touched; ``"watch"`` changes nothing and only reports.
-        detectors: What to look for; by default one detector for each form of trouble.
-        remedies: What may be done; leave one out to switch it off. Without :class:`Skip` (or without a detector of
-            non-finite gradients) a NaN reaches the weights, of which a warning tells.
+        detectors: What to look for; by default one detector for each form of trouble; ``[]`` looks for nothing.
+        remedies: What may be done; leave one out to switch it off; ``[]`` does nothing. Without :class:`Skip` (or
+            without a detector of non-finite gradients) a NaN reaches the weights, of which a warning tells.
         policy: The ladder, its cool-downs and budget.
         snapshots: How often the state is copied to host memory, and how many copies are kept.
         exclude: Detectors and remedies that are left out, by name (``["drift", "backoff"]``) or shell-style pattern.

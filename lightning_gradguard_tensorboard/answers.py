@@ -9,6 +9,7 @@ from typing import Any
 from .clock import Heard, at, heard
 from .pieces import Words, with_commands
 from .telling import (
+    IN_VAIN,
     Held,
     acts,
     advice,
@@ -110,7 +111,7 @@ def _helped(record: Mapping[str, Any]) -> str:
     if stands == "open":
         return f"not yet: {numbers}, taken back"
     if improved(last, record):
-        return f"yes: {numbers}{lost}"
+        return f"{'yes' if stands == 'helped' else IN_VAIN}: {numbers}{lost}"
     return f"no: {numbers}, taken back" if last.get("outcome") == "taken back" else f"not shown: {numbers}{lost}"
 
 

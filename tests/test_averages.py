@@ -116,3 +116,23 @@ def test_the_average_of_lightnings_callback_goes_back_too(tmp_path: Path) -> Non
     assert same(now, weights) and not same(weights, average)
     # The skipped step's weights count once more.
     torch.testing.assert_close(averaged, [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_average_inside_the_module_goes_back_where_the_optimizer_was_given_its_parameters(given: bool) -> None:
+    module = nn.Module()
+    module.network = mlp()
+    module.average = AveragedModel(module.network, avg_fn=get_ema_avg_fn(0.9))
+    optimizer = torch.optim.SGD((module if given else module.network).parameters(), lr=0.01)
+    guard, seen = Guard(module, detectors=[Accuses()], remedies=[Skip(), Rollback()]), []
+    for x, y in regression(ALARM + 1):
+        seen.append([p.detach().clone() for p in module.average.parameters()])
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module.network(x), y)
+        loss.backward()
+        if not guard.before_step(optimizer, loss=loss).skipped:
+            optimizer.step()
+            module.average.update_parameters(module.network)
+    snapshot = guard.attach(optimizer).snapshots.latest
+    assert snapshot is not None and 0 < snapshot.step < ALARM
+    assert same(list(module.average.parameters()), seen[snapshot.step if given else ALARM])

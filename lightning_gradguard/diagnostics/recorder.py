@@ -106,14 +106,22 @@ class Recorder:
         self._untold.discard(incident.number)
         self.tell("incident", incident, event)
 
-    def close_incident(self, incident: Incident, step: int, trials: Sequence[TrialRecord]) -> None:
+    def close_incident(
+        self, incident: Incident, step: int, trials: Sequence[TrialRecord], *, in_vain: bool = False
+    ) -> None:
         """Close an incident.
 
         A treatment that was kept has helped if the loss is the better for it; none did if all were taken back.
+
+        Args:
+            incident: The incident.
+            step: Where it ends.
+            trials: The treatments that were tried.
+            in_vain: Whether the run is no better than before the trouble, though it is out of it.
         """
         outcomes, told = {trial.outcome for trial in trials}, to_json(incident)
         better = any(improved(to_json(trial), told) for trial in trials)
-        helped = True if better else False if outcomes == {"taken back"} else None
+        helped = True if better and not in_vain else False if outcomes == {"taken back"} else None
         closed = dataclasses.replace(incident, closed=step, helped=helped, trials=tuple(trials))
         self.replace(closed)
         self._tell_of(closed, "closed")

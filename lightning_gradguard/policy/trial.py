@@ -54,7 +54,8 @@ class Trial:
         cause: What was found to be at fault.
         treatment: Names of the remedies.
         step: Step at which it began.
-        before: Accepted losses from before the trouble, newest last; of a run that had learned nothing its first ones.
+        before: Accepted losses from before the trouble, newest last. Of a run that had learned nothing those that may
+            be of untrained weights; once the network is drawn anew, the first loss of the new one.
         trouble: Losses from the trouble until the treatment.
         learned: Whether the run had learned something before.
         last: Whether it is enough to be out of the trouble: no other treatment is left, or none may draw anything anew.
@@ -195,9 +196,15 @@ class Trial:
         # A run that learns fast has learned within the first few losses, so the very first one counts.
         return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
 
-    def record(self, step: int, ending: Ending) -> TrialRecord:
-        """Return what is told of the trial, which ends at a step."""
-        levels = level_of(self.before), level_of(self.trouble), self.level
+    def record(self, step: int, ending: Ending, before: Sequence[float] | None = None) -> TrialRecord:
+        """Return what is told of the trial, which ends at a step.
+
+        Args:
+            step: Number of the step.
+            ending: How it ends.
+            before: Losses from before the trouble, where :attr:`before` holds those of a network drawn anew.
+        """
+        levels = level_of(self.before if before is None else before), level_of(self.trouble), self.level
         return TrialRecord(self.cause, self.treatment, self.step, step, ending.value, *levels)
 
     def state_dict(self) -> dict[str, Any]:

@@ -104,8 +104,9 @@ class TrialRecord:
         closed: Step at which it ended.
         outcome: ``"kept"`` if the losses were the better for it, ``"taken back"`` if not, ``"calm"`` where no loss was
             known.
-        before: Level of the loss before the trouble (of a run that had learned nothing, the first loss); NaN if
-            unknown.
+        before: Median of the loss before the trouble, in the run as the user wrote it; NaN if unknown. Of a run that
+            had learned nothing that of its first losses, nine at most, or the very first where updates replaced all of
+            the weights.
         trouble: Level in the trouble, before the treatment; NaN if unknown.
         after: Level at the end of the trial; NaN if unknown.
     """
@@ -135,8 +136,8 @@ class Incident:
         alarms: Count of alarming steps, those not kept in ``actions`` included.
         closed: Step at which the incident ended, or None while it is open.
         helped: True if a treatment was kept and the loss was the better for it; False if none was kept, or the budget
-            was spent; None while open, where one stays of which that cannot be said, and where first aid was all, of
-            which nothing can be measured.
+            was spent; None while open, where one stays of which that cannot be said (the run may be out of the trouble,
+            but no better than before it), and where first aid was all, of which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
         bundle: File with the evidence of its first alarm, as one process has written it, or empty.

@@ -40,9 +40,9 @@ class SnapshotStore:
             them off.
         max_bytes: Most bytes of host memory that the snapshots of one process may take; None for no bound but the
             share.
-        max_share: Share of the memory that the host has left before the first snapshot, which those of all its
-            processes may take. What does not fit is made smaller, with a warning: one snapshot, one for all processes
-            of a host, one without the optimizer's state, the run's own last checkpoint on disk, none.
+        max_share: Share, at most 1, of the memory that the host has left before the first snapshot, which those of all
+            its processes may take. What does not fit is made smaller, with a warning: one snapshot, one for all
+            processes of a host, one without the optimizer's state, the run's own last checkpoint on disk, none.
         in_checkpoint: Whether a checkpoint holds the snapshots too, each as large as the checkpoint itself. Without
             them the checkpoint's own weights are the newest snapshot of the run that is resumed from it; one that is
             written in an incident carries the last good snapshot in any case.
@@ -60,7 +60,7 @@ class SnapshotStore:
         self.every = checks.whole("every", every, least=1)
         self.keep = checks.whole("keep", keep)
         self.max_bytes = None if max_bytes is None else checks.whole("max_bytes", max_bytes)
-        self.max_share = checks.number("max_share", max_share, above=0.0)
+        self.max_share = checks.number("max_share", max_share, above=0.0, most=1.0)
         self.in_checkpoint = checks.flag("in_checkpoint", in_checkpoint)
         # How much of the state is kept, and the bytes of a snapshot that this was decided for.
         self.keeping = Keeping.ALL

@@ -10,6 +10,12 @@ from lightning_gradguard.snapshots.snapshot import Snapshot, restore
 from lightning_gradguard.snapshots.when import attempt, worth_keeping
 from lightning_gradguard.step.run import Run
 
+NOT_IN_CHECKPOINT = (
+    "the checkpoint holds no copy of the state from before the treatment on trial: if that fails it can be ended, and "
+    "its weights cannot be taken back"
+)
+STANDS_IN = "; nor has it a copy of good weights, so its own stand in for one"
+
 
 def worth_copying(track: OptimizerTrack, step: int, statistics: GradientStatistics) -> bool:
     """Return whether the state before ``step`` should be copied."""
@@ -47,8 +53,17 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
 
 
 def make_up(run: Run, track: OptimizerTrack) -> None:
-    """Copy the state before a step at once where a checkpoint did not hold what there was to go back to."""
-    if run.acts and track.snapshots.missing and any(remedy.uses_snapshots for remedy in track.remedies):
+    """Copy the state before a step at once where a checkpoint did not hold what there was to go back to.
+
+    Where it was written in a trial, say what cannot be taken back.
+    """
+    missing, bare = track.snapshots.missing, track.treatment.bare
+    if not (missing or bare) or not run.acts or not any(remedy.uses_snapshots for remedy in track.remedies):
+        return
+    if bare and track.snapshots.keep > 0:
+        run.recorder.tell("notice", track.number, NOT_IN_CHECKPOINT + (STANDS_IN if missing else ""))
+    track.treatment.bare = False
+    if missing:
         copy(run, track, track.steps)
 
 

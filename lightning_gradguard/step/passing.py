@@ -53,7 +53,7 @@ def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> No
     known, treatment, step = track.baseline, track.treatment, statistics.step
     ordinary = track.incident is not None and known.ordinary(statistics.norm, statistics.loss)
     rested = track.policy.rest(step, ordinary=ordinary, trial=treatment.trial is not None)
-    if treatment.trial is not None and treatment.keep_if_cured(step, known.count):
+    if treatment.trial is not None and treatment.keep_if_cured(step, known.count, known.losses.untrained):
         rested = True
         track.policy.end_episode(step)
     if rested and track.incident is not None:

@@ -94,9 +94,10 @@ def close(run: Run, track: OptimizerTrack, step: int) -> None:
     assert track.incident is not None
     if run.evidence is not None and run.evidence.lost(track.incident.bundle):
         track.incident = dataclasses.replace(track.incident, bundle="")  # The disk was full, as a warning has said.
-    run.recorder.close_incident(track.incident, step, track.treatment.trials)
+    treatment = track.treatment
+    run.recorder.close_incident(track.incident, step, treatment.trials, in_vain=treatment.in_vain)
     track.incident = None
-    track.treatment.close()
+    treatment.close()
 
 
 def stop(run: Run, track: OptimizerTrack, step: int) -> None:

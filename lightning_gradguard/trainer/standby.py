@@ -10,10 +10,22 @@ from lightning_gradguard.trainer.refusal import misconfigured
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+_WORDS = {True: ("1", "true", "on", "yes"), False: ("0", "false", "off", "no", "")}
+"""What the environment may say."""
+
 
 def asked_for() -> bool:
-    """Return whether the environment asks for a guard."""
-    return os.environ.get("LIGHTNING_GRADGUARD", "").lower() not in ("", "0", "false", "no", "off")
+    """Return whether the environment asks for a guard.
+
+    Raises:
+        ValueError: What it says means neither yes nor no.
+    """
+    said = os.environ.get("LIGHTNING_GRADGUARD", "").strip()
+    meaning = next((means for means, words in _WORDS.items() if said.lower() in words), None)
+    if meaning is None:
+        known = ", ".join(word for words in _WORDS.values() for word in words if word)
+        raise ValueError(f"the environment variable LIGHTNING_GRADGUARD must be one of {known} or empty, got {said!r}")
+    return meaning
 
 
 def on_standby(guard: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
+from lightning_gradguard.policy.helped import helped
 from lightning_gradguard.policy.trial import WINDOW, WINDOWS, Ending, level_of
 from lightning_gradguard.records import Decision, GradientStatistics, Suspect, TrialRecord, Verdict
 from lightning_gradguard.snapshots.snapshot import Snapshot, plain
@@ -32,6 +33,8 @@ class Treatment:
         trials: How the trials of the open incident have ended.
         resigned: Whether all treatments have failed, so that only first aid is left.
         failed: Names of the remedies of trials that have just failed, and that are to be undone.
+        in_vain: Whether the run is out of the trouble, and no better than before it, by what was kept.
+        bare: Whether it goes on from a checkpoint that holds a trial, and not the state from before it.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,7 @@ class Treatment:
         self.trials: list[TrialRecord] = []
         # Losses of alarming steps since the last incident was closed.
         self._trouble: list[float] = []
-        self.resigned = False
+        self.resigned = self.in_vain = self.bare = False
         self.failed: tuple[str, ...] = ()
         # Whether the trouble at hand is that of a start.
         self._at_start = False
@@ -153,10 +156,12 @@ class Treatment:
         self.trial = Trial(decision.cause, done, step, before=before, trouble=trouble, learned=learned, last=last)
         self.trial.lowers_rate = lowers_rate
 
-    def keep_if_cured(self, step: int, accepted: int) -> bool:
+    def keep_if_cured(self, step: int, accepted: int, untrained: float) -> bool:
         """Keep the treatment on trial if its losses say so; return whether they do."""
         if self.trial is None or (ending := self.trial.verdict()) not in (Ending.KEPT, Ending.CALM):
             return False
+        better = helped(self.trial, self._levels[0] if self._levels else [], untrained, self.trials)
+        self.in_vain = ending is Ending.KEPT and not better
         self._end(step, ending, accepted)
         self.untreated, self._at_start, self._uncopied = None, False, False
         return True
@@ -166,7 +171,9 @@ class Treatment:
         trial, self.trial = self.trial, None
         if trial is not None:
             self.signal.look_soon(accepted)
-            self.trials = [*self.trials, trial.record(step, ending)]
+            # What the trial went by may be a new network's; what is told is the user's.
+            before = None if self._levels is None else self._levels[0]
+            self.trials = [*self.trials, trial.record(step, ending, before)]
             self.failed += trial.treatment if ending is Ending.TAKEN_BACK else ()
 
     def supersede(self, called_for: Decision, step: int, accepted: int) -> None:
@@ -197,7 +204,7 @@ class Treatment:
     def close(self) -> None:
         """Forget the trouble of the incident that is closed."""
         self.trials, self._trouble, self._levels, self._at_start = [], [], None, False
-        self._uncopied = False
+        self._uncopied = self.in_vain = False
 
     def state_dict(self, *, whole: Callable[[Snapshot], Snapshot | None] = lambda one: one) -> dict[str, Any]:
         """Return what a treatment under way goes by, in the same form where there is none.
@@ -229,6 +236,7 @@ class Treatment:
         self._trouble, self.trials = [float(v) for v in state["trouble"]], list(trials)
         found = state["treating"]
         self.untreated = next((Snapshot(**kept) for kept in found["untreated"]), None)
+        self.bare = self.trial is not None and self.untreated is None
         levels = [float(v) for v in found["before"]], [float(v) for v in found["trouble"]], bool(found["learned"])
         self._levels = levels if found["measured"] else None
         self.resigned, self._at_start = bool(found["resigned"]), bool(found["at_start"])

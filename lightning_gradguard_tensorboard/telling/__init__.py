@@ -25,7 +25,7 @@ from .finding import (
 from .held import QUARTER, Held, held_back, lowered_to
 from .page import tell
 from .record import Record, dicts, number, outcomes
-from .standing import STATES, exhausted, improved, lasted, remedies, result, state, watched, why_stopped
+from .standing import IN_VAIN, STATES, exhausted, improved, lasted, remedies, result, state, watched, why_stopped
 from .trials import (
     LASTING,
     became,
@@ -62,6 +62,7 @@ from .words import (
 )
 
 __all__ = [
+    "IN_VAIN",
     "LASTING",
     "QUARTER",
     "ROWS",

@@ -19,10 +19,12 @@ STATES = {
 }
 """For each state the colour, a glyph, and a word or two.
 
-``kept``: a treatment stays, but no loss shows that it made anything better; ``calm``: no treatment was measured;
+``kept``: a treatment stays, but no loss shows that the run is the better for it; ``calm``: no treatment was measured;
 ``watched``: nothing was done, so that no more alarms say little;
 ``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
 """
+IN_VAIN = "out of the trouble, but no better than before it"
+"""What is said where the loss is lower than in the trouble, and nothing is left of what was learned."""
 DONE_AT_ONCE = {"skip": "skipped", "clip": "clipped"}
 """What is done at once to a single step, which is no treatment, and is not put on trial."""
 
@@ -104,12 +106,18 @@ def result(record: Record) -> str:
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
-        "kept": f"calm again after {after}, what was done is kept",
+        "kept": f"calm again after {after}, {_kept(record)}",
         "calm": f"calm again after {after}" + (f", only {' and '.join(done)}" if done else ""),
         "watched": f"no more alarms after {after}, only watched",
         "anew": f"what is healthy is learned anew after {after}",
         "failed": f"given up after {after}, did not help",
     }[state(record)]
+
+
+def _kept(record: Record) -> str:
+    """Return what is said of a treatment that stays, where nothing shows that it helped."""
+    out = any(improved(trial, record) for trial in dicts(record.get("trials")))
+    return IN_VAIN if out else "what was done is kept"
 
 
 def why_stopped(record: Record) -> str:

@@ -147,6 +147,16 @@ def test_an_incident_has_helped_only_if_the_loss_is_the_better_for_what_was_kept
     assert (wording.state(closed) == "kept") is (outcome == "kept" and helped is None)
 
 
+def test_a_run_that_is_only_out_of_the_trouble_has_not_been_helped() -> None:
+    recorder = Recorder([], 50)
+    recorder.incidents = [Incident(1, 0, 40, "divergence")]
+    trial = TrialRecord("learning rate", ("rollback", "backoff"), 40, 56, "kept", 0.5, 3.0, 2.3)
+    recorder.close_incident(recorder.incidents[0], 56, [trial], in_vain=True)
+    (closed,) = recorder.incidents
+    assert closed.helped is None and wording.state(closed) == "kept"
+    assert wording.result(closed) == "calm again after 16 steps, out of the trouble, but no better than before it"
+
+
 def test_all_incidents_count_although_the_newest_alone_are_kept() -> None:
     recorder = Recorder([], 50)
     recorder.incidents = [Incident(number, 0, 10 * number, "sudden", closed=10 * number) for number in range(5, 205)]

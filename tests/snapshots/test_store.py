@@ -268,3 +268,9 @@ def test_a_snapshot_from_a_gpu_is_whole_once_it_is_asked_for() -> None:
     snapshot = store.latest
     assert snapshot is not None and same(snapshot.parameters, wanted)
     assert all(p.is_pinned() for p in snapshot.parameters.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 1.01, 2])
+def test_a_share_is_more_than_nothing_and_at_most_all(share: float) -> None:
+    with pytest.raises(ValueError, match="max_share must be > 0 and <= 1, got"):
+        SnapshotStore(max_share=share)

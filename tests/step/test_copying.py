@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from lightning_gradguard import SnapshotStore
 from lightning_gradguard.defaults import default_remedies
+from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.policy import Trial
 from lightning_gradguard.remedies import LearningRateBackoff
-from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back, worth_copying
+from lightning_gradguard.step.copying import captured, copy, expect_as_then, make_up, put_back, worth_copying
 from tests.builders import same
 from tests.step.loop import Loop
 
@@ -70,3 +73,35 @@ def test_a_rate_that_climbs_is_followed_by_copies_of_the_best() -> None:
     assert not worth_copying(loop.track, 99, best), "ten steps lie between two"
     worse = dataclasses.replace(found, loss=2.0 * losses.best_level + 1.0)
     assert not worth_copying(loop.track, 101, worse)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_trial_that_is_resumed_without_its_copy_says_so_once(kept: bool) -> None:
+    said: list[tuple[int, str]] = []
+
+    class Listens(Sink):
+        def notice(self, step: int, message: str) -> None:
+            said.append((step, message))
+
+    loop = Loop()
+    loop.run.recorder.sinks.append(Listens())
+    treatment, store = loop.track.treatment, loop.track.snapshots
+    treatment.trial = Trial("learning rate", ("rollback", "backoff"), loop.track.steps, before=[1.0], trouble=[9.0])
+    treatment.untreated = captured(loop.run, loop.track)
+    state = treatment.state_dict()
+    treatment.load_state_dict(state, ())
+    make_up(loop.run, loop.track)
+    assert not said, "all is there"
+    state["treating"]["untreated"] = []
+    treatment.load_state_dict(state, ())
+    if not kept:
+        store.load_state_dict({**store.state_dict(), "kept": []})
+    make_up(loop.run, loop.track)
+    make_up(loop.run, loop.track)
+    ((step, message),) = said
+    assert step == loop.track.number and "its weights cannot be taken back" in message
+    assert ("its own stand in" in message) is not kept and not store.missing
+    store.keep = 0
+    treatment.load_state_dict(state, ())
+    make_up(loop.run, loop.track)
+    assert len(said) == 1, "who switched copies off knows"

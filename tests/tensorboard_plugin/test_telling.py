@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from browsing import Tab
 
-from lightning_gradguard_tensorboard import events, pieces, story, telling
+from lightning_gradguard_tensorboard import answers, events, pieces, story, telling
 from lightning_gradguard_tensorboard.clock import Heard
 from lightning_gradguard_tensorboard.telling.advice import advice
 
@@ -83,6 +83,13 @@ def test_the_verdict_says_no_more_than_was_measured(
 ) -> None:
     said = verdict(made)
     assert said[:2] == (level, headline) and words in said[2]
+
+
+def test_a_run_that_is_only_out_of_the_trouble_was_not_helped() -> None:
+    made = record("skip", trials=[BACK, KEPT], closed=2028)
+    said = {one["question"]: pieces.plain_text(one["words"]) for one in answers.answers([made], "now", "")}
+    assert said["Did it help?"].startswith("out of the trouble, but no better than before it: loss ")
+    assert verdict(made)[:2] == ("warning", "Treated")
 
 
 def test_an_incident_of_an_older_version_keeps_what_it_said() -> None:

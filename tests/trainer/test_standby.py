@@ -8,6 +8,8 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_gradguard import GradGuard
+from lightning_gradguard.callback import from_environment
+from lightning_gradguard.trainer.standby import asked_for
 from tests.builders import trainer
 
 
@@ -32,6 +34,22 @@ def test_it_leaves_where_there_is_another_and_stays_where_there_is_none(tmp_path
     assert waiting not in run.callbacks and other in run.callbacks  # type: ignore[attr-defined]
     alone = trainer(tmp_path, callbacks=[waiting])
     assert not waiting.standby.gives_way(alone, waiting, GradGuard) and not waiting.standby.on
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [("1", True), ("on", True), ("YES", True), (" true ", True), ("", False), ("0", False), ("No", False)],
+)
+def test_the_environment_says_yes_or_no(said: str, means: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_GRADGUARD", said)
+    assert asked_for() is means
+
+
+def test_what_the_environment_says_besides_is_refused_as_a_trainer_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_GRADGUARD", "maybe")
+    known = "must be one of 1, true, on, yes, 0, false, off, no or empty, got 'maybe'"
+    with pytest.raises(ValueError, match=f"LIGHTNING_GRADGUARD {known}"):
+        from_environment()
 
 
 def test_two_that_stay_are_refused(tmp_path: Path) -> None:

@@ -102,6 +102,19 @@ def test_a_rate_a_hundred_times_too_high_is_brought_down_and_the_run_learns() ->
     assert float((loop.network(x).argmax(1) == y).float().mean()) > 0.95 and min(lost[-50:]) > 1.0
 
 
+def test_a_run_that_is_only_out_of_the_trouble_is_not_said_to_be_helped() -> None:
+    """Of labels that are drawn by lot nothing can be learned, whatever is treated."""
+    loop = Loop(classifier(), partial(torch.optim.SGD, lr=100.0))
+    lot = torch.Generator().manual_seed(9)
+    reports = loop.run([(x, torch.randint(0, 10, (len(x),), generator=lot)) for x, _ in digits(260)])
+    incident = loop.guard.incidents[0]
+    first, second = incident.trials
+    assert (first.outcome, second.outcome) == ("taken back", "kept") and "initialize" in second.treatment
+    assert second.before == first.before == reports[0].statistics.loss, "the user's network, not the one drawn anew"
+    assert first.after < second.after < second.trouble and incident.helped is None
+    assert "out of the trouble, but no better than before it" in str(incident) and "helped" not in str(incident)
+
+
 def test_inputs_a_hundred_times_too_large_do_not_keep_a_run_from_learning() -> None:
     loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
     loop.run(digits(400, scale=100.0))
