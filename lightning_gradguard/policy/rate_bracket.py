@@ -92,7 +92,7 @@ class RateBracket:
         if self.good >= self.bad:
             self.good = 0.0  # The run was lost at what it had learned with, which is no proof any more.
         below = self.bad / descent
-        self.in_use = self._floor = min(BELOW * self.good or below, BELOW * self.bad)
+        self.in_use = self._floor = min(self.good or below, BELOW * self.bad)
         self._stale = 0
         return self.in_use
 

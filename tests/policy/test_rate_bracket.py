@@ -53,10 +53,10 @@ def test_the_size_of_the_updates_tells_how_far_to_go_down(ratio: float, times: f
     assert RateBracket().convict(1.0, ratio) == pytest.approx(1.0 / times)
 
 
-def test_after_going_back_the_rate_is_a_quarter_of_the_largest_that_has_worked() -> None:
+def test_after_going_back_the_rate_is_the_largest_that_has_worked() -> None:
     bracket = RateBracket()
     updates(bracket, 5, 0.01, best=True)
-    assert bracket.convict(1.0, 50.0) == pytest.approx(BELOW * 0.01)
+    assert bracket.convict(1.0, 50.0) == pytest.approx(0.01)
     assert bracket.convict(0.01) < BELOW * 0.01 and bracket.good == 0.0, (
         "lost at what it had worked with, which is no proof any more"
     )
