@@ -95,8 +95,10 @@ class Spike(Detector):
             reason=f"norm {statistics.norm:.3g} is {statistics.norm / usual:.3g} x the typical {usual:.3g}",
         )
         # Where its update is known to leave the weights nearly as they are, such a norm does no harm unless batch or
-        # layers are at fault; in a run of a few steps, no norm does, and where updates go by signs, none ever does.
+        # layers are at fault; in a run of a few steps, no norm does, and where updates go by signs, none ever does, nor
+        # where no update grows with its gradient and no matrix is trained (a temperature).
         ratio, young = max(statistics.update_ratio or 0.0, baseline.updates.ratio), baseline.count < RECENT
         known = young or (statistics.norm < GENTLE * ordinary and statistics.update_ratio is not None)
-        harmless = statistics.by_sign or (known and 0.0 < ratio <= LARGE)
+        bounded = statistics.by_sign or (statistics.normalised and statistics.update_ratio == 0.0)
+        harmless = bounded or (known and 0.0 < ratio <= LARGE)
         return dataclasses.replace(verdict, examine=harmless and statistics.norm <= LARGEST)

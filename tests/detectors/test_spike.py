@@ -94,6 +94,18 @@ def test_a_spike_where_updates_go_by_signs_asks_only_for_batch_and_layers() -> N
     assert verdict is not None and verdict.examine
 
 
+@pytest.mark.parametrize(
+    ("normalised", "ratio", "examine"), [(True, 0.0, True), (False, 0.0, False), (True, None, False)]
+)
+def test_a_spike_of_what_holds_no_matrix_is_harmless_where_updates_do_not_grow_with_it(
+    normalised: bool, ratio: float | None, examine: bool
+) -> None:
+    """A temperature of a network that is nearly always right: its first gradients are all but zero."""
+    found = dataclasses.replace(statistics(900.0, update_ratio=ratio), normalised=normalised)
+    verdict = Spike().judge(found, taught([1e-3]))
+    assert verdict is not None and verdict.examine is examine
+
+
 def test_the_wider_limit_of_a_young_run_excuses_no_larger_norms() -> None:
     """Nothing is known of the tail yet, so what is let through must lie close to what history explains."""
     young = taught(calm(20), calm(20))
