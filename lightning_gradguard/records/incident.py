@@ -137,7 +137,7 @@ class Incident:
         closed: Step at which the incident ended, or None while it is open.
         helped: True if a treatment was kept and the loss was the better for it; False if none was kept, or the budget
             was spent; None while open, where one stays of which that cannot be said (the run may be out of the trouble,
-            but no better than before it), and where first aid was all, of which nothing can be measured.
+            not shown to be better than before it), and where first aid was all, of which nothing can be measured.
         trials: The treatments that were tried, and what became of them.
         stopped: Step at which the guard ended the run because of it, or None where it did not.
         bundle: File with the evidence of its first alarm, as one process has written it, or empty.

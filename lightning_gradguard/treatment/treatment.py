@@ -33,7 +33,7 @@ class Treatment:
         trials: How the trials of the open incident have ended.
         resigned: Whether all treatments have failed, so that only first aid is left.
         failed: Names of the remedies of trials that have just failed, and that are to be undone.
-        in_vain: Whether the run is out of the trouble, and no better than before it, by what was kept.
+        in_vain: Whether the run is out of the trouble, and not shown to be better than before it, by what was kept.
         bare: Whether it goes on from a checkpoint that holds a trial, and not the state from before it.
     """
 

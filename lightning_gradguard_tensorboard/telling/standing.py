@@ -23,7 +23,7 @@ STATES = {
 ``watched``: nothing was done, so that no more alarms say little;
 ``anew``: data, loss or task have changed for good, and what is healthy is learned anew.
 """
-IN_VAIN = "out of the trouble, but no better than before it"
+IN_VAIN = "out of the trouble, not shown to be better than before it"
 """What is said where the loss is lower than in the trouble, and nothing is left of what was learned."""
 DONE_AT_ONCE = {"skip": "skipped", "clip": "clipped"}
 """What is done at once to a single step, which is no treatment, and is not put on trial."""

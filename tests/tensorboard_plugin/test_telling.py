@@ -88,7 +88,7 @@ def test_the_verdict_says_no_more_than_was_measured(
 def test_a_run_that_is_only_out_of_the_trouble_was_not_helped() -> None:
     made = record("skip", trials=[BACK, KEPT], closed=2028)
     said = {one["question"]: pieces.plain_text(one["words"]) for one in answers.answers([made], "now", "")}
-    assert said["Did it help?"].startswith("out of the trouble, but no better than before it: loss ")
+    assert said["Did it help?"].startswith("out of the trouble, not shown to be better than before it: loss ")
     assert verdict(made)[:2] == ("warning", "Treated")
 
 
