@@ -129,9 +129,9 @@ class Treatment:
             return
         if decision.look or (not decision.again and unlearned and Act.ROLLBACK in decision.remedies):
             snapshots.only_first()
-        # Where there was no memory for it, a later copy would be of what the treatment has made.
-        if self.untreated is None and finite and not self._uncopied and decision.cause != Cause.BATCH.value:
-            self.untreated = capture()
+        # Where there was no memory for it, or nothing finite, a later copy would be of what the treatment has made.
+        if self.untreated is None and not self._uncopied and decision.cause != Cause.BATCH.value:
+            self.untreated = capture() if finite else None
             self._uncopied = self.untreated is None
 
     def open_trial(
@@ -236,7 +236,7 @@ class Treatment:
         self._trouble, self.trials = [float(v) for v in state["trouble"]], list(trials)
         found = state["treating"]
         self.untreated = next((Snapshot(**kept) for kept in found["untreated"]), None)
-        self.bare = self.trial is not None and self.untreated is None
+        self.bare = self._uncopied = self.trial is not None and self.untreated is None
         levels = [float(v) for v in found["before"]], [float(v) for v in found["trouble"]], bool(found["learned"])
         self._levels = levels if found["measured"] else None
         self.resigned, self._at_start = bool(found["resigned"]), bool(found["at_start"])
