@@ -69,7 +69,8 @@ def suspects(
     # Without a snapshot only measured gains tell a bad layer from one that is merely large: a first look comes first.
     if ask != "batch" and (readings or first or snapshots.latest is not None):
         changes = ask == "changes"
-        layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh=fresh, sharded=sharded)
+        several = collectives.size > 1
+        layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh, sharded, several)
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     told = mine.told(collectives)
     merged = _merged(map(_seen_on, told, range(len(told))) if collectives.size > 1 else told)
@@ -114,9 +115,9 @@ def _layers(
     snapshots: SnapshotStore,
     accepted: int,
     changes: bool,
-    *,
     fresh: bool,
     sharded: bool,
+    several: bool,
 ) -> tuple[Suspect, ...]:
     """Return the layers that this process blames, none where there is no memory to examine them."""
     from lightning_gradguard.attribution.suspects import blame  # only now: most runs never blame anybody
@@ -132,6 +133,7 @@ def _layers(
             updates=0 if snapshot is None else max(accepted - snapshot.updates, 0),
             changes_only=changes,
             fresh=fresh,
+            averaged=several,
         )
     except Exception as error:
         # Where shards are gathered for it, the other processes would wait for this one.

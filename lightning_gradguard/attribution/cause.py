@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from lightning_gradguard.attribution.signal import Signal
@@ -39,6 +39,20 @@ class Cause(str, Enum):
     """Data, loss or task have changed for good."""
     UNKNOWN = "unknown"
     """None of these could be told."""
+
+
+_ABOUT: dict[str, Callable[[Suspect], bool]] = {
+    Cause.BATCH: lambda one: one.is_batch,
+    Cause.LAYER: lambda one: one.is_layer,
+    Cause.ACTIVATION: lambda one: one.part == "activation",
+    Cause.LOSS: lambda one: one.part == "loss",
+}
+
+
+def in_order(suspects: Sequence[Suspect], cause: str) -> tuple[Suspect, ...]:
+    """Return suspects with those first that a cause is about: what is named as the cause is named as the culprit."""
+    about = _ABOUT.get(cause)
+    return tuple(suspects) if about is None else tuple(sorted(suspects, key=lambda one: not about(one)))
 
 
 def cause_of(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lightning_gradguard.records import OPTIMIZER, Suspect
+
 LONGEST_MEMORY = 0.98
 """Momentum above which it is odd: an update then repeats the last fifty gradients, 1 / (1 - momentum) of them."""
 USUAL_MOMENTUM = 0.9
@@ -45,6 +47,13 @@ class OddNumber(NamedTuple):
 def odd_number(optimizer: torch.optim.Optimizer) -> str | None:
     """Return, in words, what is odd about the numbers of an optimizer; None where nothing is."""
     return "; ".join(dict.fromkeys(one.told for one in _odd(optimizer))) or None
+
+
+def at_fault(optimizer: torch.optim.Optimizer) -> tuple[Suspect, ...]:
+    """Return the optimizer as a suspect, with the numbers that are odd; nobody where none is."""
+    names = " and ".join(dict.fromkeys(one.name for one in _odd(optimizer)))
+    told = odd_number(optimizer)
+    return () if told is None else (Suspect(OPTIMIZER, math.inf, told, part="optimizer", kind=names),)
 
 
 def mend(optimizer: torch.optim.Optimizer) -> list[OddNumber]:

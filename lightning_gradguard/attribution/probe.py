@@ -106,7 +106,8 @@ class Probe:
         # Validation may come in between: it says nothing of the gradients, and may last for thousands of batches.
         if torch.compiler.is_compiling() or layer not in self._names or not torch.is_grad_enabled():
             return None
-        call = Call(*self._names[layer])
+        name, kind = self._names[layer]
+        call = Call(name, kind, type(layer).__name__ if kind == "function" else "")
         self._open.setdefault(layer, []).append(call)
         values = (*args, *kwargs.values())
         source = next((v for v in values if _measurable(v)), None)

@@ -37,6 +37,7 @@ class LayerReading:
         largest_in: The largest ``rms_in`` of its calls.
         answers: The same as ``variation`` of the softmax of a linear layer's output, where it has two units or more.
         width: Size of the last dimension of its output.
+        type: Type of a function; empty for a layer.
     """
 
     layer: str
@@ -58,6 +59,12 @@ class LayerReading:
     largest_in: float | None = None
     answers: float | None = None
     width: int = 1
+    type: str = ""
+
+    @property
+    def growth(self) -> float | None:
+        """``rms_out / rms_in``, of an input of 1 at least: what makes 1 of 0 has not blown it up; None if unknown."""
+        return _gain(self.rms_out, None if self.rms_in is None else max(self.rms_in, 1.0))
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +73,7 @@ class Call:
 
     layer: str
     kind: Kind
+    type: str = ""
     rms_in: Tensor | None = None
     rms_out: Tensor | None = None
     grads_out: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
@@ -118,6 +126,7 @@ def read(call: Call, order: int, followed_by: str | None, values: Iterator[float
         difference=differed / rms_out if differed is not None and rms_out else None,
         answers=answers,
         width=call.width,
+        type=call.type,
     )
 
 
@@ -130,7 +139,16 @@ def _gain(out: float | None, into: float | None) -> float | None:
 def worst(calls: list[LayerReading]) -> LayerReading:
     """Join the calls of one layer: the forward half of the worst forward, the backward half of the worst backward."""
     ahead = max(calls, key=lambda r: (r.input_finite and not r.output_finite, r.forward_gain or 0.0))
-    back = max(calls, key=lambda r: (r.backward_gain or 0.0, r.grad_out is not None))
+    # One call's gradient that was finite says nothing of the weights where another call's was not when it came.
+    back = max(
+        calls,
+        key=lambda r: (
+            r.grad_out_finite is True and r.grad_in_finite is False,
+            r.grad_out_finite is False,
+            r.backward_gain or 0.0,
+            r.grad_out is not None,
+        ),
+    )
     return replace(
         ahead,
         order=calls[0].order,

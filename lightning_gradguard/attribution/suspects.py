@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ from lightning_gradguard.records import BATCH, LOSS, GradientStatistics, Suspect
 from lightning_gradguard.records.verdict import Part
 from lightning_gradguard.snapshots.snapshot import Snapshot
 
+EXPLODES = 1e3
+"""Growth of the signal in one function that no function between layers has in health."""
+
 
 def blame(
     module: nn.Module,
@@ -27,6 +31,7 @@ def blame(
     updates: int = 0,
     changes_only: bool = False,
     fresh: bool = True,
+    averaged: bool = False,
 ) -> tuple[Suspect, ...]:
     """Name the layers at fault, worst first; nobody if nobody stands out.
 
@@ -46,17 +51,16 @@ def blame(
             it.
         fresh: Whether the weights are those of an initialisation, so that their size can be held against them; those of
             a trained network are rightly far above what their fan calls for.
+        averaged: Whether the gradients of the step are those of several processes: where they are not finite, another
+            one's may have been so when they came to the layer.
     """
     traits = examine(module, snapshot)
     by_layer = {reading.layer: reading for reading in readings}
     found = _broken(traits) + displaced(traits, explained(module, snapshot, older, updates, statistics))
     if not changes_only and all(t.finite for t in traits):  # else every reading is polluted by it
-        history = snapshot is not None and snapshot.step > 0
-        found += _origins(readings, statistics) or _between(readings, statistics)
-        if fresh:
-            found += excessive(traits, by_layer, history)
-            found += [] if found else growing(traits, readings)
-        found += [] if found else _batch(readings)
+        found += _origins(readings, None if averaged else statistics) or _between(readings, statistics)
+        found += excessive(traits, by_layer, snapshot is not None and snapshot.step > 0) if fresh else []
+        found = found or _exploding(readings) or (growing(traits, readings) if fresh else []) or _batch(readings)
     order = {t.layer: (by_layer[t.layer].order if t.layer in by_layer else index) for index, t in enumerate(traits)}
     measured = {t.layer: t for t in traits}
     return tuple(_complete(s, measured.get(s.layer), by_layer.get(s.layer)) for s in _worst_first(found, order))
@@ -77,9 +81,10 @@ def _complete(suspect: Suspect, traits: WeightTraits | None, reading: LayerReadi
         reason=suspect.reason,
         forward_gain=None if reading is None else reading.forward_gain,
         backward_gain=None if reading is None else reading.backward_gain,
-        weight_ratio=None if traits is None else traits.excess,
+        weight_ratio=None if traits is None or not traits.finite else traits.excess,
         broken=suspect.broken,
         part=suspect.part,
+        kind="" if reading is None else reading.type,
     )
 
 
@@ -102,6 +107,25 @@ def _origins(readings: Sequence[LayerReading], statistics: GradientStatistics | 
         elif r.grad_out_finite and (r.grad_in_finite is False or r.layer in spoilt):
             found += _overflow(r, r.grad_out, "its gradients are not finite though the gradient that reached it is")
     return found
+
+
+def _exploding(readings: Sequence[LayerReading]) -> list[Suspect]:
+    """Accuse the functions that blow the signal up a thousandfold each, and more than any layer, until it overflows."""
+    if all(r.output_finite and r.grad_out_finite is not False for r in readings):
+        return []
+    layers = [r for r in readings if r.kind != "function"]
+    largest = max((r.growth for r in layers if r.growth is not None and r.output_finite), default=0.0)
+    # What is behind the first overflow was given inf, and nobody knows what it does to finite numbers.
+    end = min((r.order for r in readings if not r.output_finite), default=math.inf)
+    last = max((r.order for r in layers), default=-1)
+    found = [
+        Suspect(r.layer, math.log(min(r.growth, r.ceiling)), f"it blows the signal up {r.growth:.2g} fold", part=part)
+        for r in readings
+        if r.kind == "function" and r.order <= end and r.growth is not None and r.growth > max(EXPLODES, largest)
+        for part in ("loss" if r.order > last else "activation",)
+    ]
+    first = max((s.score for s in found), default=0.0)
+    return [dataclasses.replace(s, score=first) for s in found]  # Each was given what those before it have made.
 
 
 def _between(readings: Sequence[LayerReading], statistics: GradientStatistics | None) -> list[Suspect]:

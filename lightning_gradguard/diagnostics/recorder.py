@@ -218,7 +218,9 @@ def _shortened(actions: tuple[Action, ...]) -> tuple[Action, ...]:
 def _blamed(incident: Incident, suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
     """Return whom an incident blames once more suspects have been named."""
     # The first suspects named stay: what is measured after a remedy is the remedy's work, unless it went back in order
-    # to measure.
+    # to measure. What an optimizer was given no remedy has made.
+    if suspects and suspects[0].part == "optimizer":
+        return suspects
     last = incident.actions[-1] if incident.actions else None
     looked = last is not None and last.decision.look and bool(last.outcomes)
     return suspects if looked and suspects and not suspects[0].is_batch else incident.blame or suspects

@@ -68,6 +68,10 @@ class Attempts:
         alive = "first aid is all that is left" if self._tried else "nothing that is switched on can treat this"
         return Decision(() if first_aid is None else (first_aid,), alive, cause.value, resign=True)
 
+    def spent(self, case: Case) -> bool:
+        """Return whether all treatments of the cause at hand have been tried."""
+        return bool(self._tried) and self._next(case) is None
+
     def _next(self, case: Case) -> Treatment | None:
         if self.trials >= self._most:
             return None

@@ -33,6 +33,7 @@ UNDER_WAY: dict[Cause, tuple[Treatment, ...]] = {
     Cause.LAYER: (REPAIR, BACK, SLOWER),
     Cause.START: (SLOWER,),
     Cause.ACTIVATION: (BACK, SLOWER),
+    Cause.LOSS: (BACK, SLOWER),
     Cause.RATE: (SLOWER,),
     Cause.UNKNOWN: (BACK, SLOWER),
     Cause.OPTIMIZER: (BACK, SLOWER),

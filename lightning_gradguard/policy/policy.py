@@ -17,7 +17,7 @@ from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
-from lightning_gradguard.policy.act import Act
+from lightning_gradguard.policy.act import EVERY, Act
 from lightning_gradguard.policy.attempts import Attempts, accept_regime
 from lightning_gradguard.policy.case import Case
 from lightning_gradguard.policy.episode import Episode
@@ -95,7 +95,9 @@ class Policy:
         if not statistics.finite and Act.SKIP not in decision.remedies:
             # Whatever is thought of it, it must not reach the weights.
             decision = dataclasses.replace(decision, remedies=(Act.SKIP, *decision.remedies))
-        decision = dataclasses.replace(decision, remedies=available(decision.remedies, case.can))
+        # What accompanies the treatments waits until the layers have been measured.
+        can = EVERY & {*case.can} if decision.look else case.can
+        decision = dataclasses.replace(decision, remedies=available(decision.remedies, can))
         skipped = self._episode.skipped + 1  # With this one, if it is skipped.
         if skipped >= self.max_skipped and Act.SKIP in decision.remedies:
             decision = Decision((Act.SKIP,), f"{skipped} steps in a row were skipped", cause.value, exhausted=True)
@@ -124,7 +126,7 @@ class Policy:
                 return accept_regime("so many large batches in a row are no accident")
             return Decision((Act.SKIP,), "the batch itself is corrupt", cause.value)
         broken = any(suspect.broken for suspect in suspects)
-        if not statistics.finite and (decision := self._of_loss(broken=broken)) is not None:
+        if not statistics.finite and (decision := self._of_loss(cause, broken=broken)) is not None:
             return decision
         if cause is Cause.OPTIMIZER or (broken and case.odd is not None):
             return self._attempts.treat(Cause.OPTIMIZER, "neither the data nor the rate is at fault", case)
@@ -132,7 +134,7 @@ class Policy:
         if case.start and (convicted or self._explodes(statistics, known)):
             return self._start(cause, case)
         if cause is Cause.LAYER and (verdict.examine or (not convicted and known.count >= THIN_HISTORY)):
-            names = [suspect.layer for suspect in suspects][:FEW_LAYERS]
+            names = [suspect.layer for suspect in suspects if suspect.is_layer][:FEW_LAYERS]
             told = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} at fault"
             return self._attempts.treat(cause, told, case)
         if verdict.examine:
@@ -143,14 +145,17 @@ class Policy:
             return self._attempts.treat(Cause.RATE, "the run has lost what it had", case, first_aid=None)
         return self._burst(verdict, statistics, suspects, cause, case)
 
-    def _of_loss(self, *, broken: bool) -> Decision | None:
+    def _of_loss(self, cause: Cause, *, broken: bool) -> Decision | None:
         """Answer gradients that are not finite where the loss or code must be at fault; None where it need not be."""
-        if not broken and self._episode.row < min(2 * self._episode.harmless, ANEW):
+        told = cause if cause in (Cause.LAYER, Cause.ACTIVATION) else Cause.LOSS
+        # Where the loss was seen to be at fault, and is as ever, weights are not suspected however long it lasts.
+        lasts = self._episode.row >= ANEW and cause is not Cause.LOSS
+        if not broken and not lasts and self._episode.row < 2 * self._episode.harmless:
             reason = "the loss is as ever and its gradients are not finite: skipping such batches is enough"
-            return Decision((Act.SKIP,), reason, Cause.LOSS.value)
+            return Decision((Act.SKIP,), reason, told.value)
         if self._episode.untested > 1:
             reason = "weights of two times give NaN with no update between: the data, the loss or the code is at fault"
-            return Decision((Act.SKIP,), reason, Cause.LOSS.value)
+            return Decision((Act.SKIP,), reason, told.value)
         return None
 
     def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
@@ -161,19 +166,14 @@ class Policy:
         return known.count < THIN_HISTORY and self._episode.accuses_weights(statistics, known, self.patience)
 
     def _start(self, cause: Cause, case: Case) -> Decision:
-        if case.trial is None and not case.looked:
+        if case.trial is None and not case.looked and not self._attempts.spent(case):
             reason = "back to the first step, where every layer's gain is measured"
             return Decision((Act.SKIP, Act.ROLLBACK), reason, cause.value, look=True)
         cause = cause if cause in AT_START else Cause.RATE
         return self._attempts.treat(cause, AT_START[cause], case, first_aid=None)
 
     def _burst(
-        self,
-        verdict: Verdict,
-        statistics: GradientStatistics,
-        suspects: Sequence[Suspect],
-        cause: Cause,
-        case: Case,
+        self, verdict: Verdict, statistics: GradientStatistics, suspects: Sequence[Suspect], cause: Cause, case: Case
     ) -> Decision:
         """Answer trouble of which nothing but its length tells whether the weights are at fault."""
         known, episode = case.baseline, self._episode
@@ -196,9 +196,9 @@ class Policy:
         reason = (
             "weights that are NaN or inf stay so" if broken else "fresh batches explode too, so the weights are damaged"
         )
-        return self._attempts.treat(
-            Cause.RATE if known.updates.ratio > LARGE or case.searching else Cause.UNKNOWN, reason, case, first_aid=aid
-        )
+        cause = cause if cause in (Cause.LOSS, Cause.ACTIVATION) else Cause.UNKNOWN
+        cause = Cause.RATE if known.updates.ratio > LARGE or case.searching else cause
+        return self._attempts.treat(cause, reason, case, first_aid=aid)
 
     def measured(self, verdict: Verdict, suspects: Sequence[Suspect], case: Case, signal: Signal | None) -> Decision:
         """Return what is tried at a start for what was measured at its first step, where nobody goes back there."""

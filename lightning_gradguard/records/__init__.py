@@ -8,7 +8,17 @@ from lightning_gradguard.records.checkpoint import CheckpointRecord
 from lightning_gradguard.records.incident import Action, Decision, Incident, Outcome, StepReport, TrialRecord
 from lightning_gradguard.records.measured import FloatArray, GradientStatistics, plain_statistics, statistics_from
 from lightning_gradguard.records.plain import incident_from_json, to_json
-from lightning_gradguard.records.verdict import BATCH, GENTLE, LOSS, MACHINE, Form, Suspect, Verdict, verdict_from_json
+from lightning_gradguard.records.verdict import (
+    BATCH,
+    GENTLE,
+    LOSS,
+    MACHINE,
+    OPTIMIZER,
+    Form,
+    Suspect,
+    Verdict,
+    verdict_from_json,
+)
 from lightning_gradguard.records.window import Window
 from lightning_gradguard.records.witnessed import WITNESSES, Testimony
 
@@ -17,6 +27,7 @@ __all__ = [
     "GENTLE",
     "LOSS",
     "MACHINE",
+    "OPTIMIZER",
     "WITNESSES",
     "AccusedBatch",
     "Action",

@@ -186,12 +186,11 @@ class Incident:
         """
         if not self.blame:
             return ""
-        if not self.blame[0].is_module:
-            from lightning_gradguard.records.plain import to_json
-            from lightning_gradguard_tensorboard.telling import named
+        from lightning_gradguard.records.plain import to_json
+        from lightning_gradguard_tensorboard.telling import named
 
-            return f", {escape(named(to_json(self.blame[0])))}"
-        return f", first in {layer.format(escape(self.blame[0].layer or 'the root module'))}"
+        told = escape(named(to_json(self.blame[0])))
+        return f", first in {layer.format(told)}" if self.blame[0].is_module else f", {told}"
 
     @property
     def remedies(self) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ LOSS = "loss function"
 """What a suspect is called that lies between the last module's output and the loss."""
 MACHINE = "machine"
 """What a suspect is called that computed a step wrongly."""
-Part = Literal["layer", "activation", "loss"]
+OPTIMIZER = "optimizer"
+"""What a suspect is called that makes the updates."""
+Part = Literal["layer", "activation", "loss", "optimizer"]
 
 
 GENTLE = 10.0
@@ -119,7 +121,7 @@ class Suspect:
 
     Args:
         layer: Qualified module name; :data:`BATCH` accuses the data, :data:`LOSS` what makes the loss of the output,
-            :data:`MACHINE` what computed the step.
+            :data:`MACHINE` what computed the step, :data:`OPTIMIZER` what makes the updates.
         score: Natural logarithm of how far the strongest evidence lies above what is healthy; higher is worse.
         forward_gain: RMS(out) / RMS(in), or None where it was not measured.
         backward_gain: ||dL/d in|| / ||dL/d out||, or None where it was not measured.
@@ -129,6 +131,7 @@ class Suspect:
         part: What of a training program it is.
         rank: The process that saw it, where it is a batch and several processes train together, or that of a machine.
         samples: Positions in the batch of the samples that are beyond what is healthy.
+        kind: Type of a function, or the numbers of an optimizer that are odd; empty for others.
     """
 
     layer: str
@@ -141,6 +144,7 @@ class Suspect:
     part: Part = "layer"
     rank: int | None = None
     samples: tuple[int, ...] = ()
+    kind: str = ""
 
     @property
     def is_layer(self) -> bool:
@@ -150,7 +154,7 @@ class Suspect:
     @property
     def is_module(self) -> bool:
         """Whether it bears a module's name."""
-        return self.layer not in (BATCH, LOSS, MACHINE)
+        return self.layer not in (BATCH, LOSS, MACHINE, OPTIMIZER)
 
     @property
     def is_batch(self) -> bool:

@@ -46,6 +46,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
             track.batches.remember(batch)
     accept(track, statistics, math.inf)
     look_for_life(run, track)
+    _look_for_nan(run, track)
 
 
 def _rest(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -> None:
@@ -86,6 +87,18 @@ def look_for_life(run: Run, track: OptimizerTrack) -> None:
     track.snapshots.pinned = track.snapshots.pinned and (flat or known.count < 2 * LIFE)
     # A compiled one would run in eager mode meanwhile, which rounds otherwise.
     if flat and (track.incident is None or put_out) and not compiled(run.module):
+        run.investigation.arm(track.index, run.module, backward=False)
+
+
+def _look_for_nan(run: Run, track: OptimizerTrack) -> None:
+    """Have layers measured in the next batch, too, where gradients that are not finite come now and then.
+
+    The batch after such a one tells nothing. The first is left alone, and a culprit is looked for until one is named.
+    """
+    incident = track.incident
+    if incident is None or incident.blame or incident.alarms < 2 or math.isfinite(incident.actions[-1].verdict.value):
+        return
+    if not compiled(run.module):
         run.investigation.arm(track.index, run.module, backward=False)
 
 

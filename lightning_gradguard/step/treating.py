@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lightning_gradguard.attribution.cause import Cause
-from lightning_gradguard.attribution.optimizer_numbers import odd_number
+from lightning_gradguard.attribution.cause import Cause, in_order
+from lightning_gradguard.attribution.optimizer_numbers import at_fault, odd_number
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy import Case
 from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
@@ -42,7 +42,7 @@ def treat(
         called_for = _decide(run, track, verdict, statistics, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     ends = halts(run, called_for)
-    bundle, suspects = keep(run, track, statistics, verdict, suspects, ends=ends)
+    bundle, suspects = keep(run, track, statistics, verdict, _accused(track, called_for, suspects), ends=ends)
     decision = _of_machine(decision, suspects, treats=not (ends or FIRST_AID.issuperset(called_for.remedies)))
     decision = halted(context, decision) if ends else decision
     _tell(track, context, verdict, decision, suspects, limit)
@@ -91,6 +91,12 @@ def conclude(
         accept(track, statistics, limit)
     record(run, track, action, suspects, batch_index, bundle=bundle)
     return skipped
+
+
+def _accused(track: OptimizerTrack, called_for: Decision, suspects: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
+    """Return the suspects with those first whom the cause speaks of."""
+    odd = at_fault(track.optimizer) if called_for.cause == Cause.SETTINGS.value else ()
+    return (*odd, *in_order(suspects, called_for.cause))
 
 
 def _of_machine(decision: Decision, suspects: tuple[Suspect, ...], *, treats: bool) -> Decision:
@@ -208,6 +214,7 @@ def _let_go(run: Run, track: OptimizerTrack, context: RemedyContext, decision: D
     treatment.resigned = decision.resign
     if anew:
         learn_anew(track)
-    if track.incident is not None and (treatment.trials or anew):
+    # Gradients that are not finite stay so, and each step of them is of the same trouble.
+    if track.incident is not None and (anew or (treatment.trials and context.statistics.finite)):
         track.policy.end_episode(step)
         close(run, track, step)

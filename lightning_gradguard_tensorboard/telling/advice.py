@@ -16,7 +16,8 @@ _NEXT_STEPS = {
     "start": "choose another initialisation, or scale the inputs to a mean of 0 and a spread of 1",
     "optimizer": "look for code that writes to the optimizer's state, and at its eps and betas",
     "optimizer settings": "give the optimizer other numbers{tuned}",
-    "activation": "look at the function that is named: a log, a root, an exponential or a division needs a bound",
+    "activation": "give {suspect} a bound, as a log, a root, an exponential, a power or a division needs one, or list "
+    "`SwapActivation()` among the remedies, which swaps it",
     "loss": "look at the loss function: a log, a root or a division in it needs a bound",
     "stale gradients": "call `zero_grad()` before each backward pass: no update clears the gradients by itself",
     "machine": "take {suspect} out of the run, or test it; replay the bundle on another one",

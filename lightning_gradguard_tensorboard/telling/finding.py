@@ -23,24 +23,25 @@ _QUANTITIES = {
 }
 """What a detector measures; one that measures several things, or another package's, says it in its reason."""
 _FEW_SAMPLES = 8
-_NO_LAYER = ("batch", "loss function", "machine")
+_NO_LAYER = ("batch", "loss function", "machine", "optimizer")
 """Suspects that are no layer."""
 _SAID_BY_THE_EVIDENCE = re.compile(r"^(?:norm|loss) (?:[\d.,]+(?:e[+-]?\d+)?) ?(?:is |, )")
 
 
 def is_layer(name: str) -> bool:
-    """Tell whether a suspect is a layer; the batch, the loss function and a machine are none."""
+    """Tell whether a suspect is a layer; the batch, the loss function, a machine and the optimizer are none."""
     return name not in _NO_LAYER
 
 
 def named(blame: Record) -> str:
-    """Return a suspect as a person calls it: ``conv4``, ``the batch of rank 1, sample 5``, ``the loss function``."""
+    """Return a suspect as a person calls it: ``conv4``, ``net.3 Exp``, ``the batch of rank 1, sample 5``."""
     layer = str(blame.get("layer", "?"))
     if layer == "batch":
         return _the_batch(blame)
+    kind = clean(str(blame.get("kind") or ""))
     if is_layer(layer):
-        return clean(layer) or "the root module"
-    return f"the {layer}{_of_rank(blame)}"
+        return f"{clean(layer)} {kind}" if kind else clean(layer) or "the root module"
+    return f"{kind} of the {layer}" if kind else f"the {layer}{_of_rank(blame)}"
 
 
 def suspect(record: Record) -> str:
@@ -205,7 +206,7 @@ def _enough(record: Record) -> str:
 
 def _at_fault(record: Record) -> list[str]:
     outcomes = [o for a in actions_of(record) for o in applied(a) if o.get("remedy") == "reinitialize"]
-    blamed = [str(blame.get("layer")) for blame in dicts(record.get("blame")) if blame.get("layer") != "batch"]
+    blamed = [str(b.get("layer")) for b in dicts(record.get("blame")) if is_layer(str(b.get("layer")))]
     return [layer or "the root module" for layer in (texts(outcomes[-1].get("layers")) if outcomes else blamed)[:2]]
 
 

@@ -34,7 +34,9 @@ def witnessed(record: Record) -> list[str]:
 def _sentence(one: Record) -> str:
     name, where = clean(str(one.get("witness", "?"))), clean(str(one.get("where") or "")) or "the root module"
     value, usual = number(one.get("value")), number(one.get("usual"))
+    if not math.isfinite(value):
+        return f"before the alarm {ROWS.get(name, name)} of {where} was not finite"
     told = _SENTENCES.get(name, f"{name} of {{}} was {{}}").format(where, short(value))
-    times = float(f"{value / usual:.2g}") if usual > 0.0 and math.isfinite(value) else math.nan
+    times = float(f"{value / usual:.2g}") if usual > 0.0 else math.nan
     since = f", {short(times)} x the median of the windows before" if math.isfinite(times) else ""
     return f"before the alarm {told}{since}"

@@ -171,13 +171,15 @@ def cause_named(name: str) -> str:
 
 def gains(blame: Record) -> str:
     """Return what was measured of a suspect, such as ``forward gain 57 x``; empty where nothing was."""
+    broken = blame.get("broken") is True
     measured = (
         ("forward gain", blame.get("forward_gain")),
         ("backward gain", blame.get("backward_gain")),
-        ("weights", blame.get("weight_ratio")),
+        ("weights", None if broken else blame.get("weight_ratio")),
     )
     told = [f"{name} {short(number(value))} x" for name, value in measured if value is not None]
-    return ", ".join(f"{one} their usual size" if one.startswith("weights") else one for one in told)
+    told = [f"{one} their usual size" if one.startswith("weights") else one for one in told]
+    return ", ".join([*told, "weights that are not finite"] if broken else told)
 
 
 def optimizer_names(layers: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
+from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of, in_order
 from lightning_gradguard.attribution.reading import LayerReading, worst
 from lightning_gradguard.attribution.signal import ALIKE, WILD, Signal, signal
 from lightning_gradguard.records import Form, Suspect, Verdict
@@ -28,6 +28,14 @@ def cause(form: Form, *blame: Suspect, start: bool = False, large: bool = False,
 @pytest.mark.parametrize("large", [True, False])
 def test_a_corrupt_batch_explains_everything_else(form: Form, start: bool, large: bool) -> None:
     assert cause(form, BATCH, *LAYERS, start=start, large=large, seen=UNSOUND) is Cause.BATCH
+
+
+def test_whom_the_cause_speaks_of_is_the_culprit() -> None:
+    loss, act = Suspect("loss function", 44.0, "x", part="loss"), Suspect("net.1", 9.0, "x", part="activation")
+    mixed = (loss, act, LAYERS[0], BATCH)
+    first = {cause: in_order(mixed, cause.value)[0] for cause in Cause}
+    assert first[Cause.LAYER] is LAYERS[0] and first[Cause.ACTIVATION] is act and first[Cause.BATCH] is BATCH
+    assert first[Cause.LOSS] is first[Cause.UNKNOWN] is in_order(mixed, "")[0] is loss
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradguard import Guard
-from lightning_gradguard.remedies import Skip, SwapActivation
+from lightning_gradguard import Guard, default_remedies
+from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.diagnostics import wording
+from lightning_gradguard.policy.ladder import START
+from lightning_gradguard.remedies import Remedy, Skip, SwapActivation
 from tests.builders import context_for
 
 
@@ -20,19 +25,38 @@ class Power(nn.Module):
         return torch.exp(x.square() * 1e3)
 
 
+class Cube(nn.Module):
+    """Blow the signal up until one of its kind overflows, which was given too much to be the only one at fault."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3
+
+
 def told(net: nn.Module, loss: Callable[[Tensor], Tensor], *, steps: int = 4) -> tuple[str | None, str, str]:
     """Train under the guard; return the first suspect, what it is, and the cause that was named last."""
+    guard = trained(net, lambda x: loss(net(x)), Skip(), steps=steps)
+    incident = guard.incidents[0]
+    return incident.culprit, incident.blame[0].part if incident.blame else "", incident.actions[-1].decision.cause
+
+
+def trained(net: nn.Module, loss: Callable[[Tensor], Tensor], *remedies: Remedy, steps: int) -> Guard:
     torch.manual_seed(0)
-    guard = Guard(net, sinks=(), remedies=[Skip()])
+    guard = Guard(net, sinks=(), remedies=remedies)
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     for _ in range(steps):
         optimizer.zero_grad()
-        value = loss(net(torch.randn(16, 4)))
+        value = loss(torch.randn(16, 4))
         value.backward()
         guard.before_step(optimizer, loss=value)
         optimizer.step()
-    incident = guard.incidents[0]
-    return incident.culprit, incident.blame[0].part if incident.blame else "", incident.actions[-1].decision.cause
+        guard.after_step()
+    return guard
+
+
+def deep(act: type[nn.Module], depth: int = 5, width: int = 64) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [part for _ in range(depth - 1) for part in (act(), nn.Linear(width, width))]
+    return nn.Sequential(nn.Linear(4, width), *parts, act(), nn.Linear(width, 1))
 
 
 def net(*act: nn.Module) -> nn.Sequential:
@@ -41,6 +65,70 @@ def net(*act: nn.Module) -> nn.Sequential:
 
 def test_an_activation_that_overflows_is_named() -> None:
     assert told(net(Power()), lambda y: y.square().mean()) == ("1", "activation", "activation")
+
+
+def test_a_function_that_blows_the_signal_up_is_named_though_the_next_one_overflows() -> None:
+    whole = deep(Cube)
+    guard = trained(whole, lambda x: whole(x * 9.0).square().mean(), Skip(), steps=4)
+    [incident] = guard.incidents
+    assert incident.actions[-1].decision.cause == "activation" and incident.culprit == "3"
+    assert {suspect.kind for suspect in incident.blame} == {"Cube"}
+
+
+def test_an_activation_is_swapped_once_it_was_seen_to_overflow_and_the_cause_stays_what_it_was() -> None:
+    whole = deep(Cube)
+    guard = trained(whole, lambda x: whole(x * 9.0).square().mean(), *default_remedies(), SwapActivation(), steps=60)
+    causes = [trial.cause for incident in guard.incidents for trial in incident.trials]
+    assert causes and set(causes) == {"activation"}
+    swapped = [i for i, part in enumerate(whole) if isinstance(part, nn.Softsign)]
+    assert guard.incidents[0].culprit == str(swapped[0]) and len(swapped) == 1
+
+
+def test_a_function_is_told_with_its_type() -> None:
+    whole = net(Power())
+    guard = trained(whole, lambda x: whole(x).square().mean(), Skip(), steps=3)
+    assert wording.named(guard.incidents[0].blame[0]) == "1 Power"
+    assert guard.incidents[0].where() == ", first in 1 Power"
+
+
+def test_a_model_that_the_loss_calls_more_than_once_is_innocent_of_its_nan() -> None:
+    whole = deep(nn.ReLU)
+
+    def loss(x: Tensor) -> Tensor:
+        return whole(x).square().mean() + (whole(x) - whole(x)).square().sum(1).sqrt().mean()
+
+    guard = trained(whole, loss, *default_remedies(), steps=60)
+    [incident] = guard.incidents
+    assert incident.culprit == "loss function" and incident.actions[-1].decision.cause == "loss"
+    assert [trial.cause for trial in incident.trials] == ["loss"] * len(START[Cause.LOSS])
+
+
+def test_a_loss_that_is_nan_now_and_then_is_named() -> None:
+    whole, steps = net(nn.ReLU()), iter(range(200))
+
+    def loss(x: Tensor) -> Tensor:
+        value = (whole(x) - x.sum(1, keepdim=True)).square().mean()
+        step = next(steps)
+        return value * (0.0 * value).log() if step > 60 and step % 7 == 0 else value
+
+    guard = trained(whole, loss, *default_remedies(), steps=100)
+    [incident] = guard.incidents
+    assert incident.culprit == "loss function" and incident.actions[-1].decision.cause == "loss"
+    assert incident.remedies == ("skip",)
+
+
+def test_of_averaged_gradients_nobody_knows_who_made_them_nan() -> None:
+    from lightning_gradguard.attribution import Probe, blame
+    from tests.builders import statistics
+
+    whole = net(nn.ReLU())
+    probe = Probe()
+    probe.arm(whole)
+    whole(torch.randn(16, 4)).mean().backward()
+    probe.disarm()
+    found = dataclasses.replace(statistics(math.nan), names=("0.weight",))
+    assert [s.layer for s in blame(whole, readings=probe.readings(), statistics=found)] == ["0"]
+    assert blame(whole, readings=probe.readings(), statistics=found, averaged=True) == ()
 
 
 def test_a_function_behind_the_last_layer_belongs_to_the_loss() -> None:

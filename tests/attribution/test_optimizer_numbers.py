@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradguard.attribution.optimizer_numbers import mend, odd_number, put_back
+from lightning_gradguard.attribution.optimizer_numbers import at_fault, mend, odd_number, put_back
 
 
 def weights(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -23,6 +23,13 @@ class Lion(torch.optim.Optimizer):
 
     def __init__(self, betas: tuple[float, float]) -> None:
         super().__init__(weights(), {"lr": 0.1, "betas": betas})
+
+
+def test_an_optimizer_with_an_odd_number_is_the_suspect() -> None:
+    [suspect] = at_fault(torch.optim.Adam(weights(torch.float16)))
+    assert (suspect.layer, suspect.part, suspect.kind) == ("optimizer", "optimizer", "eps")
+    assert "eps=1e-8 is 0 in float16" in suspect.reason and not suspect.is_layer and not suspect.is_module
+    assert at_fault(torch.optim.Adam(weights())) == ()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.builders import calm, same, statistics, taught, through_a_file
 
 ALL = {"clip", "skip", "backoff", "rollback", "reinitialize", "initialize"}
 BATCH, LAYER = Suspect("batch", 9.0, "x"), Suspect("net.3", 2.0, "x")
+LOSS = Suspect("loss function", 44.0, "x", part="loss")
 OLD = taught(calm(100))
 OVERSHOT = taught(calm(100))
 """A run whose updates have replaced weights, so that these may be damaged."""
@@ -504,9 +505,40 @@ def test_it_is_the_rate_s_after_large_updates_and_at_a_rate_that_is_searched() -
 def test_gradients_that_are_not_finite_while_the_loss_is_as_ever_are_skipped_and_the_loss_is_at_fault() -> None:
     policy, known = Policy(), taught(calm(100), calm(100))
     told = {"form": "non-finite", "loss": 1.0, "baseline": known}
-    said = [decide(policy, step, blame=(LAYER,), **told) for step in range(ANEW + 1)]
+    said = [decide(policy, step, **told) for step in range(ANEW + 1)]
     assert all(one.remedies == ("skip",) and one.cause == Cause.LOSS.value for one in said[: ANEW - 1])
     assert said[ANEW].remedies != ("skip",), "so many in a row are no accident"
     broken = Suspect("net.3", math.inf, "x", broken=True)
     assert decide(Policy(), blame=(broken,), **told).remedies != ("skip",)
     assert decide(Policy(), **(told | {"loss": 9.0})).cause != Cause.LOSS.value
+    measured = decide(Policy(), blame=(LAYER,), **told)
+    assert measured.remedies == ("skip",) and measured.cause == Cause.LAYER.value
+
+
+def test_a_loss_that_was_seen_to_make_nan_is_left_to_first_aid_while_it_is_as_ever() -> None:
+    policy, known = Policy(), taught(calm(100), calm(100))
+    told = {"form": "non-finite", "loss": 1.0, "baseline": known, "blame": (LOSS,)}
+    said = [decide(policy, step, **told) for step in range(2 * ANEW)]
+    assert {(one.remedies, one.cause) for one in said} == {(("skip",), Cause.LOSS.value)}
+
+
+def test_a_loss_that_overflows_again_and_again_is_treated_and_stays_the_cause() -> None:
+    policy, known = Policy(), taught(calm(100), calm(100))
+    told = {"form": "non-finite", "loss": math.inf, "baseline": known, "blame": (LOSS,)}
+    said = [decide(policy, step, **told) for step in range(30)]
+    assert {one.cause for one in said} == {Cause.LOSS.value} and ("skip", "rollback") in [one.remedies for one in said]
+
+
+def test_a_damaged_layer_is_told_by_its_own_name_only() -> None:
+    said = decide(Policy(), blame=(LOSS, LAYER))
+    assert said.cause == Cause.LAYER.value and said.reason == "net.3 is at fault"
+
+
+def test_what_accompanies_treatments_waits_for_the_look_and_no_look_comes_when_all_was_tried() -> None:
+    policy, told = Policy(), {"form": "cold-start", "growth": 1.0, "start": True, "can": ALL | {"swap"}}
+    look = decide(policy, looked=False, **told)
+    assert look.look and look.remedies == ("skip", "rollback")
+    assert "swap" in decide(policy, 1, **told).remedies
+    while not decide(policy, 2, **told).resign:
+        pass
+    assert not decide(policy, 3, looked=False, **told).look

@@ -63,3 +63,21 @@ def test_weights_that_no_update_can_have_carried_so_far_are_noticed(by: float, e
         for p in loop.network.parameters():
             p.mul_(1.0 + by)
     assert moved_too_far(loop.track) is expected
+
+
+def test_an_optimizer_that_is_treated_for_its_numbers_is_the_culprit() -> None:
+    loop = Loop()
+    loop.optimizer.param_groups[0]["momentum"] = 0.995
+    with torch.no_grad():
+        next(loop.network.parameters())[0] = math.nan
+    assert loop.step().decision.cause == "optimizer settings"
+    [incident] = loop.guard.incidents
+    assert incident.culprit == "optimizer" and incident.blame[0].kind == "momentum" and incident.blame[1].broken
+    assert incident.blame[1].weight_ratio is None, "what is not finite has no size"
+
+
+def test_nan_that_no_treatment_cures_is_one_incident() -> None:
+    loop = Loop()
+    for _ in range(90):
+        loop.step(by=math.nan)
+    assert len(loop.guard.incidents) == 1 and len({trial.treatment for trial in loop.guard.incidents[0].trials}) <= 2

@@ -212,3 +212,28 @@ def test_a_number_of_the_optimizer_that_was_mended_is_named(outcome: str, told: 
     made["actions"][0]["outcomes"][-1]["detail"] = "eps 1e-8 -> 2.44e-4"
     assert ("optimizer", f"eps 1e-8 -> 2.44e-4{told}") in list(telling.findings(made))
     assert "give the optimizer other numbers: eps 1e-8 -> 2.44e-4" in advice(made)
+
+
+@pytest.mark.parametrize(
+    ("blame", "told"),
+    [
+        ({"layer": "net.3", "kind": "Exp"}, "net.3 Exp"),
+        ({"layer": "net.3"}, "net.3"),
+        ({"layer": "optimizer", "kind": "eps"}, "eps of the optimizer"),
+        ({"layer": "optimizer"}, "the optimizer"),
+        ({"layer": "loss function", "kind": ""}, "the loss function"),
+    ],
+)
+def test_a_suspect_is_named_with_what_it_is(blame: dict[str, Any], told: str) -> None:
+    assert telling.named(blame) == told
+
+
+def test_weights_that_are_not_finite_have_no_size() -> None:
+    assert telling.gains({"broken": True, "weight_ratio": 0.0}) == "weights that are not finite"
+
+
+def test_only_layers_are_called_layers_and_a_function_gets_advice() -> None:
+    blame = [{"layer": "loss function"}, {"layer": "net.2"}]
+    assert telling.cause(record("skip", cause="layer") | {"blame": blame}) == "layer net.2"
+    swap = advice(record("skip", cause="activation") | {"blame": [{"layer": "net.3", "kind": "Exp"}]})
+    assert "net.3 Exp" in swap and "SwapActivation" in swap
