@@ -11,6 +11,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.bystanding import found, mend
 from lightning_gradguard.step.copying import copy, worth_copying
 from lightning_gradguard.step.learning import accept, reject
 from lightning_gradguard.step.recording import close
@@ -29,6 +30,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
         reject(track, statistics)
         if run.acts:
             context.running.repair()
+            mend(run, track, found(run))
         tell_of_poison(run, context)
         return
     _rest(run, track, statistics)
