@@ -22,7 +22,6 @@ from lightning_gradguard.parts import Parts
 from lightning_gradguard.records import CheckpointRecord, Incident, incident_from_json, to_json
 from lightning_gradguard.snapshots import Checkpoints
 from lightning_gradguard.snapshots.budget import Keeping
-from lightning_gradguard.snapshots.bystanders import Bystanders
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
 from lightning_gradguard.step import Run
@@ -191,7 +190,7 @@ class Session:
         finally:
             if self._run.evidence is not None:
                 self._run.evidence.close()
-            self._run.running, self._run.bystanders = None, Bystanders()
+            self._run.leave()
             self._run.recorder.close()
 
     def state_dict(self, *, together: bool = False) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def suspects(
 ) -> tuple[Suspect, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
 
-    Where nothing may be wrong at all, only ``"changes"`` since the snapshot count, or the ``"batch"``, which costs little.
+    Where nothing may be wrong at all, only ``"changes"`` since the snapshot count, or the ``"batch"``, at little cost.
 
     Args:
         module: The root module.

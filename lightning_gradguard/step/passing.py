@@ -71,6 +71,8 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
         track.batches.remember(batch)
     if not worth_copying(track, step, statistics):
         return
+    if run.running is not None and run.running.look():
+        return  # What has leapt is no state to go back to, before the next batch has told whether it is right.
     if batch is not None:
         track.batches.remember(batch)
     copy(run, track, step)
@@ -98,7 +100,18 @@ def hidden(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) 
         run.recorder.warn(
             "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
         )
+    if context.running.leaps.told:
+        tell_of_leaps(run, track.number)
     return hid
+
+
+def tell_of_leaps(run: Run, step: int) -> None:
+    """Tell of running statistics that had leapt and were put back."""
+    assert run.running is not None
+    names, run.running.leaps.told = ", ".join(run.running.leaps.told), []
+    told = f"running statistics of {names} were what no batch has made of them; they were put back"
+    run.recorder.tell("notice", step, f"state: {told}")
+    run.recorder.warn(f"leap {names}", told)
 
 
 def tell_of_poison(run: Run, context: RemedyContext) -> None:

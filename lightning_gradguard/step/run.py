@@ -56,3 +56,9 @@ class Run:
         self.investigation = Investigation()
         self.running: RunningStatistics | None = None
         self.bystanders = Bystanders()
+
+    def leave(self) -> None:
+        """Let go of what is known of the module's state."""
+        if self.running is not None:
+            self.running.leaps.drop()
+        self.running, self.bystanders = None, Bystanders()
