@@ -28,7 +28,7 @@ FARTHER = 10.0
 """Times farther from the batch's own variance than before."""
 WAITED = 3
 """Accepted steps in which a batch has to come through the layer."""
-SAMPLES = 8
+A_MEASURE = 8
 """Numbers of a channel from which a batch is a measure."""
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
 Pair = tuple[Tensor, Tensor]
@@ -112,7 +112,7 @@ class Leaps:
         channels = leap.layer.num_features
         if not self._module.training or not isinstance(batch, Tensor) or batch.dim() < 2 or batch.shape[1] != channels:
             return
-        if batch.numel() >= SAMPLES * channels:
+        if batch.numel() >= A_MEASURE * channels:
             var, mean = torch.var_mean(batch.float(), [d for d in range(batch.dim()) if d != 1], correction=0)
             leap.batch = mean.cpu(), var.cpu()
 
