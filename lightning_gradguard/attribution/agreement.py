@@ -100,7 +100,11 @@ def _owners(module: nn.Module, parameters: Collection[str], others: Collection[s
     A layer that nobody trains (a frozen teacher, an average of the weights) can be ``broken`` too, and is everybody's.
     """
     mine = {layer_of(name) for name in parameters} | {BATCH}
-    return mine | (set(all_layers(module)) - {layer_of(name) for name in others}) if broken else mine
+    theirs = {layer_of(name) for name in others}
+    frozen = {
+        name for name, layer in all_layers(module).items() if not any(p.requires_grad for p in layer.parameters())
+    }
+    return mine | frozen | (set(all_layers(module)) - theirs) if broken else mine
 
 
 def _layers(

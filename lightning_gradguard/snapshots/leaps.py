@@ -20,10 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_gradguard.layers.names import clean, compiled
 
-LEAP_OF_ANOTHER = 100.0
+LEAP = 100.0
 """Times the variance, where somebody wrote to the statistics, or they changed without a batch."""
-LEAP_BY_ITSELF = 3e5
-"""Times the variance where nothing tells that it was not the layer: a batch 1,700 times larger, at a usual momentum."""
 FARTHER = 10.0
 """Times farther from the batch's own variance than before."""
 WAITED = 3
@@ -43,7 +41,6 @@ class _Leap:
     layer: _NormBase
     before: dict[str, Tensor]
     now: dict[str, Tensor]
-    of_another: bool
     batch: Pair | None = None
     waited: int = 0
     hooks: list[Any] = field(default_factory=list)
@@ -99,9 +96,10 @@ class Leaps:
         count = pairs.get("num_batches_tracked")
         unseen = count is not None and bool(torch.equal(*count))
         before, now = ({key: pair[i].clone() for key, pair in pairs.items()} for i in (0, 1))
-        limit = LEAP_OF_ANOTHER if written or unseen else LEAP_BY_ITSELF
-        if any(bool(leapt.any()) for leapt in _leapt(before, now, limit)) and not compiled(self._module):
-            leap = _Leap(layer, before, now, written or unseen)
+        if not (written or unseen) or compiled(self._module):
+            return  # A batch far larger than any leaves its trace, as it does without a guard.
+        if any(bool(leapt.any()) for leapt in _leapt(before, now)):
+            leap = _Leap(layer, before, now)
             leap.hooks.append(layer.register_forward_pre_hook(partial(self._see, leap)))
             self.waiting.append(leap)
 
@@ -125,13 +123,12 @@ class Leaps:
         """Return the layers whose statistics are to be put back, with what they were.
 
         Args:
-            last: Whether no batch will come, so that what somebody else has written does not stay.
+            last: Whether no batch will come: what somebody else has written does not stay.
         """
         back, still = [], []
         for leap in self.waiting:
             leap.waited += 1
-            strange = leap.of_another if last and leap.batch is None else _strange(leap)
-            if strange:
+            if (last and leap.batch is None) or _strange(leap):
                 back.append((leap.layer, leap.before))
             elif leap.batch is None and leap.waited < WAITED and not last:
                 still.append(leap)
@@ -151,13 +148,13 @@ class Leaps:
         self.waiting = []
 
 
-def _leapt(before: Mapping[str, Tensor], now: Mapping[str, Tensor], limit: float) -> tuple[Tensor, Tensor]:
+def _leapt(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return of each channel whether its mean, and whether its variance, has leapt."""
     mean, var = (before[key].double() for key in ("running_mean", "running_var"))
     # A unit that was dead has next to no variance.
     usual = torch.maximum(var, var.mean())
     moved = (now["running_mean"].double() - mean).square()
-    return moved > limit * (mean.square() + usual), now["running_var"].double() > limit * usual
+    return moved > LEAP * (mean.square() + usual), now["running_var"].double() > LEAP * usual
 
 
 def _strange(leap: _Leap) -> bool:
@@ -171,7 +168,7 @@ def _strange(leap: _Leap) -> bool:
     wide = (logs[0] - logs[2]).abs() - (logs[0] - logs[1]).abs() > math.log(FARTHER)
     near = (mean - was["running_mean"]).abs() + was["running_var"].clamp_min(least).sqrt()
     far = (mean - now["running_mean"]).abs() > FARTHER * near
-    leapt = _leapt(was, now, LEAP_OF_ANOTHER)
+    leapt = _leapt(was, now)
     count = int((leapt[0] | leapt[1]).sum())
     return 2 * int(((leapt[0] & far) | (leapt[1] & wide)).sum()) > count
 

@@ -56,8 +56,9 @@ def unseen(layer: Any) -> None:
     layer.running_var.data.fill_(1e6)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("write", [var, mean, one, unseen])
+@pytest.mark.parametrize(
+    ("write", "frozen"), [*((write, frozen) for write in (var, mean, one) for frozen in (False, True)), (unseen, True)]
+)
 def test_what_somebody_has_written_is_put_back(write: Callable[[Any], None], frozen: bool) -> None:
     steps = Steps(frozen=frozen)
     was = [buffer.clone() for buffer in (steps.layer.running_mean, steps.layer.running_var)]
@@ -88,7 +89,7 @@ def test_statistics_that_the_batches_bear_out_stay(frozen: bool) -> None:
     assert steps.hooks() == 0
 
 
-@pytest.mark.parametrize("scale", [30.0, 1000.0, 3000.0])
+@pytest.mark.parametrize("scale", [30.0, 1000.0, 1e5])
 def test_data_of_a_new_scale_stay(scale: float) -> None:
     steps = Steps()
     steps.scale = scale
@@ -100,12 +101,12 @@ def test_data_of_a_new_scale_stay(scale: float) -> None:
 
 def test_a_single_batch_that_is_far_larger_leaves_its_trace() -> None:
     steps = Steps()
-    steps.scale = 1000.0
+    steps.scale = 1e5
     steps.take()
     steps.scale = 1.0
     steps.take()
     assert steps.put_back() == []
-    assert steps.layer.running_var.min() > 1e4
+    assert steps.layer.running_var.min() > 1e7
 
 
 def reset(layer: Any) -> None:
@@ -154,13 +155,12 @@ def test_a_layer_that_no_batch_comes_through_is_waited_for_so_long() -> None:
     assert steps.running.leaps.waiting == []
 
 
-@pytest.mark.parametrize(("write", "back"), [(var, ["1"]), (unseen, [])])
-def test_at_the_end_only_what_somebody_has_written_is_put_back(write: Callable[[Any], None], back: list[str]) -> None:
+def test_at_the_end_what_somebody_has_written_is_put_back() -> None:
     steps = Steps()
-    write(steps.layer)
+    var(steps.layer)
     steps.take()
     steps.running.end()
-    assert steps.put_back() == back
+    assert steps.put_back() == ["1"]
     assert steps.hooks() == 0
 
 
