@@ -190,7 +190,7 @@ class Session:
         finally:
             if self._run.evidence is not None:
                 self._run.evidence.close()
-            self._run.running = None
+            self._run.leave()
             self._run.recorder.close()
 
     def state_dict(self, *, together: bool = False) -> dict[str, Any]:

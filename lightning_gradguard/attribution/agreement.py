@@ -40,6 +40,7 @@ def suspects(
     *,
     snapshots: SnapshotStore,
     parameters: Collection[str],
+    others: Collection[str] = (),
     accepted: int = 0,
     fresh: bool = False,
     sharded: bool = False,
@@ -48,8 +49,7 @@ def suspects(
 ) -> tuple[Suspect, ...]:
     """Return whom the batch, the readings and the weights speak against, worst first; the same on all processes.
 
-    Where there may be nothing wrong at all, only ``"changes"`` since the snapshot count, or only the ``"batch"``, which
-    costs next to nothing.
+    Where nothing may be wrong at all, only ``"changes"`` since the snapshot count, or the ``"batch"``, at little cost.
 
     Args:
         module: The root module.
@@ -59,6 +59,7 @@ def suspects(
         accused: The evidence that this process has against its batch, or None.
         snapshots: States known to be good.
         parameters: Names of the optimizer's parameters.
+        others: Those of other optimizers.
         accepted: Steps that were accepted so far.
         fresh: Whether the run is fresh from its initialisation and has learned nothing.
         sharded: Whether parameters are sharded over the processes.
@@ -68,13 +69,12 @@ def suspects(
     layers: tuple[Suspect, ...] = ()
     # Without a snapshot only measured gains tell a bad layer from one that is merely large: a first look comes first.
     if ask != "batch" and (readings or first or snapshots.latest is not None):
-        changes = ask == "changes"
-        several = collectives.size > 1
-        layers = _layers(module, statistics, readings, snapshots, accepted, changes, fresh, sharded, several)
+        only, several = ask == "changes", collectives.size > 1
+        layers = _layers(module, statistics, readings, snapshots, accepted, only, fresh, sharded, several)
     mine = accused.and_then(lambda batch: ([batch] if batch else []) + list(layers))
     told = mine.told(collectives)
     merged = _merged(map(_seen_on, told, range(len(told))) if collectives.size > 1 else told)
-    owners = _owners(module, parameters, broken=any(suspect.broken for suspect in merged))
+    owners = _owners(module, parameters, others, broken=any(suspect.broken for suspect in merged))
     return tuple(s for s in sorted(merged, key=lambda s: (-s.score, s.layer)) if s.layer in owners or s.part != "layer")
 
 
@@ -94,18 +94,17 @@ def _merged(told: Iterable[Iterable[Suspect]]) -> Collection[Suspect]:
     return found.values()
 
 
-def _owners(module: nn.Module, parameters: Collection[str], *, broken: bool) -> set[str]:
+def _owners(module: nn.Module, parameters: Collection[str], others: Collection[str], *, broken: bool) -> set[str]:
     """Return the suspects that are an optimizer's business: the batch, and the layers that it trains.
 
-    A layer that nobody trains (a frozen teacher) can be ``broken`` too, and is everybody's.
+    A layer that nobody trains (a frozen teacher, an average of the weights) can be ``broken`` too, and is everybody's.
     """
     mine = {layer_of(name) for name in parameters} | {BATCH}
-    if not broken:
-        return mine
-    frozen = (
+    theirs = {layer_of(name) for name in others}
+    frozen = {
         name for name, layer in all_layers(module).items() if not any(p.requires_grad for p in layer.parameters())
-    )
-    return mine.union(frozen)
+    }
+    return mine | frozen | (set(all_layers(module)) - theirs) if broken else mine
 
 
 def _layers(

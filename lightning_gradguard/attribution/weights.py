@@ -115,7 +115,7 @@ def _note(one: _Measured, numbers: list[float]) -> None:
     traits.finite &= math.isfinite(size)
     if one.name == "bias":
         traits.bias = size
-    if expected is not None:
+    if expected is not None and math.isfinite(size):
         traits.excess = max(traits.excess or 0.0, size / expected)
     terms = fans(one.owner, one.name)
     if terms is not None:

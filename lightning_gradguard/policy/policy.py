@@ -125,6 +125,8 @@ class Policy:
             if statistics.finite and not self.may_skip:
                 return accept_regime("so many large batches in a row are no accident")
             return Decision((Act.SKIP,), "the batch itself is corrupt", cause.value)
+        if case.aside:
+            return Decision((Act.SKIP,), case.aside, Cause.LAYER.value)
         broken = any(suspect.broken for suspect in suspects)
         if not statistics.finite and (decision := self._of_loss(cause, broken=broken)) is not None:
             return decision

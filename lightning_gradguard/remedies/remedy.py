@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import checks
 from lightning_gradguard.records import Decision, GradientStatistics, Outcome, Suspect, Verdict
+from lightning_gradguard.snapshots.bystanders import Fallen
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.snapshots.store import SnapshotStore
 
@@ -44,6 +45,8 @@ class RemedyContext:
         reach: Tells the largest norm whose update at a rate replaces no weights, where one was measured and updates
             grow with the norm; else 0 or inf.
         remaining: Tells the share of the run that is left, from 0 to 1; None where its length is unknown.
+        fallen: What no optimizer trains, is not finite and was; it is put back with a step that is skipped.
+        aside: What is said where nothing else is at fault than that; else empty.
         grad_scale: What the gradients at hand are still multiplied by; 1 unless a fused optimizer unscales them itself.
     """
 
@@ -67,6 +70,8 @@ class RemedyContext:
     progress: Callable[[], tuple[bool, bool, bool]] = lambda: (False, False, False)
     reach: Callable[[float], float] = lambda rate: 0.0
     remaining: Callable[[], float] | None = None
+    fallen: Sequence[Fallen] = ()
+    aside: str = ""
     grad_scale: float = 1.0
 
 

@@ -11,6 +11,7 @@ from lightning_gradguard.attribution.optimizer_numbers import NUMBERS
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Outcome
 from lightning_gradguard.remedies.remedy import Remedy, RemedyContext
+from lightning_gradguard.snapshots.bystanders import put_back
 from lightning_gradguard.statistics.measure import still_scaled
 
 
@@ -20,7 +21,8 @@ class Skip(Remedy):
     Gradients are set to None, since with zeros (or a rate of zero) momentum, weight decay and Adam's moments would
     still move. After the update they are there again, the same tensors with zeros in them: what was captured with them
     (a CUDA graph of a whole step) goes on to find them. Running statistics of normalisation layers are put back to what
-    they were before the batch, and so is what an optimizer counts in its ``param_groups``.
+    they were before the batch, and so is what an optimizer counts in its ``param_groups``. What no optimizer trains (a
+    frozen teacher, an average of the weights, a buffer) is put back where it has become NaN or inf.
     """
 
     name: ClassVar[str] = "skip"
@@ -49,7 +51,9 @@ class Skip(Remedy):
             parameter.grad = None
         context.running.restore()
         self._groups = [(group, _counts(group)) for group in context.optimizer.param_groups]
-        return Outcome(self.name, True, "skipped the step: nothing was updated", (), 0.0)
+        back = put_back(context.fallen)
+        told = f"; put back {', '.join(back)}" if back else ""
+        return Outcome(self.name, True, f"skipped the step: nothing was updated{told}", (), 0.0)
 
     def after_update(self) -> None:
         """Put back the gradients' tensors, emptied, and the counts that an optimizer keeps by group."""

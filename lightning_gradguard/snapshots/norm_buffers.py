@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+
+from lightning_gradguard.snapshots.leaps import Leaps, View, grown, power
 
 LEAP_OF_VARIANCE = 1e8
 """With the usual momentum of a tenth: a batch 30,000 times larger than any; 8-bit data, unscaled, leap by 7e3."""
@@ -42,8 +43,8 @@ class _Copy:
         return cls(copied, [part.view(dtype) for dtype, part in parts if dtype.is_floating_point])
 
 
-def _kind(view: Tensor) -> tuple[int, str]:
-    return view.element_size(), str(view.dtype)
+def _kind(view: View) -> tuple[int, str]:
+    return view[0].element_size(), str(view[0].dtype)
 
 
 class RunningStatistics:
@@ -59,25 +60,31 @@ class RunningStatistics:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._lazy: list[_NormBase] = []
+        self.leaps = Leaps(module)
         self._look()
 
     def _look(self) -> None:
-        found: dict[torch.device, list[Tensor]] = {}
+        found: dict[torch.device, list[View]] = {}
         for layer in self._module.modules():
             if isinstance(layer, _NormBase) and layer.track_running_stats:
                 if any(is_lazy(buffer) for buffer in layer.buffers(recurse=False)):
                     self._lazy.append(layer)
                     continue
-                for buffer in layer.buffers(recurse=False):
+                self.leaps.mark(layer)
+                for key, buffer in layer.named_buffers(recurse=False):
                     # A view: a scalar (the count of batches) cannot be concatenated. Of .data, since entering no_grad
                     # costs, and since a graph that lives on (one forward pass, two backward passes) must not find its
                     # version changed; batch normalisation itself writes to its statistics without a trace there.
-                    found.setdefault(buffer.device, []).append(buffer.data.view(-1))
+                    found.setdefault(buffer.device, []).append((buffer.data.view(-1), layer, key))
         # The largest elements first, so that in a copy each kind begins at a multiple of its size.
-        kinds = {device: sorted(views, key=_kind, reverse=True) for device, views in found.items()}
+        self._views = {device: sorted(views, key=_kind, reverse=True) for device, views in found.items()}
+        kinds = {device: [view for view, *_ in views] for device, views in self._views.items()}
         self._live = {device: [view.view(torch.uint8) for view in views] for device, views in kinds.items()}
         self._saved = {device: _Copy.of(views) for device, views in kinds.items()}
         self._spare = {device: _Copy.of(views) for device, views in kinds.items()}
+        # Sums of squares of what is remembered on the host; what it was elsewhere when it was last looked at.
+        self._powers: dict[torch.device, list[float]] = {}
+        self._looked: dict[torch.device, Tensor] = {}
 
     def _awaken(self, *, reset: bool = False) -> None:
         """Look again once lazy layers have got their buffers from the first batch; that may have been a bad one."""
@@ -108,13 +115,19 @@ class RunningStatistics:
             self._awaken()
         if not self._live:
             return False
+        if self.leaps.waiting:
+            self._put_back(self.leaps.settle())
         fresh = self._spare
         self._read(fresh)
         for device, copy in fresh.items():
             if device.type == "cpu" and passed is None:
-                if any(map(partial(_spoilt, corrupt), copy.floats, self._saved[device].floats)):
+                powers = [*map(power, copy.floats)]
+                if any(map(partial(_spoilt, corrupt), powers, copy.floats, self._saved[device].floats)):
                     self.restore()
                     return True
+                if any(map(grown, powers, self._powers.get(device, ()))):
+                    self.leaps.compare(self._views[device], self._saved[device].bytes, copy.bytes)
+                self._powers[device] = powers
                 continue
             # Copying back without need is cheaper than waiting for the device to say that there is none.
             good = torch.ones((), dtype=torch.bool, device=device) if passed is None else passed
@@ -125,6 +138,32 @@ class RunningStatistics:
             self._write(device, copy.bytes)
         self._saved, self._spare = fresh, self._saved
         return False
+
+    def look(self) -> bool:
+        """Look for leaps on devices that are not asked at every step; return whether there is one to wait for."""
+        for device in self._live:
+            if device.type != "cpu":
+                now = torch.cat(self._live[device]).cpu()
+                if device in self._looked:
+                    self.leaps.compare(self._views[device], self._looked[device], now)
+                self._looked[device] = now
+        return bool(self.leaps.waiting)
+
+    def end(self) -> None:
+        """Put back what somebody has written in the last step, of which no batch can tell any more."""
+        self._put_back(self.leaps.settle(last=True))
+
+    def _put_back(self, layers: list[tuple[_NormBase, dict[str, Tensor]]]) -> None:
+        """Write statistics from before a leap, here and into what is remembered."""
+        back = {(id(layer), key): value for layer, held in layers for key, value in held.items() if "running" in key}
+        for device, views in self._views.items() if back else ():
+            saved = torch.split(self._saved[device].bytes, [live.numel() for live in self._live[device]])
+            for (view, layer, key), copied in zip(views, saved, strict=True):
+                if (value := back.get((id(layer), key))) is not None:
+                    view.copy_(value)
+                    copied.view(view.dtype).copy_(value)
+            self._powers.pop(device, None)
+            self._looked.pop(device, None)
 
     def remember(self) -> None:
         """Remember the values of now and change none, whatever they are."""
@@ -144,6 +183,7 @@ class RunningStatistics:
     def restore(self) -> None:
         """Put back the values of the last accepted step."""
         self._awaken(reset=True)
+        self.leaps.unsee()
         for device, saved in self._saved.items():
             self._write(device, saved.bytes)
 
@@ -178,24 +218,11 @@ def reset_statistics(layer: _NormBase) -> None:
             buffer.data.fill_(first)
 
 
-def _spoilt(corrupt: Callable[[], bool], values: Tensor, saved: Tensor) -> bool:
+def _spoilt(corrupt: Callable[[], bool], squares: float, values: Tensor, saved: Tensor) -> bool:
     """Return whether an element is not finite, or the largest has leapt from what was saved with a corrupt batch."""
-    if _small(values):
-        return False
+    if squares < 0.5 * LEAP_OF_VARIANCE**2:
+        return False  # All elements are far below what could be a leap.
     # The largest is a variance, or NaN if anything is. A mean of -inf comes with a variance that is not finite.
     peak = values.amax().item()
     leapt = peak > LEAP_OF_VARIANCE and peak > LEAP_OF_VARIANCE * saved.amax().item()
     return not math.isfinite(peak) or (leapt and corrupt())
-
-
-def _small(values: Tensor) -> bool:
-    """Return whether all elements are far below what could be a leap.
-
-    Their squares tell it, in a third of the time of a maximum: the code for a dot product is at hand from the
-    gradients' norm.
-    """
-    if values.dtype not in (torch.float32, torch.float64):
-        return False
-    array = values.numpy()
-    with np.errstate(over="ignore"):
-        return bool(array.dot(array) < 0.5 * LEAP_OF_VARIANCE**2)

@@ -8,6 +8,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.snapshot import Snapshot, restore
 from lightning_gradguard.snapshots.when import attempt, worth_keeping
+from lightning_gradguard.step.bystanding import renew
 from lightning_gradguard.step.run import Run
 
 NOT_IN_CHECKPOINT = (
@@ -43,6 +44,7 @@ def copy(run: Run, track: OptimizerTrack, step: int) -> None:
     state = track.parameters, track.trained.buffers(), track.optimizer
     if told := track.snapshots.plan(*state, run.collectives):
         run.recorder.warn(told, told)
+    renew(run, track)
     if track.snapshots.keep == 0:
         return
     take = partial(track.snapshots.take, step, *state, track.memory(), run.collectives)

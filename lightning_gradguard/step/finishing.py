@@ -14,6 +14,7 @@ from lightning_gradguard.records import Action, Decision, GradientStatistics, Ve
 from lightning_gradguard.step.companions import go_back_too
 from lightning_gradguard.step.judging import moved_too_far
 from lightning_gradguard.step.measuring import context_of
+from lightning_gradguard.step.passing import tell_of_leaps
 from lightning_gradguard.step.recording import record
 from lightning_gradguard.step.run import Run
 
@@ -25,6 +26,7 @@ def finish(run: Run, track: OptimizerTrack) -> None:
     beyond doubt where an update can have brought it; nothing less does, since no further batch can be asked. Where a
     treatment is on trial, weights have been gone back to already.
     """
+    _end_of_leaps(run, track)
     last, losses = track.last, track.baseline.losses
     if not run.acts or last is None or track.snapshots.latest is None or track.treatment.trial is not None:
         return
@@ -32,6 +34,14 @@ def finish(run: Run, track: OptimizerTrack) -> None:
         return
     if track.baseline.updates.ratio > LARGE or track.climbs or moved_too_far(track):
         _go_back(run, track, last)
+
+
+def _end_of_leaps(run: Run, track: OptimizerTrack) -> None:
+    """Put back running statistics that somebody has written to in the very last step, since no batch will tell."""
+    if run.acts and run.running is not None and run.running.leaps.waiting:
+        run.running.end()
+        if run.running.leaps.told:
+            tell_of_leaps(run, track.number)
 
 
 def _go_back(run: Run, track: OptimizerTrack, last: GradientStatistics) -> None:

@@ -53,9 +53,9 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
     statistics = context.statistics
-    track.baseline.alone, waits = len(run.tracks) == 1, another_on_trial(run, track)
+    track.baseline.alone = len(run.tracks) == 1
     for verdict in heard(track, statistics):
-        if waits and (verdict.diverges or verdict.examine):
+        if (verdict.diverges or verdict.examine) and another_on_trial(run, track):
             continue
         if verdict.diverges and not verdict.examine and (track.treatment.resigned or _actors(run, track)):
             continue
@@ -242,6 +242,7 @@ def suspects_of(
         accused,
         snapshots=track.snapshots,
         parameters=track.parameters,
+        others=[name for other in run.tracks if other is not track for name in other.parameters],
         accepted=track.baseline.count,
         fresh=ask != "batch" and track.fresh and not track.baseline.losses.learned,
         sharded=track.sharded,

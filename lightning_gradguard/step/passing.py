@@ -11,6 +11,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.bystanding import found, mend
 from lightning_gradguard.step.copying import copy, worth_copying
 from lightning_gradguard.step.learning import accept, reject
 from lightning_gradguard.step.recording import close
@@ -29,6 +30,7 @@ def let_pass(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any
         reject(track, statistics)
         if run.acts:
             context.running.repair()
+            mend(run, track, found(run))
         tell_of_poison(run, context)
         return
     _rest(run, track, statistics)
@@ -70,6 +72,8 @@ def _keep(run: Run, track: OptimizerTrack, statistics: GradientStatistics, batch
         track.batches.remember(batch)
     if not worth_copying(track, step, statistics):
         return
+    if run.running is not None and run.running.look():
+        return  # What has leapt is no state to go back to, before the next batch has told whether it is right.
     if batch is not None:
         track.batches.remember(batch)
     copy(run, track, step)
@@ -109,7 +113,18 @@ def hidden(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) 
         run.recorder.warn(
             "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
         )
+    if context.running.leaps.told:
+        tell_of_leaps(run, track.number)
     return hid
+
+
+def tell_of_leaps(run: Run, step: int) -> None:
+    """Tell of running statistics that had leapt and were put back."""
+    assert run.running is not None
+    names, run.running.leaps.told = ", ".join(run.running.leaps.told), []
+    told = f"running statistics of {names} were what no batch has made of them; they were put back"
+    run.recorder.tell("notice", step, f"state: {told}")
+    run.recorder.warn(f"leap {names}", told)
 
 
 def tell_of_poison(run: Run, context: RemedyContext) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import StepReport
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.step.bystanding import look_aside, tell
 from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.judging import judge
 from lightning_gradguard.step.leaving_out import accuse, leave_out
@@ -41,7 +42,11 @@ class Step:
             let_pass(run, track, context, inputs.batch)
             note(run, track, context.statistics, 1.0, alarm=False)
             return StepReport(context.statistics)
+        if not context.statistics.finite:
+            suspects = look_aside(run, track, context, suspects)
         report = treat(run, track, context, verdict, suspects, inputs.batch_index)
+        if report.skipped and run.acts:
+            tell(run, track, context.fallen)
         accuse(run, track, context.statistics.step, suspects, inputs)
         coefficient = min((outcome.coefficient for outcome in report.outcomes), default=1.0)
         note(run, track, context.statistics, coefficient, alarm=True)

@@ -12,6 +12,7 @@ from lightning_gradguard.diagnostics.recorder import Recorder
 from lightning_gradguard.evidence.accused import AccusedBatches
 from lightning_gradguard.evidence.keeper import Keeper
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.snapshots.bystanders import Bystanders
 from lightning_gradguard.snapshots.norm_buffers import RunningStatistics
 from lightning_gradguard.statistics.collectives import Collectives
 
@@ -34,6 +35,7 @@ class Run:
         module: The root module.
         tracks: The optimizers that have been met.
         running: Running statistics of its normalisations.
+        bystanders: What no optimizer trains.
         collectives: The processes that train together.
         investigation: Measures layers on suspicion.
     """
@@ -53,3 +55,10 @@ class Run:
         self.collectives = Collectives()
         self.investigation = Investigation()
         self.running: RunningStatistics | None = None
+        self.bystanders = Bystanders()
+
+    def leave(self) -> None:
+        """Let go of what is known of the module's state."""
+        if self.running is not None:
+            self.running.leaps.drop()
+        self.running, self.bystanders = None, Bystanders()

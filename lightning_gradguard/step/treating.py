@@ -39,7 +39,7 @@ def treat(
     if another_on_trial(run, track):
         called_for = first_aid(verdict, statistics, suspects, track.remedies.can)
     else:
-        called_for = _decide(run, track, verdict, statistics, suspects)
+        called_for = _decide(run, track, verdict, context, suspects)
     decision = dataclasses.replace(called_for, remedies=track.remedies.chosen(called_for.remedies))
     ends = halts(run, called_for)
     bundle, suspects = keep(run, track, statistics, verdict, _accused(track, called_for, suspects), ends=ends)
@@ -106,10 +106,10 @@ def _of_machine(decision: Decision, suspects: tuple[Suspect, ...], *, treats: bo
 
 
 def _decide(
-    run: Run, track: OptimizerTrack, verdict: Verdict, statistics: GradientStatistics, suspects: tuple[Suspect, ...]
+    run: Run, track: OptimizerTrack, verdict: Verdict, context: RemedyContext, suspects: tuple[Suspect, ...]
 ) -> Decision:
     """Return what to do about an alarm, in the ladder's words."""
-    treatment, can = track.treatment, track.remedies.can
+    treatment, can, statistics = track.treatment, track.remedies.can, context.statistics
     if own_verdicts.is_used_up(verdict):
         return treatment.skip_used_up(statistics, can_skip=Act.SKIP in can)
     # A single spike is left to first aid: only what goes on is worth the comparison.
@@ -126,6 +126,7 @@ def _decide(
         passed=track.policy.passed,
         stale=any(one.stale.piled_up for one in run.tracks),
         displaced=statistics.finite and goes_on and moved_too_far(track),
+        aside=context.aside,
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
     return told_at_start(track, verdict, case, decided)

@@ -54,7 +54,7 @@ def suspect(record: Record) -> str:
     if is_layer(layer) and told and told[-1] in _NO_LAYERS:
         return ""
     name = f"first in {named(blame[0])}" if is_layer(layer) else named(blame[0])
-    evidence = gains(blame[0])
+    evidence = "not finite" if blame[0].get("broken") else gains(blame[0])
     return f"{name} ({evidence})" if evidence else name
 
 

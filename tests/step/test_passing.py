@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_gradguard.step.passing import let_pass, look_for_life
 from lightning_gradguard.treatment import LIFE
@@ -55,3 +56,17 @@ def test_layers_are_looked_at_where_the_loss_stands_still() -> None:
     assert not loop.run.investigation.awaits(0)
     look_for_life(loop.run, loop.track)
     assert loop.run.investigation.awaits(0) and not loop.track.treatment.signal.time_to_look(2 * LIFE - 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_that_somebody_overwrites_are_put_back(last: bool) -> None:
+    loop = Loop()
+    layer = next(m for m in loop.network.modules() if isinstance(m, nn.BatchNorm1d))
+    was = layer.running_var.clone()
+    layer.running_var.fill_(1e6)
+    loop.step()
+    with pytest.warns(RuntimeWarning, match="what no batch has made of them"):
+        loop.guard.finish() if last else loop.step()
+    assert torch.allclose(layer.running_var, was, rtol=0.3, atol=0.3)
+    assert loop.guard.incidents == ()
+    assert not layer._forward_pre_hooks
