@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_gradguard.layers.names import clean, compiled
 
-LEAP = 100.0
+LEAP_OF_ANOTHER = 100.0
 """Times the variance, where somebody wrote to the statistics, or they changed without a batch."""
 FARTHER = 10.0
 """Times farther from the batch's own variance than before."""
@@ -154,7 +154,7 @@ def _leapt(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> tuple[Ten
     # A unit that was dead has next to no variance.
     usual = torch.maximum(var, var.mean())
     moved = (now["running_mean"].double() - mean).square()
-    return moved > LEAP * (mean.square() + usual), now["running_var"].double() > LEAP * usual
+    return moved > LEAP_OF_ANOTHER * (mean.square() + usual), now["running_var"].double() > LEAP_OF_ANOTHER * usual
 
 
 def _strange(leap: _Leap) -> bool:
