@@ -54,6 +54,11 @@ class Bystanders:
         self._blamed: dict[str, int] = {}
         self.kept = False
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is remembered."""
+        return not self._norms
+
     def unplanned(self, aside: Mapping[str, Tensor]) -> int | None:
         """Return the bytes of the copies, where it was not decided yet whether there is room for so many."""
         wanted = sum(taken(value, PINNED) for value in aside.values())

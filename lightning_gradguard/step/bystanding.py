@@ -66,6 +66,8 @@ def renew(run: Run, track: OptimizerTrack) -> None:
     if track.index or not run.acts:
         return
     loose = aside(run.module, _trained(run))
+    if not loose and run.bystanders.empty:
+        return  # As in most runs, which then are spared two collectives.
     wanted = run.bystanders.unplanned(loose)
     if run.collectives.mean([float(wanted is not None)]) > [0.0]:
         fits = wanted is None or wanted <= _room(run, track)
