@@ -27,6 +27,7 @@ class Case:
         passed: Whether any step of the run has gone without alarm.
         stale: Whether the gradients hold those of updates before, which nobody clears.
         displaced: Whether the weights have moved farther than their updates can have carried them.
+        foretold: Whether the size of the optimizer's updates is known, or bounded.
         aside: What is said where nothing but what no optimizer trains is at fault; else empty.
     """
 
@@ -41,4 +42,5 @@ class Case:
     passed: bool = False
     stale: bool = False
     displaced: bool = False
+    foretold: bool = True
     aside: str = ""

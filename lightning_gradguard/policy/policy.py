@@ -185,7 +185,7 @@ class Policy:
             return Decision((aid,), "first aid", cause.value)
         if episode.untested and statistics.finite:
             return accept_regime("weights that were good explode as well: the data or the loss have changed")
-        small = known.updates.ratio <= LARGE and not case.displaced and not case.searching
+        small = case.foretold and known.updates.ratio <= LARGE and not case.displaced and not case.searching
         if statistics.finite and small and known.count >= THIN_HISTORY and case.trial is None:
             if episode.row >= ANEW:
                 # Weights from before it tell: where they explode as well, the data or the loss have changed.

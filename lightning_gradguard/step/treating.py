@@ -13,6 +13,7 @@ from lightning_gradguard.policy.act import FIRST_AID, ON_TRIAL, Act
 from lightning_gradguard.policy.attempts import first_aid
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Outcome, StepReport, Suspect, Verdict
 from lightning_gradguard.remedies import RemedyContext
+from lightning_gradguard.statistics.update_ratio import BOUNDED, PROPORTIONAL
 from lightning_gradguard.step.companions import another_on_trial, go_back_too
 from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
 from lightning_gradguard.step.halting import halted, halts
@@ -126,6 +127,7 @@ def _decide(
         passed=track.policy.passed,
         stale=any(one.stale.piled_up for one in run.tracks),
         displaced=statistics.finite and goes_on and moved_too_far(track),
+        foretold=type(track.optimizer).__name__ in PROPORTIONAL | BOUNDED,
         aside=context.aside,
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)
