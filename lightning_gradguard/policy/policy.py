@@ -14,10 +14,11 @@ from typing import Any
 from lightning_gradguard import checks
 from lightning_gradguard.attribution.cause import FEW_LAYERS, Cause, cause_of
 from lightning_gradguard.attribution.signal import Signal
+from lightning_gradguard.detectors.bad_start import LARGEST
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.sample import THIN_HISTORY
 from lightning_gradguard.history.updates import LARGE
-from lightning_gradguard.policy.act import EVERY, Act
+from lightning_gradguard.policy.act import EVERY, FIRST_AID, Act
 from lightning_gradguard.policy.attempts import Attempts, accept_regime
 from lightning_gradguard.policy.case import Case
 from lightning_gradguard.policy.episode import Episode
@@ -92,8 +93,8 @@ class Policy:
         large = case.baseline.updates.ratio > LARGE
         cause = cause_of(verdict, suspects, start=case.start, large=large, signal=case.signal)
         decision = self._answer(verdict, statistics, suspects, cause, case)
-        if not statistics.finite and Act.SKIP not in decision.remedies:
-            # Whatever is thought of it, it must not reach the weights.
+        aid = FIRST_AID if statistics.finite else frozenset({Act.SKIP})  # Beyond measure, it must not reach the weights.
+        if not statistics.norm <= LARGEST and aid.isdisjoint(decision.remedies):
             decision = dataclasses.replace(decision, remedies=(Act.SKIP, *decision.remedies))
         # What accompanies the treatments waits until the layers have been measured.
         can = EVERY & {*case.can} if decision.look else case.can

@@ -19,7 +19,7 @@ from tests.builders import SAFELY, loader, mlp, regression, same, spoil, trainer
 from tests.fixtures import make
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
-TREES = {9: "e996712bd7b55abc"}
+TREES = {10: "f22bf4fe832b59e6"}
 """Hash of the keys of a state of this version. Where this fails, add a version and its migration to
 ``checkpoint/migration.py``, change this line, and write a golden state with ``python -m tests.fixtures.golden``."""
 OLD = {
@@ -32,6 +32,7 @@ OLD = {
     "version_6": "0656666",
     "version_7": "95fcedc",
     "version_8": "4713c2c",
+    "version_9": "68e3425",
 }
 """Commits that the golden states of earlier versions were written by, or that write such: the last ones before the
 package had rooms, before it had a simulated device, and before states had defaults, among them."""

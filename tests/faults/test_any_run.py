@@ -96,6 +96,12 @@ def test_nor_does_one_that_follows_on_a_step_without_gradients() -> None:
     assert loop.step(1e30, 1.0, 1.0)[-1]
 
 
+def test_what_no_optimizer_can_hold_is_skipped_when_no_treatment_is_left() -> None:
+    loop = Loop()
+    steps = [(1e-10, 3e38, 1.0), *[(3e38, 0.0, 1.0)] * 5, *[(1e30, 0.0, 1e-45)] * 5]
+    assert all(loop.step(*what)[-1] for what in steps)
+
+
 def test_a_single_nan_while_the_first_batch_is_being_forgotten_is_skipped() -> None:
     """The treatment of what no treatment is left for must not let it pass."""
     loop = Loop()
