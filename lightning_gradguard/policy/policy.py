@@ -93,7 +93,7 @@ class Policy:
         large = case.baseline.updates.ratio > LARGE
         cause = cause_of(verdict, suspects, start=case.start, large=large, signal=case.signal)
         decision = self._answer(verdict, statistics, suspects, cause, case)
-        aid = FIRST_AID if statistics.finite else frozenset({Act.SKIP})  # Beyond measure, it must not reach the weights.
+        aid = FIRST_AID if statistics.finite else frozenset({Act.SKIP})  # It must not pass.
         if not statistics.norm <= LARGEST and aid.isdisjoint(decision.remedies):
             decision = dataclasses.replace(decision, remedies=(Act.SKIP, *decision.remedies))
         # What accompanies the treatments waits until the layers have been measured.
