@@ -114,7 +114,7 @@ def record(run: Callable[[], object]) -> dict[int, list[Row]]:
     def ask_all(*args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # All that may be asked, since another version may ask something else.
         found = {each: suspects(*args, ask=each, **known) for each in ("batch", "changes", "all")}
-        now["suspects"] = {k: [[b.layer, b.score, b.broken] for b in v] for k, v in found.items()}
+        now["suspects"] = {k: [[b.layer, b.score, b.broken, b.part] for b in v] for k, v in found.items()}
         return found[ask]
 
     def note_move(track: OptimizerTrack) -> bool:
@@ -256,7 +256,7 @@ class Replay:
     def _suspects(self, *args: Any, ask: str = "all", **known: Any) -> tuple[Suspect, ...]:
         # Where nothing was asked when the trace was recorded, nobody is suspected.
         found = self.row.get("suspects", {}).get(ask, ())
-        return tuple(Suspect(layer, score, "", broken=broken) for layer, score, broken in found)
+        return tuple(Suspect(layer, score, "", broken=broken, part=part) for layer, score, broken, part in found)
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
         _examine_start(run, track, context.statistics, readings)
     if readings:
         context.statistics = _see(run, track, context.statistics, readings)
-    statistics, track.baseline.alone = context.statistics, len(run.tracks) == 1
+    statistics, track.baseline.alone = context.statistics, len(run.tracks) < 2
     for verdict in heard(track, statistics):
         if (verdict.diverges or verdict.examine) and another_on_trial(run, track):
             continue
