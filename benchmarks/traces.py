@@ -54,7 +54,7 @@ Row = dict[str, Any]
 - ``untouched`` and ``drawn``, in the first row: whether nobody had trained the module, and whether its weights looked
   like draws;
 - ``signal``: what became of the batch on its way, as ``[source, growth, variation]``, where its layers were measured;
-- ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken]``;
+- ``suspects``: for each question that was asked, the suspects as ``[layer, score, broken, part]``;
 - ``done``: what remedies did, as ``[remedy, applied, coefficient]``.
 
 Out of it come ``heard``, all verdicts of the detectors, and ``verdict``, the one acted on, as ``[form, detector, alarm,
