@@ -17,9 +17,6 @@ from lightning_gradguard.records import GENTLE, GradientStatistics, Verdict
 WIDEST = math.log(1000.0)
 """Widest margin that any history can earn; a batch of two, the noisiest that was seen to train, earns about 400."""
 
-RECORD = 2.0
-"""Times the largest norm that the run has lived with up to which one is no explosion: where a share of 1/x of all norms
-lies above x, a new record is more than that above the last one every other time."""
 EARLY_GROWTH = 30.0
 """Times the limit that healthy growth at the start may reach: the norm leaps while the loss does not."""
 
@@ -27,11 +24,10 @@ EARLY_GROWTH = 30.0
 def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     """Return the largest norm that history can explain; inf while there is none.
 
-    ``log limit = max(reference + max(log factor, zscore * spread), log record)``. The reference is the larger of the
-    long and the short median, so that healthy growth is followed. The record, :data:`RECORD` times the largest norm
-    that was lived with, keeps a run whose norm has decayed a hundredfold from calling a hard sample an explosion. While
-    there are few steps both terms are wider: a spread that was estimated from n values is itself uncertain, and
-    training moves fastest at its beginning.
+    ``log limit = max(reference + max(log factor, zscore * spread), high water)``. The reference is the larger of
+    the long and the short median, so that healthy growth is followed. The high-water mark keeps a run whose norm
+    has decayed a hundredfold from calling a hard sample an explosion. While there are few steps both terms are wider:
+    a spread that was estimated from n values is itself uncertain, and training moves fastest at its beginning.
     """
     n = baseline.count
     typical = baseline.norms.typical
@@ -45,7 +41,7 @@ def spike_limit(baseline: Baseline, factor: float, zscore: float) -> float:
     # Norms that jump about by orders of magnitude are a symptom, and must not excuse themselves.
     margin = min(margin, max(math.log(factor), WIDEST))
     # exp overflows above 709; norms of that size are non-finite in any dtype.
-    return math.exp(min(max(math.log(typical) + margin, baseline.norms.high_water + math.log(RECORD)), 700.0))
+    return math.exp(min(max(math.log(typical) + margin, baseline.norms.high_water), 700.0))
 
 
 class Spike(Detector):
