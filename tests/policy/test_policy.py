@@ -68,6 +68,16 @@ def test_a_gentle_spike_is_clipped_and_a_wild_one_skipped() -> None:
     assert decide(Policy(), form="non-finite", excess=math.nan).remedies == ("skip",)
 
 
+@pytest.mark.parametrize(("foretold", "expected"), [(True, ("skip",)), (False, ("skip", "rollback"))])
+def test_where_nobody_can_foretell_updates_three_alarms_in_a_row_send_the_run_back(
+    foretold: bool, expected: tuple[str, ...]
+) -> None:
+    """LBFGS without a line search leaps once, and skipped steps would leave it there."""
+    policy = Policy()
+    said = [decide(policy, step, excess=1e4, loss=1e3, foretold=foretold) for step in range(3)]
+    assert [one.remedies for one in said] == [("skip",), ("skip",), expected]
+
+
 def test_in_a_young_run_nothing_is_clipped_since_nobody_knows_to_what() -> None:
     assert decide(Policy(), excess=2.0, baseline=THIN_HISTORY).remedies == ("skip",)
 
