@@ -271,9 +271,21 @@ def sick_runs() -> tuple[Run, ...]:
         ),
     )
     add("poisson", "adam 3e-3", Trouble("inputs x30 every 35", spoil=batches(every(35, 40), lambda x: x * 30)))
-    add("deep_mlp", "sgd", Trouble("0-255 from the start", spoil=batches(lambda s: True, bytes_not_normalised)))
+    add(
+        "deep_mlp",
+        "sgd",
+        Trouble(
+            "0-255 from the start", spoil=batches(lambda s: True, bytes_not_normalised), lasting=bytes_not_normalised
+        ),
+    )
     add("cnn", "sgd", Trouble("0-255 for 40 steps", spoil=batches(between(150, 190), bytes_not_normalised)))
-    add("deep_mlp", "momentum", Trouble("0-255 from 250", spoil=batches(lambda s: s >= 250, bytes_not_normalised)))
+    add(
+        "deep_mlp",
+        "momentum",
+        Trouble(
+            "0-255 from 250", spoil=batches(lambda s: s >= 250, bytes_not_normalised), lasting=bytes_not_normalised
+        ),
+    )
     add("unet", "sgd", Trouble("60 corrupt batches", spoil=batches(between(160, 220), lambda x: 1e3 * x.flip(1))))
     add(mlp, "sgd", Trouble("NaN in the first batch", spoil=batches(between(0, 1), nan)))
     add("cnn", "adam 1e-3", Trouble("huge first batch", spoil=batches(between(0, 1), huge)))

@@ -69,6 +69,8 @@ class Trouble:
         start: Change the network before the first step.
         at: Change anything before a step; gets the run and the count of batches so far.
         spoil: Change a batch.
+        lasting: What all inputs go through to the end of the run: a pipeline that lacks a step lacks it in validation
+            as well, so the score is of such inputs.
         loss: Change the loss; gets the loss, the network's output-free batch and the count of batches.
         gradients: Change the gradients after backward.
         rate: Factor on the learning rate, as a bad schedule would give it.
@@ -79,6 +81,7 @@ class Trouble:
     start: Callable[[Any], None] | None = None
     at: Callable[[Any, int], None] | None = None
     spoil: Callable[[Batch, int], Batch] | None = None
+    lasting: Callable[[Tensor], Tensor] | None = None
     loss: Callable[[Tensor, int], Tensor] | None = None
     gradients: Callable[[Any, int], None] | None = None
     rate: Callable[[int], float] | None = None
@@ -292,9 +295,10 @@ def _fresh(options: dict[str, Any]) -> dict[str, Any]:
 def score(learner: Learner) -> float:
     """Score of the network as it is, −1 where it cannot be had."""
     learner.eval()
+    net, lasting = learner.net, learner.run.trouble.lasting
     try:
         with torch.no_grad():
-            value = float(learner.run.recipe.score(learner.net))
+            value = float(learner.run.recipe.score(net if lasting is None else lambda x: net(lasting(x))))
     except (RuntimeError, ValueError):
         value = math.nan
     learner.train()
