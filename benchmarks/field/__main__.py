@@ -44,24 +44,25 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 @cache
-def code(kind: str, guarded: bool) -> str:
-    """Hash the files that a result depends on, as they are when the command starts: stale ones are done again."""
+def code(kind: str, guarded: bool, seed: int = 0) -> str:
+    """Hash what a result depends on, files as they are when the command starts: stale ones are done again."""
     here = Path(__file__).parent
     files = [here / f"{name}.py" for name in ("networks", "recipes", "training", kind)]
     if guarded:
         files += sorted(Path(lightning_gradguard.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    text = b"".join(f.read_bytes() for f in files)
+    return hashlib.sha256(text + (str(seed).encode() if seed else b"")).hexdigest()[:12]
 
 
-def execute(job: Job) -> Row:
+def execute(job: Job, seed: int = 0) -> Row:
     """Do one run."""
     kind, run, what = job
     if what == "twin":
         run = Run(run.name, run.recipe, run.optimizer, run.schedule, NO_TROUBLE, run.steps, run.resume, run.options)
-    row = train(run, guarded=what == "gradguard")
+    row = train(run, guarded=what == "gradguard", seed=seed)
     return {
         "kind": kind, "name": run.name, "what": what, "held_out": held_out(run.name),
-        "code": code(kind, what == "gradguard"),
+        "code": code(kind, what == "gradguard", seed),
         "recipe": run.recipe.name, "chance": run.recipe.chance, "expected": list(job[1].trouble.culprit), **row,
     }  # fmt: skip
 
@@ -77,6 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.field", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="every eighth run")
     parser.add_argument("--runs", default="*", help="patterns of names, or healthy or sick, separated by semicolons")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights; another one needs another --out")
     parser.add_argument("--held-out", choices=("include", "exclude", "only"), default="include")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/field.jsonl"))
     parser.add_argument("--report", type=Path, help="also write the tables (Markdown) to this file")
@@ -87,11 +89,12 @@ def main() -> int:
     logging.disable(logging.ERROR)
     wanted = list(jobs(options))
     done = read(options.out)
-    stale = [j for j in wanted if done.get((j[1].name, j[2]), {}).get("code") != code(j[0], j[2] == "gradguard")]
+    seed = options.seed
+    stale = [j for j in wanted if done.get((j[1].name, j[2]), {}).get("code") != code(j[0], j[2] == "gradguard", seed)]
     with options.out.open("a") as file, tqdm(total=len(stale), unit="run", disable=not sys.stderr.isatty()) as bar:
         for job in stale:
             bar.set_postfix_str(f"{job[1].name} / {job[2]}")
-            file.write(json.dumps(execute(job), allow_nan=False) + "\n")
+            file.write(json.dumps(execute(job, seed), allow_nan=False) + "\n")
             file.flush()
             bar.update()
     rows = read(options.out)
