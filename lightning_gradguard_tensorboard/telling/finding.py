@@ -105,8 +105,9 @@ def findings(record: Record, *, trials: bool = True) -> Iterable[tuple[str, str]
         and not (left(record) or resigned(record))
     ):
         to, _, why = tidy(clean(rates[-1].removeprefix(_RATE))).partition(", ")
-        at = "".join(f" at step {step:,}" for step, _ in lowered_to(record)[-1:])
-        yield "learning rate", f"lowered to {to}{at}{why and f', {why}'}; from there it climbs while the loss falls"
+        since = "".join(f" from step {step:,}" for step, _ in lowered_to(record)[-1:])
+        climbs = " while the loss falls" if "climb" in why else "; it climbs while the loss falls"
+        yield "learning rate", f"{to}{since}{why and f', {why}'}{climbs}"
     if numbers := tuned(record):
         back = any(one.get("outcome") == "taken back" and "tune" in texts(one.get("treatment")) for one in tried)
         yield "optimizer", f"{numbers}{', which was put back' if back else ''}"
@@ -151,7 +152,8 @@ def cause(record: Record) -> str:
         if found == "unknown" and state(record) in ("calm", "watched") and not trials:
             return ""  # The trouble went by with first aid, and nobody looked for its cause.
     layers = [clean(layer) for layer in _at_fault(record)] if found == "layer" else []
-    words = f"{'layer' if len(layers) == 1 else 'layers'} {' and '.join(layers)}" if layers else cause_named(found)
+    word = "" if "the root module" in layers else "layer " if len(layers) == 1 else "layers "
+    words = f"{word}{' and '.join(layers)}" if layers else cause_named(found)
     if found == "batch" and integer(record.get("alarms")) > 1:
         return f"{words} and of those after it"
     return f"{words}, and the learning rate: it was too high" if the_rate_too(record) else words
