@@ -19,6 +19,8 @@ ORDINARY = 3.0
 """Times the typical norm, up or down, that is nothing to look up for."""
 OUTSIZED = 8.0
 """Times the usual size of an update, by norm and rate, above which it is measured; as for a spike."""
+VANISHED = 0.1
+"""Share of what they were to which a loss below zero and its gradients come together where both are products."""
 
 
 class Baseline:
@@ -29,7 +31,8 @@ class Baseline:
         norms: Their gradient norms.
         losses: Their losses.
         updates: The size of their updates, and their rates.
-        deceived: Whether the loss was found to fall as the run was lost, so that it is no measure of it.
+        deceived: Whether the loss was found to be no measure of the run: it fell as the run was lost, or it is a cost
+            that gradients are multiples of.
         alone: Whether no other optimizer of the run may have moved what the loss is measured by: a critic's targets are
             the actor's doing. Told anew at each step.
     """
@@ -58,6 +61,7 @@ class Baseline:
             self.losses.accept(loss)
         if self.count == 2 * THIN_HISTORY and self.losses.learned:
             self.updates.forget_ratio()  # The run has learned with updates of that size.
+        self.deceived = self.deceived or self._weighted
         if update_ratio is not None:
             self.updates.accept(update_ratio)
         if rate is not None:
@@ -113,6 +117,18 @@ class Baseline:
         at_first = abs(self.losses.first[0]) if self.losses.first else 0.0
         large = max(self.updates.ratio, self.updates.first_ratio) > LARGE
         return large and len(lately) == RECENT and self.norms.gone and lately[RECENT // 2] < GONE * at_first
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether a loss that was below zero has come close to it, and its gradients with it.
+
+        It is a log-probability times a cost: the policy learns to avoid that, and the loss rises.
+        """
+        first = self.losses.first
+        if len(first) < RECENT or not max(first) < 0.0:
+            return False
+        small = VANISHED * first[0] < self.losses.level(RECENT)[0]
+        return small and self.norms.recent < self.norms.high_water + math.log(VANISHED)
 
     def overrun(self, loss: float) -> bool:
         """Return whether a young run that has come to nothing yet is being lost to updates that replace weights."""

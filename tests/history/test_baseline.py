@@ -112,6 +112,30 @@ def test_a_loss_on_both_sides_of_zero_before_training_tells_nothing(first: list[
     assert baseline.loss_tells is tells, "what is learned later may cross zero"
 
 
+@pytest.mark.parametrize(
+    ("losses", "norms", "tells"),
+    [
+        ([-850.0, -15.0], [190.0, 4.0], False),
+        ([-850.0, -15.0], [190.0, 190.0], True),
+        ([-850.0, -400.0], [190.0, 4.0], True),
+        ([850.0, 15.0], [190.0, 4.0], True),
+        ([-15.0, -850.0], [190.0, 4.0], True),
+    ],
+    ids=["both vanish", "gradients stay", "the loss stays", "above zero it has learned", "a likelihood"],
+)
+def test_a_loss_below_zero_that_vanishes_with_its_gradients_is_a_cost_and_no_measure(
+    losses: list[float], norms: list[float], tells: bool
+) -> None:
+    baseline = Baseline()
+    for level, norm in zip(losses, norms, strict=True):
+        for loss in near(level, 20):
+            baseline.accept(norm, loss)
+    assert baseline.loss_tells is tells
+    for loss in near(losses[0], 20):
+        baseline.accept(norms[0], loss)
+    assert baseline.loss_tells is tells, "what was found once is not forgotten"
+
+
 def test_a_loss_that_has_deceived_is_no_progress_and_is_not_forgotten_when_weights_go_back() -> None:
     baseline, other = taught(calm(100), noisy_fall()), Baseline()
     assert any(baseline.progress)
