@@ -90,9 +90,12 @@ class Baseline:
 
     @property
     def progress(self) -> tuple[bool, bool, bool]:
-        """Whether the loss is at its best, something was learned, and the loss is worse; of no measure, nothing is."""
-        losses = self.losses
-        return (losses.at_best, losses.learned, losses.worse) if self.loss_tells else (False, False, False)
+        """Whether the loss is at its best, something was learned, and the loss is worse; of no measure, nothing is.
+
+        Nor where loss and gradients have gone: until the outputs tell, no rate has proved to be good by that.
+        """
+        losses, tells = self.losses, self.loss_tells and not self.put_out
+        return (losses.at_best, losses.learned, losses.worse) if tells else (False, False, False)
 
     def outlasting(self) -> tuple[Any, ...]:
         """Return what is known and does not go back with the weights, for :meth:`outlast`."""

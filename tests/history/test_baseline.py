@@ -97,6 +97,8 @@ def test_a_run_is_put_out_where_loss_and_gradients_go_after_large_updates(
     for _ in range(20):
         baseline.accept(norm, loss)
     assert baseline.put_out is expected
+    if expected:
+        assert baseline.progress == (False, False, False), "no rate has proved to be good"
 
 
 @pytest.mark.parametrize(
