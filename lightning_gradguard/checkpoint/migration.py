@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-VERSION = 10
+VERSION = 11
 """Of the state. It moves with every change of its keys; a state of an earlier one is migrated step by step."""
 
 
@@ -39,7 +39,7 @@ def _next(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "version": state["version"] + 1}
 
 
-_MIGRATIONS = {1: _from_1, 2: _next, 3: _next, 4: _next, 5: _next, 6: _next, 7: _next, 8: _next, 9: _next}
+_MIGRATIONS = {1: _from_1, 2: _next, 3: _next, 4: _next, 5: _next, 6: _next, 7: _next, 8: _next, 9: _next, 10: _next}
 
 
 def over(incident: Any) -> Any:

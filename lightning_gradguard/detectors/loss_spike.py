@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from lightning_gradguard.detectors.detector import Detector
 from lightning_gradguard.history.baseline import Baseline
-from lightning_gradguard.history.losses import BEFORE
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
 from lightning_gradguard.records import GradientStatistics, Verdict
 
@@ -15,6 +14,8 @@ FAR = 100.0
 """Times the largest loss so far at which a young run's batch is looked at: its spread is not known yet."""
 SEEN = 3
 """Losses that must have been seen before."""
+BEFORE = 32
+"""Losses, before the last few, that tell where the run stood of late."""
 
 
 class LossSpike(Detector):

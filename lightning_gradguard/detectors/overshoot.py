@@ -15,8 +15,6 @@ from lightning_gradguard.history.sample import ENOUGH, RECENT
 from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.records import GradientStatistics, Verdict
 
-UNMOVED = 0.85
-"""Share of the untrained loss above which a run has learned nothing since it overshot."""
 RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
@@ -92,7 +90,7 @@ class Overshoot(Detector):
             return self._verdict(
                 level, untrained, f"{told}: the gradients have been zero for {baseline.norms.silent} steps"
             )
-        since, unmoved = baseline.count - self._overshot, level > untrained - (1.0 - UNMOVED) * abs(untrained)
+        since, unmoved = baseline.count - self._overshot, baseline.losses.unmoved
         if self._overshot >= 0 and since >= self.patience and unmoved:
             return self._verdict(level, untrained, f"{told}: nothing was learned in {since} steps since it overshot")
         if self._idle and self._idle % (2 * self.patience) == 0:

@@ -15,12 +15,12 @@ from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
 
 APART = 4.0
 """Robust standard deviations, from step to step, by which losses must lie above others to be of another kind."""
+UNMOVED = 0.85
+"""Share of the untrained loss above which a run has come to nothing, or to what can be said without any input."""
 LOST = 0.5
 """Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
 LOST_ONCE_CONVICTED = 0.15
 """The same once a rate has been convicted in the run: what is lost then, is lost by a rate that climbed too far."""
-BEFORE = 32
-"""Losses, before the last few, that tell where the run stood of late."""
 LEVEL_GROWTH = 1.5
 """Growth from one level of nine losses to the next, twice in a row: a change of the data makes a single leap."""
 FLAT = 0.05
@@ -57,7 +57,7 @@ class LossHistory:
         self._levels: dict[tuple[int | None, int], tuple[float, float]] = {}
 
     def recall(self, losses: Iterable[float]) -> None:
-        """Learn the losses of steps that were accepted earlier, before they were known."""
+        """Learn the losses of accepted steps that were not known then."""
         for loss in losses:
             self.accept(loss)
 
@@ -88,8 +88,7 @@ class LossHistory:
         """
         if not self.first or self._updates.ratio <= LARGE:
             return self._beginning
-        first, whole = self.first[0], self._updates.ratio > WHOLE
-        return first if whole else max([first, *sorted(self.first)[1:2]])
+        return self.first[0] if self._updates.ratio > WHOLE else max([self.first[0], *sorted(self.first)[1:2]])
 
     @property
     def of_untrained(self) -> list[float]:
@@ -131,9 +130,8 @@ class LossHistory:
     @property
     def worse(self) -> bool:
         """Whether all of the last losses lie above nearly all of those at the best level, which is no chance."""
-        if len(self._best) < RECENT or len(self._losses) < RECENT:
-            return False
-        return min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
+        enough = len(self._best) >= RECENT and len(self._losses) >= RECENT
+        return enough and min(self._losses[-RECENT:]) > sorted(self._best)[int(0.9 * (len(self._best) - 1))]
 
     @property
     def recovering(self) -> bool:
@@ -180,8 +178,7 @@ class LossHistory:
         if not ordered or not ordered[0] > reference:
             return False
         if reference > 0.0:
-            # On a logarithmic scale, since losses of heavy tails are common.
-            # Logarithms first: a ratio of doubles may be 0.
+            # On a logarithmic scale, since losses of heavy tails are common; first, since a ratio of doubles may be 0.
             steps = [abs(math.log(b) - math.log(a)) for a, b in self._pairs() if a > 0.0 < b]
             return math.log(ordered[0] / reference) > math.log(2.0) * 0.5 and math.log(
                 ordered[len(ordered) // 2] / reference
@@ -190,8 +187,12 @@ class LossHistory:
         return ordered[len(ordered) // 2] - reference > max(abs(reference), APART * noise(steps))
 
     def _pairs(self) -> Iterable[tuple[float, float]]:
-        # All that are remembered: the noise of sixteen is often half of what it is.
-        return itertools.pairwise(self._losses)
+        return itertools.pairwise(self._losses)  # Of all: the noise of sixteen is often half of what it is.
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether the level of the loss is still close to that before training, or above it."""
+        return self.level(RECENT)[0] > self.untrained - (1.0 - UNMOVED) * abs(self.untrained)
 
     @property
     def flat(self) -> bool:
@@ -226,9 +227,7 @@ class LossHistory:
     def elevated(self, loss: float | None) -> bool | None:
         """Return whether ``loss`` lies far above its history; None where that cannot be said."""
         level, spread = self.level()
-        if loss is None or math.isnan(level):
-            return None
-        return not loss <= level + max(abs(level), 6.0 * spread)
+        return None if loss is None or math.isnan(level) else not loss <= level + max(abs(level), 6.0 * spread)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was learned."""

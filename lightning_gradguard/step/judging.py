@@ -100,13 +100,13 @@ def _see(
 ) -> GradientStatistics:
     """Note what becomes of the signal in a run without trouble: first its growth, later whether it varies."""
     if track.steps == 0 and track.untouched:
-        track.treatment.signal.growth = _signal(run, track, readings).growth
+        track.treatment.signal.begin(_signal(run, track, readings))
         return statistics
     signal, put_out = _signal(run, track, readings), track.baseline.put_out
     varies = signal.answers if put_out else signal.variation
     if varies is None or (track.incident is not None and not put_out):
         return statistics
-    if put_out and varies < ALIKE:
+    if (put_out and varies < ALIKE) or (track.baseline.losses.unmoved and track.treatment.signal.collapsed(signal)):
         varies = 0.0  # What is certain of its answer up to a hundredth gives one answer.
     track.treatment.signal.dead = varies < DEAD
     track.baseline.deceived = track.baseline.deceived or (track.treatment.signal.dead and put_out)

@@ -87,7 +87,7 @@ def look_for_life(run: Run, track: OptimizerTrack) -> None:
     if not track.treatment.signal.time_to_look(known.count):
         return
     put_out = known.put_out
-    flat = known.losses.flat or put_out
+    flat = known.losses.flat or known.losses.unmoved or put_out
     track.snapshots.pinned = track.snapshots.pinned and (flat or known.count < 2 * LIFE)
     # A compiled one would run in eager mode meanwhile, which rounds otherwise.
     if flat and (track.incident is None or put_out) and not compiled(run.module):

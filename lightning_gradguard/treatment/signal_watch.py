@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lightning_gradguard.attribution.signal import Signal
+from lightning_gradguard.attribution.signal import ALIKE, Signal
 from lightning_gradguard.records import Verdict, to_json, verdict_from_json
 
 LIFE = 40
@@ -18,6 +18,7 @@ class SignalWatch:
 
     Attributes:
         growth: Growth of the signal from input to output at the first step, where its layers were measured.
+        varied: How much output and answers varied over the batch at the first step, where that was measured.
         dead: Whether the output was found not to depend on the input.
         seen: What became of the signal in this batch of a fresh network, where it was measured.
         looking: The alarm for which the layers are measured in the batch at hand, before anything is treated.
@@ -26,12 +27,25 @@ class SignalWatch:
 
     def __init__(self) -> None:
         self.growth: float | None = None
+        self.varied: tuple[float, float] | None = None
         self.dead = False
         self.seen: Signal | None = None
         self.looking: Verdict | None = None
         self.looked = False
         # Accepted steps after which to look whether the output still depends on the input.
         self._next_look = LIFE
+
+    def begin(self, first: Signal) -> None:
+        """Note what an untrained network makes of the signal."""
+        self.growth = first.growth
+        if first.variation is not None and first.answers is not None:
+            self.varied = first.variation, first.answers
+
+    def collapsed(self, now: Signal) -> bool:
+        """Return whether output and answers vary a hundredth as much as those of the untrained network did."""
+        if self.varied is None or now.variation is None or now.answers is None:
+            return False
+        return now.variation < ALIKE * self.varied[0] and now.answers < ALIKE * self.varied[1]
 
     def time_to_look(self, accepted: int) -> bool:
         """Return whether to look, after so many accepted steps, if the output still depends on the input."""
@@ -70,6 +84,7 @@ class SignalWatch:
         signals = [] if self.seen is None else [self.seen]
         return {
             "growth": [self.growth] if self.growth is not None else [],
+            "varied": list(self.varied or ()),
             "signal": [v for s in signals for v in (s.source, s.growth, s.variation) if v is not None],
             "looking": [dataclasses.asdict(self.looking)] if self.looking is not None else [],
             "looked": self.looked,
@@ -84,6 +99,7 @@ class SignalWatch:
     def load_state_dict(self, state: dict[str, Any], next_look: int) -> None:
         """Take back what :meth:`state_dict` returned, and :attr:`next_look`."""
         self.growth = next(map(float, state["growth"]), None)
+        self.varied = (float(state["varied"][0]), float(state["varied"][1])) if state["varied"] else None
         source, growth, variation, *_ = [*map(float, state["signal"]), None, None, None]
         self.seen = Signal(source, growth, variation) if source is not None and growth is not None else None
         self.looking = next((verdict_from_json(to_json(verdict)) for verdict in state["looking"]), None)

@@ -19,7 +19,7 @@ from tests.builders import SAFELY, loader, mlp, regression, same, spoil, trainer
 from tests.fixtures import make
 from tests.fixtures.golden import NAN, OPEN, STATES, go_on, trained
 
-TREES = {10: "f22bf4fe832b59e6"}
+TREES = {11: "2d224e29a5fcfe69"}
 """Hash of the keys of a state of this version. Where this fails, add a version and its migration to
 ``checkpoint/migration.py``, change this line, and write a golden state with ``python -m tests.fixtures.golden``."""
 OLD = {
@@ -33,6 +33,7 @@ OLD = {
     "version_7": "95fcedc",
     "version_8": "4713c2c",
     "version_9": "68e3425",
+    "version_10": "79bea86",
 }
 """Commits that the golden states of earlier versions were written by, or that write such: the last ones before the
 package had rooms, before it had a simulated device, and before states had defaults, among them."""
