@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_gradguard.attribution.weights import LEAST
 from lightning_gradguard.records import BATCH, Suspect
 
 CORRUPT = 10.0
@@ -80,6 +81,12 @@ def _floats(batch: Any) -> list[Tensor]:
 def largest(batch: Any, device: torch.device | None = None) -> list[Tensor]:
     """Return the largest absolute element of each float tensor in a batch (on ``device``), there; NaN if one is."""
     return [torch.linalg.vector_norm(t, math.inf) for t in _floats(batch) if device in (None, t.device)]
+
+
+def scales(batch: Any) -> list[float]:
+    """Return the largest absolute element of each float tensor in a batch, 0 of so few that they tell no scale."""
+    found = zip(largest(batch), _floats(batch), strict=True)
+    return [float(peak) if tensor.numel() >= LEAST else 0.0 for peak, tensor in found]
 
 
 def _samples(tensor: Tensor, limit: float) -> tuple[int, ...]:

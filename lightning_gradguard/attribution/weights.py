@@ -16,7 +16,7 @@ from lightning_gradguard.statistics.sharding import comparable, gathered, sharde
 
 _OUTLANDISH = 5.0
 LEAST = 8
-"""Elements from which the displacement of a parameter means something."""
+"""Elements from which the magnitude of a tensor, or how far it has moved, means something."""
 
 
 @dataclass(slots=True)

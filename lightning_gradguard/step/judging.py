@@ -11,7 +11,7 @@ import math
 import torch
 
 from lightning_gradguard.attribution.agreement import Asked, agreed, suspects
-from lightning_gradguard.attribution.batch import BatchWitness, largest
+from lightning_gradguard.attribution.batch import BatchWitness, scales
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.attribution.signal import ALIKE, Signal, signal
 from lightning_gradguard.attribution.two_kinds import KINDS_APART
@@ -146,7 +146,7 @@ def _two_kinds(run: Run, track: OptimizerTrack, statistics: GradientStatistics, 
     """Return the alarm about a young run's batch that is of a corrupt kind, or None."""
     if inputs.batch is None or not statistics.finite or run.collectives.size > 1:
         return None  # Each process has batches of its own, and would have to be asked at every step.
-    peaks = [float(peak) for peak in largest(inputs.batch)]
+    peaks = scales(inputs.batch)
     if not all(map(math.isfinite, peaks)) or not track.two_kinds.large(statistics.norm, peaks):
         return None
     track.batches = BatchWitness()

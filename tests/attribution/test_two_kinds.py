@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradguard import Guard
+from lightning_gradguard.attribution.batch import scales
 from lightning_gradguard.attribution.two_kinds import TwoKinds
 from lightning_gradguard.history.sample import THIN_HISTORY
 
@@ -59,6 +60,15 @@ def test_a_run_that_begins_with_corrupt_batches_goes_on_as_if_they_had_never_bee
     assert first.step == 3 and first.culprit == "batch" and first.remedies[:2] == ("skip", "rollback")
     assert first.trials == () and all(set(one.remedies) <= {"skip", "rollback"} for one in guard.incidents)
     assert weight[0, :2].tolist() == pytest.approx([1.0, -2.0], abs=0.3)
+
+
+def test_a_target_of_one_number_tells_no_scale() -> None:
+    lucky, usual = (torch.ones(1, 8), torch.tensor([[1e-3]])), (torch.ones(1, 8), torch.tensor([[7.0]]))
+    assert scales(lucky) == scales(usual) == [1.0, 0.0]
+    kinds = TwoKinds()
+    kinds.large(7e-3, scales(lucky))
+    assert not kinds.large(10.0, scales(usual))
+    assert scales((torch.ones(8, 1), torch.full((8, 1), -7.0))) == [1.0, 7.0], "a batch of eight samples has a scale"
 
 
 def test_a_healthy_run_is_let_be() -> None:
