@@ -164,10 +164,12 @@ class Guard(Session):
         ``zero_grad`` is treated as what it looks like: a rate that is too high.
         """
         if self._tracks.before_backward():
-            self._run.recorder.warn(
+            self._run.recorder.say(
+                max(track.number for track in self._tracks),
                 "stale gradients",
                 "gradients that an update was made with are still there when the next ones are added to them, so that "
                 "each update repeats all before it; call zero_grad() before each backward pass",
+                once=True,
             )
 
     @property

@@ -19,6 +19,7 @@ from lightning_gradguard.attribution.optimizer_state import StateWatch
 from lightning_gradguard.attribution.signal import Signal
 from lightning_gradguard.attribution.two_kinds import TwoKinds
 from lightning_gradguard.detectors.detector_set import DetectorSet
+from lightning_gradguard.detectors.loss_spike import LossSpike
 from lightning_gradguard.device_gate import DeviceGate
 from lightning_gradguard.diagnostics.notices import Notices
 from lightning_gradguard.diagnostics.window import WindowAccumulator
@@ -29,7 +30,7 @@ from lightning_gradguard.layers.trained import Trained
 from lightning_gradguard.learning_rate import LargestRate, largest_rate
 from lightning_gradguard.optimizer_wrappers import StepHook
 from lightning_gradguard.parts import Parts
-from lightning_gradguard.records import GradientStatistics, Incident, Suspect
+from lightning_gradguard.records import GradientStatistics, Incident, Suspect, Verdict
 from lightning_gradguard.remedies.remedy_set import RemedySet
 from lightning_gradguard.stale_gradients import StaleGradients
 from lightning_gradguard.statistics.clipping_seen import ClippingSeen
@@ -187,6 +188,14 @@ class OptimizerTrack:
     def begins_from(self, weights: Iterable[Tensor]) -> None:
         """Note whether the weights of the first step are draws, where no copy of them is kept."""
         self._without_copies, self._drawn = True, drawn(weights)
+
+    def time_to_examine(self, verdict: Verdict) -> bool:
+        """Return whether to examine the layers for a step that stands out, and remember that it is done.
+
+        A hard sample makes a loss leap alone; what is damaged makes a hard one of each.
+        """
+        lasts = verdict.detector != LossSpike.name or self.baseline.losses.latest(1) > [verdict.limit]
+        return lasts and self.odd_loss_interval.due(self.steps)
 
     def watch_closely(self) -> None:
         """Have the host judge each of the next few steps by itself."""

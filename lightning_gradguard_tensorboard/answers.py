@@ -23,6 +23,7 @@ from .telling import (
     number,
     only_that_step,
     outcomes,
+    put_back,
     short,
     state,
     summary,
@@ -135,5 +136,7 @@ def _after_first_aid(record: Mapping[str, Any]) -> str:
     words, done = {"skip": "skipping", "clip": "clipping"}, [str(one.get("remedy")) for one in outcomes(record)]
     if not done or not words.keys() >= set(done):
         return f"calm again; {'what was done was not measured' if done else 'nothing was done'}"
+    if mended := put_back(record):
+        return f"calm again after {mended.replace('put', 'putting', 1)}"
     made = " and ".join(dict.fromkeys(words[name] for name in done))
     return f"calm again after {made} {'it' if len(done) == 1 else 'them'}; no treatment was needed"

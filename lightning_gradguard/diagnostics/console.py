@@ -15,7 +15,7 @@ from lightning_gradguard_tensorboard.telling import LASTING, alike, optimizer_na
 
 logger = logging.getLogger("lightning_gradguard")
 
-LONGEST = 240
+LONGEST = 280
 """Characters of a line about an incident; what does not fit is in the journal, and in the report made of it."""
 _MORE = "; more in the journal"
 
@@ -117,16 +117,22 @@ class Console(Sink):
 def fitting(line: str, findings: Iterable[tuple[str, str]]) -> str:
     """Return a line with its findings: as they are if they fit, else shorter, else as many as fit, the last one cut.
 
+    What a witness has seen goes before what was done is cut.
+
     >>> fitting("incident 1", [("cause", "the loss"), ("tried", "this " * 90)])[-42:]
     'this this this this …; more in the journal'
     """
     found = list(findings)
-    for shorten in (str, _without_numbers, _without_reasons):
-        whole = "; ".join([line, *(f"{name}: {shorten(text)}" for name, text in found)])
-        if len(whole) <= LONGEST:
-            return whole
+    for kept in (found, [one for one in found if one[0] != "witness"]):
+        for shorten in (str, _without_numbers, _without_reasons):
+            whole = "; ".join([line, *(f"{name}: {shorten(text)}" for name, text in kept)])
+            if len(whole) <= LONGEST:
+                return whole
     room = LONGEST - len(_MORE)
-    return (whole if len(whole) <= room else f"{whole[: room - 2].rpartition(' ')[0]} …") + _MORE
+    if len(whole) <= room:
+        return whole + _MORE
+    cut = whole[: room - 2].rpartition(" ")[0]
+    return f"{cut.rpartition(' (')[0] if cut.count('(') > cut.count(')') else cut} …{_MORE}"
 
 
 def _without_numbers(text: str) -> str:

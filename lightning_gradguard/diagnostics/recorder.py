@@ -197,6 +197,15 @@ class Recorder:
             self._warned.add(key)
             warnings.warn(f"GradGuard: {message}", RuntimeWarning, stacklevel=2)
 
+    def say(self, step: int, key: str, message: str, *, once: bool = False) -> None:
+        """Tell every sink of something that was found or put right, and warn once of each ``key``.
+
+        Warnings alone are not enough: many a notebook switches them off.
+        """
+        if not (once and key in self._warned):
+            self.tell("notice", step, f"state: {message}")
+        self.warn(key, message)
+
     def close(self) -> None:
         """Close the sinks and let go of them, once they know how many alarms an open incident has come to."""
         for incident in self.incidents:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from lightning_gradguard.layers.names import clean
 from lightning_gradguard.snapshots.leaps import Leaps, View, grown, power
 
 LEAP_OF_VARIANCE = 1e8
@@ -61,6 +62,8 @@ class RunningStatistics:
         self._module = module
         self._lazy: list[_NormBase] = []
         self.leaps = Leaps(module)
+        # Names of the layers whose statistics were put back last.
+        self.spoilt: list[str] = []
         self._look()
 
     def _look(self) -> None:
@@ -123,6 +126,7 @@ class RunningStatistics:
             if device.type == "cpu" and passed is None:
                 powers = [*map(power, copy.floats)]
                 if any(map(partial(_spoilt, corrupt), powers, copy.floats, self._saved[device].floats)):
+                    self.spoilt = self._worst(device)
                     self.restore()
                     return True
                 if any(map(grown, powers, self._powers.get(device, ()))):
@@ -138,6 +142,16 @@ class RunningStatistics:
             self._write(device, copy.bytes)
         self._saved, self._spare = fresh, self._saved
         return False
+
+    def _worst(self, device: torch.device) -> list[str]:
+        """Return the names of the layers whose statistics are not finite, or else of the one that has the largest."""
+        peaks = {id(layer): 0.0 for _, layer, _ in self._views[device]}
+        for view, layer, _ in self._views[device]:
+            if view.is_floating_point():
+                peak = float(view.abs().amax())
+                peaks[id(layer)] = max(peaks[id(layer)], math.inf if math.isnan(peak) else peak)
+        worst = max(peaks.values())
+        return [clean(name) for name, layer in self._module.named_modules() if peaks.get(id(layer)) == worst]
 
     def look(self) -> bool:
         """Look for leaps on devices that are not asked at every step; return whether there is one to wait for."""

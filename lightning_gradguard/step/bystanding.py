@@ -93,8 +93,7 @@ def tell(run: Run, track: OptimizerTrack, broken: Sequence[Fallen]) -> None:
     for there, end in (True, "was put back"), (False, "cannot be put back: there is no room for a copy"):
         if names := [one.name for one in broken if (one.copy is not None) is there]:
             told = f"{_named(names)} not finite, and {end}"
-            run.recorder.tell("notice", track.number, f"state: {told}")
-            run.recorder.warn(f"state {told}", told)
+            run.recorder.say(track.number, told, told)
 
 
 def _told(one: Fallen) -> tuple[str, bool]:

@@ -178,7 +178,7 @@ def _look(
 ) -> tuple[Suspect, ...]:
     """Examine a step whose verdict may have a harmless cause; return the suspects, in nearly every case none."""
     single = verdict.stands_out
-    weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
+    weigh = track.time_to_examine(verdict) if single else _time_to_examine(run, statistics.step)
     if not single and not weigh:
         return ()
     ask: Asked = "batch" if not weigh else "all" if verdict.drifts else "changes"

@@ -110,9 +110,8 @@ def hidden(run: Run, track: OptimizerTrack, context: RemedyContext, batch: Any) 
     """Return whether a normalisation hid from the gradient what must not stay in its running statistics."""
     hid = context.running.accept(lambda: batch is not None and track.batches.accuse(batch) is not None)
     if hid:
-        run.recorder.warn(
-            "running", "a batch made running statistics of a normalisation NaN, inf or huge; they were put back"
-        )
+        names = ", ".join(context.running.spoilt)
+        run.recorder.say(track.number, "running", f"running statistics of {names} were NaN, inf or huge; put back")
     if context.running.leaps.told:
         tell_of_leaps(run, track.number)
     return hid
@@ -122,9 +121,8 @@ def tell_of_leaps(run: Run, step: int) -> None:
     """Tell of running statistics that had leapt and were put back."""
     assert run.running is not None
     names, run.running.leaps.told = ", ".join(run.running.leaps.told), []
-    told = f"running statistics of {names} were what no batch has made of them; they were put back"
-    run.recorder.tell("notice", step, f"state: {told}")
-    run.recorder.warn(f"leap {names}", told)
+    told = f"running statistics of {names} were overwritten, as no batch has made them; put back"
+    run.recorder.say(step, told, told)
 
 
 def tell_of_poison(run: Run, context: RemedyContext) -> None:

@@ -25,7 +25,19 @@ from .finding import (
 from .held import QUARTER, Held, held_back, lowered_to
 from .page import tell
 from .record import Record, dicts, number, outcomes
-from .standing import IN_VAIN, STATES, exhausted, improved, lasted, remedies, result, state, watched, why_stopped
+from .standing import (
+    IN_VAIN,
+    STATES,
+    exhausted,
+    improved,
+    lasted,
+    put_back,
+    remedies,
+    result,
+    state,
+    watched,
+    why_stopped,
+)
 from .trials import (
     LASTING,
     became,
@@ -108,6 +120,7 @@ __all__ = [
     "outcomes",
     "pending",
     "plain",
+    "put_back",
     "quantity",
     "reach",
     "reason",

@@ -101,17 +101,25 @@ def result(record: Record) -> str:
     after = count(max(integer(record.get("closed")) - integer(record.get("step")), 0), "step")
     made = [] if dicts(record.get("trials")) else remedies(record)
     done = [word for name, word in DONE_AT_ONCE.items() if name in made] if DONE_AT_ONCE.keys() >= set(made) else []
+    aid, mended = " and ".join(done), put_back(record)
     if halted(record):
         return "the run was halted before this step was made"
     return {
         "stopped": f"the run was stopped after {after}, did not help",
         "helped": f"calm again after {after}, helped",
         "kept": f"calm again after {after}, {_kept(record)}",
-        "calm": f"calm again after {after}" + (f", only {' and '.join(done)}" if done else ""),
+        "calm": f"calm again after {after}" + (f", {mended}" if mended else f", only {aid}" if aid else ""),
         "watched": f"no more alarms after {after}, only watched",
         "anew": f"what is healthy is learned anew after {after}",
         "failed": f"given up after {after}, did not help",
     }[state(record)]
+
+
+def put_back(record: Record) -> str:
+    """Return ``put back teacher.0.weight`` where a skipped step put back what no optimizer trains; else nothing."""
+    told = [str(one.get("detail")).partition("; put back ")[2] for a in actions_of(record) for one in applied(a)]
+    names = list(dict.fromkeys(clean(name) for name in told if name))
+    return f"put back {', '.join(names)}" if names else ""
 
 
 def _kept(record: Record) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_gradguard.diagnostics import Console, decode, wording
+from lightning_gradguard.diagnostics.console import LONGEST
 from lightning_gradguard.diagnostics.markdown import incident_markdown
 from lightning_gradguard.records import (
     Action,
@@ -263,7 +264,7 @@ def test_the_console_tells_it_in_one_line_each(console: Any, caplog: pytest.LogC
     )
     assert "closed at step 170: calm again after 130 steps, helped; cause: updates" in closed
     assert closed.count("tried: ") == 1, "the first was told when it was taken back"
-    assert all(len(message) <= 240 for message in caplog.messages)
+    assert all(len(message) <= LONGEST for message in caplog.messages)
 
 
 @pytest.mark.parametrize("one", [KEPT_AT_ONCE, CALM, WATCHED, ALL_TAKEN_BACK, ANEW])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gradguard import Guard
+from lightning_gradguard.detectors import LossSpike
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step import judging
@@ -117,3 +118,18 @@ def test_weights_that_all_were_overwritten_are_put_back_though_no_layer_stands_o
         losses.append(float(loss))
     assert max(losses[-20:]) < 1.0
     assert [trial.treatment for incident in guard.incidents for trial in incident.trials] == [("rollback",)] * treated
+
+
+def test_a_loss_that_leaps_alone_examines_no_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hard sample comes alone; what is damaged makes a hard one of each."""
+    loop = Loop()
+    context = loop.measured()
+    limit = 2.0 * max(loop.track.baseline.losses.latest(9))
+    leap = Verdict("sudden", LossSpike.name, 10.0 * limit, limit, "a loss", examine=True)
+    speaking(monkeypatch, leap)
+    monkeypatch.setattr(
+        judging, "suspects", lambda *args, ask, **known: (Suspect("0", 2.0, "x"),) if ask != "batch" else ()
+    )
+    assert judge(loop.run, loop.track, context, StepInputs())[0] is None
+    loop.track.baseline.losses.accept(10.0 * limit)
+    assert judge(loop.run, loop.track, context, StepInputs())[0] is leap

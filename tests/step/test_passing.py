@@ -65,7 +65,7 @@ def test_statistics_that_somebody_overwrites_are_put_back(last: bool) -> None:
     was = layer.running_var.clone()
     layer.running_var.fill_(1e6)
     loop.step()
-    with pytest.warns(RuntimeWarning, match="what no batch has made of them"):
+    with pytest.warns(RuntimeWarning, match="overwritten, as no batch has made them"):
         loop.guard.finish() if last else loop.step()
     assert torch.allclose(layer.running_var, was, rtol=0.3, atol=0.3)
     assert loop.guard.incidents == ()

@@ -175,7 +175,7 @@ def write(folder: Path, name: str) -> GradGuard:
         "bad-layer": lambda: (Regression(bad_layer_at(400, "blocks.2.2")), 1000),
         "bad-rate": lambda: (Regression(rate_leaps_at(400)), 1000),
         "second-try": lambda: (
-            Regression(both(bad_layer_at(400, "blocks.1.0", 30.0), rate_leaps_at(400, 100.0))),
+            Regression(both(bad_layer_at(397, "blocks.1.0", 30.0), rate_leaps_at(400, 100.0))),
             900,
         ),
         "adversaries": lambda: (Adversaries(), 1000),
