@@ -189,13 +189,9 @@ class OptimizerTrack:
         """Note whether the weights of the first step are draws, where no copy of them is kept."""
         self._without_copies, self._drawn = True, drawn(weights)
 
-    def time_to_examine(self, verdict: Verdict) -> bool:
-        """Return whether to examine the layers for a step that stands out, and remember that it is done.
-
-        A hard sample makes a loss leap alone; what is damaged makes a hard one of each.
-        """
-        lasts = verdict.detector != LossSpike.name or self.baseline.losses.latest(1) > [verdict.limit]
-        return lasts and self.odd_loss_interval.due(self.steps)
+    def alone(self, verdict: Verdict) -> bool:
+        """Return whether a loss leaps alone, as of a hard sample; what is damaged makes a hard one of each."""
+        return verdict.detector == LossSpike.name and not self.baseline.losses.latest(1) > [verdict.limit]
 
     def watch_closely(self) -> None:
         """Have the host judge each of the next few steps by itself."""

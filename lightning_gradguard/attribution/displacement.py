@@ -17,7 +17,7 @@ from lightning_gradguard.snapshots.snapshot import Snapshot
 DISPLACED = 0.5
 # Times what the layer moved before, in as many updates; and, where that is not known, the largest healthy update.
 _FASTER, _FASTEST = 3.0, 0.1
-_DISPLACED_APART, _DISPLACED_FAR = math.log(5.0), math.log(20.0)
+_DISPLACED_APART, FAR_APART = math.log(5.0), math.log(20.0)
 # Updates after a copy from which on a layer may be anywhere in health.
 _OLD_COPY = 150
 # The same where it is not known how fast training moves it.
@@ -51,7 +51,7 @@ def displaced(traits: Sequence[WeightTraits], explained: Callable[[str], float])
     for layer, value in moved.items():
         centre, spread = typical([log for other, log in logs.items() if other != layer])
         apart = logs[layer] - (centre if len(logs) > 1 else math.log(0.1))
-        far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, _DISPLACED_FAR))
+        far_apart = apart >= max(_DISPLACED_APART, min(4.0 * spread, FAR_APART))
         if value >= DISPLACED and far_apart and value >= explained(layer):
             others = f"those of other layers by {math.exp(centre):.2g} x theirs"
             reason = f"since the snapshot its weights changed by {value:.3g} x their norm, {others}"

@@ -12,6 +12,7 @@ import torch
 
 from lightning_gradguard.attribution.agreement import Asked, agreed, suspects
 from lightning_gradguard.attribution.batch import BatchWitness, scales
+from lightning_gradguard.attribution.displacement import FAR_APART
 from lightning_gradguard.attribution.reading import LayerReading
 from lightning_gradguard.attribution.signal import ALIKE, Signal, signal
 from lightning_gradguard.attribution.two_kinds import KINDS_APART
@@ -134,10 +135,7 @@ def _signal(run: Run, track: OptimizerTrack, readings: tuple[LayerReading, ...])
 
 
 def _actors(run: Run, track: OptimizerTrack) -> bool:
-    """Return whether the loss is an actor's, which rises in health too.
-
-    It has fallen as the run was lost, or it is one of several optimizers and has been below zero.
-    """
+    """Return whether the loss is an actor's: no measure, or one of several that has been below zero. It may rise."""
     signed = len(run.tracks) > 1 and track.baseline.losses.best_level < 0.0
     return (signed or not track.baseline.loss_tells) and not track.treatment.signal.dead
 
@@ -178,13 +176,14 @@ def _look(
 ) -> tuple[Suspect, ...]:
     """Examine a step whose verdict may have a harmless cause; return the suspects, in nearly every case none."""
     single = verdict.stands_out
-    weigh = track.time_to_examine(verdict) if single else _time_to_examine(run, statistics.step)
+    weigh = track.odd_loss_interval.due(track.steps) if single else _time_to_examine(run, statistics.step)
     if not single and not weigh:
         return ()
     ask: Asked = "batch" if not weigh else "all" if verdict.drifts else "changes"
     found = _suspects(run, track, statistics, readings, inputs, ask)
     if any(not s.is_batch for s in found):
-        return found
+        alone, worst = single and track.alone(verdict), max(s.score for s in found if not s.is_batch)
+        return found if not alone or worst > FAR_APART else ()
     if found and single:
         if statistics.norm <= TOO_LARGE_TO_COPY * track.baseline.norms.typical:
             return ()  # An update of the usual size harms nobody: data of heavy tails make such losses.

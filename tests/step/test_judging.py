@@ -120,16 +120,16 @@ def test_weights_that_all_were_overwritten_are_put_back_though_no_layer_stands_o
     assert [trial.treatment for incident in guard.incidents for trial in incident.trials] == [("rollback",)] * treated
 
 
-def test_a_loss_that_leaps_alone_examines_no_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("score", "before", "heeded"), [(2.0, False, False), (4.0, False, True), (2.0, True, True)])
+def test_where_a_loss_leaps_alone_a_layer_must_be_far_apart(
+    monkeypatch: pytest.MonkeyPatch, score: float, before: bool, heeded: bool
+) -> None:
     """A hard sample comes alone; what is damaged makes a hard one of each."""
     loop = Loop()
     context = loop.measured()
     limit = 2.0 * max(loop.track.baseline.losses.latest(9))
-    leap = Verdict("sudden", LossSpike.name, 10.0 * limit, limit, "a loss", examine=True)
-    speaking(monkeypatch, leap)
-    monkeypatch.setattr(
-        judging, "suspects", lambda *args, ask, **known: (Suspect("0", 2.0, "x"),) if ask != "batch" else ()
-    )
-    assert judge(loop.run, loop.track, context, StepInputs())[0] is None
-    loop.track.baseline.losses.accept(10.0 * limit)
-    assert judge(loop.run, loop.track, context, StepInputs())[0] is leap
+    speaking(monkeypatch, Verdict("sudden", LossSpike.name, 10.0 * limit, limit, "a loss", examine=True))
+    monkeypatch.setattr(judging, "suspects", lambda *args, **known: (Suspect("0", score, "x"),))
+    if before:
+        loop.track.baseline.losses.accept(10.0 * limit)
+    assert (judge(loop.run, loop.track, context, StepInputs())[0] is not None) is heeded
