@@ -17,7 +17,7 @@ STALE = 16
 """Updates without a better loss after which the rate, which climbed too far, is halved: down to where it began, and
 below where the loss is worse than it was."""
 BELOW = 0.25
-"""Share of the smallest rate that failed up to which the rate climbs."""
+"""Share of the smallest rate that failed up to which the rate climbs; all of it where no update can replace weights."""
 WAIT = 100
 """Calm updates before the upper bound is loosened for the first time; each conviction after that doubles the wait."""
 DOUBLING = 500
@@ -55,7 +55,14 @@ class RateBracket:
         return min(1.0, self.in_use * self.cooled / rate) if rate > 0.0 and not self.free else 1.0
 
     def next_share(
-        self, scheduled: float, *, best: bool, learned: bool, worse: bool = False, left: float = 1.0
+        self,
+        scheduled: float,
+        *,
+        best: bool,
+        learned: bool,
+        worse: bool = False,
+        left: float = 1.0,
+        clipped: bool = False,
     ) -> float:
         """Return what a rate of the schedule is multiplied by for the next update, and note that this is made.
 
@@ -65,11 +72,12 @@ class RateBracket:
             learned: Whether that is below what it was before training, beyond chance.
             worse: Whether the loss has been above the best level for some time, beyond chance.
             left: Share of the run that is left, from 0 to 1; 1 where its length is unknown.
+            clipped: Whether updates that would replace weights are clipped from now on.
         """
         self.follow(scheduled)
         self.cooled = min(1.0, left / COOL_DOWN)
         share = self.share(scheduled)
-        self.made(scheduled * share, best=best, learned=learned, worse=worse)
+        self.made(scheduled * share, best=best, learned=learned, worse=worse, clipped=clipped)
         return share
 
     def convict(self, rate: float, ratio: float = 0.0) -> float:
@@ -107,7 +115,7 @@ class RateBracket:
         self.bad = self.in_use = math.inf
         self._calm = 0
 
-    def made(self, rate: float, *, best: bool, learned: bool, worse: bool = False) -> None:
+    def made(self, rate: float, *, best: bool, learned: bool, worse: bool = False, clipped: bool = False) -> None:
         """Note an update that was made at this effective rate, and climb or loosen.
 
         Args:
@@ -115,6 +123,8 @@ class RateBracket:
             best: Whether the loss is at the best level that was reached.
             learned: Whether that is below what it was before training, beyond chance.
             worse: Whether the loss has been above the best level for some time, beyond chance.
+            clipped: Whether updates that would replace weights are clipped from now on, so that what lost the run at
+                the smallest rate that failed cannot come again.
         """
         if best and learned:
             self.good = max(self.good, min(rate, self.bad))
@@ -122,8 +132,9 @@ class RateBracket:
             return
         self._calm += 1
         self._stale = 0 if best else self._stale + 1
-        if best and self.in_use < BELOW * self.bad:
-            self.in_use = min(self.in_use * CLIMB, BELOW * self.bad)
+        top = self.bad if clipped else BELOW * self.bad
+        if best and self.in_use < top:
+            self.in_use = min(self.in_use * CLIMB, top)
         elif self._stale >= STALE:
             # Where it began was only a guess, which a loss that has come to be worse speaks against.
             floor = self._floor / DESCENT if worse else self._floor

@@ -109,7 +109,9 @@ class LearningRateBackoff(Remedy):
         scheduled = largest_rate(context.optimizer) if known is None else known
         best, learned, worse = context.progress()
         left = 1.0 if context.remaining is None else context.remaining()
-        share = self._factor = bracket.next_share(scheduled, best=best, learned=learned, worse=worse, left=left)
+        share = self._factor = bracket.next_share(
+            scheduled, best=best, learned=learned, worse=worse, left=left, clipped=self._clips
+        )
         if self._clips:
             self._clip(context, scheduled * share)
         if share == 1.0:

@@ -62,6 +62,16 @@ def test_after_going_back_the_rate_is_the_largest_that_has_worked() -> None:
     )
 
 
+@pytest.mark.parametrize(("clipped", "top"), [(False, BELOW), (True, 1.0)])
+def test_where_no_update_can_replace_weights_the_rate_climbs_to_the_one_that_was_lost(
+    clipped: bool, top: float
+) -> None:
+    bracket = RateBracket()
+    bracket.convict(0.1)
+    rates = [bracket.next_share(0.1, best=True, learned=True, clipped=clipped) for _ in range(WAIT // 2)]
+    assert max(rates) == pytest.approx(top) and bracket.free is clipped
+
+
 def test_a_loss_that_is_no_better_than_untrained_proves_no_rate() -> None:
     bracket = RateBracket()
     updates(bracket, 50, 0.1, best=True, learned=False)
