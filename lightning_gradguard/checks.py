@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -54,6 +56,13 @@ def instance(name: str, value: T, kind: type[Any]) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
     return value
+
+
+def path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return ``value`` as a path if it is one; raise ValueError otherwise."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name} must be a path, got {value!r}")
+    return Path(value)
 
 
 def instances(name: str, values: Sequence[T], kind: type[Any]) -> list[T]:

@@ -123,7 +123,7 @@ class Guard(Session):
         run.accused = to_leave_out(skip_batches, mode, parts.remedies, recorder)
         super().__init__(run, parts, deferred)
         if module is not None:
-            self.bind(module)
+            self.bind(checks.instance("module", module, nn.Module))
 
     def __repr__(self) -> str:
         """Return what it looks for and what it may do, by name."""

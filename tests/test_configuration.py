@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import lightning_gradguard
 from lightning_gradguard import (
     GradGuard,
     Guard,
@@ -19,7 +20,7 @@ from lightning_gradguard import (
     default_remedies,
 )
 from lightning_gradguard.detectors import Detector, LossSpike, Spike
-from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.diagnostics import Journal, Sink
 from lightning_gradguard.remedies import Clip, LearningRateBackoff, Skip
 from tests.builders import Net, loader, mlp, regression, spoil, trainer
 
@@ -141,3 +142,11 @@ def test_the_command_line_tells_its_version(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"lightning-gradguard {__version__}\n"
+
+
+def test_what_is_no_module_and_no_path_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"^module must be an instance of Module, got 3$"):
+        Guard(3)  # type: ignore[arg-type]
+    for call, name in ((Journal, "directory"), (lightning_gradguard.show, "run_dir")):
+        with pytest.raises(ValueError, match=f"^{name} must be a path, got 3$"):
+            call(3)  # type: ignore[arg-type, operator]

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from lightning_gradguard import checks
 from lightning_gradguard.diagnostics.milestones import is_milestone
 from lightning_gradguard.diagnostics.sink import Event, Sink
 from lightning_gradguard.diagnostics.strict_json import dumps
@@ -61,7 +62,7 @@ class Journal(Sink):
         run: str = "",
         on_open: Callable[[Path], None] | None = None,
     ) -> None:
-        self.path = Path(directory) / FILE_NAME
+        self.path = checks.path("directory", directory) / FILE_NAME
         self.run = run or new_run()
         self._on_open = on_open
         self._asleep = lazy

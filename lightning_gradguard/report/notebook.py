@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_gradguard import checks
 from lightning_gradguard.report.chart import draw_chart
 from lightning_gradguard.report.page import commands, text
 from lightning_gradguard.report.story import RunStory, find_journals, read_stories
@@ -27,16 +28,17 @@ HOW = (
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Stories that a notebook displays as pictures, and a terminal as text."""
+    """Stories below a directory, that a notebook displays as pictures, and a terminal as text."""
 
     stories: tuple[RunStory, ...]
+    place: str
 
     def _repr_html_(self) -> str:
-        return "".join(map(fragment, self.stories)) or "<p>No journal was found.</p>"
+        return "".join(map(fragment, self.stories)) or f"<p>No journal was found in {text(self.place)}.</p>"
 
     def __repr__(self) -> str:
         """Return the stories as text."""
-        return "\n".join(map(render_text, self.stories)).rstrip() or "no journal was found"
+        return "\n".join(map(render_text, self.stories)).rstrip() or f"no journal was found in {self.place}"
 
 
 def show(run_dir: str | os.PathLike[str]) -> Shown:
@@ -48,9 +50,10 @@ def show(run_dir: str | os.PathLike[str]) -> Shown:
     Example:
         >>> import lightning_gradguard
         >>> lightning_gradguard.show("no_such_run")
-        no journal was found
+        no journal was found in no_such_run
     """
-    return Shown(tuple(story for path in find_journals(run_dir) for story in read_stories(path, run_dir)))
+    place = checks.path("run_dir", run_dir)
+    return Shown(tuple(story for path in find_journals(place) for story in read_stories(path, place)), str(place))
 
 
 def fragment(story: RunStory) -> str:

@@ -59,7 +59,7 @@ def test_a_notebook_shows_the_verdict_and_a_static_picture(tmp_path: Path) -> No
 
 
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:
-    assert repr(lightning_gradguard.show(tmp_path)) == "no journal was found"
+    assert repr(lightning_gradguard.show(tmp_path)) == f"no journal was found in {tmp_path}"
     assert "No journal" in lightning_gradguard.show(tmp_path)._repr_html_()
 
 
