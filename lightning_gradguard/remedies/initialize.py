@@ -155,7 +155,7 @@ class Initialize(Remedy):
         wild = inputs and not self._standard.columns and not 1.0 / WILD <= inputs[0] <= WILD
         told = f"; the inputs have an RMS of {inputs[0]:.3g}: standardise them" if wild else ""
         if self._standard.columns:
-            told = f"; {', '.join(self._standard.columns)} trained as if the inputs were standardised: do so"
+            told = f"; {', '.join(self._standard.columns)} trained as if the inputs were standardised: standardise them"
         return f"{len(done)} layers scaled by the signal of one batch{told}"
 
     def before_update(self, context: RemedyContext) -> None:
