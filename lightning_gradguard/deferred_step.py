@@ -183,7 +183,7 @@ class DeferredStep:
                 # What asks for more than first aid is asked again, of a step that the host has in hand.
                 track.watch_closely()
             else:
-                track.check_up = not track.alone(verdict) and track.odd_loss_interval.due(track.steps)
+                track.check_up = track.odd_loss_interval.due(track.steps)
         if alarm is not None:
             self._first_aid(track, found, alarm)
         elif statistics.finite:

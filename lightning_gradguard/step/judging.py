@@ -160,7 +160,7 @@ def _check_up(run: Run, track: OptimizerTrack, statistics: GradientStatistics) -
     """Look at the layers because that was asked for, though nothing is amiss in this step."""
     track.check_up = False
     found = _suspects(run, track, statistics, (), StepInputs(), "changes")
-    if not found:
+    if not found or found[0].score <= FAR_APART:
         return None, ()
     reason = f"{found[0].layer} is damaged, though norm and loss do not show it"
     return Verdict("sudden", "check-up", statistics.norm, track.baseline.norms.typical, reason, examine=True), found

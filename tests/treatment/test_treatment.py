@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gradguard import GradGuard, Guard
 from lightning_gradguard.detectors import Detector
+from lightning_gradguard.diagnostics.console import LONGEST
 from lightning_gradguard.records import Incident, Verdict
 from lightning_gradguard.report import read_story, render_text
 from lightning_gradguard.witnesses.stand import WitnessStand
@@ -216,7 +217,7 @@ def test_the_story_of_a_treatment_that_is_taken_back_and_of_one_that_is_kept(
     assert f"incident 1 closed at step {incident.closed}: calm again after {incident.closed - 204} steps" in lines[-1]
     assert any("taken back at step" in line for line in lines[:-1]), "as soon as it is known"
     assert "taken back at step" not in lines[-1] and "kept" in lines[-1]
-    assert all(len(line) <= 240 for line in lines)
+    assert all(len(line) <= LONGEST for line in lines)
     story = read_story(tmp_path / "gradguard.jsonl", tmp_path)
     assert story.headline.level == "good" and story.contents.incidents[-1].trials == incident.trials
     shown = render_text(story)
