@@ -27,7 +27,7 @@ NOT_HELD = {
     "field: wgan_gp, adam 1e-3: critic.2 x1e+04 at the start",
     "field: rnn_tanh, sgd: rate x100 from 100",
 }
-"""They go by what traces do not hold: a first step that a GradScaler skips, another optimizer that goes back, or how far
+"""They go by what traces do not hold: a first step that a GradScaler skips, another optimizer that goes back, how far
 weights have moved."""
 
 
