@@ -159,7 +159,7 @@ def test_a_rate_too_high_whose_first_treatment_was_taken_back(tab: Tab, take: An
         for span in frame.locator(".trial").all()
     ]
     assert spans == sorted(spans) and all(begin < end for begin, end in spans)
-    assert spans[0][0] == 398 and spans[0][1] == spans[1][0]
+    assert spans[0][0] == 397 and spans[0][1] == spans[1][0]
     assert frame.locator("svg.loss .trial.kept .level").count() == 2, (
         "before, and at the end: the trouble is that of the first"
     )
