@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gradguard.history.level import beginning, level, noise
 from lightning_gradguard.history.ranks import chance_of_lower
-from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT, THIN_HISTORY
+from lightning_gradguard.history.sample import ENOUGH, NORM_WINDOW, RECENT
 from lightning_gradguard.history.updates import LARGE, WHOLE, UpdateHistory
 
 APART = 4.0
@@ -197,9 +197,8 @@ class LossHistory:
     @property
     def flat(self) -> bool:
         """Whether the newest losses are no lower than those before them, beyond chance."""
-        half = min(len(self._losses) // 2, THIN_HISTORY)
-        lately, earlier = self.latest(half), self.latest(half, skip=half)
-        return half >= ENOUGH and chance_of_lower(lately, earlier) > FLAT
+        lately, earlier = self.latest(ENOUGH), self.latest(ENOUGH, skip=ENOUGH)
+        return len(earlier) == ENOUGH and chance_of_lower(lately, earlier) > FLAT
 
     def latest(self, count: int, *, skip: int = 0) -> list[float]:
         """Return the newest of the remembered losses, oldest first, without the last ``skip``."""
