@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_gradguard import Guard
+from lightning_gradguard.diagnostics import Console
 from lightning_gradguard.stale_gradients import LOOKS, StaleGradients
 
 
@@ -92,3 +94,22 @@ def test_what_is_cleared_here_is_still_left_by_the_loop() -> None:
     assert loop.stale.before_backward(loop.layer.parameters())
     loop.stale.cleared(done=False)
     assert loop.stale.piled_up
+
+
+def test_a_loop_that_clears_nothing_is_told_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
+    guard = Guard(layer, sinks=[Console()])
+
+    def run() -> None:
+        for _ in range(LOOKS):
+            loss = layer(torch.ones(1, 2)).sum()
+            guard.before_backward()
+            loss.backward()
+            guard.before_step(optimizer, loss=loss)
+            optimizer.step()
+
+    caplog.set_level("INFO")
+    with pytest.warns(RuntimeWarning, match="call zero_grad"):
+        run()
+    assert sum("call zero_grad" in message for message in caplog.messages) == 1

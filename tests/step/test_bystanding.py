@@ -108,6 +108,8 @@ def test_it_is_named_and_put_back_at_once(kind: str, where: Callable[[Taught], T
     assert incident.trials == ()
     assert incident.blame[0].broken
     assert incident.blame[0].weight_ratio is None
+    assert "put back" in str(incident)
+    assert "only skipped" not in str(incident)
 
 
 def test_the_run_goes_on_as_if_that_batch_had_not_been() -> None:
