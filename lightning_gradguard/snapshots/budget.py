@@ -7,7 +7,7 @@ it is made, so it is held against what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -89,10 +89,20 @@ def need(
         pinned: Bytes of a tensor up to which its copy is pinned, and rounded up to a power of two by torch.
     """
     values = list(parameters)
-    held = [taken(t, pinned) for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)]
+    held = [taken(t, pinned) for t in state_tensors(optimizer.state.values())]
     weights = sum(taken(t, pinned) for t in values)
     expected = weights * UNKNOWN_STATE if not any(held) and optimizer_has_state(optimizer) else 0
     return Need(weights + sum(taken(t, pinned) for t in buffers), sum(held) or expected)
+
+
+def state_tensors(entries: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
+    """Yield the tensors in the state of parameters."""
+    for entry in entries:
+        for value in entry.values():
+            if isinstance(value, Tensor):
+                yield value  # Nearly all are, and a tree is dear to walk.
+            else:
+                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def optimizer_has_state(optimizer: torch.optim.Optimizer) -> bool:

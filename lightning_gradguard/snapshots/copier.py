@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from lightning_gradguard.snapshots.budget import state_tensors
 from lightning_gradguard.snapshots.snapshot import LiveState, Snapshot
 
 PINNED = 2**30
@@ -152,8 +153,8 @@ def _pinnable(value: Tensor) -> bool:
 
 
 def _tensors(live: LiveState) -> list[Tensor]:
-    held = [*live.parameters.values(), *(live.optimizer.state.get(p) for p in live.parameters.values())]
-    return [t for t in tree_leaves(held) if isinstance(t, Tensor)]
+    parameters, state = live.parameters.values(), live.optimizer.state
+    return [*parameters, *state_tensors(state[p] for p in parameters if p in state)]
 
 
 def _marks(live: LiveState) -> list[tuple[int, int]]:
@@ -162,4 +163,5 @@ def _marks(live: LiveState) -> list[tuple[int, int]]:
 
 
 def _devices(live: LiveState) -> set[torch.device]:
-    return {t.device for t in [*_tensors(live), *live.buffers.values()] if t.is_cuda}
+    # An optimizer keeps its state where its parameter is, or in host memory.
+    return {t.device for t in [*live.parameters.values(), *live.buffers.values()] if t.is_cuda}
