@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lightning_gradguard.history.level import beginning
-from lightning_gradguard.history.losses import LOST
+from lightning_gradguard.history.losses import LOST, UNMOVED
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.policy.trial import CHANCE, LEARNED, Ending, Trial, level_of
 from lightning_gradguard.records import TrialRecord
@@ -35,9 +35,12 @@ def helped(trial: Trial, before: Sequence[float], untrained: float, earlier: Ite
 
 
 def _lower(trial: Trial, untrained: Sequence[float]) -> bool:
-    """Return whether the losses at the end of a trial lie below those of untrained weights, beyond chance."""
+    """Return whether the losses at the end of a trial lie below those of untrained weights, beyond chance.
+
+    What a network comes to say without looking at its input, as one does whose units have died, is no help.
+    """
     level, window = beginning(list(untrained)), trial.window
-    if not trial.level < level:
+    if not trial.level < level - (1.0 - UNMOVED) * abs(level):
         return False
     # Of one or two losses ranks can prove nothing.
     below = max(window) < min(untrained) or chance_of_lower(window, untrained) < CHANCE

@@ -70,7 +70,7 @@ class LearningRateBackoff(Remedy):
         scheduled = largest_rate(context.optimizer)
         if not scheduled > 0.0:
             return Outcome(self.name, False, f"the learning rate is {scheduled:.3g}, and cannot be lowered")
-        if not context.treated:
+        if not context.treated or self.bracket.free:
             self._untreated = self.bracket.state_dict()
         if Act.INITIALIZE in context.acts:
             self.bracket.begin(scheduled)

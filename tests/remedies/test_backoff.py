@@ -267,6 +267,18 @@ def test_what_did_not_help_leaves_the_rate_as_it_was_before_that_trouble() -> No
     assert resumed.bracket.state_dict() == known and resumed.rate(0.1) == pytest.approx(kept * CLIMB)
 
 
+def test_what_a_run_has_learned_with_is_known_after_a_treatment_that_lowered_the_rate_in_vain() -> None:
+    """Another remedy may have been tried first in the same trouble: then too the rate is what it was before."""
+    module, optimizer = linear(0.1, 0.01)
+    backoff, late = LearningRateBackoff(), context(optimizer, module)
+    updates(backoff, optimizer, module, 5, best=True)
+    assert backoff.bracket.good == 0.1
+    late.treated = True
+    backoff.apply(late)
+    backoff.give_up()
+    assert backoff.bracket.free and backoff.bracket.good == 0.1
+
+
 def test_from_a_conviction_on_updates_that_would_replace_weights_are_clipped_at_any_rate() -> None:
     """How large an update a norm makes is told by what was measured: here a norm of 1 at rate 0.1 is the limit."""
     module, optimizer = linear(0.1, 0.01)
