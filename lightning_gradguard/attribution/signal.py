@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from lightning_gradguard.attribution.reading import LayerReading
-from lightning_gradguard.detectors.overshoot import WILD
 from lightning_gradguard.layers.names import SCALING
 
+WILD = 10.0
+"""RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
 ALIKE = 0.01
 """Deviation of a batch's outputs over their RMS below which the signal dies on its way."""
 

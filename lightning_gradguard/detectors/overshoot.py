@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_gradguard import checks
@@ -19,14 +18,8 @@ RISEN = 1.5
 """Times the largest rate at which the loss has fallen from which a rate is another one."""
 DEAD = 1e-4
 """Deviation of a batch's outputs over their RMS below which they ignore the input; untrained ones have a hundredth."""
-WILD = 10.0
-"""RMS, up or down, of inputs and outputs that an initialisation is not made for: standardised ones have 1."""
 NEARLY_ALL = 0.9
 """Share of the newest losses that must lie above the very first, where only that is known of untrained weights."""
-LEAPT_OF_FIRST = 3
-"""Of the first losses, those that must lie above the very first and above all later ones to be a leap and no chance."""
-LEAP_SHARE = 0.25
-"""Share of the range of later losses by which they must: of noise alone, three in a hundred runs have such ones."""
 ABOVE_BY_CHANCE = 1e-3
 """Probability, by chance, of losses above the untrained ones that is taken for none."""
 LOST_BY_CHANCE = 1e-6
@@ -81,7 +74,7 @@ class Overshoot(Detector):
             return self._lost(statistics, baseline)
         ratio = baseline.updates.ratio
         if ratio <= LARGE:
-            return self._explodes(statistics, baseline)
+            return None
         level = baseline.losses.level(RECENT)[0]
         told = f"loss {level:.3g} after {untrained:.3g} before training, and updates of {ratio:.2g} x the weights"
         if loss > untrained and baseline.losses.above_untrained and not baseline.losses.recovering:
@@ -96,9 +89,6 @@ class Overshoot(Detector):
         if self._idle and self._idle % (2 * self.patience) == 0:
             lately, first = baseline.losses.latest(2 * ENOUGH), baseline.losses.first
             faded = unmoved and baseline.norms.faded(since_first=True)
-            if unmoved and _leapt(first, lately):
-                leap = f"it leapt to {max(first):.3g} at first, and nothing was learned in {self._idle} steps"
-                return self._verdict(level, untrained, f"{told}: {leap}")
             if unmoved and chance_of_lower(baseline.losses.best, lately) < LOST_BY_CHANCE:
                 best = baseline.losses.best_level
                 return self._verdict(level, best, f"{told}: it had come down to {best:.3g}")
@@ -108,17 +98,6 @@ class Overshoot(Detector):
                 how = "gradients have faded" if faded else "the loss stays above the untrained one"
                 return self._verdict(level, untrained, f"{told}: {how} for {self._idle} steps")
         return None
-
-    def _explodes(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-        """Judge small updates of a fresh network whose signal grows: they are enough to lose it."""
-        growth, first = statistics.growth, baseline.losses.first[:1]
-        if growth is None or growth <= WILD or baseline.count <= RECENT or baseline.losses.recovering:
-            return None
-        if not first or not baseline.losses.stands_above(baseline.losses.latest(RECENT), first[0]):
-            return None
-        level = baseline.losses.level(RECENT)[0]
-        told = f"loss {level:.3g} after {first[0]:.3g} at first, and the signal grows {growth:.3g} x on its way"
-        return self._verdict(level, first[0], told)
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
@@ -135,11 +114,8 @@ class Overshoot(Detector):
             why = f"updates of {baseline.updates.ratio:.2g} x the weights"
         elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
-        elif not baseline.alone:
-            return None  # What another optimizer has changed makes a loss rise, too.
-        elif losses.growing and not baseline.updates.harmless(statistics.norm, rate):
-            why = "it grows on and on"
-        elif baseline.updates.convicted:
+        elif baseline.updates.convicted and baseline.alone:
+            # What another optimizer has changed makes a loss rise, too.
             why = "a rate that had to be lowered before"
         else:
             return None
@@ -178,11 +154,3 @@ class Overshoot(Detector):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
         self._overshot, self._good, self._idle = int(state["overshot"]), float(state["good"]), int(state["idle"])
-
-
-def _leapt(first: Sequence[float], lately: Sequence[float]) -> bool:
-    """Return whether losses leapt at first, by what they have spread over since."""
-    worst = sorted(first[1:])[-LEAPT_OF_FIRST:]
-    return len(worst) == LEAPT_OF_FIRST and worst[0] > max(
-        first[0], max(lately) + LEAP_SHARE * (max(lately) - min(lately))
-    )

@@ -21,8 +21,6 @@ LOST = 0.5
 """Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
 LOST_ONCE_CONVICTED = 0.15
 """The same once a rate has been convicted in the run: what is lost then, is lost by a rate that climbed too far."""
-LEVEL_GROWTH = 1.5
-"""Growth from one level of nine losses to the next, twice in a row: a change of the data makes a single leap."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
@@ -138,24 +136,6 @@ class LossHistory:
         """Whether the newest three losses lie below all but one of the six before: what was lost comes back."""
         newest = self._losses[-RECENT:]
         return len(newest) == RECENT and max(newest[6:]) < sorted(newest[:6])[1]
-
-    @property
-    def growing(self) -> bool:
-        """Whether the loss grows on and on: each of its last three levels is half as large again as the one before.
-
-        Targets that are copied now and then make a loss fall until the next copy, and leap: such a one has been as high
-        before.
-        """
-        newest = self._losses[-RECENT:]
-        if len(self._losses) < 2 * RECENT or not min(newest[6:]) > max(newest[:3]):
-            return False
-        levels = [self.level(RECENT, skip=k * RECENT)[0] for k in range(len(self._losses) // RECENT, -1, -1)]
-        *earlier, first, second, third = levels
-        return (
-            0.0 < first * LEVEL_GROWTH < second
-            and second * LEVEL_GROWTH < third
-            and not any(third <= one for one in earlier)
-        )
 
     @property
     def best(self) -> list[float]:

@@ -7,8 +7,6 @@ from typing import Any
 
 LARGE = 0.1
 """Update-to-weight ratio from which an update replaces weights; 1e-4 to 1e-1 is healthy."""
-SMALL = 1e-3
-"""Update-to-weight ratio that is the usual advice; no run is lost by updates below it, however its loss goes."""
 WHOLE = 1.0
 """Update-to-weight ratio from which an update replaces all of the weights: only the first loss is of untrained ones."""
 RISE = 3.0
@@ -55,10 +53,6 @@ class UpdateHistory:
         if grows:
             return ratio / (per * rate) if per * rate > 0.0 else math.inf
         return math.inf if per * rate <= ratio else 0.0
-
-    def harmless(self, norm: float, rate: float | None) -> bool:
-        """Return whether an update is known to be too small to lose a run."""
-        return norm < self.reach(SMALL, rate)
 
     def forget_ratio(self) -> None:
         """Forget how large updates were, where they no longer speak against the rate."""

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradguard.detectors.overshoot import WILD
+from lightning_gradguard.attribution.signal import WILD
 from lightning_gradguard.layers.fan import gates_of
 from lightning_gradguard.layers.initialization import draw, fitting
 from lightning_gradguard.layers.names import layers, parameters_of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_gradguard.detectors.overshoot import WILD
+from lightning_gradguard.attribution.signal import WILD
 from lightning_gradguard.layers.names import layers
 from lightning_gradguard.remedies.layer_scale import SAMPLES
 from lightning_gradguard.remedies.remedy import RemedyContext

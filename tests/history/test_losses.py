@@ -197,15 +197,6 @@ def test_flat_is_a_loss_that_does_not_fall_beyond_chance() -> None:
     assert not taught(calm(20), [2.0] * 20).losses.flat, "of so few nothing can be said"
 
 
-def test_a_loss_that_has_been_as_high_before_does_not_grow_on_and_on() -> None:
-    tooth = [0.001 * 1.25**k for k in range(36)]
-    fresh, swinging = Baseline().losses, Baseline().losses
-    fresh.recall(tooth)
-    swinging.recall([*tooth, *tooth])
-    assert fresh.growing
-    assert not swinging.growing
-
-
 @pytest.mark.parametrize(("convicted", "share"), [(False, 0.5), (True, 0.15)])
 def test_once_a_rate_was_convicted_less_has_to_be_lost(convicted: bool, share: float) -> None:
     updates = UpdateHistory()
