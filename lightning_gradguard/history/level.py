@@ -38,3 +38,8 @@ def level(losses: array[float]) -> tuple[float, float]:
     ordered = sorted(losses)
     n = len(ordered) - 1
     return ordered[round(n / 2)], (ordered[round(0.75 * n)] - ordered[round(0.25 * n)]) / 1.349
+
+
+def level_of(losses: Sequence[float]) -> float:
+    """Return the median of losses; NaN of none."""
+    return statistics.median(losses) if losses else math.nan

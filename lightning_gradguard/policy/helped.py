@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lightning_gradguard.history.level import beginning
+from lightning_gradguard.history.level import beginning, level_of
 from lightning_gradguard.history.losses import LOST, UNMOVED
 from lightning_gradguard.history.ranks import chance_of_lower
-from lightning_gradguard.policy.trial import CHANCE, LEARNED, Ending, Trial, level_of
+from lightning_gradguard.policy.ending import Ending
+from lightning_gradguard.policy.trial import CHANCE, LEARNED, Trial
 from lightning_gradguard.records import TrialRecord
 
 

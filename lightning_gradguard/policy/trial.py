@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from enum import Enum
 from typing import Any
 
-from lightning_gradguard.history.level import QUICK, leaps
+from lightning_gradguard.history.level import QUICK, leaps, level_of
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy.act import Act
+from lightning_gradguard.policy.ending import Ending
 from lightning_gradguard.records import TrialRecord
 
 WINDOW = 16
@@ -30,21 +30,6 @@ OF_THEIR_KIND = 0.9
 """Share of the losses before the trouble above which a single one is not of their kind."""
 LEARNED = 0.7
 """Share of the untrained loss at which nobody need ask for ranks whether something was learned."""
-
-
-class Ending(str, Enum):
-    """How a trial ends; records hold the values."""
-
-    NOT_YET = ""
-    """It goes on."""
-    KEPT = "kept"
-    """The losses are the better for the treatment."""
-    TAKEN_BACK = "taken back"
-    """They are not."""
-    CALM = "calm"
-    """No loss is known, and no alarm came."""
-    TOO_FAST = "too fast"
-    """It goes on, at a rate that should be lowered once more."""
 
 
 class Trial:
@@ -87,6 +72,16 @@ class Trial:
     def tested(self) -> bool:
         """Whether an update was made since it began: before that nothing is the rate's doing."""
         return bool(self.losses or self.unmeasured or self.descents)
+
+    @property
+    def repairs(self) -> bool:
+        """Whether single layers of a network that had learned nothing were mended, and no step was made since."""
+        return not self.learned and not self.tested and Act.REINITIALIZE in self.treatment
+
+    @property
+    def has_just_begun(self) -> bool:
+        """Whether the newest losses are not all its own: those before it speak against the old rate."""
+        return len(self.losses) < QUICK
 
     @property
     def blind(self) -> bool:
@@ -183,7 +178,7 @@ class Trial:
         # The trouble may have been seen in two steps only, of which ranks can prove little.
         below = bool(self.trouble) and all(max(self.losses) < v or math.isnan(v) for v in self.trouble)
         better = below or chance_of_lower(self.window, self.trouble) < CHANCE
-        return Ending.KEPT if better and (self.learned or self.last) else Ending.TAKEN_BACK
+        return Ending.KEPT if better and (self.learned or self.last or self._falls) else Ending.TAKEN_BACK
 
     def _cured(self) -> bool:
         """Return whether the loss is where it was before the trouble; of a fresh run, whether it learns."""
@@ -195,6 +190,12 @@ class Trial:
         newest = self.losses[max(FIRST, len(self.losses) - WINDOW) :]
         # A run that learns fast has learned within the first few losses, so the very first one counts.
         return 0.0 <= self.level < LEARNED * self.losses[0] or chance_of_lower(newest, first) < CHANCE
+
+    @property
+    def _falls(self) -> bool:
+        """Whether all of the losses tell that the network learns, however slowly."""
+        half = len(self.losses) // 2
+        return chance_of_lower(self.losses[half:], self.losses[:half]) < CHANCE
 
     def record(self, step: int, ending: Ending, before: Sequence[float] | None = None) -> TrialRecord:
         """Return what is told of the trial, which ends at a step.
@@ -239,8 +240,3 @@ class Trial:
         trial.unmeasured, trial.descents = int(state["unmeasured"]), int(state["descents"])
         trial.large = int(state["large"])
         return trial
-
-
-def level_of(losses: Sequence[float]) -> float:
-    """Return the median of losses; NaN of none."""
-    return statistics.median(losses) if losses else math.nan

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.snapshot import Snapshot, restore
 from lightning_gradguard.snapshots.when import attempt, worth_keeping
+from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.bystanding import renew
 from lightning_gradguard.step.run import Run
 
@@ -103,3 +105,11 @@ def expect_as_then(track: OptimizerTrack, snapshot: Snapshot | None, *, look: bo
         track.load_memory(snapshot.extra)
     track.baseline.outlast(kept)
     track.treatment.signal.go_back(look=look)
+
+
+def moved_too_far(track: OptimizerTrack) -> bool:
+    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
+    copied = track.snapshots.latest
+    if copied is None or track.sharded:
+        return False
+    return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)

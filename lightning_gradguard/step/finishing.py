@@ -12,7 +12,7 @@ from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.records import Action, Decision, GradientStatistics, Verdict
 from lightning_gradguard.step.companions import go_back_too
-from lightning_gradguard.step.judging import moved_too_far
+from lightning_gradguard.step.copying import moved_too_far
 from lightning_gradguard.step.measuring import context_of
 from lightning_gradguard.step.passing import tell_of_leaps
 from lightning_gradguard.step.recording import record

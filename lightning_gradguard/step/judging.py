@@ -19,7 +19,6 @@ from lightning_gradguard.attribution.two_kinds import KINDS_APART
 from lightning_gradguard.detectors.bad_start import BadStart
 from lightning_gradguard.detectors.overshoot import DEAD
 from lightning_gradguard.history.sample import THIN_HISTORY
-from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.layers.names import layer_of
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import BATCH, Form, GradientStatistics, Suspect, Verdict
@@ -27,9 +26,8 @@ from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.snapshots.when import TOO_LARGE_TO_COPY
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
-from lightning_gradguard.statistics.update_ratio import moved
 from lightning_gradguard.step.companions import another_on_trial
-from lightning_gradguard.step.copying import copy
+from lightning_gradguard.step.copying import copy, moved_too_far
 from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
@@ -44,7 +42,7 @@ Alarm = tuple[Verdict | None, tuple[Suspect, ...]]
 def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepInputs) -> Alarm:
     """Return the alarm, if any, with its suspects; send what only reports to the sinks."""
     readings = run.investigation.readings(track.index)
-    if run.acts and (alarm := _under_treatment(run, track, context.statistics)) is not None:
+    if run.acts and (alarm := _under_treatment(run, track, context.statistics, readings)) is not None:
         look = not own_verdicts.is_used_up(alarm)
         track.treatment.signal.seen = _signal(run, track, readings) if readings and look else None
         return alarm, _suspects(run, track, context.statistics, readings, inputs) if look else ()
@@ -58,6 +56,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
         if (verdict.diverges or verdict.examine) and another_on_trial(run, track):
             continue
         if verdict.diverges and not verdict.examine and (track.treatment.resigned or _actors(run, track)):
+            continue
+        if verdict.diverges and track.treatment.trial is not None and track.treatment.trial.has_just_begun:
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)
@@ -84,7 +84,9 @@ def _searches(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, torch.optim.LBFGS) and any(g["line_search_fn"] for g in optimizer.param_groups)
 
 
-def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics) -> Verdict | None:
+def _under_treatment(
+    run: Run, track: OptimizerTrack, found: GradientStatistics, readings: tuple[LayerReading, ...]
+) -> Verdict | None:
     """Return the alarm that a treatment under way raises at a step, or None."""
     if track.treatment.signal.looking is not None:
         return track.treatment.signal.alarm()
@@ -93,7 +95,10 @@ def _under_treatment(run: Run, track: OptimizerTrack, found: GradientStatistics)
         # From here on this is the beginning that a lower rate goes back to.
         copy(run, track, track.steps)
         return own_verdicts.used_up(found, told)
-    return own_verdicts.of_trial(track.treatment.trial, found, track.baseline)
+    trial = track.treatment.trial
+    if readings and trial is not None and trial.repairs and not (left := _signal(run, track, readings)).sound:
+        return own_verdicts.unsound(trial, left)
+    return own_verdicts.of_trial(trial, found, track.baseline)
 
 
 def _see(
@@ -193,14 +198,6 @@ def _look(
     if weigh and not single:
         notice(run, track, statistics.step, verdict)
     return ()
-
-
-def moved_too_far(track: OptimizerTrack) -> bool:
-    """Return whether the weights have moved farther from the newest copy than their updates can have carried them."""
-    copied = track.snapshots.latest
-    if copied is None or track.sharded:
-        return False
-    return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)
 
 
 def _time_to_examine(run: Run, step: int) -> bool:

@@ -15,9 +15,8 @@ from lightning_gradguard.records import Action, Decision, GradientStatistics, Ou
 from lightning_gradguard.remedies import RemedyContext
 from lightning_gradguard.statistics.update_ratio import BOUNDED, PROPORTIONAL
 from lightning_gradguard.step.companions import another_on_trial, go_back_too
-from lightning_gradguard.step.copying import captured, copy, expect_as_then, put_back
+from lightning_gradguard.step.copying import captured, copy, expect_as_then, moved_too_far, put_back
 from lightning_gradguard.step.halting import halted, halts
-from lightning_gradguard.step.judging import moved_too_far
 from lightning_gradguard.step.keeping import keep
 from lightning_gradguard.step.learning import accept, learn_anew, reject
 from lightning_gradguard.step.passing import hidden, tell_of_poison

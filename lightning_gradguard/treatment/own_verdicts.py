@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+from lightning_gradguard.attribution.signal import ALIKE, WILD, Signal
 from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.level import level_of
 from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy import Trial
 from lightning_gradguard.policy.act import Act
-from lightning_gradguard.policy.trial import Ending, level_of
+from lightning_gradguard.policy.ending import Ending
 from lightning_gradguard.records import GradientStatistics, Verdict
 
 _MEASURED, _ON_TRIAL = Act.INITIALIZE.value, "trial"
@@ -64,6 +66,24 @@ def no_better(trial: Trial) -> Verdict:
     return Verdict("divergence", _ON_TRIAL, trial.level, level_of(trial.trouble), told, examine=True)
 
 
+def unsound(trial: Trial, left: Signal) -> Verdict:
+    """Return the verdict on layers that were mended at a start, where that is not all: nothing learns of such a signal.
+
+    Args:
+        trial: The treatment.
+        left: What becomes of the next batch's signal.
+    """
+    told = f"after {' and '.join(trial.treatment)} the signal {_ill(left)}"
+    return Verdict("divergence", _ON_TRIAL, left.growth, WILD, told, examine=True)
+
+
+def _ill(signal: Signal) -> str:
+    """Say what is wrong with a signal that is not sound."""
+    if signal.variation is not None and signal.variation < ALIKE:
+        return f"dies on its way: outputs vary by {signal.variation:.2g} of their size"
+    return f"is of size {signal.source:.3g} and grows {signal.growth:.3g} x on its way"
+
+
 def is_no_better(verdict: Verdict) -> bool:
-    """Return whether it is :func:`no_better`."""
+    """Return whether it is :func:`no_better`, or :func:`unsound`."""
     return verdict.detector == _ON_TRIAL and verdict.examine

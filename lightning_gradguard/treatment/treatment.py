@@ -11,16 +11,19 @@ from typing import Any
 
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.history.baseline import Baseline
+from lightning_gradguard.history.level import level_of
 from lightning_gradguard.history.sample import RECENT, THIN_HISTORY
+from lightning_gradguard.history.updates import WHOLE
 from lightning_gradguard.policy import Case, Policy, Trial
 from lightning_gradguard.policy.act import ON_TRIAL, Act
+from lightning_gradguard.policy.ending import Ending
 from lightning_gradguard.policy.helped import helped
-from lightning_gradguard.policy.trial import WINDOW, WINDOWS, Ending, level_of
+from lightning_gradguard.policy.trial import WINDOW, WINDOWS
 from lightning_gradguard.records import Decision, GradientStatistics, Suspect, TrialRecord, Verdict
 from lightning_gradguard.snapshots.snapshot import Snapshot, plain
 from lightning_gradguard.snapshots.store import SnapshotStore
 from lightning_gradguard.treatment import own_verdicts
-from lightning_gradguard.treatment.signal_watch import SignalWatch
+from lightning_gradguard.treatment.signal_watch import LIFE, SignalWatch
 
 
 class Treatment:
@@ -56,12 +59,11 @@ class Treatment:
         """Return whether nothing has been learned since the first step at hand."""
         # A run that had learned something before the trouble is at no start, wherever it has gone back to.
         had_learned = self._levels is not None and self._levels[2]
-        nothing = (
-            not known.losses.learned
-            and not had_learned
-            and (bool(known.losses.first) or known.count < 2 * THIN_HISTORY)
-        )
-        return nothing or self.signal.dead or self._at_start
+        young = bool(known.losses.first) or known.count < 2 * THIN_HISTORY
+        nothing = young and not (known.losses.learned or had_learned)
+        # What updates that replaced all of the weights have made of them is no beginning that is worth keeping.
+        replaced = self.trial is None and known.count < 2 * LIFE and known.updates.first_ratio > WHOLE
+        return nothing or replaced or self.signal.dead or self._at_start
 
     def skip_used_up(self, found: GradientStatistics, *, can_skip: bool) -> Decision:
         """Return what to do about a step whose batch was used to measure by."""

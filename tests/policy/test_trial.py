@@ -89,6 +89,14 @@ def test_a_fresh_run_that_stands_still_does_not_unless_nothing_else_is_left() ->
     assert outcome(fresh(last=True), noisy(2.3, MOST, seed=3)) == ("kept", MOST), "better than the trouble it was in"
 
 
+def test_a_fresh_run_that_learns_slowly_is_told_by_all_of_its_losses_in_the_end() -> None:
+    """No window of sixteen lies below the first losses beyond chance; of all of them the second half does."""
+    slow = (np.array(noisy(1.0, MOST, spread=0.1, seed=3)) * np.linspace(1.9, 1.5, MOST)).tolist()
+    assert outcome(Trial("layer", ("reinitialize",), 5, before=[1e5], trouble=[1e23]), slow) == ("kept", MOST)
+    backwards = Trial("layer", ("reinitialize",), 5, before=[1e5], trouble=[1e23])
+    assert outcome(backwards, slow[::-1]) == ("taken back", MOST)
+
+
 def test_noise_alone_is_seldom_taken_for_learning() -> None:
     def alone(seed: int) -> str:
         lost = noisy(2.3, 8, spread=0.03, seed=1)

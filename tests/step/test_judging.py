@@ -12,6 +12,7 @@ from torch import nn
 from lightning_gradguard import Guard
 from lightning_gradguard.detectors import LossSpike
 from lightning_gradguard.optimizer_track import OptimizerTrack
+from lightning_gradguard.policy import Trial
 from lightning_gradguard.records import GradientStatistics, Suspect, Verdict
 from lightning_gradguard.step import judging
 from lightning_gradguard.step.inputs import StepInputs
@@ -57,6 +58,16 @@ def test_who_has_resigned_hears_no_divergence_more_unless_it_is_to_be_examined(m
     assert judge(loop.run, loop.track, context, StepInputs())[0] is lost
     loop.track.treatment.resigned = True
     assert judge(loop.run, loop.track, context, StepInputs()) == (None, ())
+
+
+def test_losses_from_before_a_treatment_do_not_speak_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    context = loop.measured()
+    lost = alarm(context.statistics, "divergence")
+    speaking(monkeypatch, lost)
+    trial = loop.track.treatment.trial = Trial("learning rate", ("rollback", "backoff"), 1, trouble=[9.0])
+    said = [judge(loop.run, loop.track, context, StepInputs())[0] for _ in range(3)]
+    assert said == [None, None, lost] and len(trial.losses) == 3
 
 
 @pytest.mark.parametrize(("found", "expected"), [((), False), ((Suspect("0", 2.0, "x"),), True)])

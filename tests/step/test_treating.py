@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradguard.step.treating import moved_too_far, treat
+from lightning_gradguard.step.copying import moved_too_far
+from lightning_gradguard.step.treating import treat
 from lightning_gradguard.treatment import own_verdicts
 from tests.step.loop import Loop, alarm
 

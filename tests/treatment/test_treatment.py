@@ -428,3 +428,37 @@ def test_a_layer_that_was_redrawn_at_the_start_is_judged_by_what_it_is_now() -> 
     loop.run(digits(120))
     (incident,) = loop.guard.incidents
     assert told(incident) == [("layer", ("reinitialize",), "kept")] and incident.culprit == "2"
+
+
+def test_a_start_is_repaired_as_a_whole_where_mending_one_layer_leaves_the_signal_to_die() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64) for _ in range(5)]
+    network = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())), nn.Linear(64, 10))
+    with torch.no_grad():
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight)
+        layers[1].weight.mul_(1e-4)
+        layers[4].weight.mul_(1e6)
+    loop = Loop(network, partial(torch.optim.SGD, lr=0.02))
+    loop.run(digits(300))
+    (incident,) = loop.guard.incidents
+    assert [(t.treatment, t.outcome) for t in incident.trials] == [
+        (("reinitialize",), "taken back"),
+        (("rollback", "initialize", "backoff"), "kept"),
+    ]
+    reasons = [action.verdict.reason for action in incident.actions]
+    assert any("after reinitialize the signal dies on its way" in reason for reason in reasons)
+    (x, y), *_ = digits(1, size=1000, seed=9)
+    assert float((loop.network(x).argmax(1) == y).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(("ratio", "start"), [(2.0, True), (0.5, False)])
+def test_weights_that_the_first_updates_have_replaced_are_no_beginning_to_keep(ratio: float, start: bool) -> None:
+    loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
+    loop.run(digits(60))
+    known = loop.track.baseline
+    assert known.losses.learned and not loop.track.treatment.unlearned(known)
+    known.updates.first_ratio = ratio
+    assert loop.track.treatment.unlearned(known) is start
+    loop.run(digits(40))
+    assert not loop.track.treatment.unlearned(known), "by now it is the run's own, whatever it began with"
