@@ -90,8 +90,13 @@ def scales(batch: Any) -> list[float]:
 
 
 def _samples(tensor: Tensor, limit: float) -> tuple[int, ...]:
-    """Return the samples, along the first dimension, with an element that is NaN, inf or beyond a limit."""
+    """Return the samples, along the first dimension, with an element that is NaN, inf or beyond a limit.
+
+    Where all have one, of several, it is the batch that is at fault, and none of them.
+    """
     fine = tensor.reshape(len(tensor) if tensor.ndim else 1, -1).abs().amax(1) <= limit
+    if len(fine) > 1 and not fine.any():
+        return ()
     return tuple((~fine).nonzero().flatten().tolist()[:MANY])
 
 

@@ -114,10 +114,12 @@ def _decide(
         return treatment.skip_used_up(statistics, can_skip=Act.SKIP in can)
     # A single spike is left to first aid: only what goes on is worth the comparison.
     goes_on = verdict.examine or (verdict.stands_out and track.policy.strikes > 0)
+    # Where a layer, the batch or the optimizer's state stands out, it is no update that has brought the trouble.
+    replaced = treatment.replaced(track.baseline) and not (suspects or verdict.of_optimizer)
     case = Case(
         track.baseline,
         can,
-        start=track.fresh and treatment.unlearned(track.baseline),
+        start=track.fresh and (treatment.unlearned(track.baseline) or replaced),
         looked=treatment.signal.looked,
         trial=treatment.trial,
         signal=treatment.signal.seen,

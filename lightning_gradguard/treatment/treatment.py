@@ -52,8 +52,7 @@ class Treatment:
         self._trouble: list[float] = []
         self.resigned = self.in_vain = self.bare = False
         self.failed: tuple[str, ...] = ()
-        # Whether the trouble at hand is that of a start.
-        self._at_start = False
+        self._at_start = False  # Whether the trouble at hand is that of a start.
 
     def unlearned(self, known: Baseline) -> bool:
         """Return whether nothing has been learned since the first step at hand."""
@@ -61,9 +60,11 @@ class Treatment:
         had_learned = self._levels is not None and self._levels[2]
         young = bool(known.losses.first) or known.count < 2 * THIN_HISTORY
         nothing = young and not (known.losses.learned or had_learned)
-        # What updates that replaced all of the weights have made of them is no beginning that is worth keeping.
-        replaced = self.trial is None and known.count < 2 * LIFE and known.updates.first_ratio > WHOLE
-        return nothing or replaced or self.signal.dead or self._at_start
+        return nothing or self.signal.dead or self._at_start
+
+    def replaced(self, known: Baseline) -> bool:
+        """Return whether the weights are what the first updates, larger than they, have made: no beginning to keep."""
+        return self.trial is None and known.count < 2 * LIFE and known.updates.first_ratio > WHOLE
 
     def skip_used_up(self, found: GradientStatistics, *, can_skip: bool) -> Decision:
         """Return what to do about a step whose batch was used to measure by."""

@@ -457,8 +457,8 @@ def test_weights_that_the_first_updates_have_replaced_are_no_beginning_to_keep(r
     loop = Loop(classifier(), partial(torch.optim.SGD, lr=0.1))
     loop.run(digits(60))
     known = loop.track.baseline
-    assert known.losses.learned and not loop.track.treatment.unlearned(known)
+    assert known.losses.learned and not loop.track.treatment.replaced(known)
     known.updates.first_ratio = ratio
-    assert loop.track.treatment.unlearned(known) is start
+    assert loop.track.treatment.replaced(known) is start
     loop.run(digits(40))
-    assert not loop.track.treatment.unlearned(known), "by now it is the run's own, whatever it began with"
+    assert not loop.track.treatment.replaced(known), "by now they are the run's own, whatever they began with"
