@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,20 +120,30 @@ def test_the_average_of_lightnings_callback_goes_back_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_an_average_inside_the_module_goes_back_where_the_optimizer_was_given_its_parameters(given: bool) -> None:
+@pytest.mark.parametrize("kind", ["average", "target network", "frozen since it was drawn"])
+def test_a_copy_inside_the_module_goes_back_with_what_it_is_of(kind: str, given: bool) -> None:
+    """Nothing tells of a frozen network that it follows another one, but that it was equal at first."""
     module = nn.Module()
     module.network = mlp()
-    module.average = AveragedModel(module.network, avg_fn=get_ema_avg_fn(0.9))
+    average = AveragedModel(module.network, avg_fn=get_ema_avg_fn(0.9))
+    module.copy = average if kind == "average" else deepcopy(module.network).requires_grad_(False)
+    if kind == "frozen since it was drawn":
+        torch.nn.utils.vector_to_parameters(
+            torch.randn(sum(map(torch.numel, module.copy.parameters()))), module.copy.parameters()
+        )
     optimizer = torch.optim.SGD((module if given else module.network).parameters(), lr=0.01)
     guard, seen = Guard(module, detectors=[Accuses()], remedies=[Skip(), Rollback()]), []
     for x, y in regression(ALARM + 1):
-        seen.append([p.detach().clone() for p in module.average.parameters()])
+        seen.append([p.detach().clone() for p in module.copy.parameters()])
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(module.network(x), y)
         loss.backward()
         if not guard.before_step(optimizer, loss=loss).skipped:
             optimizer.step()
-            module.average.update_parameters(module.network)
+            with torch.no_grad():
+                for mine, other in zip(module.copy.parameters(), module.network.parameters(), strict=True):
+                    mine.lerp_(other, 0.1)
     snapshot = guard.attach(optimizer).snapshots.latest
     assert snapshot is not None and 0 < snapshot.step < ALARM
-    assert same(list(module.average.parameters()), seen[snapshot.step if given else ALARM])
+    follows = given or kind != "frozen since it was drawn"
+    assert same(list(module.copy.parameters()), seen[snapshot.step if follows else ALARM])

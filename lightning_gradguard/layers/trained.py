@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_gradguard.layers.names import clean
 
@@ -33,6 +34,7 @@ class Trained:
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
         self.followers: tuple[nn.Module, ...] = ()
+        self._copies: dict[str, Tensor] = {}
 
     def changed(self) -> bool:
         """Return whether parameter groups have changed since the last time, and look parameters up if they have."""
@@ -46,6 +48,7 @@ class Trained:
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in found)
         self.device = found[0].device.type if found else "cpu"
+        self._copies |= {} if self.sharded else self._kept_copies()
         return True
 
     def gradients(self) -> tuple[tuple[str, ...], list[Tensor]]:
@@ -57,7 +60,11 @@ class Trained:
         return tuple(name for name, p in self.parameters.items() if p.grad is not None), grads
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return persistent buffers of the layers that this optimizer trains; the first has those of others too."""
+        """Return persistent buffers of the layers that this optimizer trains; the first has those of others too.
+
+        With them go the copies of its parameters that the module keeps by itself, a target network or an average: no
+        optimizer trains them, and they were equal when this one was met.
+        """
         mine = {id(p) for p in self.parameters.values()}
         found = {}
         for name, layer in self._module.named_modules():
@@ -68,7 +75,23 @@ class Trained:
                 for key, buffer in layer.named_buffers(name, recurse=False):
                     if key.rpartition(".")[2] not in layer._non_persistent_buffers_set:
                         found[clean(key)] = buffer
-        return found | self._averages()
+        return found | self._averages() | self._copies
+
+    @torch.no_grad()
+    def _kept_copies(self) -> dict[str, Tensor]:
+        """Return what the module keeps as a copy of a parameter, and nobody trains: a target network, an average."""
+        kinds: dict[tuple[str, torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+        for name, p in self.parameters.items():
+            kinds.setdefault(_kind(name, p), []).append(p)
+        averages = [layer for layer in self._module.modules() if isinstance(layer, AveragedModel)]
+        averaged = {id(p) for layer in averages for p in layer.parameters()}
+        mine = {id(p) for p in self.parameters.values()}
+        return {
+            clean(name): p
+            for name, p in self._module.named_parameters()
+            if id(p) not in mine and (id(p) in averaged or not p.requires_grad)
+            if any(torch.equal(p, one) for one in kinds.get(_kind(name, p), []))
+        }
 
     def _averages(self) -> dict[str, Tensor]:
         """Return averages of the weights kept beside the module (EMA, SWA), by name; the first optimizer has them."""
@@ -79,3 +102,8 @@ class Trained:
             for i, average in enumerate(self.followers)
             for name, value in (*average.named_parameters(), *average.named_buffers())
         }
+
+
+def _kind(name: str, p: Tensor) -> tuple[str, torch.Size, torch.dtype, torch.device]:
+    """Return what a parameter and its copy have in common, besides their numbers at first."""
+    return name.rpartition(".")[2], p.shape, p.dtype, p.device
