@@ -85,21 +85,22 @@ def _odd(optimizer: torch.optim.Optimizer) -> list[OddNumber]:
 
 
 def _vanishing(group: dict[str, Any], dtypes: Collection[torch.dtype]) -> _Found:
-    """Ask for an eps that is 0 in the dtype of the parameters.
+    """Ask for an eps that is 0, or is so in the dtype of the parameters: no gradient over no second moment is NaN.
 
     Adam's kind divide by ``sqrt(v) + eps``; the usual eps of 1e-8 is 0 in float16, and so is the square of a small
     gradient. It is brought to the root of the smallest number above 0 of that dtype, 2.4e-4 in float16: a gradient
     whose square is 0 there is itself smaller than that root, so this is the smallest eps over which it stays below 1.
     """
     eps = group["eps"]
-    if not isinstance(eps, float) or not eps > 0.0:
+    if not isinstance(eps, (int, float)) or not eps >= 0.0:
         return None
     lost = [dtype for dtype in dtypes if float(torch.tensor(eps, dtype=dtype)) == 0.0]
     if not lost:
         return None
     coarsest = max(lost, key=_smallest)
     name = str(coarsest).removeprefix("torch.")
-    return math.sqrt(_smallest(coarsest)), f"eps={_said(eps)} is 0 in {name}, so that an update divides by 0"
+    where = f" is 0 in {name}," if eps else ","
+    return math.sqrt(_smallest(coarsest)), f"eps={_said(eps)}{where} so that an update divides by 0"
 
 
 def _smallest(dtype: torch.dtype) -> float:

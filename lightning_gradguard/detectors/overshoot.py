@@ -102,10 +102,12 @@ class Overshoot(Detector):
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
         losses, loss = baseline.losses, statistics.loss
+        if not losses.far_from_best(loss):
+            return None
         newest, earlier = [*losses.latest(QUICK - 1), loss], losses.latest(ENOUGH, skip=QUICK - 1)
         if baseline.updates.convicted and len(earlier) == ENOUGH and leaps(newest, earlier):
             return self._verdict(loss, losses.level(RECENT)[0], f"loss {loss:.3g}, the third in a row that leaps")
-        if not losses.far_from_best(loss) or not losses.lost or losses.recovering:
+        if not losses.lost or losses.recovering:
             return None
         rate = statistics.rate or 0.0
         if rate > RISEN * self._good > 0.0:

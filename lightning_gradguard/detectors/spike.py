@@ -97,7 +97,7 @@ class Spike(Detector):
         # Where its update is known to leave the weights nearly as they are, such a norm does no harm unless batch or
         # layers are at fault; in a run of a few steps, no norm does, and where updates go by signs, none ever does, nor
         # where no update grows with its gradient and no matrix is trained (a temperature).
-        ratio, young = max(statistics.update_ratio or 0.0, baseline.updates.ratio), baseline.count < RECENT
+        ratio, young = statistics.update_ratio or baseline.updates.ratio, baseline.count < RECENT
         known = young or (statistics.norm < GENTLE * ordinary and statistics.update_ratio is not None)
         bounded = statistics.by_sign or (statistics.normalised and statistics.update_ratio == 0.0)
         harmless = bounded or (known and 0.0 < ratio <= LARGE)

@@ -193,9 +193,9 @@ class Trial:
 
     @property
     def _falls(self) -> bool:
-        """Whether all of the losses tell that the network learns, however slowly."""
+        """Whether all of the losses tell that the network learns at the rate as written, however slowly."""
         half = len(self.losses) // 2
-        return chance_of_lower(self.losses[half:], self.losses[:half]) < CHANCE
+        return not self.lowers_rate and chance_of_lower(self.losses[half:], self.losses[:half]) < CHANCE
 
     def record(self, step: int, ending: Ending, before: Sequence[float] | None = None) -> TrialRecord:
         """Return what is told of the trial, which ends at a step.

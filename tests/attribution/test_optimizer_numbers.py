@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_gradguard import Guard
 from lightning_gradguard.attribution.optimizer_numbers import at_fault, mend, odd_number, put_back
 
 
@@ -39,13 +41,30 @@ def test_an_optimizer_with_an_odd_number_is_the_suspect() -> None:
         (torch.bfloat16, 1e-8, False),
         (torch.float16, 1e-8, True),
         (torch.float16, 1e-4, False),
-        (torch.float16, 0.0, False),
+        (torch.float16, 0.0, True),
+        (torch.float32, 0.0, True),
     ],
 )
-def test_an_eps_that_is_nothing_in_half_precision_is_named(dtype: torch.dtype, eps: float, expected: bool) -> None:
+def test_an_eps_that_is_nothing_is_named(dtype: torch.dtype, eps: float, expected: bool) -> None:
     said = odd_number(torch.optim.Adam(weights(dtype), eps=eps))
     assert (said is not None) == expected
-    assert said is None or "eps=1e-8 is 0 in float16" in said
+    assert said is None or ("eps=1e-8 is 0 in float16" if eps else "eps=0, so that an update divides by 0") in said
+
+
+def test_rows_of_an_embedding_that_no_batch_has_used_stay_finite_without_an_eps() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2, eps=0.0)
+    guard = Guard(network)
+    guard.attach(optimizer)
+    for _ in range(60):
+        words = torch.randint(0, 300, (32,))
+        loss = (network(words)[:, 0] - words.float().sin()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        guard.before_step(optimizer, loss=loss, batch=words)
+        optimizer.step()
+    assert guard.incidents[0].culprit == "optimizer" and all(bool(p.isfinite().all()) for p in network.parameters())
 
 
 def test_over_the_new_eps_a_gradient_whose_square_is_nothing_stays_below_one() -> None:

@@ -215,12 +215,14 @@ def test_what_another_optimizer_may_have_moved_convicts_no_rate_that_had_to_be_l
 # -- on the way back to the schedule
 
 
-@pytest.mark.parametrize(("rate_was_convicted", "expected"), [(True, 62), (False, None)])
+@pytest.mark.parametrize(
+    ("rate_was_convicted", "leap", "expected"), [(True, 8.0, 62), (False, 8.0, None), (True, 0.5, None)]
+)
 def test_three_losses_that_leap_are_enough_once_a_rate_was_convicted(
-    rate_was_convicted: bool, expected: int | None
+    rate_was_convicted: bool, leap: float, expected: int | None
 ) -> None:
-    """Of an untrained loss of 40 hardly anything is lost, and all that was won since."""
-    losses = noisy([40.0] * 9 + [10.0, 3.0, 1.0] + [0.1] * 48 + [0.5] * 3 + [0.1] * 20)
+    """Of an untrained loss of 40 a fifth is lost; or hardly anything, as where the loss has come to nothing."""
+    losses = noisy([40.0] * 9 + [10.0, 3.0, 1.0] + [0.1] * 48 + [leap] * 3 + [0.1] * 20)
     assert convicted(losses, convicted=rate_was_convicted) == expected
 
 

@@ -88,6 +88,14 @@ def test_a_spike_whose_update_is_known_to_be_small_asks_only_for_batch_and_layer
     assert verdict is not None and verdict.examine is examine
 
 
+def test_a_spike_is_judged_by_its_own_update_where_that_was_measured() -> None:
+    """Of batches of one sample some make a hundred times the update of others, and the run has learned with them."""
+    baseline = taught(calm(100))
+    baseline.updates.ratio = 0.15
+    assert (small := Spike().judge(statistics(40.0, update_ratio=0.03), baseline)) is not None and small.examine
+    assert (unknown := Spike().judge(statistics(40.0), baseline)) is not None and not unknown.examine
+
+
 def test_a_spike_where_updates_go_by_signs_asks_only_for_batch_and_layers() -> None:
     found = dataclasses.replace(statistics(900.0, update_ratio=0.2), by_sign=True)
     verdict = Spike().judge(found, taught(calm(100)))
