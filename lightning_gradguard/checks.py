@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+OF_A_VALUE = 100
+"""Characters of a value that are shown: an optimizer or a list of tensors would fill the screen."""
+
 
 def number(
     name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
@@ -54,26 +57,26 @@ def choice(name: str, value: str, options: Collection[str]) -> str:
 def instance(name: str, value: T, kind: type[Any]) -> T:
     """Return ``value`` if it is a ``kind``; raise ValueError otherwise."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be an instance of {kind.__name__}, got {value!r}")
+        raise ValueError(f"{name} must be an instance of {kind.__name__}, got {_shown(value)}")
     return value
 
 
 def path(name: str, value: str | os.PathLike[str]) -> Path:
     """Return ``value`` as a path if it is one; raise ValueError otherwise."""
     if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(f"{name} must be a path, got {value!r}")
+        raise ValueError(f"{name} must be a path, got {_shown(value)}")
     return Path(value)
 
 
 def instances(name: str, values: Sequence[T], kind: type[Any]) -> list[T]:
     """Return ``values`` as a list if each is a ``kind`` with a name of its own; raise ValueError otherwise."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"{name} must be a list of instances of {kind.__name__}, got {values!r}")
+        raise ValueError(f"{name} must be a list of instances of {kind.__name__}, got {_shown(values)}")
     names: set[object] = set()
     values = list(values)
     for value in values:
         if not isinstance(value, kind):
-            raise ValueError(f"{name} must hold instances of {kind.__name__}, got {value!r}")
+            raise ValueError(f"{name} must hold instances of {kind.__name__}, got {_shown(value)}")
         # Sinks have none.
         own = getattr(value, "name", "") if hasattr(kind, "name") or "name" in kind.__annotations__ else None
         if own == "" or not isinstance(own, str | None):
@@ -136,3 +139,9 @@ def described(part: object) -> str:
         if value is not parameter.default and value != parameter.default:
             shown.append(f"{name}={value!r}")
     return f"{type(part).__name__}({', '.join(shown)})"
+
+
+def _shown(value: object) -> str:
+    """Return a value on one line, the beginning of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= OF_A_VALUE else f"{text[:OF_A_VALUE]}..."

@@ -58,3 +58,10 @@ def test_instances_refuses_strangers_and_namesakes() -> None:
     given_list = [Named()]
     assert checks.instances("things", given_list, Named) == given_list
     assert checks.instances("things", given_list, Named) is not given_list
+
+
+def test_of_a_value_that_would_fill_the_screen_the_beginning_is_shown_on_one_line() -> None:
+    for value in ("a\n" * 500, list(range(1000))):
+        with pytest.raises(ValueError, match=r"\.\.\.$") as error:
+            checks.instances("parts", [value], dict)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200
