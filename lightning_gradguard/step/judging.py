@@ -96,8 +96,10 @@ def _under_treatment(
         copy(run, track, track.steps)
         return own_verdicts.used_up(found, told)
     trial = track.treatment.trial
-    if readings and trial is not None and trial.repairs and not (left := _signal(run, track, readings)).sound:
-        return own_verdicts.unsound(trial, left)
+    if readings and trial is not None and trial.repairs:
+        varies = _signal(run, track, readings).variation
+        if varies is not None and varies < ALIKE:
+            return own_verdicts.still_dead(trial, varies)
     return own_verdicts.of_trial(trial, found, track.baseline)
 
 

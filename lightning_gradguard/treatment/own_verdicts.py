@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_gradguard.attribution.signal import ALIKE, WILD, Signal
+from lightning_gradguard.attribution.signal import ALIKE
 from lightning_gradguard.history.baseline import Baseline
 from lightning_gradguard.history.level import level_of
 from lightning_gradguard.history.updates import LARGE
@@ -66,24 +66,13 @@ def no_better(trial: Trial) -> Verdict:
     return Verdict("divergence", _ON_TRIAL, trial.level, level_of(trial.trouble), told, examine=True)
 
 
-def unsound(trial: Trial, left: Signal) -> Verdict:
-    """Return the verdict on layers that were mended at a start, where that is not all: nothing learns of such a signal.
-
-    Args:
-        trial: The treatment.
-        left: What becomes of the next batch's signal.
-    """
-    told = f"after {' and '.join(trial.treatment)} the signal {_ill(left)}"
-    return Verdict("divergence", _ON_TRIAL, left.growth, WILD, told, examine=True)
-
-
-def _ill(signal: Signal) -> str:
-    """Say what is wrong with a signal that is not sound."""
-    if signal.variation is not None and signal.variation < ALIKE:
-        return f"dies on its way: outputs vary by {signal.variation:.2g} of their size"
-    return f"is of size {signal.source:.3g} and grows {signal.growth:.3g} x on its way"
+def still_dead(trial: Trial, variation: float) -> Verdict:
+    """Return the verdict on layers that were mended at a start, where the next batch's signal dies on its way."""
+    mended = " and ".join(trial.treatment)
+    told = f"after {mended} the signal dies on its way: outputs vary by {variation:.2g} of their size"
+    return Verdict("divergence", _ON_TRIAL, variation, ALIKE, told, examine=True)
 
 
 def is_no_better(verdict: Verdict) -> bool:
-    """Return whether it is :func:`no_better`, or :func:`unsound`."""
+    """Return whether it is :func:`no_better`, or :func:`still_dead`."""
     return verdict.detector == _ON_TRIAL and verdict.examine
