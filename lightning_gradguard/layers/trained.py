@@ -24,6 +24,7 @@ class Trained:
         sharded: Whether some are DTensors.
         device: Kind of the device that they are on.
         followers: Averages of the module's weights, kept by others, that go back with them.
+        copies: Copies of the parameters that the module itself keeps, by name, which go back with them too.
     """
 
     def __init__(self, index: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -34,7 +35,7 @@ class Trained:
         self.parameters: dict[str, nn.Parameter] = {}
         self.sharded, self.device = False, "cpu"
         self.followers: tuple[nn.Module, ...] = ()
-        self._copies: dict[str, Tensor] = {}
+        self.copies: dict[str, Tensor] = {}
 
     def changed(self) -> bool:
         """Return whether parameter groups have changed since the last time, and look parameters up if they have."""
@@ -48,7 +49,7 @@ class Trained:
         self._names = tuple(self.parameters)
         self.sharded = any(hasattr(p, "to_local") for p in found)
         self.device = found[0].device.type if found else "cpu"
-        self._copies |= {} if self.sharded else self._kept_copies()
+        self.copies |= {} if self.sharded else self._kept_copies()
         return True
 
     def gradients(self) -> tuple[tuple[str, ...], list[Tensor]]:
@@ -75,7 +76,7 @@ class Trained:
                 for key, buffer in layer.named_buffers(name, recurse=False):
                     if key.rpartition(".")[2] not in layer._non_persistent_buffers_set:
                         found[clean(key)] = buffer
-        return found | self._averages() | self._copies
+        return found | self._averages() | self.copies
 
     @torch.no_grad()
     def _kept_copies(self) -> dict[str, Tensor]:

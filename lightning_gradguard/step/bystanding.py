@@ -53,7 +53,7 @@ def found(run: Run) -> list[Fallen]:
     for track in run.tracks:
         kept = {} if (snapshot := track.snapshots.latest) is None else snapshot.buffers
         for name, value in track.trained.buffers().items():
-            if watched.get(name) is value and name in kept:
+            if watched.get(name) is value and name in kept and id(value) in mine:
                 held[name] = value, kept[name]
     return run.bystanders.find({name: value for name, value in watched.items() if id(value) not in mine}, held)
 
@@ -106,8 +106,10 @@ def _named(names: list[str]) -> str:
 
 
 def _trained(run: Run) -> set[int]:
-    """Return the ids of what goes back with a snapshot."""
-    return {id(v) for t in run.tracks for v in (*t.parameters.values(), *t.trained.buffers().values())}
+    """Return the ids of what goes back with a snapshot, but for copies that nobody trains: a NaN in them must not."""
+    held = [{**t.parameters, **t.trained.buffers()} for t in run.tracks]
+    copies = {id(v) for t in run.tracks for v in t.trained.copies.values()}
+    return {id(v) for values in held for v in values.values()} - copies
 
 
 def _room(run: Run, track: OptimizerTrack) -> float:

@@ -211,7 +211,7 @@ def train(net: nn.Module, optimizer: Any, guard: Guard | None, steps: range, *, 
 
 
 def guarded(net: nn.Module) -> tuple[torch.optim.Optimizer, Guard, Any]:
-    optimizer, guard = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9), Guard(net)
+    optimizer, guard = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), Guard(net)
     return optimizer, guard, guard.attach(optimizer)
 
 
@@ -222,7 +222,7 @@ def test_a_run_on_raw_columns_learns_from_all_of_them() -> None:
     assert track.remedies.rescaled == {"0.weight"}
     assert sum(losses[-20:]) / 20 < 0.2
     alone = network(torch.float32)
-    lost = train(alone, torch.optim.SGD(alone.parameters(), 0.05, momentum=0.9), None, range(400))
+    lost = train(alone, torch.optim.SGD(alone.parameters(), 0.1, momentum=0.9), None, range(400))
     assert not sum(lost[-20:]) / 20 < 0.4
 
 
@@ -256,7 +256,7 @@ def test_a_run_that_is_resumed_goes_on_as_it_was() -> None:
 def test_what_is_taken_back_trains_on_the_inputs_as_they_are() -> None:
     x, y = batch()
     net = network()
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     remedy, context = Initialize(), context_for(net, optimizer)
     remedy.apply(context)
     nn.functional.cross_entropy(net(x), y).backward()
