@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_gradguard.layers.names import clean
@@ -81,18 +82,21 @@ class Trained:
     @torch.no_grad()
     def _kept_copies(self) -> dict[str, Tensor]:
         """Return what the module keeps as a copy of a parameter, and nobody trains: a target network, an average."""
-        kinds: dict[tuple[str, torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
-        for name, p in self.parameters.items():
-            kinds.setdefault(_kind(name, p), []).append(p)
         averages = [layer for layer in self._module.modules() if isinstance(layer, AveragedModel)]
         averaged = {id(p) for layer in averages for p in layer.parameters()}
         mine = {id(p) for p in self.parameters.values()}
-        return {
+        found = {
             clean(name): p
             for name, p in self._module.named_parameters()
-            if id(p) not in mine and (id(p) in averaged or not p.requires_grad)
-            if any(torch.equal(p, one) for one in kinds.get(_kind(name, p), []))
+            if id(p) not in mine and (id(p) in averaged or not p.requires_grad) and _has_numbers(p)
         }
+        if not found:
+            return {}  # As in most runs.
+        kinds: dict[tuple[str, torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+        for name, p in self.parameters.items():
+            if _has_numbers(p):
+                kinds.setdefault(_kind(name, p), []).append(p)
+        return {n: p for n, p in found.items() if any(torch.equal(p, one) for one in kinds.get(_kind(n, p), []))}
 
     def _averages(self) -> dict[str, Tensor]:
         """Return averages of the weights kept beside the module (EMA, SWA), by name; the first optimizer has them."""
@@ -108,3 +112,8 @@ class Trained:
 def _kind(name: str, p: Tensor) -> tuple[str, torch.Size, torch.dtype, torch.device]:
     """Return what a parameter and its copy have in common, besides their numbers at first."""
     return name.rpartition(".")[2], p.shape, p.dtype, p.device
+
+
+def _has_numbers(p: Tensor) -> bool:
+    """Return whether a parameter can be compared: one that is lazy, or on the meta device, has no numbers yet."""
+    return not is_lazy(p) and not p.is_meta and p.layout is torch.strided
