@@ -41,9 +41,17 @@ class UpdateHistory:
         self.ratio = max(self.ratio, ratio)
 
     def measure(self, ratio: float, norm: float, rate: float, *, grows: bool) -> None:
-        """Learn from a measured update what others are like; ``grows`` where a larger norm makes a larger one."""
-        if (per := rate * (norm if grows else 1.0)) > 0.0:
+        """Learn from a measured update what others are like; ``grows`` where a larger norm makes a larger one.
+
+        One of 0 teaches nothing: there are no matrices, or a rate of 0.
+        """
+        if ratio > 0.0 and (per := rate * (norm if grows else 1.0)) > 0.0:
             self.per_norm = ratio / per, grows
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known how large an update is."""
+        return self.per_norm is not None
 
     def reach(self, ratio: float, rate: float | None) -> float:
         """Return the largest norm whose update stays within ``ratio``, by the last one measured; 0 if none was."""

@@ -128,7 +128,7 @@ def _decide(
         passed=track.policy.passed,
         stale=any(one.stale.piled_up for one in run.tracks),
         displaced=statistics.finite and goes_on and moved_too_far(track),
-        foretold=type(track.optimizer).__name__ in PROPORTIONAL | BOUNDED,
+        foretold=type(track.optimizer).__name__ in PROPORTIONAL | BOUNDED and track.baseline.updates.measured,
         aside=context.aside,
     )
     decided = treatment.decide(verdict, statistics, suspects, case, policy=track.policy, snapshots=track.snapshots)

@@ -30,9 +30,14 @@ def test_the_usual_rate_follows_the_rates_of_late() -> None:
 
 def test_what_an_update_will_be_is_told_by_the_last_that_was_measured() -> None:
     updates = Baseline().updates
-    assert updates.reach(0.1, 1.0) == 0.0, "none was measured"
+    updates.measure(0.0, norm=4.0, rate=0.1, grows=True)
+    assert updates.reach(0.1, 1.0) == 0.0 and not updates.measured, "none was measured: there are no matrices"
     updates.measure(0.02, norm=4.0, rate=0.1, grows=True)
-    assert updates.reach(0.1, 0.1) == pytest.approx(20.0) and updates.reach(0.1, 0.2) == pytest.approx(10.0)
+    assert (
+        updates.measured
+        and updates.reach(0.1, 0.1) == pytest.approx(20.0)
+        and updates.reach(0.1, 0.2) == pytest.approx(10.0)
+    )
     assert updates.reach(0.1, None) == 0.0 and updates.reach(0.1, 0.0) == math.inf
     updates.measure(0.02, norm=4.0, rate=0.1, grows=False)
     assert updates.reach(0.1, 0.1) == math.inf and updates.reach(0.1, 0.6) == 0.0
