@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_gradguard.attribution.cause import Cause
+from lightning_gradguard.history.updates import LARGE
 from lightning_gradguard.policy.act import Act
 from lightning_gradguard.policy.case import Case
 from lightning_gradguard.policy.ladder import SLOWER, Treatment, available, possible, strangers
@@ -42,7 +43,10 @@ class Attempts:
             return accept_regime("what two copies and a lower rate do not cure is nothing that updates have done")
         # Before the losses are forgotten that tell.
         sick = trial is not None and trial.of_a_sick_copy
-        if trial is not None and trial.lowers_rate and trial.tested and trial.descend():
+        # A network drawn anew that small updates have lost again is not lost by their rate.
+        small = case.foretold and case.baseline.updates.ratio <= LARGE
+        blameless = small and trial is not None and Act.INITIALIZE in trial.treatment
+        if trial is not None and trial.lowers_rate and trial.tested and not blameless and trial.descend():
             if sick:
                 older = (Act.SKIP, Act.ROLLBACK)
                 return Decision(older, "the copy was sick already: an older one", trial.cause, again=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from lightning_gradguard.attribution.cause import Cause
 from lightning_gradguard.policy import Case, Trial
 from lightning_gradguard.policy.act import EVERY, Act
@@ -49,7 +51,19 @@ def test_before_any_update_was_made_no_rate_is_to_blame() -> None:
     said = attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial))
     assert not said.again and said.cause == Cause.LOSS.value and Act.INITIALIZE in said.remedies
     trial.observe(None)
-    assert attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial)).again
+    assert attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial, foretold=False)).again
+
+
+@pytest.mark.parametrize(("ratio", "again"), [(0.09, False), (0.11, True)])
+def test_what_was_drawn_anew_and_lost_by_small_updates_is_drawn_once_more(ratio: float, again: bool) -> None:
+    trial = Trial(Cause.LOSS.value, ("rollback", "initialize", "backoff"), 0)
+    attempts, known = Attempts(20), taught(calm(100))
+    known.updates.accept(ratio)
+    case = Case(known, EVERY, start=True)
+    attempts.treat(Cause.LOSS, "x", case)
+    trial.observe(1.0)
+    said = attempts.treat(Cause.START, "x", dataclasses.replace(case, trial=trial))
+    assert said.again is again and (Act.INITIALIZE in said.remedies) is not again
 
 
 def test_what_drew_well_once_is_tried_at_a_lower_rate_where_what_was_drawn_anew_takes_no_batch() -> None:
