@@ -55,6 +55,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     for verdict in heard(track, statistics):
         if (verdict.diverges or verdict.examine) and another_on_trial(run, track):
             continue
+        if verdict.diverges and verdict.examine:
+            track.treatment.resigned = False  # It has come to be far worse than what was given up.
         if verdict.diverges and not verdict.examine and (track.treatment.resigned or _actors(run, track)):
             continue
         if verdict.diverges and track.treatment.trial is not None and track.treatment.trial.has_just_begun:

@@ -34,7 +34,7 @@ class Treatment:
         trial: The treatment on trial, or None.
         untreated: The state from before it.
         trials: How the trials of the open incident have ended.
-        resigned: Whether all treatments have failed, so that only first aid is left.
+        resigned: Whether all treatments have failed, so that only first aid is left until the loss is far worse.
         failed: Names of the remedies of trials that have just failed, and that are to be undone.
         in_vain: Whether the run is out of the trouble, and not shown to be better than before it, by what was kept.
         bare: Whether it goes on from a checkpoint that holds a trial, and not the state from before it.

@@ -60,6 +60,17 @@ def test_who_has_resigned_hears_no_divergence_more_unless_it_is_to_be_examined(m
     assert judge(loop.run, loop.track, context, StepInputs()) == (None, ())
 
 
+def test_who_has_resigned_hears_again_when_the_loss_is_far_above_what_was_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = Loop()
+    context = loop.measured()
+    loop.track.treatment.resigned = True
+    lost = alarm(context.statistics, "divergence")
+    speaking(monkeypatch, replace(lost, examine=True), lost)
+    assert judge(loop.run, loop.track, context, StepInputs())[0] is lost and not loop.track.treatment.resigned
+
+
 def test_losses_from_before_a_treatment_do_not_speak_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop()
     context = loop.measured()
