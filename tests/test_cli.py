@@ -105,3 +105,9 @@ def test_colour_is_only_for_terminals(run, capsys, monkeypatch):
     finally:
         del os.environ["NO_COLOR"]
     assert "\x1b[" not in capsys.readouterr().out
+
+
+def test_a_bundle_that_is_not_there_is_named_in_one_sentence(tmp_path, capsys):
+    missing = tmp_path / "bundle.pt"
+    assert main(["replay", str(missing), "--module", "torch.nn.Identity"]) != 0
+    assert capsys.readouterr().err == f"lightning-gradguard: cannot look into {missing}: No such file or directory\n"

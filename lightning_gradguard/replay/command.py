@@ -55,7 +55,10 @@ def run(options: argparse.Namespace) -> int:
             other=other,
             device=options.device,
         )
-    except (ReplayError, BundleError, OSError) as error:
+    except OSError as error:
+        print(f"lightning-gradguard: cannot look into {error.filename}: {error.strerror}", file=sys.stderr)
+        return IMPOSSIBLE
+    except (ReplayError, BundleError) as error:
         print(f"lightning-gradguard: {error}", file=sys.stderr)
         return IMPOSSIBLE
     print(answer)

@@ -167,6 +167,10 @@ def _headline(
 
 
 def _missing(contents: JournalContents) -> tuple[str, ...]:
+    if contents.empty and contents.problems:
+        first = contents.problems[0]
+        reason = f"line {first.line:,} {wording.clean(first.reason)}"
+        return (f"none of {wording.count(contents.unreadable, 'line')} could be read: is it a journal? {reason}",)
     sentences = [f"line {p.line:,} {wording.clean(p.reason)}" for p in contents.problems]
     if (more := contents.unreadable - len(contents.problems)) > 0:
         sentences.append(f"and {more:,} more lines")

@@ -114,6 +114,13 @@ def test_damage_is_said(tmp_path):
     assert "line 13" in render_text(told) and "Not shown" in render_page([told])
 
 
+def test_of_what_is_no_journal_one_sentence_is_said(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text("epoch 1\n" * 3000)
+    text = render_text(read_story(path, tmp_path))
+    assert "none of 3,000 lines could be read: is it a journal? line 1 is not JSON" in text and "line 2" not in text
+
+
 def test_journals_are_found_at_any_depth(tmp_path):
     for name in ("b/version_0", "a/version_1"):
         story(tmp_path / name, ticks=1)
