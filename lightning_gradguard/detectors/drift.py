@@ -25,6 +25,8 @@ LEAST_SPREAD = 0.1
 """Spread assumed at least, so that a quiet run's ripples do not add up."""
 ENDLESS = 1000.0
 """Times what they were at first that the norm and, below zero, the loss of no bounded objective come to."""
+BEYOND = ENDLESS**2
+"""The same where nothing is left of what was learned, above zero too: endless, and endless once more."""
 
 
 class Drift(Detector):
@@ -35,7 +37,8 @@ class Drift(Detector):
     the growth is healthy and becomes the new reference. If it has not, the verdict reports; where the loss is worse
     beyond chance and the norm has grown threefold without a leap, it asks for the layers to be examined. Whether the
     run is lost is for the losses to tell. Growth of a thousand times while the loss falls as far below zero is reported
-    too: it may have no lower bound.
+    too: it may have no lower bound. Where both have come to a million times what they were, the run is lost, whichever
+    way the loss has gone, and whatever its updates were.
 
     Args:
         slack: Standard deviations of growth that are tolerated for ever (k).
@@ -66,8 +69,7 @@ class Drift(Detector):
 
     def judge(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         """Return a verdict while the cumulated excess is above the threshold and the loss does not excuse it."""
-        endless = None if (statistics.loss or 0.0) >= 0.0 else _falls_on(statistics, baseline)
-        if endless is not None:
+        if statistics.norm > ENDLESS * baseline.norms.first and (endless := _endless(statistics, baseline)) is not None:
             return endless
         if self._sum < self.threshold - 1.01 * PER_STEP:
             return None  # As in nearly every step: one more cannot carry it so far, whatever is lost in rounding.
@@ -140,11 +142,16 @@ class Drift(Detector):
         self._loss = float(state["loss"])
 
 
-def _falls_on(statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
-    """Return a report of a loss that falls below zero without bound, as the norm grows: nothing excuses that."""
-    first, untrained = baseline.norms.first, abs(baseline.losses.untrained)
-    if not statistics.norm > ENDLESS * first > 0.0 or not -(statistics.loss or 0.0) > ENDLESS * untrained > 0.0:
+def _endless(statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
+    """Return what is said of a loss that goes on and on with the norm: nothing excuses that."""
+    first, untrained, loss = baseline.norms.first, abs(baseline.losses.untrained), statistics.loss or 0.0
+    if not (first > 0.0 and untrained > 0.0):
         return None
-    told = f"the norm has grown {statistics.norm / first:.3g} x, and the loss falls on from {untrained:.3g} to"
-    reason = f"{told} {statistics.loss:.3g}: has it a lower bound?"
+    times = min(statistics.norm / first, abs(loss) / untrained)
+    if not times > (ENDLESS if loss < 0.0 else BEYOND):
+        return None
+    told = f"the norm has grown {statistics.norm / first:.3g} x, and the loss {'falls' if loss < 0.0 else 'rises'} on"
+    reason = f"{told} from {untrained:.3g} to {loss:.3g}{': has it a lower bound?' if loss < 0.0 else ''}"
+    if times > BEYOND:
+        return Verdict("divergence", Drift.name, loss, math.copysign(BEYOND * untrained, loss), reason)
     return Verdict("drift", Drift.name, statistics.norm, ENDLESS * first, reason, alarm=False)

@@ -114,6 +114,9 @@ class Policy:
         case: Case,
     ) -> Decision:
         known = case.baseline
+        if verdict.unbounded:  # At any rate it would fall on from there.
+            back = (Act.SKIP, Act.ROLLBACK)
+            return Decision(back, "the loss has no lower bound", Cause.LOSS.value, exhausted=True)
         if case.stale and Act.CLEAR in case.can:
             return self._attempts.treat(Cause.STALE, "each update repeats all before it", case, first_aid=None)
         of_earlier = cause is Cause.BATCH or statistics.growth is None
@@ -162,10 +165,7 @@ class Policy:
         return None
 
     def _explodes(self, statistics: GradientStatistics, known: Baseline) -> bool:
-        """Return whether a fresh run explodes in step after step.
-
-        In a young run, which has little to lose, two steps are enough, unless the data hold NaN.
-        """
+        """Return whether a young run, which has little to lose, explodes in step after step."""
         return known.count < THIN_HISTORY and self._episode.accuses_weights(statistics, known, self.patience)
 
     def _start(self, cause: Cause, case: Case) -> Decision:

@@ -95,6 +95,11 @@ class Verdict:
         return self.form == "divergence"
 
     @property
+    def unbounded(self) -> bool:
+        """Whether it is the objective that is at fault: its loss falls on and on as the gradients grow."""
+        return self.diverges and self.detector == "drift" and self.value < 0.0
+
+    @property
     def of_a_start(self) -> bool:
         """Whether the run was bad from its first step."""
         return self.form == "cold-start"

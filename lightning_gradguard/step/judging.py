@@ -57,9 +57,9 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
             continue
         if verdict.diverges and verdict.examine:
             track.treatment.resigned = False  # It has come to be far worse than what was given up.
-        if verdict.diverges and not verdict.examine and (track.treatment.resigned or _actors(run, track)):
-            continue
-        if verdict.diverges and track.treatment.trial is not None and track.treatment.trial.has_just_begun:
+        deaf = not (verdict.examine or verdict.unbounded) and (track.treatment.resigned or _actors(run, track))
+        trial = track.treatment.trial
+        if verdict.diverges and (deaf or (trial is not None and trial.has_just_begun)):
             continue
         if not verdict.alarm:
             notice(run, track, statistics.step, verdict)

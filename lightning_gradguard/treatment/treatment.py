@@ -98,7 +98,7 @@ class Treatment:
             self._end(found.step, Ending.TAKEN_BACK, known.count)
             decision = policy.next_treatment(case, verdict.reason)
         else:
-            if self.trial is not None and self.trial.sick_from_its_beginning():
+            if verdict.unbounded or (self.trial is not None and self.trial.sick_from_its_beginning()):
                 snapshots.discard_latest()
             if found.loss is not None:
                 self._trouble = [*self._trouble, found.loss][-WINDOW:]

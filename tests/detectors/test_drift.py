@@ -56,3 +56,16 @@ def test_a_loss_that_falls_without_bound_is_reported_and_nothing_more(norm: floa
     baseline = taught(calm(60, spread=0.01), calm(60, level=1.5, spread=0.01))
     verdict = Drift().judge(statistics(norm, loss=loss), baseline)
     assert (verdict is not None and not verdict.alarm and "lower bound" in verdict.reason) is told
+
+
+@pytest.mark.parametrize(
+    ("norm", "loss", "lost", "unbounded"),
+    [(2e6, -3e6, True, True), (2e6, 3e6, True, False), (5e5, -3e6, False, False), (2e6, 1e6, False, False)],
+)
+def test_a_million_times_what_norm_and_loss_were_is_a_run_that_is_lost(
+    norm: float, loss: float, lost: bool, unbounded: bool
+) -> None:
+    baseline = taught(calm(60, spread=0.01), calm(60, level=1.5, spread=0.01))
+    verdict = Drift().judge(statistics(norm, loss=loss), baseline)
+    assert (verdict is not None and verdict.alarm and verdict.diverges) is lost
+    assert (verdict is not None and verdict.unbounded) is unbounded
