@@ -690,3 +690,21 @@ def test_a_validation_between_two_steps_is_not_measured() -> None:
         for x, _ in regression(20):
             loop.network(x * 1e6)
     assert loop.guard._run.investigation._probe.readings() == ()
+
+
+def test_an_objective_without_a_lower_bound_ends_with_the_weights_of_before_it_ran_away() -> None:
+    """Weights that are rewarded for their size grow by a tenth a step."""
+    network = nn.Linear(8, 8)
+    optimizer, guard, sizes = torch.optim.SGD(network.parameters(), lr=0.05), Guard(network), []
+    guard.attach(optimizer)
+    for step in range(400):
+        optimizer.zero_grad()
+        loss = -sum(p.square().sum() for p in network.parameters()) * (1.0 if step >= 50 else -1e-3)
+        loss.backward()
+        report = guard.before_step(optimizer, loss=loss)
+        optimizer.step()
+        sizes.append(float(network.weight.detach().norm()))
+        if report.stop:
+            break
+    assert report.stop and sizes[-1] < 0.1 * max(sizes)
+    assert "stopped: at step" in guard.report() and "the loss has no lower bound" in guard.report()

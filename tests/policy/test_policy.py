@@ -552,3 +552,12 @@ def test_what_accompanies_treatments_waits_for_the_look_and_no_look_comes_when_a
     while not decide(policy, 2, **told).resign:
         pass
     assert not decide(policy, 3, looked=False, **told).look
+
+
+def test_a_loss_without_a_lower_bound_ends_the_run_at_a_good_copy() -> None:
+    falls = Verdict("divergence", "drift", -4e6, -2e6, "has it a lower bound?")
+    said = Policy().decide(falls, statistics(1e7, step=300, loss=-4e6), (), case())
+    assert said.exhausted and said.remedies == ("skip", "rollback") and said.cause == Cause.LOSS.value
+    rises = Verdict("divergence", "drift", 4e6, 2e6, "x")
+    said = Policy().decide(rises, statistics(1e7, step=300, loss=4e6), (), case())
+    assert not said.exhausted and said.cause == Cause.RATE.value
