@@ -101,7 +101,10 @@ class Overshoot(Detector):
 
     def _lost(self, statistics: GradientStatistics, baseline: Baseline) -> Verdict | None:
         assert statistics.loss is not None
-        losses, loss = baseline.losses, statistics.loss
+        losses, loss, alone = baseline.losses, statistics.loss, baseline.updates.convicted and baseline.alone
+        if alone and losses.stuck:
+            told = f"loss {loss:.3g} stays far above the {losses.best_level:.3g} that had been reached"
+            return self._verdict(loss, losses.best_level, f"{told}, and a rate had to be lowered before")
         if not losses.far_from_best(loss):
             return None
         newest, earlier = [*losses.latest(QUICK - 1), loss], losses.latest(ENOUGH, skip=QUICK - 1)
@@ -116,7 +119,7 @@ class Overshoot(Detector):
             why = f"updates of {baseline.updates.ratio:.2g} x the weights"
         elif baseline.norms.faded(since_first=False):
             why = "gradients that have faded"
-        elif baseline.updates.convicted and baseline.alone:
+        elif alone:
             # What another optimizer has changed makes a loss rise, too.
             why = "a rate that had to be lowered before"
         else:

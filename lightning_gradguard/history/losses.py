@@ -21,6 +21,10 @@ LOST = 0.5
 """Share of what the loss had come down by that must be gone where a run has lost what it had learned."""
 LOST_ONCE_CONVICTED = 0.15
 """The same once a rate has been convicted in the run: what is lost then, is lost by a rate that climbed too far."""
+STUCK = 64
+"""Losses that must all lie at twice the best level or more, and hardly fall, where a run has not come back to it."""
+HARDLY = 0.1
+"""Share of the way back to the best level below which half as many losses have hardly fallen."""
 FLAT = 0.05
 """Probability, by chance, of losses so much lower from which they have not fallen."""
 LIKELY = 0.01
@@ -124,6 +128,18 @@ class LossHistory:
     def lost(self) -> bool:
         """Whether most of what had been learned is lost, beyond chance."""
         return len(self._losses) >= 2 * RECENT and self.mostly_lost and self.worse
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the loss stays at twice its best level or more, and will not soon come back, if ever.
+
+        What it was before training may be of a wild scale, and tells nothing of how far that is.
+        """
+        lately, half = self.latest(STUCK), STUCK // 2
+        if len(lately) < STUCK or not min(lately) > 2.0 * self.best_level > 0.0:
+            return False
+        now = self.level(half)[0]
+        return self.level(half, skip=half)[0] - now < HARDLY * (now - self.best_level)
 
     @property
     def worse(self) -> bool:

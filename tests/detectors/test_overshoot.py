@@ -226,6 +226,18 @@ def test_three_losses_that_leap_are_enough_once_a_rate_was_convicted(
     assert convicted(losses, convicted=rate_was_convicted) == expected
 
 
+@pytest.mark.parametrize(
+    ("rate_was_convicted", "to", "expected"), [(True, 1.0, True), (False, 1.0, False), (True, 0.3, False)]
+)
+def test_a_loss_that_stays_far_above_its_best_is_lost_whatever_untrained_weights_had(
+    rate_was_convicted: bool, to: float, expected: bool
+) -> None:
+    """Of an untrained loss of 40 hardly anything is lost; where the loss is on its way back, it is waited for."""
+    losses = noisy([40.0] * 9 + [10.0, 3.0, 1.0] + [0.1] * 48 + np.linspace(1.0, to, 100).tolist(), 0.02)
+    step = convicted(losses, convicted=rate_was_convicted)
+    assert (step is not None and 120 <= step <= 130) if expected else step is None
+
+
 def test_what_had_come_down_and_went_up_again_is_lost_though_it_never_fell_by_half() -> None:
     losses = noisy([3.9, 3.5, 3.4, 3.5, 3.6, 3.4, 3.3, 3.2, 3.3] + [3.1] * 15 + [3.0] * 20 + [3.5] * 60, 0.01)
     assert convicted(losses, ratio=TOO_LARGE) is not None
