@@ -707,4 +707,19 @@ def test_an_objective_without_a_lower_bound_ends_with_the_weights_of_before_it_r
         if report.stop:
             break
     assert report.stop and sizes[-1] < 0.1 * max(sizes)
-    assert "stopped: at step" in guard.report() and "the loss has no lower bound" in guard.report()
+    assert "stopped: at step" in guard.report() and "no lower bound of the loss is in sight" in guard.report()
+
+
+def test_an_objective_whose_unit_grows_a_millionfold_is_let_be() -> None:
+    """A reward in cents, in euros, in thousands of euros: the weights have long settled."""
+    network = nn.Linear(8, 3)
+    optimizer, guard = torch.optim.Adam(network.parameters(), lr=1e-3), Guard(network)
+    guard.attach(optimizer)
+    data, stops = torch.randn(32, 8, generator=torch.Generator().manual_seed(0)), []
+    for step in range(700):
+        optimizer.zero_grad()
+        loss = -network(data).softmax(1)[:, 0].mean() * 1.03**step
+        loss.backward()
+        stops.append(guard.before_step(optimizer, loss=loss).stop)
+        optimizer.step()
+    assert float(loss.detach()) < -1e8 and not any(stops) and guard.report() == "no incident"

@@ -116,7 +116,7 @@ class Policy:
         known = case.baseline
         if verdict.unbounded:  # At any rate it would fall on from there.
             back = (Act.SKIP, Act.ROLLBACK)
-            return Decision(back, "the loss has no lower bound", Cause.LOSS.value, exhausted=True)
+            return Decision(back, "no lower bound of the loss is in sight", Cause.LOSS.value, exhausted=True)
         if case.stale and Act.CLEAR in case.can:
             return self._attempts.treat(Cause.STALE, "each update repeats all before it", case, first_aid=None)
         of_earlier = cause is Cause.BATCH or statistics.growth is None

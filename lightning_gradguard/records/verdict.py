@@ -95,9 +95,14 @@ class Verdict:
         return self.form == "divergence"
 
     @property
+    def endless(self) -> bool:
+        """Whether norm and loss have gone beyond all that they were: by weights that run away, or by their unit."""
+        return self.diverges and self.detector == "drift"
+
+    @property
     def unbounded(self) -> bool:
         """Whether it is the objective that is at fault: its loss falls on and on as the gradients grow."""
-        return self.diverges and self.detector == "drift" and self.value < 0.0
+        return self.endless and self.value < 0.0
 
     @property
     def of_a_start(self) -> bool:

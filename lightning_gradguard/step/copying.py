@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from lightning_gradguard.history.updates import LARGE
+from lightning_gradguard.history.updates import LARGE, WHOLE
 from lightning_gradguard.optimizer_track import OptimizerTrack
 from lightning_gradguard.records import GradientStatistics
 from lightning_gradguard.snapshots.snapshot import Snapshot, restore
@@ -113,3 +113,9 @@ def moved_too_far(track: OptimizerTrack) -> bool:
     if copied is None or track.sharded:
         return False
     return moved(track.module, track.parameters, copied.parameters) > LARGE * max(track.steps - copied.step, 1)
+
+
+def ran_away(track: OptimizerTrack) -> bool:
+    """Return whether the weights have all been replaced since the older copy: it is they that have gone beyond."""
+    copied = track.snapshots.older or track.snapshots.latest
+    return copied is not None and not track.sharded and moved(track.module, track.parameters, copied.parameters) > WHOLE

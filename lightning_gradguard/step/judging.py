@@ -27,7 +27,7 @@ from lightning_gradguard.snapshots.when import TOO_LARGE_TO_COPY
 from lightning_gradguard.statistics.collectives import Own
 from lightning_gradguard.statistics.joint_loss import LOSS_EVERY
 from lightning_gradguard.step.companions import another_on_trial
-from lightning_gradguard.step.copying import copy, moved_too_far
+from lightning_gradguard.step.copying import copy, moved_too_far, ran_away
 from lightning_gradguard.step.inputs import StepInputs
 from lightning_gradguard.step.recording import notice
 from lightning_gradguard.step.run import Run
@@ -55,6 +55,8 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
     for verdict in heard(track, statistics):
         if (verdict.diverges or verdict.examine) and another_on_trial(run, track):
             continue
+        if verdict.endless and not (_time_to_examine(run, statistics.step) and ran_away(track)):
+            verdict = dataclasses.replace(verdict, form="drift", alarm=False)  # Its unit may have grown, in health.
         if verdict.diverges and verdict.examine:
             track.treatment.resigned = False  # It has come to be far worse than what was given up.
         deaf = not (verdict.examine or verdict.unbounded) and (track.treatment.resigned or _actors(run, track))
@@ -76,14 +78,10 @@ def judge(run: Run, track: OptimizerTrack, context: RemedyContext, inputs: StepI
 
 def heard(track: OptimizerTrack, statistics: GradientStatistics) -> list[Verdict]:
     """Ask every detector until one raises an alarm; the alarm, if any, comes last."""
-    if statistics.finite and _searches(track.optimizer):
+    optimizer = track.optimizer
+    if statistics.finite and isinstance(optimizer, torch.optim.LBFGS) and optimizer.param_groups[0]["line_search_fn"]:
         return []  # It tries points along a line before it takes one, and what it finds there is no trouble of the run.
     return track.detectors.judge(statistics, track.baseline)
-
-
-def _searches(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the gradients between two updates are those of points that are only tried."""
-    return isinstance(optimizer, torch.optim.LBFGS) and any(g["line_search_fn"] for g in optimizer.param_groups)
 
 
 def _under_treatment(
