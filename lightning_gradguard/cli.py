@@ -78,7 +78,8 @@ def report(run_dir: Path, html: Path | None = None, *, page: bool = True, color:
         _complain(f"cannot look into {error.filename}: {error.strerror}")
     if not paths:
         if not closed:
-            _complain(f"no gradguard.jsonl below {run_dir}; it is written into the log directory of a guarded run")
+            told = "a guarded run writes it into its log directory, one without a logger at its first incident"
+            _complain(f"no gradguard.jsonl below {run_dir}; {told}")
         return NOTHING
     stories = [story for path in paths for story in read_stories(path, run_dir)]
     _print("\n".join(render_text(story, color=color) for story in stories))

@@ -17,6 +17,7 @@ from lightning_gradguard import Guard, GuardError, Policy, SnapshotStore, Traini
 from lightning_gradguard.defaults import default_detectors
 from lightning_gradguard.detectors import Detector, Drift, Spike
 from lightning_gradguard.diagnostics import Sink
+from lightning_gradguard.diagnostics.wording import evidence
 from lightning_gradguard.history.interval import ExponentialInterval
 from lightning_gradguard.history.ranks import chance_of_lower
 from lightning_gradguard.records import Incident, Verdict, Window
@@ -708,6 +709,7 @@ def test_an_objective_without_a_lower_bound_ends_with_the_weights_of_before_it_r
             break
     assert report.stop and sizes[-1] < 0.1 * max(sizes)
     assert "stopped: at step" in guard.report() and "no lower bound of the loss is in sight" in guard.report()
+    assert evidence(guard.incidents[-1].actions[-1]).startswith("loss -")
 
 
 def test_an_objective_whose_unit_grows_a_millionfold_is_let_be() -> None:

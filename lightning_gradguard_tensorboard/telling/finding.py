@@ -215,7 +215,7 @@ def _at_fault(record: Record) -> list[str]:
 def evidence(action: Record) -> str:
     """Return what was measured, and what it was compared with: ``norm 310, 84 x the limit of 3.7``."""
     verdict = verdict_of(action)
-    measured = _QUANTITIES.get(str(verdict.get("detector")), "")
+    measured = _measured(verdict)
     value, limit = number(verdict.get("value")), number(verdict.get("limit"))
     if not math.isfinite(value):
         return f"{measured}{short(value)}: not finite"
@@ -231,7 +231,13 @@ def evidence(action: Record) -> str:
 
 def quantity(action: Record) -> str:
     """Return what was measured: ``norm``, ``loss``, or nothing where the detector's reason says it."""
-    return _QUANTITIES.get(str(verdict_of(action).get("detector")), "").strip()
+    return _measured(verdict_of(action)).strip()
+
+
+def _measured(verdict: Record) -> str:
+    """Return what a verdict's value is, and a space: of a run that diverges by its norm and its loss, the loss."""
+    detector = str(verdict.get("detector"))
+    return "loss " if detector == "drift" and verdict.get("form") == "divergence" else _QUANTITIES.get(detector, "")
 
 
 def reason(action: Record) -> str:
